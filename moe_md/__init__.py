@@ -1,0 +1,7 @@
+"""moe_md: expensive and cheap potentials as one differentiable energy."""
+
+from moe_md import experts, regions, units
+from moe_md.checkpoint import Checkpoint, load, save
+from moe_md.mixture import mixture_neighbor_list
+
+__all__ = ["Checkpoint", "experts", "load", "mixture_neighbor_list", "regions", "save", "units"]

@@ -1,0 +1,198 @@
+"""Labelled frames from extended XYZ files, through ASE.
+
+A label that a file does not carry is None: missing is missing, never zero.
+"""
+
+import gzip
+import io
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ase.io
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
+
+
+class Frame(NamedTuple):
+    """One structure and the labels it has."""
+
+    positions: np.ndarray  # [n_atoms, 3] Å
+    symbols: tuple[str, ...]  # n_atoms chemical symbols
+    cell: np.ndarray  # [3, 3] Å, lattice vectors as rows (ASE)
+    pbc: np.ndarray  # [3] bool
+    energy: float | None = None  # eV, whole frame
+    forces: np.ndarray | None = None  # [n_atoms, 3] eV/Å
+    stress: np.ndarray | None = None  # [3, 3] eV/Å^3, +(1/V) dE/dstrain (ASE)
+    group: str = ""  # frames of one group are correlated: one trajectory
+    kind: str = ""  # what the frame is: bulk, slab, ...
+
+
+def frame_from_atoms(
+    atoms: Atoms,
+    *,
+    energy_key: str | None = None,
+    forces_key: str = "forces",
+    stress_key: str = "stress",
+    group_key: str = "origin",
+    name: str = "atoms",
+) -> Frame:
+    """A frame from ASE's atoms; labels from its calculator, `info` and `arrays`.
+
+    Args:
+        atoms: the structure; no calculation is started.
+        energy_key: name of the energy; by default `free_energy` (whose
+            gradient the forces of a smeared DFT calculation are) and, without
+            it, `energy`.
+        forces_key: name of the forces.
+        stress_key: name of the stress, 6 (Voigt), 9 or 3 x 3 numbers.
+        group_key: entry of `atoms.info` that becomes `group`.
+        name: what error messages call this structure.
+
+    Returns:
+        The frame, in float64. Absent labels are None.
+
+    Raises:
+        ValueError: there are no atoms, a number is not finite, or a label has
+            the wrong shape.
+
+    Example:
+        >>> from ase.build import molecule
+        >>> frame = frame_from_atoms(molecule("CO"))
+        >>> sorted(frame.symbols), frame.energy
+        (['C', 'O'], None)
+    """
+    if len(atoms) == 0:
+        raise ValueError(f"{name} must have at least one atom, got none.")
+    stored = {**atoms.info, **atoms.arrays, **getattr(atoms.calc, "results", {})}
+
+    def label(key: str, *shapes: tuple[int, ...]) -> np.ndarray | None:
+        if stored.get(key) is None:
+            return None
+        try:
+            value = np.asarray(stored[key], float)
+        except ValueError as error:
+            raise ValueError(f"{key} of {name} must be numbers, got {stored[key]!r}.") from error
+        if value.shape not in shapes:
+            wanted = " or ".join(map(str, shapes))
+            raise ValueError(f"{key} of {name} must have shape {wanted}, got {value.shape}.")
+        return _finite(value, key, name)
+
+    if energy_key is None:
+        energy_key = "energy" if stored.get("free_energy") is None else "free_energy"
+    energy = label(energy_key, ())
+    stress = label(stress_key, (6,), (9,), (3, 3))
+    if stress is not None:
+        stress = voigt_6_to_full_3x3_stress(stress) if stress.size == 6 else stress.reshape(3, 3)
+        stress = 0.5 * (stress + stress.T)
+    return Frame(
+        positions=_finite(atoms.positions.astype(float), "positions", name),
+        symbols=tuple(atoms.get_chemical_symbols()),
+        cell=_finite(atoms.cell.array.astype(float), "cell", name),
+        pbc=atoms.pbc.copy(),
+        energy=None if energy is None else float(energy),
+        forces=label(forces_key, (len(atoms), 3)),
+        stress=stress,
+        group=str(atoms.info.get(group_key, "")),
+        kind=str(atoms.info.get("kind", "")),
+    )
+
+
+def frame_to_atoms(frame: Frame) -> Atoms:
+    """ASE's atoms, with the labels the frame has in a `SinglePointCalculator`.
+
+    The energy is stored as both `energy` and `free_energy`, so that reading it
+    back gives the same number; `group` is stored as `origin`.
+
+    Args:
+        frame: the structure.
+
+    Returns:
+        The atoms.
+    """
+    atoms = Atoms(frame.symbols, frame.positions, cell=frame.cell, pbc=frame.pbc)
+    atoms.info = {k: v for k, v in {"origin": frame.group, "kind": frame.kind}.items() if v}
+    labels: dict[str, Any] = {}
+    if frame.energy is not None:
+        labels["energy"] = labels["free_energy"] = frame.energy
+    if frame.forces is not None:
+        labels["forces"] = frame.forces
+    if frame.stress is not None:
+        labels["stress"] = full_3x3_to_voigt_6_stress(frame.stress)
+    if labels:
+        atoms.calc = SinglePointCalculator(atoms, **labels)
+    return atoms
+
+
+def read_frames(
+    path: str | Path,
+    *,
+    energy_key: str | None = None,
+    forces_key: str = "forces",
+    stress_key: str = "stress",
+    group_key: str = "origin",
+) -> tuple[Frame, ...]:
+    """All frames of an extended XYZ file, gzipped where its name ends in `.gz`.
+
+    Args:
+        path: the file.
+        energy_key, forces_key, stress_key, group_key: as in `frame_from_atoms`.
+            A frame without the group gets one of its own, `file name:index`.
+
+    Returns:
+        The frames, in the order of the file.
+
+    Raises:
+        ValueError: the file is missing, empty, damaged or cut short; a number
+            is not finite; a label has the wrong shape; or no frame carries a
+            label whose name was given.
+    """
+    path = Path(path)
+    text = _read_text(path)
+    try:
+        images = ase.io.read(io.StringIO(text), index=":", format="extxyz")
+    except Exception as error:  # ASE raises many types on damaged files
+        raise ValueError(f"path must be a whole extended XYZ file, got {path}: {error}") from error
+    keys = dict(energy_key=energy_key, forces_key=forces_key, stress_key=stress_key)
+    frames = []
+    for index, atoms in enumerate(images):
+        frame = frame_from_atoms(atoms, **keys, group_key=group_key, name=f"frame {index} of {path}")
+        frames.append(frame if frame.group else frame._replace(group=f"{path.name}:{index}"))
+    for argument, key, default in (
+        ("energy_key", energy_key, None),
+        ("forces_key", forces_key, "forces"),
+        ("stress_key", stress_key, "stress"),
+    ):
+        found = any(getattr(frame, argument.removesuffix("_key")) is not None for frame in frames)
+        if key != default and not found:
+            raise ValueError(f"{argument} must name a label of a frame of {path}, got {key!r}.")
+    return tuple(frames)
+
+
+def _read_text(path: Path) -> str:
+    if not path.is_file():
+        raise ValueError(f"path must be an existing file, got {path}.")
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+            text = file.read()
+    except (EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
+        raise ValueError(f"path must be a readable whole file, got {path}: {error}") from error
+    lines = text.splitlines()
+    if not any(line.strip() for line in lines):
+        raise ValueError(f"path must hold at least one frame, got the empty file {path}.")
+    # A file cut inside its last number still parses. Where the other lines of
+    # the last frame share one width, a narrower unfinished line was cut.
+    if not text.endswith("\n") and len(lines) > 2:
+        header = next((k for k in range(len(lines) - 2, -1, -1) if lines[k].strip().isdigit()), 0)
+        widths = {len(line) for line in lines[header + 2 : -1]}
+        if len(widths) == 1 and len(lines[-1]) < min(widths):
+            raise ValueError(f"path must be a whole file, got {path}: it ends inside the line {lines[-1]!r}.")
+    return text
+
+
+def _finite(value: np.ndarray, what: str, name: str) -> np.ndarray:
+    if not np.isfinite(value).all():
+        raise ValueError(f"{what} of {name} must be finite, got NaN or infinity.")
+    return value

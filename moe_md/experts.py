@@ -1,0 +1,367 @@
+"""Experts: whole potentials as two pure functions of rows of centres.
+
+An expert knows displacements only, so one expert serves molecular dynamics,
+training, ASE and an MPI engine. Everything else (forces, virial, stress)
+follows from the partial forces g = dE_i / d displacement of each row.
+"""
+
+from typing import Any, Callable, NamedTuple, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.custom_derivatives import SymbolicZero
+
+from moe_md.models.allegro import AllegroNetwork
+from moe_md.models.classical import lennard_jones_energies
+from moe_md.models.power_spectrum import PowerSpectrumNetwork
+from moe_md.neighborhood import Neighborhood
+
+Params = Any
+
+
+class Expert(NamedTuple):
+    """A strictly local potential E = sum_i E_i(row i)."""
+
+    init: Callable  # (key) -> params
+    atom_energies: Callable  # (params, Neighborhood) -> [n] eV
+    cutoff: float  # Å; the expert itself vanishes smoothly there
+    species: tuple[str, ...]  # one tuple shared by all experts of a mixture
+    domain: tuple[str, ...]  # species it may meet, as centre or neighbour
+    config: dict  # builder name and keyword arguments: what a checkpoint stores
+
+
+def energies_and_partial_forces(expert: Expert, params: Params, rows: Neighborhood) -> tuple[Array, Array]:
+    """Per-atom energies and g = dE_i / d displacement of every slot.
+
+    Args:
+        expert: the potential.
+        params: its parameters.
+        rows: `n` rows of `K` slots.
+
+    Returns:
+        energies `[n]` eV and g `[n, K, 3]` eV/Å, zero on padded slots.
+    """
+
+    def total(displacement):
+        energies = expert.atom_energies(params, rows._replace(displacement=displacement))
+        return jnp.sum(energies), energies
+
+    g, energies = jax.grad(total, has_aux=True)(rows.displacement)
+    return energies, g
+
+
+def chunked_atom_energies(expert: Expert, chunk_size: int) -> Callable:
+    """The expert's `atom_energies`, `chunk_size` rows at a time.
+
+    Memory is bounded by one chunk, also under differentiation: when only the
+    displacements vary (molecular dynamics), each chunk returns its partial
+    forces along with its energies, in one pass and with nothing recomputed.
+
+    Args:
+        expert: the potential.
+        chunk_size: rows per chunk, at least 1.
+
+    Returns:
+        `(params, Neighborhood) -> [n] eV`, differentiable to any order.
+
+    Raises:
+        ValueError: `chunk_size` is not positive.
+    """
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
+
+    def in_chunks(fn, rows: Neighborhood):
+        n = rows.mask.shape[0]
+        if n <= chunk_size:
+            return fn(rows)
+        n_chunks = -(-n // chunk_size)
+        # Equal chunks, as few padded rows as possible.
+        size = -(-n // n_chunks)
+
+        def fold(x):
+            x = jnp.pad(x, [(0, n_chunks * size - n)] + [(0, 0)] * (x.ndim - 1))
+            return x.reshape(n_chunks, size, *x.shape[1:])
+
+        # A padded row is all masked; its displacement must still be no zero vector.
+        padded = jax.tree.map(fold, rows)
+        padded = padded._replace(displacement=jnp.where(padded.mask[..., None], padded.displacement, 1.0))
+        out = jax.lax.map(fn, padded)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], out)
+
+    @jax.custom_jvp
+    def energies(params, displacement, rest):
+        rows = Neighborhood(displacement, *rest)
+        return in_chunks(lambda chunk: expert.atom_energies(params, chunk), rows)
+
+    def jvp(primals, tangents):
+        params, displacement, rest = primals
+        params_dot, displacement_dot, _ = tangents
+        e, g = in_chunks(
+            lambda chunk: energies_and_partial_forces(expert, params, chunk),
+            Neighborhood(displacement, *rest),
+        )
+        e_dot = jnp.zeros_like(e)
+        if not isinstance(displacement_dot, SymbolicZero):
+            e_dot = e_dot + jnp.sum(g * displacement_dot, axis=(1, 2))
+        if any(not isinstance(t, SymbolicZero) for t in jax.tree.leaves(params_dot)):
+            dot = jax.tree.map(
+                lambda p, t: jnp.zeros_like(p) if isinstance(t, SymbolicZero) else t, params, params_dot
+            )
+
+            def of_params(p):
+                rows = Neighborhood(displacement, *rest)
+                return in_chunks(lambda chunk: expert.atom_energies(p, chunk), rows)
+
+            e_dot = e_dot + jax.jvp(of_params, (params,), (dot,))[1]
+        return e, e_dot
+
+    energies.defjvp(jvp, symbolic_zeros=True)
+
+    def atom_energies(params, rows: Neighborhood):
+        return energies(params, rows.displacement, rows[1:])
+
+    return atom_energies
+
+
+def allegro(
+    species: Sequence[str],
+    cutoff: float,
+    *,
+    l_max: int = 2,
+    parity: bool = True,
+    num_layers: int = 2,
+    num_scalar_features: int = 64,
+    num_tensor_features: int = 32,
+    num_bessels: int = 8,
+    polynomial_cutoff_p: float = 6.0,
+    scalar_embed_mlp: Sequence[int] = (64,),
+    allegro_mlp: Sequence[int] = (64,),
+    readout_mlp: Sequence[int] = (32,),
+    avg_num_neighbors: float = 40.0,
+    path_channel_coupling: bool = True,
+    domain: Sequence[str] | None = None,
+) -> Expert:
+    """The expensive expert: Allegro, as in `nequip-allegro` 0.8.3.
+
+    Args:
+        species: chemical symbols; an atom's species is its index here.
+        cutoff: Å.
+        l_max: highest order of the spherical harmonics.
+        parity: allow odd scalars, even vectors and so on in the tensor track.
+        num_layers: Allegro layers, at least 1.
+        num_scalar_features: scalars per edge, even.
+        num_tensor_features: channels of the tensor track.
+        num_bessels: radial functions.
+        polynomial_cutoff_p: power of the envelope.
+        scalar_embed_mlp, allegro_mlp, readout_mlp: hidden widths.
+        avg_num_neighbors: normalises sums over neighbours.
+        path_channel_coupling: a weight per path and channel, or per path.
+        domain: species it may meet; default all.
+
+    Returns:
+        An expert whose params are `{"network", "scale", "shift"}`; scale and
+        shift are `[n_species]`, eV.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    >>> expert = allegro(("Pt",), 4.0, num_layers=1, num_scalar_features=8, num_tensor_features=4)
+    >>> params = expert.init(jax.random.key(0))
+    >>> params["shift"].shape
+    (1,)
+    """
+    config = dict(locals())
+    _at_least("num_layers", num_layers, 1)
+    _at_least("l_max", l_max, 0)
+    _at_least("num_tensor_features", num_tensor_features, 1)
+    if num_scalar_features % 2 or num_scalar_features < 2:
+        raise ValueError(f"num_scalar_features must be even and positive, got {num_scalar_features}.")
+    network = AllegroNetwork(
+        num_species=len(species),
+        cutoff=float(cutoff),
+        l_max=l_max,
+        parity=parity,
+        num_layers=num_layers,
+        num_scalar_features=num_scalar_features,
+        num_tensor_features=num_tensor_features,
+        num_bessels=num_bessels,
+        polynomial_cutoff_p=polynomial_cutoff_p,
+        scalar_embed_mlp=tuple(scalar_embed_mlp),
+        allegro_mlp=tuple(allegro_mlp),
+        readout_mlp=tuple(readout_mlp),
+        avg_num_neighbors=float(avg_num_neighbors),
+        path_channel_coupling=path_channel_coupling,
+    )
+    return _network_expert("allegro", network, config)
+
+
+def power_spectrum(
+    species: Sequence[str],
+    cutoff: float,
+    *,
+    l_max: int = 3,
+    num_bessels: int = 8,
+    num_channels: int = 16,
+    hidden: Sequence[int] = (64, 64),
+    polynomial_cutoff_p: float = 6.0,
+    avg_num_neighbors: float = 40.0,
+    domain: Sequence[str] | None = None,
+) -> Expert:
+    """The cheap expert: invariants of each centre's density, one small network.
+
+    Args:
+        species: chemical symbols; an atom's species is its index here.
+        cutoff: Å.
+        l_max: highest order of the spherical harmonics.
+        num_bessels: radial functions.
+        num_channels: invariants per order.
+        hidden: widths of the network of a centre.
+        polynomial_cutoff_p: power of the envelope.
+        avg_num_neighbors: normalises the density.
+        domain: species it may meet, as centre or neighbour; default all.
+            Neighbours of other species are not seen.
+
+    Returns:
+        An expert whose params are `{"network", "scale", "shift"}`.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    config = dict(locals())
+    _at_least("l_max", l_max, 0)
+    _at_least("num_channels", num_channels, 1)
+    allowed = tuple(species) if domain is None else tuple(domain)
+    _check_species(species, cutoff, allowed)
+    network = PowerSpectrumNetwork(
+        domain=tuple(tuple(species).index(s) for s in allowed),
+        num_species=len(species),
+        cutoff=float(cutoff),
+        l_max=l_max,
+        num_bessels=num_bessels,
+        num_channels=num_channels,
+        hidden=tuple(hidden),
+        polynomial_cutoff_p=polynomial_cutoff_p,
+        avg_num_neighbors=float(avg_num_neighbors),
+    )
+    return _network_expert("power_spectrum", network, config)
+
+
+def lennard_jones(
+    species: Sequence[str],
+    cutoff: float,
+    *,
+    epsilon: float = 1.0,
+    sigma: float = 1.0,
+    onset: float | None = None,
+    domain: Sequence[str] | None = None,
+) -> Expert:
+    """An analytic expert, one pair potential for all species.
+
+    Args:
+        species: chemical symbols.
+        cutoff: Å.
+        epsilon: initial well depth, eV.
+        sigma: initial diameter, Å.
+        onset: Å, where switching begins; default 0.8 cutoff.
+        domain: species it may meet; default all.
+
+    Returns:
+        An expert whose params are `{"epsilon", "sigma"}`.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    config = dict(locals())
+    allowed = tuple(species) if domain is None else tuple(domain)
+    _check_species(species, cutoff, allowed)
+    onset = 0.8 * cutoff if onset is None else onset
+    if not 0 < onset < cutoff:
+        raise ValueError(f"onset must lie between 0 and cutoff = {cutoff} Å, got {onset}.")
+
+    def init(key):
+        del key
+        return {"epsilon": jnp.asarray(float(epsilon)), "sigma": jnp.asarray(float(sigma))}
+
+    def atom_energies(params, rows: Neighborhood):
+        p = cast(params, rows.displacement.dtype)
+        return lennard_jones_energies(rows, p["epsilon"], p["sigma"], onset, cutoff)
+
+    return Expert(init, atom_energies, float(cutoff), tuple(species), allowed, _config("lennard_jones", config))
+
+
+BUILDERS = {"allegro": allegro, "power_spectrum": power_spectrum, "lennard_jones": lennard_jones}
+
+
+def build(config: dict) -> Expert:
+    """The expert that a `config` describes.
+
+    Args:
+        config: `{"builder": name, ...}`, the builder's keyword arguments.
+
+    Raises:
+        ValueError: the builder or an argument is unknown.
+    """
+    arguments = dict(config)
+    name = arguments.pop("builder", None)
+    if name not in BUILDERS:
+        raise ValueError(f"builder must be one of {sorted(BUILDERS)}, got {name!r}.")
+    try:
+        return BUILDERS[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"arguments of {name} must be those of mm.experts.{name}: {error}.") from None
+
+
+def cast(params: Params, dtype) -> Params:
+    """Parameters in the dtype of the positions."""
+    return jax.tree.map(lambda p: jnp.asarray(p, dtype), params)
+
+
+def _network_expert(name: str, network: nn.Module, config: dict) -> Expert:
+    species, cutoff = tuple(config["species"]), float(config["cutoff"])
+    domain = species if config["domain"] is None else tuple(config["domain"])
+    _check_species(species, cutoff, domain)
+    if not config["avg_num_neighbors"] > 0:
+        raise ValueError(f"avg_num_neighbors must be positive, got {config['avg_num_neighbors']}.")
+
+    def init(key):
+        row = Neighborhood(
+            displacement=jnp.ones((1, 1, 3)),
+            mask=jnp.ones((1, 1), bool),
+            center_species=jnp.zeros(1, jnp.int32),
+            neighbor_species=jnp.zeros((1, 1), jnp.int32),
+            neighbor=jnp.zeros((1, 1), jnp.int32),
+        )
+        return {
+            "network": network.init(key, row)["params"],
+            "scale": jnp.ones(len(species)),
+            "shift": jnp.zeros(len(species)),
+        }
+
+    def atom_energies(params, rows: Neighborhood):
+        p = cast(params, rows.displacement.dtype)
+        energies = network.apply({"params": p["network"]}, rows)
+        return p["scale"][rows.center_species] * energies + p["shift"][rows.center_species]
+
+    return Expert(init, atom_energies, cutoff, species, domain, _config(name, config))
+
+
+def _config(builder: str, arguments: dict) -> dict:
+    plain = {k: list(v) if isinstance(v, (tuple, list)) else v for k, v in arguments.items()}
+    return {"builder": builder, **plain}
+
+
+def _check_species(species: Sequence[str], cutoff: float, domain: Sequence[str]) -> None:
+    if len(species) == 0 or len(set(species)) != len(species) or isinstance(species, str):
+        raise ValueError(f"species must be a tuple of distinct chemical symbols, got {species!r}.")
+    if not cutoff > 0:
+        raise ValueError(f"cutoff must be positive (Å), got {cutoff}.")
+    unknown = [s for s in domain if s not in species]
+    if unknown or len(domain) == 0:
+        raise ValueError(f"domain must be a non-empty subset of species {tuple(species)}, got {tuple(domain)}.")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}.")

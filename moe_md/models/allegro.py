@@ -1,0 +1,151 @@
+"""Allegro: strictly local equivariant network, on rows of centres.
+
+Parameter for parameter the model of `nequip-allegro` 0.8.3 (Bessel two-body
+embedding): scalars per edge, a tensor track of weighted spherical harmonics,
+and per layer the product of an edge's tensors with the environment of its
+centre. On centre-major rows the environment is one tensor per centre, so it is
+contracted with the Clebsch-Gordan coefficients once per centre; an edge then
+costs one small matrix.
+
+Source: Musaelian et al., Nat. Commun. 14, 579 (2023), arXiv:2204.05249; Tan et
+al., arXiv:2504.16068.
+"""
+
+from typing import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from moe_md.models import angular
+from moe_md.models.mlp import ScalarMLP, unit_uniform
+from moe_md.models.radial import radial_basis
+from moe_md.neighborhood import Neighborhood
+
+
+def tensor_track(l_max: int, num_layers: int, parity: bool) -> list[tuple[angular.Irrep, ...]]:
+    """Irreps of the tensor features before and after each layer.
+
+    Irreps that no product can reach, or that reach no scalar at the end, are
+    left out.
+    """
+    harmonics = angular.harmonic_irreps(l_max)
+    allowed = tuple((l, p) for l in range(l_max + 1) for p in (1, -1)) if parity else harmonics
+    track = [harmonics]
+    for layer in range(num_layers):
+        wanted = ((0, 1),) if layer == num_layers - 1 else allowed
+        reachable = tuple(
+            o for o in wanted if any(angular.couples(a, b, o) for a in track[-1] for b in harmonics)
+        )
+        track.append(reachable)
+    for layer in range(num_layers - 1, -1, -1):
+        track[layer] = tuple(
+            a
+            for a in track[layer]
+            if any(angular.couples(a, b, o) for b in harmonics for o in track[layer + 1])
+        )
+    return track
+
+
+def per_irrep(weights: Array, l_max: int) -> Array:
+    """Repeat weights `[..., l_max + 1, C]` over the components of each l."""
+    return jnp.concatenate(
+        [jnp.repeat(weights[..., l : l + 1, :], 2 * l + 1, axis=-2) for l in range(l_max + 1)], axis=-2
+    )
+
+
+class Environment(nn.Module):
+    """Tensor product of edge tensors with the environment of their centre."""
+
+    left: tuple[angular.Irrep, ...]
+    right: tuple[angular.Irrep, ...]
+    out: tuple[angular.Irrep, ...]
+    channels: int
+    path_channel_coupling: bool
+
+    @nn.compact
+    def __call__(self, tensors: Array, environment: Array) -> Array:
+        """tensors `[n, K, dim(left), C]`, environment `[n, dim(right), C]`."""
+        coupling = jnp.asarray(angular.coupling_tensor(self.left, self.right, self.out), tensors.dtype)
+        shape = (coupling.shape[0], self.channels if self.path_channel_coupling else 1)
+        weights = self.param("path_weights", unit_uniform, shape)
+        # A matrix per centre and channel, then one product per edge.
+        matrix = jnp.einsum("pijo,pc,njc->nioc", coupling, jnp.broadcast_to(weights, (shape[0], self.channels)), environment)
+        return jnp.einsum("nkic,nioc->nkoc", tensors, matrix)
+
+
+class AllegroNetwork(nn.Module):
+    """Rows of centres to per-centre energies, before scale and shift."""
+
+    num_species: int
+    cutoff: float
+    l_max: int
+    parity: bool
+    num_layers: int
+    num_scalar_features: int
+    num_tensor_features: int
+    num_bessels: int
+    polynomial_cutoff_p: float
+    scalar_embed_mlp: Sequence[int]
+    allegro_mlp: Sequence[int]
+    readout_mlp: Sequence[int]
+    avg_num_neighbors: float
+    path_channel_coupling: bool
+
+    @nn.compact
+    def __call__(self, rows: Neighborhood) -> Array:
+        scalars_n, channels, orders = self.num_scalar_features, self.num_tensor_features, self.l_max + 1
+        vector, distance = angular.safe_displacement(rows.displacement, rows.mask)
+        mask = rows.mask & (distance < self.cutoff)
+        harmonics = angular.spherical_harmonics(self.l_max, vector)  # [n, K, (l_max + 1)^2]
+
+        # Two-body embedding. No network here has a bias, so a masked slot,
+        # whose radial basis is zero, stays exactly zero in every feature.
+        basis = radial_basis(distance, mask, self.cutoff, self.num_bessels, self.polynomial_cutoff_p)
+        half = scalars_n // 2
+        embed = nn.initializers.normal(1.0)
+        of_center = self.param("center_embed", embed, (self.num_species, half))[rows.center_species]
+        of_neighbor = self.param("neighbor_embed", embed, (self.num_species, half))[rows.neighbor_species]
+        types = jnp.concatenate(
+            [jnp.broadcast_to(of_center[:, None], of_neighbor.shape), of_neighbor], axis=-1
+        )
+        edge = types * ScalarMLP((), scalars_n, name="basis_linear")(basis)
+        edge = ScalarMLP(self.scalar_embed_mlp, scalars_n, name="scalar_embed")(edge)
+
+        def split(x: Array) -> Array:  # one weight per channel and l, channel-major as the reference's
+            return jnp.swapaxes(x.reshape(*x.shape[:-1], channels, orders), -1, -2)
+
+        weights = split(ScalarMLP((), channels * orders, name="tensor_embed")(edge))
+        tensors = harmonics[..., None] * per_irrep(weights, self.l_max)  # [n, K, (l_max + 1)^2, C]
+
+        projection = ScalarMLP((), scalars_n + channels * orders, name="first_projection")(edge)
+        features, weights = [projection[..., :scalars_n]], split(projection[..., scalars_n:])
+        track = tensor_track(self.l_max, self.num_layers, self.parity)
+        order_slices = angular.slices(angular.harmonic_irreps(self.l_max))
+        for layer in range(self.num_layers):
+            # Sum over neighbours: one small product per centre and l.
+            environment = jnp.concatenate(
+                [
+                    jnp.einsum("nkm,nkc->nmc", harmonics[..., s], weights[..., l, :])
+                    for l, s in enumerate(order_slices)
+                ],
+                axis=-2,
+            ) / (self.avg_num_neighbors**0.5)
+            tensors = Environment(
+                track[layer],
+                angular.harmonic_irreps(self.l_max),
+                track[layer + 1],
+                channels,
+                self.path_channel_coupling,
+                name=f"tensor_product_{layer}",
+            )(tensors, environment)
+            last = layer == self.num_layers - 1
+            latent = ScalarMLP(
+                self.allegro_mlp, scalars_n + (0 if last else channels * orders), name=f"latent_{layer}"
+            )(jnp.concatenate([*features, tensors[..., 0, :]], axis=-1))
+            features.append(latent[..., :scalars_n])
+            if not last:
+                weights = split(latent[..., scalars_n:])
+
+        edge_energy = ScalarMLP(self.readout_mlp, 1, name="readout")(jnp.concatenate(features, axis=-1))
+        return jnp.sum(edge_energy[..., 0], axis=-1) / (2.0 * self.avg_num_neighbors) ** 0.5

@@ -1,0 +1,81 @@
+"""Power spectrum: the cheap expert. One small network per centre, none per edge.
+
+    A_q,lm = sum_j b_q(r_ij) Y_lm(r_ij)          per neighbour species
+    L_c,lm = sum_q left_cl,q A_q,lm              per centre species; R likewise
+    P_cl   = sum_m L_c,lm R_c,lm / sqrt(2l + 1)
+    E_i    = scale [N(A_00, P) - N(0)] + shift
+
+Source: the SOAP power spectrum of Bartók, Kondor, Csányi, PRB 87, 184115 (2013),
+with radial functions learned as in Drautz, PRB 99, 014104 (2019).
+"""
+
+from typing import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from moe_md.models import angular
+from moe_md.models.mlp import unit_uniform
+from moe_md.models.radial import radial_basis
+from moe_md.neighborhood import Neighborhood
+
+
+class PowerSpectrumNetwork(nn.Module):
+    """Rows of centres to per-centre energies, before scale and shift."""
+
+    domain: Sequence[int]  # species indices that have weights; other neighbours are not seen
+    num_species: int
+    cutoff: float
+    l_max: int
+    num_bessels: int
+    num_channels: int
+    hidden: Sequence[int]
+    polynomial_cutoff_p: float
+    avg_num_neighbors: float
+
+    @nn.compact
+    def __call__(self, rows: Neighborhood) -> Array:
+        vector, distance = angular.safe_displacement(rows.displacement, rows.mask)
+        place = jnp.full(self.num_species, -1).at[jnp.asarray(self.domain)].set(jnp.arange(len(self.domain)))
+        neighbor = place[rows.neighbor_species]
+        mask = rows.mask & (distance < self.cutoff) & (neighbor >= 0)
+        basis = radial_basis(distance, mask, self.cutoff, self.num_bessels, self.polynomial_cutoff_p)
+        if len(self.domain) > 1:
+            of_species = jax.nn.one_hot(neighbor, len(self.domain), dtype=basis.dtype)
+            basis = (of_species[..., None] * basis[..., None, :]).reshape(*basis.shape[:-1], -1)
+        harmonics = angular.spherical_harmonics(self.l_max, vector)
+        density = jnp.einsum("nkq,nkm->nqm", basis, harmonics) / self.avg_num_neighbors**0.5
+
+        center = jnp.maximum(place[rows.center_species], 0)
+        radials = density.shape[1]
+        mix_shape = (len(self.domain), self.l_max + 1, radials, 2 * self.num_channels)
+        mix = self.param("radial_mixing", unit_uniform, mix_shape) / radials**0.5
+        zero_shape = (len(self.domain), radials, self.num_channels)
+        mix_zero = self.param("density_mixing", unit_uniform, zero_shape) / radials**0.5
+        scalars = [self._mixed(mix_zero, center, density[..., :1])[..., 0]]
+        for l, s in enumerate(angular.slices(angular.harmonic_irreps(self.l_max))):
+            both = self._mixed(mix[:, l], center, density[..., s])
+            left, right = jnp.split(both, 2, axis=1)
+            scalars.append(jnp.sum(left * right, axis=-1) / (2 * l + 1) ** 0.5)
+        return self._centre_network(jnp.concatenate(scalars, axis=-1))
+
+    def _mixed(self, weights: Array, center: Array, density: Array) -> Array:
+        """`[n, channels, m]`: radial channels mixed by weights of the centre's species."""
+        if len(self.domain) == 1:
+            return jnp.einsum("qc,nqm->ncm", weights[0], density)
+        return jnp.einsum("nqc,nqm->ncm", weights[center], density)
+
+    def _centre_network(self, x: Array) -> Array:
+        """A small network, less its value for a centre without neighbours."""
+        # The row of zeros travels along, so that each weight is read once.
+        x = jnp.concatenate([x, jnp.zeros_like(x[:1])])
+        for layer, width in enumerate(self.hidden):
+            weight = self.param(f"weight_{layer}", unit_uniform, (x.shape[-1], width))
+            bias = self.param(f"bias_{layer}", unit_uniform, (width,))
+            gain = 1.0 if layer == 0 else 2.0**0.5
+            x = jax.nn.silu(x @ (weight * (gain / x.shape[-1] ** 0.5)) + 0.3 * bias)
+        readout = self.param("readout", unit_uniform, (x.shape[-1],))
+        energy = x @ (readout / x.shape[-1] ** 0.5)
+        return energy[:-1] - energy[-1]

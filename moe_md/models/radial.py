@@ -1,0 +1,49 @@
+"""Radial functions that vanish smoothly at the cutoff."""
+
+import jax.numpy as jnp
+from jax import Array
+
+
+def polynomial_cutoff(x: Array, p: float) -> Array:
+    """Envelope u(x): one at 0, zero with two derivatives at 1.
+
+    u = 1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2)
+
+    Args:
+        x: distance over cutoff, any shape.
+        p: power, at least 2.
+
+    Source:
+        Gasteiger, Gross, Günnemann, arXiv:2003.03123, eq. 8.
+    """
+    u = 1.0 - (p + 1) * (p + 2) / 2 * x**p + p * (p + 2) * x ** (p + 1) - p * (p + 1) / 2 * x ** (p + 2)
+    return jnp.where(x < 1.0, u, 0.0)
+
+
+def bessel(x: Array, num_bessels: int) -> Array:
+    """Bessel functions sin(n pi x) / (pi x), n = 1 .. num_bessels.
+
+    Args:
+        x: distance over cutoff, any shape, positive.
+        num_bessels: number of functions.
+
+    Returns:
+        `[..., num_bessels]`.
+
+    Source:
+        arXiv:2003.03123, eq. 7, normalised as in the reference Allegro.
+    """
+    # sin(n y) from sin y and cos y: one pair of transcendentals per edge.
+    y = jnp.pi * x
+    sine, twice_cosine = jnp.sin(y), 2.0 * jnp.cos(y)
+    waves = [jnp.zeros_like(sine), sine]
+    for _ in range(num_bessels - 1):
+        waves.append(twice_cosine * waves[-1] - waves[-2])
+    return jnp.stack(waves[1:], axis=-1) / y[..., None]
+
+
+def radial_basis(distance: Array, mask: Array, cutoff: float, num_bessels: int, p: float) -> Array:
+    """Bessel functions times the envelope, zero on masked slots: `[..., num_bessels]`."""
+    x = distance / cutoff
+    envelope = jnp.where(mask, polynomial_cutoff(x, p), 0.0)
+    return bessel(x, num_bessels) * envelope[..., None]

@@ -1,0 +1,179 @@
+"""Rows of centres: what an expert sees of the world.
+
+A row is one centre and its neighbours within the cutoff. Rows are filled from
+a jax-md neighbour list during dynamics (`rows_from_neighbor_list`, under jit)
+and from a list of periodic images for training and single points
+(`rows_from_images`, on the host; cells of any size, one atom included).
+"""
+
+from typing import Callable, NamedTuple, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+class Neighborhood(NamedTuple):
+    """`n` centres with `K` neighbour slots each.
+
+    A slot is real where `mask` is True. Real slots may lie beyond an expert's
+    cutoff (skin): the expert gives them no energy. Other slots hold any finite
+    displacement.
+    """
+
+    displacement: Array  # [n, K, 3] Å, centre to neighbour
+    mask: Array  # [n, K] bool
+    center_species: Array  # [n] int, index into Expert.species
+    neighbor_species: Array  # [n, K] int
+    neighbor: Array  # [n, K] int, row of the neighbour, n_atoms where none
+
+
+def rows_from_neighbor_list(
+    position: Array,
+    species: Array,
+    idx: Array,
+    displacement_fn: Callable,
+    centers: Array,
+    **kwargs,
+) -> Neighborhood:
+    """Rows of some centres, from jax-md's dense neighbour list.
+
+    Args:
+        position: `[n_atoms, 3]`, in the units of `displacement_fn`.
+        species: `[n_atoms]` int.
+        idx: `[n_atoms, K]` int, `neighbor.idx` of a Dense list; `n_atoms` where
+            there is no neighbour.
+        displacement_fn: from `jax_md.space`.
+        centers: `[n]` int, the atoms whose rows are wanted; `n_atoms` marks a
+            padded row, which is all masked.
+        **kwargs: handed to `displacement_fn` (`box`, `perturbation`).
+
+    Returns:
+        `n` rows; `neighbor` indexes atoms. Differentiable in `position`.
+    """
+    n_atoms = position.shape[0]
+    real = centers < n_atoms
+    center = jnp.where(real, centers, 0)
+    neighbor = jnp.where(real[:, None], idx[center], n_atoms)
+    mask = neighbor < n_atoms
+    # A padded slot reads atom 0; the mask removes it.
+    safe = jnp.where(mask, neighbor, 0)
+    to_neighbor = jax.vmap(jax.vmap(lambda b, a: displacement_fn(b, a, **kwargs), (0, None)))
+    displacement = to_neighbor(position[safe], position[center])
+    return Neighborhood(
+        displacement=jnp.where(mask[..., None], displacement, 1.0),
+        mask=mask,
+        center_species=species[center],
+        neighbor_species=species[safe],
+        neighbor=neighbor,
+    )
+
+
+def image_pairs(
+    position: np.ndarray, cell: np.ndarray, pbc: Sequence[bool], cutoff: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All pairs (centre, neighbour image) closer than `cutoff`, sorted by centre.
+
+    Args:
+        position: `[n_atoms, 3]` Å.
+        cell: `[3, 3]` Å, lattice vectors as rows (ASE). Vectors along
+            directions that are not periodic may be zero.
+        pbc: three booleans.
+        cutoff: Å.
+
+    Returns:
+        centre `[n_pairs]`, neighbour `[n_pairs]`, displacement `[n_pairs, 3]`
+        from centre to neighbour image.
+
+    Raises:
+        ValueError: positions are not finite, two atoms are at one place, a
+            periodic direction has no lattice vector, or the vectors are not
+            independent.
+    """
+    from ase.geometry import complete_cell
+    from matscipy.neighbours import neighbour_list
+
+    position = np.asarray(position, float)
+    pbc = np.asarray(pbc, bool)
+    if not np.isfinite(position).all():
+        raise ValueError("position must be finite, got NaN or infinity.")
+    lengths = np.linalg.norm(cell, axis=1)
+    if (lengths[pbc] == 0).any():
+        raise ValueError(f"cell must have a lattice vector along each periodic direction, got lengths {lengths} with pbc {pbc}.")
+    if len(position) == 0:
+        return np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3))
+    cell = complete_cell(cell)
+    if abs(np.linalg.det(cell)) < 1e-6 * np.prod(np.linalg.norm(cell, axis=1)):
+        raise ValueError(f"cell must have independent lattice vectors, got {cell.tolist()}.")
+    origin = np.zeros(3)
+    if not pbc.all():
+        # matscipy bins atoms inside the cell: along open directions give it a
+        # box that holds all of them (the directions stay, the lengths grow).
+        fractional = position @ np.linalg.inv(cell)
+        low, high = fractional.min(0), fractional.max(0)
+        stretch = np.where(pbc, 1.0, np.maximum(high - low, 1e-3) * 1.01 + 1e-3)
+        origin = np.where(pbc, 0.0, low - 1e-4) @ cell
+        cell = cell * stretch[:, None]
+    i, j, D = neighbour_list("ijD", positions=position - origin, cell=cell, pbc=pbc, cutoff=float(cutoff))
+    if len(D) and not (apart := np.einsum("pd,pd->p", D, D) > 0.0).all():
+        pair = int(np.argmin(apart))
+        raise ValueError(f"position must hold no two atoms at one place, got atoms {i[pair]} and {j[pair]}.")
+    return i.astype(int), j.astype(int), D
+
+
+def rows_from_images(
+    position: np.ndarray,
+    species: np.ndarray,
+    cell: np.ndarray,
+    pbc: Sequence[bool],
+    cutoff: float,
+    *,
+    centers: np.ndarray | None = None,
+    n_slots: int | None = None,
+    dtype=np.float64,
+) -> Neighborhood:
+    """Rows with periodic images, for cells of any size, on the host.
+
+    Args:
+        position: `[n_atoms, 3]` Å.
+        species: `[n_atoms]` int.
+        cell: `[3, 3]` Å, lattice vectors as rows (ASE).
+        pbc: three booleans.
+        cutoff: Å.
+        centers: `[n]` int, default every atom.
+        n_slots: K; default the fullest row's.
+        dtype: of the displacements.
+
+    Returns:
+        Rows of numpy arrays; `neighbor` indexes atoms (several slots of a row
+        may be images of one atom, the centre itself included).
+
+    Raises:
+        ValueError: `n_slots` is smaller than the fullest row.
+    """
+    n_atoms = len(position)
+    species = np.asarray(species, np.int32)
+    i, j, D = image_pairs(position, cell, pbc, cutoff)
+    count = np.bincount(i, minlength=n_atoms)
+    slot = np.arange(len(i)) - np.repeat(np.cumsum(count) - count, count)
+    centers = np.arange(n_atoms) if centers is None else np.asarray(centers, int)
+    needed = int(count[centers].max(initial=0))
+    if n_slots is None:
+        n_slots = max(needed, 1)
+    elif needed > n_slots:
+        raise ValueError(f"n_slots must be at least {needed}, the number of neighbours of the fullest row, got {n_slots}.")
+    row_of = np.full(n_atoms, -1)
+    row_of[centers] = np.arange(len(centers))
+    keep = row_of[i] >= 0
+    i, j, D, slot = row_of[i[keep]], j[keep], D[keep], slot[keep]
+    shape = (len(centers), n_slots)
+    displacement = np.ones((*shape, 3), dtype)
+    mask = np.zeros(shape, bool)
+    neighbor = np.full(shape, n_atoms, np.int32)
+    neighbor_species = np.zeros(shape, np.int32)
+    displacement[i, slot] = D
+    mask[i, slot] = True
+    neighbor[i, slot] = j
+    neighbor_species[i, slot] = species[j]
+    return Neighborhood(displacement, mask, species[centers], neighbor_species, neighbor)

@@ -1,0 +1,114 @@
+import json
+
+import numpy as np
+import pytest
+
+from moe_md.data.dataset import (
+    dataset_from_frames,
+    force_rms,
+    load_dataset,
+    ptco_pbe,
+    reference_energies,
+    require_labels,
+    split_by_group,
+    summary,
+)
+from moe_md.data.extxyz import Frame
+
+
+def frame(symbols, group="g", kind="", pbc=True, **labels):
+    n = len(symbols)
+    return Frame(np.arange(3.0 * n).reshape(n, 3), tuple(symbols), 9.0 * np.eye(3), np.full(3, pbc), group=group, kind=kind, **labels)
+
+
+@pytest.fixture(scope="module")
+def ptco():
+    return load_dataset(ptco_pbe())
+
+
+def test_species(ptco):
+    assert ptco.species == ("C", "O", "Pt")
+    assert load_dataset(ptco_pbe(), ("Pt", "O", "C", "H")).species == ("Pt", "O", "C", "H")
+    with pytest.raises(ValueError, match=r"frame \d+ has C, got \('Pt', 'O'\)"):
+        load_dataset(ptco_pbe(), ("Pt", "O"))
+    with pytest.raises(ValueError, match="must not repeat"):
+        dataset_from_frames([], ("Pt", "Pt"))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_split_keeps_groups_whole(ptco, seed):
+    train, validation = split_by_group(ptco, validation_fraction=0.25, seed=seed)
+    groups = [{f.group for f in part.frames} for part in (train, validation)]
+    assert not groups[0] & groups[1]
+    assert len(train.frames) + len(validation.frames) == len(ptco.frames)
+    kinds = {f.kind for f in ptco.frames}
+    many = {k for k in kinds if len({f.group for f in ptco.frames if f.kind == k}) > 1}
+    for part in (train, validation):
+        assert many <= {f.kind for f in part.frames} and part.species == ptco.species
+    assert 0.1 < len(validation.frames) / len(ptco.frames) < 0.45
+    again = split_by_group(ptco, validation_fraction=0.25, seed=seed)
+    assert [id(f) for f in again[1].frames] == [id(f) for f in validation.frames]
+
+
+def test_split_depends_on_the_seed(ptco):
+    drawn = {tuple(id(f) for f in split_by_group(ptco, validation_fraction=0.25, seed=s)[1].frames) for s in range(5)}
+    assert len(drawn) > 1
+
+
+def test_split_of_single_group_kinds():
+    frames = [frame(["Pt"], g, k) for g, k in (("a", "bulk"), ("b", "slab"), ("c", "slab"))]
+    train, validation = split_by_group(dataset_from_frames(frames), validation_fraction=0.5, seed=0)
+    assert "bulk" in {f.kind for f in train.frames} and [f.kind for f in validation.frames] == ["slab"]
+    train, validation = split_by_group(dataset_from_frames(frames[:2]), validation_fraction=0.5, seed=0)
+    assert len(train.frames) == len(validation.frames) == 1
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
+def test_split_refuses_fractions(ptco, fraction):
+    with pytest.raises(ValueError, match="validation_fraction must be in"):
+        split_by_group(ptco, validation_fraction=fraction, seed=0)
+
+
+def test_split_refuses_one_group():
+    with pytest.raises(ValueError, match="at least 2 groups"):
+        split_by_group(dataset_from_frames([frame(["Pt"])] * 3), validation_fraction=0.5, seed=0)
+
+
+def test_summary(ptco):
+    counts = summary(ptco)
+    json.dumps(counts)
+    assert counts["frames"] == len(ptco.frames) == sum(k["frames"] for k in counts["kinds"].values())
+    assert counts["kinds"]["slab-co"]["stress"] == 0 < counts["kinds"]["slab-co"]["forces"]
+    eos = counts["kinds"]["bulk-eos"]
+    assert eos["atoms"] == 4 * eos["frames"] and eos["stress"] == eos["frames"]
+
+
+def test_reference_energies_recover_exact_ones():
+    true = {"C": -5.0, "O": -7.0, "Pt": -6.0}
+    compositions = (["C"], ["C", "O"], ["Pt"] * 3, ["Pt", "O"], ["Pt", "Pt", "C", "O"])
+    frames = [frame(s, energy=sum(true[x] for x in s)) for s in compositions]
+    found = reference_energies(dataset_from_frames([*frames, frame(["Pt"])]))
+    assert found == pytest.approx(true)
+
+
+def test_reference_energies_of_inseparable_species():
+    frames = [frame(["Pt"] * n + ["C", "O"] * m, energy=-6.0 * n - 14.0 * m) for n, m in ((1, 0), (4, 1), (2, 2))]
+    found = reference_energies(dataset_from_frames(frames, ("C", "O", "Pt", "H")))
+    assert found == pytest.approx({"C": -7.0, "O": -7.0, "Pt": -6.0, "H": 0.0}, abs=1e-9)
+
+
+def test_force_rms_leaves_missing_out():
+    frames = [frame(["Pt"], forces=np.array([[3.0, 0.0, 0.0]])), frame(["Pt"]), frame(["Pt"], forces=np.zeros((1, 3)))]
+    assert force_rms(dataset_from_frames(frames)) == pytest.approx(np.sqrt(9.0 / 6.0))
+
+
+def test_labels_that_nobody_has_are_refused():
+    bare = dataset_from_frames([frame(["Pt"])])
+    with pytest.raises(ValueError, match="energy"):
+        reference_energies(bare)
+    with pytest.raises(ValueError, match="forces"):
+        force_rms(bare)
+    slab = dataset_from_frames([frame(["Pt"], pbc=False, energy=0.0, stress=np.eye(3)), frame(["Pt"])])
+    require_labels(slab, energy=True)
+    with pytest.raises(ValueError, match="must have stress on at least one fully periodic frame"):
+        require_labels(slab, stress=True)
