@@ -67,7 +67,8 @@ def slab_outside_cell():
 
 
 def slab_without_third_vector():
-    return rng().uniform(0.0, 5.0, (6, 3)), np.array([[5.0, 0, 0], [2.5, 4.3, 0], [0, 0, 0]]), (True, True, False)
+    cell = np.array([[5.0, 0.0, 0.0], [2.5, 4.3, 0.0], [0.0, 0.0, 0.0]])
+    return rng().uniform(0.0, 5.0, (6, 3)), cell, (True, True, False)
 
 
 def flat_layer():
@@ -75,7 +76,8 @@ def flat_layer():
 
 
 def wire():
-    return rng().uniform(-3.0, 3.0, (4, 3)), np.array([[0, 0, 0], [0.2, 3.5, 0.1], [0, 0, 0]]), (False, True, False)
+    cell = np.array([[0.0, 0.0, 0.0], [0.2, 3.5, 0.1], [0.0, 0.0, 0.0]])
+    return rng().uniform(-3.0, 3.0, (4, 3)), cell, (False, True, False)
 
 
 def free_molecule():
@@ -199,6 +201,33 @@ def test_jax_md_list_agrees_with_images(wrapped, skin):
         if centre < n_atoms:
             assert rows.center_species[row] == species[centre]
             np.testing.assert_array_equal(rows.neighbor_species[row][near], species[j])
+
+
+def test_cell_list_with_skin_follows_atoms_through_the_boundary():
+    cutoff, skin, n_atoms = 3.0, 0.5, 60
+    box = np.full(3, 11.0)  # above 3 x (cutoff + skin): jax-md bins atoms in cells
+    displacement_fn, shift_fn = space.periodic(box)
+    neighbor_fn = partition.neighbor_list(
+        displacement_fn, box, cutoff, dr_threshold=skin, format=partition.NeighborListFormat.Dense
+    )
+    position = jnp.asarray(rng().uniform(0.0, 11.0, (n_atoms, 3)))
+    nbrs = neighbor_fn.allocate(position, extra_capacity=30)
+    drift = jnp.asarray(0.15 * rng().standard_normal((n_atoms, 3)))
+    crossed = 0
+    for _ in range(4):
+        moved = shift_fn(position, drift)
+        crossed += int((jnp.abs(moved - position) > 5.0).any(axis=1).sum())
+        position, nbrs = moved, nbrs.update(moved)
+        assert not nbrs.did_buffer_overflow
+        species = jnp.zeros(n_atoms, int)
+        rows = rows_from_neighbor_list(position, species, nbrs.idx, displacement_fn, jnp.arange(n_atoms))
+        D, mask, neighbor = (np.asarray(x) for x in (rows.displacement, rows.mask, rows.neighbor))
+        centre, slot = np.nonzero(mask & (np.linalg.norm(D, axis=-1) < cutoff))
+        pairs = np.column_stack([centre, neighbor[centre, slot], D[centre, slot]])
+        np.testing.assert_allclose(
+            in_order(pairs), brute_force(position, np.diag(box), (True,) * 3, cutoff), atol=1e-9
+        )
+    assert crossed > 3
 
 
 def test_rows_from_neighbor_list_have_finite_gradients():

@@ -210,13 +210,20 @@ def packing_plan(prepared: Prepared, max_rows: int) -> list[tuple[Shape, np.ndar
     size = np.array([len(frame.symbols) for frame in prepared.frames])
     slots = np.array([rows.mask.shape[1] for rows in prepared.rows])
 
-    def halves(index: np.ndarray, value: np.ndarray) -> list[np.ndarray]:
-        # Frames far below the largest of their group make a second group.
-        near = value[index] >= 0.7 * value[index].max(initial=0)
-        return [part for part in (index[near], index[~near]) if len(part)]
+    def groups(index: np.ndarray, value: np.ndarray, weight: np.ndarray) -> list[np.ndarray]:
+        # All frames of a group are padded to its largest value: cut in two
+        # where that wastes least, if it saves a quarter of the whole.
+        if len(index) < 2:
+            return [index] if len(index) else []
+        index = index[np.argsort(value[index], kind="stable")]
+        below, largest = np.cumsum(weight[index]), value[index[-1]]
+        cost = below * value[index] + (below[-1] - below) * largest
+        cut = int(np.argmin(cost)) + 1
+        parts = [index[:cut], index[cut:]] if cost[cut - 1] < 0.75 * cost[-1] else [index]
+        return [np.sort(part) for part in parts]
 
     plan = []
-    for index in halves(np.flatnonzero(size <= max_rows), slots):
+    for index in groups(np.flatnonzero(size <= max_rows), slots, size):
         total, largest = int(size[index].sum()), int(size[index].max())
         # Equal shares: with this room, filling in any order takes no more
         # batches than total / max_rows rounded up, unless max_rows is the bound.
@@ -224,7 +231,7 @@ def packing_plan(prepared: Prepared, max_rows: int) -> list[tuple[Shape, np.ndar
         n_rows = min(max_rows, total, share + largest - 1)
         n_frames = min(len(index), n_rows // int(size[index].min()))
         plan.append((Shape(n_rows, int(slots[index].max()), n_frames), index))
-    for index in halves(np.flatnonzero(size > max_rows), size):
+    for index in groups(np.flatnonzero(size > max_rows), size, np.ones_like(size)):
         plan.append((Shape(int(size[index].max()), int(slots[index].max()), 1), index))
     return plan
 

@@ -196,4 +196,5 @@ def require_labels(
         eligible = [f for f in dataset.frames if label != "stress" or np.all(f.pbc)]
         if wanted and all(getattr(frame, label) is None for frame in eligible):
             where = "fully periodic frame" if label == "stress" else "frame"
-            raise ValueError(f"dataset must have {label} on at least one {where}, got none on {len(eligible)}.")
+            got = f"none of {len(eligible)} has it"
+            raise ValueError(f"dataset must have {label} on at least one {where}, {got}.")

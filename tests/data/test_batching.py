@@ -87,6 +87,7 @@ def test_collate_refuses_other_species():
         collate([fcc_supercell("Au", 4.08, 1)], SPECIES, 4.0)
 
 
+@pytest.fixture(scope="module")
 def mixed():
     """Frames of 1 to 256 atoms, dense and sparse, each with its index as energy."""
     rng = np.random.default_rng(0)
@@ -94,39 +95,29 @@ def mixed():
     pair = Frame(np.array([[0, 0, 0], [0, 0, 1.1]]), ("C", "O"), np.zeros((3, 3)), np.zeros(3, bool))
     big = [fcc_supercell("Pt", 3.98, n) for n in ((4, 4, 4), (4, 3, 3), (3, 3, 2))]
     frames = [lone, pair, *big, *metal_frames(rng, 300), pair]
-    return dataset_from_frames([f._replace(energy=float(k)) for k, f in enumerate(frames)], SPECIES)
+    frames = [f._replace(energy=float(k)) for k, f in enumerate(frames)]
+    return prepare(dataset_from_frames(frames, SPECIES), 4.5)
 
 
 @pytest.mark.parametrize("max_rows", [1, 16, 64, 500])
 @pytest.mark.parametrize("seed", [None, 0, 1])
-def test_an_epoch_holds_every_frame_once_in_few_shapes(max_rows, seed):
-    prepared = prepared_mixed()
+def test_an_epoch_holds_every_frame_once_in_few_shapes(mixed, max_rows, seed):
     rng = None if seed is None else np.random.default_rng(seed)
-    epoch = list(batches(prepared, max_rows=max_rows, rng=rng))
+    epoch = list(batches(mixed, max_rows=max_rows, rng=rng))
     seen = np.concatenate([b.energy[b.energy_mask] for b in epoch])
-    np.testing.assert_array_equal(np.sort(seen), np.arange(len(prepared.frames)))
+    np.testing.assert_array_equal(np.sort(seen), np.arange(len(mixed.frames)))
     shapes = {(*b.rows.mask.shape, len(b.energy)) for b in epoch}
-    plan = packing_plan(prepared, max_rows)
+    plan = packing_plan(mixed, max_rows)
     assert len(shapes) <= 4 and shapes == {tuple(shape) for shape, _ in plan}
     for b in epoch:
         assert b.rows.mask.shape[0] <= max_rows or b.energy_mask.sum() == 1
         assert b.row_mask.sum() == b.n_atoms.sum()
 
 
-_prepared = []
-
-
-def prepared_mixed():
-    if not _prepared:
-        _prepared.append(prepare(mixed(), 4.5))
-    return _prepared[0]
-
-
-def test_epochs_are_shuffled_and_reproducible():
-    prepared = prepared_mixed()
-
+def test_epochs_are_shuffled_and_reproducible(mixed):
     def order(rng):
-        return np.concatenate([b.energy[b.energy_mask] for b in batches(prepared, max_rows=64, rng=rng)]).tolist()
+        epoch = batches(mixed, max_rows=64, rng=rng)
+        return np.concatenate([b.energy[b.energy_mask] for b in epoch]).tolist()
 
     rng = np.random.default_rng(3)
     first, second = order(rng), order(rng)

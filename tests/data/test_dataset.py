@@ -17,8 +17,9 @@ from moe_md.data.extxyz import Frame
 
 
 def frame(symbols, group="g", kind="", pbc=True, **labels):
-    n = len(symbols)
-    return Frame(np.arange(3.0 * n).reshape(n, 3), tuple(symbols), 9.0 * np.eye(3), np.full(3, pbc), group=group, kind=kind, **labels)
+    positions = np.arange(3.0 * len(symbols)).reshape(-1, 3)
+    labels.update(group=group, kind=kind)
+    return Frame(positions, tuple(symbols), 9.0 * np.eye(3), np.full(3, pbc), **labels)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,8 @@ def test_split_keeps_groups_whole(ptco, seed):
 
 
 def test_split_depends_on_the_seed(ptco):
-    drawn = {tuple(id(f) for f in split_by_group(ptco, validation_fraction=0.25, seed=s)[1].frames) for s in range(5)}
+    splits = [split_by_group(ptco, validation_fraction=0.25, seed=seed) for seed in range(5)]
+    drawn = {tuple(id(f) for f in validation.frames) for _, validation in splits}
     assert len(drawn) > 1
 
 
@@ -92,13 +94,15 @@ def test_reference_energies_recover_exact_ones():
 
 
 def test_reference_energies_of_inseparable_species():
-    frames = [frame(["Pt"] * n + ["C", "O"] * m, energy=-6.0 * n - 14.0 * m) for n, m in ((1, 0), (4, 1), (2, 2))]
+    counts = ((1, 0), (4, 1), (2, 2))
+    frames = [frame(["Pt"] * n + ["C", "O"] * m, energy=-6.0 * n - 14.0 * m) for n, m in counts]
     found = reference_energies(dataset_from_frames(frames, ("C", "O", "Pt", "H")))
     assert found == pytest.approx({"C": -7.0, "O": -7.0, "Pt": -6.0, "H": 0.0}, abs=1e-9)
 
 
 def test_force_rms_leaves_missing_out():
-    frames = [frame(["Pt"], forces=np.array([[3.0, 0.0, 0.0]])), frame(["Pt"]), frame(["Pt"], forces=np.zeros((1, 3)))]
+    forces = (np.array([[3.0, 0.0, 0.0]]), None, np.zeros((1, 3)))
+    frames = [frame(["Pt"], forces=f) for f in forces]
     assert force_rms(dataset_from_frames(frames)) == pytest.approx(np.sqrt(9.0 / 6.0))
 
 

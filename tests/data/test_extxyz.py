@@ -36,13 +36,15 @@ def test_packaged_frames(text):
 
 
 def test_energy_key_overrides():
-    assert read_frames(ptco_pbe(), energy_key="energy")[0].energy == pytest.approx(-22.8337123429968, abs=1e-12)
+    frame = read_frames(ptco_pbe(), energy_key="energy")[0]
+    assert frame.energy == pytest.approx(-22.8337123429968, abs=1e-12)
     with pytest.raises(ValueError, match="energy_key must name a label.*'enthalpy'"):
         read_frames(ptco_pbe(), energy_key="enthalpy")
 
 
 def test_other_names_of_labels(tmp_path, text):
-    text = text.replace("forces:R:3", "dft_forces:R:3").replace("stress=", "dft_stress=").replace("free_energy=", "F=")
+    for ours, theirs in (("forces:", "dft_forces:"), ("stress=", "dft_stress="), ("free_energy=", "F=")):
+        text = text.replace(ours, theirs)
     path = write(tmp_path / "a.xyz", text)
     plain = read_frames(path)
     assert all(f.forces is None and f.stress is None and f.energy is not None for f in plain)
@@ -57,7 +59,8 @@ def test_other_names_of_labels(tmp_path, text):
 
 def test_stress_has_the_sign_and_order_of_ase(tmp_path):
     atoms = bulk("Pt", cubic=True)
-    atoms.set_cell(atoms.cell.array @ (np.eye(3) + [[0.01, 0.02, 0.0], [0.02, -0.01, 0.005], [0.0, 0.005, 0.0]]), True)
+    strain = [[0.01, 0.02, 0.0], [0.02, -0.01, 0.005], [0.0, 0.005, 0.0]]
+    atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
     atoms.calc = EMT()
     stress, forces = atoms.get_stress(voigt=False), atoms.get_forces()
     ase.io.write(tmp_path / "a.xyz", atoms, format="extxyz")
@@ -76,7 +79,8 @@ def test_missing_labels_stay_missing(tmp_path):
 
 
 def test_atoms_and_back(tmp_path):
-    frames = read_frames(ptco_pbe())[-2:] + (Frame(np.zeros((1, 3)), ("Pt",), np.zeros((3, 3)), np.zeros(3, bool)),)
+    bare = Frame(np.zeros((1, 3)), ("Pt",), np.zeros((3, 3)), np.zeros(3, bool))
+    frames = read_frames(ptco_pbe())[-2:] + (bare,)
     ase.io.write(tmp_path / "a.xyz.gz", [frame_to_atoms(f) for f in frames], format="extxyz")
     for a, b in zip(frames, read_frames(tmp_path / "a.xyz.gz")):
         np.testing.assert_allclose(a.positions, b.positions, atol=1e-7)
@@ -120,7 +124,10 @@ def test_truncated_gzip_is_refused(tmp_path):
         (f"1\n{HEADER}\nC 0 0 0 0 inf 0\n", "forces of frame 0 .* must be finite"),
         (f"1\n{HEADER} energy=nan\nC 0 0 0 0 0 0\n", "energy of frame 0 .* must be finite"),
         (f"1\n{HEADER} energy=low\nC 0 0 0 0 0 0\n", "energy of frame 0 .* must be numbers"),
-        (f"1\n{HEADER.replace('forces:R:3', 'forces:R:2')}\nC 0 0 0 0 0\n", r"forces .* shape \(1, 3\), got \(1, 2\)"),
+        (
+            f"1\n{HEADER.replace('forces:R:3', 'forces:R:2')}\nC 0 0 0 0 0\n",
+            r"forces of frame 0 .* shape \(1, 3\), got \(1, 2\)",
+        ),
         (f'1\n{HEADER} stress="1 2 3"\nC 0 0 0 0 0 0\n', "stress"),
     ],
 )

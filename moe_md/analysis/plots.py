@@ -1,0 +1,226 @@
+"""Pictures of a mixture: who owns what, is energy conserved, do experts agree.
+
+Every function returns a matplotlib `Figure` that belongs to nobody: no global
+state is touched and no display is needed. `figure.savefig(path, dpi=150)`.
+"""
+
+from typing import Sequence
+
+import numpy as np
+from ase.data import atomic_numbers, covalent_radii
+from matplotlib.collections import EllipseCollection
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+EXPENSIVE, CHEAP = "#e3ab2c", "#93a9bf"
+ELEMENTS = {"C": "#3a3a3a", "O": "#cf3a2d"}  # own colours; metals are coloured by expert
+INK, FAINT = "#2b2b2b", "#8a8a8a"
+
+
+def slab_view(
+    position,
+    symbols: Sequence[str],
+    assignment,
+    *,
+    axis: int = 1,
+    zoom: float | None = 16.0,
+    names: Sequence[str] = ("expensive expert", "cheap expert"),
+) -> Figure:
+    """A structure from the side, its metal coloured by expert.
+
+    Args:
+        position: `[n_atoms, 3]` Å.
+        symbols: `n_atoms` chemical symbols; C and O have colours of their own.
+        assignment: `[n_atoms]` int, 0 for the most expensive expert.
+        axis: 0 or 1, the direction of view; z points up.
+        zoom: Å, the height of a second panel with the top of the structure;
+            None for a single panel.
+        names: of the experts, for the legend.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: shapes do not match, or the axis is not 0 or 1.
+    """
+    position, assignment = np.asarray(position, float), np.asarray(assignment)
+    n_atoms = len(symbols)
+    if position.shape != (n_atoms, 3) or assignment.shape != (n_atoms,):
+        raise ValueError(
+            f"position and assignment must have shapes [{n_atoms}, 3] and [{n_atoms}], one per symbol, "
+            f"got {position.shape} and {assignment.shape}."
+        )
+    if axis not in (0, 1):
+        raise ValueError(f"axis must be 0 or 1, got {axis}.")
+    across = 1 - axis
+    low, high = position.min(0) - 2.0, position.max(0) + 2.0
+    width, height = high[across] - low[across], high[2] - low[2]
+    windows = [(low[2], high[2])]
+    if zoom is not None and zoom < 0.7 * height:
+        windows.append((high[2] - zoom, high[2]))
+    # Panels of equal height, each with one scale for both axes.
+    inches = 5.6
+    widths = [inches * width / (top - bottom) for bottom, top in windows]
+    figure = Figure(figsize=(sum(widths) + 0.9 * len(widths) + 0.2, inches + 1.1), layout="constrained")
+    panels = figure.subplots(1, len(windows), squeeze=False, width_ratios=widths)[0]
+    for panel, (bottom, top) in zip(panels, windows):
+        _draw_atoms(panel, position, symbols, assignment, axis, across)
+        panel.set(xlim=(low[across], high[across]), ylim=(bottom, top), aspect="equal")
+        panel.set_xlabel(f"{'xy'[across]} / Å")
+        panel.tick_params(color=FAINT, labelcolor=INK)
+        panel.spines[:].set_color(FAINT)
+    panels[0].set_ylabel("z / Å")
+    if len(panels) == 2:
+        bottom, top = windows[1]
+        panels[0].axhline(bottom, color=FAINT, lw=0.8, ls=(0, (4, 3)))
+    figure.legend(handles=_legend(symbols, assignment, names), loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def energy_over_time(
+    time_ps,
+    total,
+    kinetic,
+    potential,
+    *,
+    drift: float | None = None,
+    drift_stderr: float | None = None,
+) -> Figure:
+    """Is energy conserved: total energy above, what it is made of below.
+
+    Args:
+        time_ps: `[n]` ps.
+        total, kinetic, potential: `[n]` eV per atom.
+        drift: eV per atom per ps; drawn as a line where given.
+        drift_stderr: its standard error.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: lengths differ, or there are no points.
+    """
+    time, total, kinetic, potential = (np.asarray(x, float) for x in (time_ps, total, kinetic, potential))
+    if not (time.ndim == 1 and len(time) and time.shape == total.shape == kinetic.shape == potential.shape):
+        raise ValueError(
+            "time_ps, total, kinetic and potential must be vectors of one length, at least 1, "
+            f"got shapes {time.shape}, {total.shape}, {kinetic.shape} and {potential.shape}."
+        )
+    figure = Figure(figsize=(7.2, 5.2), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1))
+    deviation = 1000 * (total - total.mean())
+    above.axhline(0, color=FAINT, lw=0.6)
+    above.plot(time, deviation, color="#28527a", lw=1.0, label="total energy")
+    if drift is not None:
+        line = 1000 * drift * (time - time.mean())
+        error = "" if drift_stderr is None else f" ± {1000 * drift_stderr:.4f}"
+        label = f"drift {1000 * drift:+.4f}{error} meV/atom/ps"
+        above.plot(time, line, color="#c0392b", lw=1.4, ls=(0, (5, 2)), label=label)
+    reach = 1.6 * max(np.abs(deviation).max(), 1e-6)
+    above.set(ylim=(-reach, reach), ylabel="total − mean\nmeV per atom")
+    above.legend(loc="upper left", frameon=False, ncols=2)
+    shift = lambda x: 1000 * (x - x[0])  # noqa: E731
+    below.plot(time, shift(kinetic), color="#c77f1a", lw=1.0, label="kinetic")
+    below.plot(time, shift(potential), color="#4f7f6b", lw=1.0, label="potential")
+    below.set(xlabel="time / ps", ylabel="change since start\nmeV per atom")
+    span = np.concatenate([shift(kinetic), shift(potential)])
+    margin = max(np.ptp(span), 1e-6)
+    below.set_ylim(span.min() - 0.1 * margin, span.max() + 0.3 * margin)
+    below.legend(loc="upper left", frameon=False, ncols=2)
+    for panel in (above, below):
+        _plain(panel)
+    if len(time) > 1:
+        below.set_xlim(time[0], time[-1])
+    return figure
+
+
+def mismatch_over_height(height, energy, partial_force, in_domain, *, region: tuple[float, float]) -> Figure:
+    """Do the experts agree: mismatch of each atom against its height.
+
+    Args:
+        height: `[n]` Å.
+        energy: `[n]` eV, difference of the experts' energies.
+        partial_force: `[n]` eV/Å, size of the difference of partial forces.
+        in_domain: `[n]` bool; the others, for which the cheap expert was not
+            made, are drawn hollow.
+        region: Å, lowest and highest atom of the expensive expert; shaded.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: lengths differ.
+    """
+    height, energy, force = (np.asarray(x, float) for x in (height, energy, partial_force))
+    known = np.asarray(in_domain, bool)
+    if not (height.ndim == 1 and height.shape == energy.shape == force.shape == known.shape):
+        raise ValueError(
+            "height, energy, partial_force and in_domain must be vectors of one length, "
+            f"got shapes {height.shape}, {energy.shape}, {force.shape} and {known.shape}."
+        )
+    figure = Figure(figsize=(7.2, 5.2), layout="constrained")
+    panels = figure.subplots(2, 1, sharex=True)
+    labels = ("energy\nmeV per atom", "partial forces\nmeV/Å per atom")
+    for panel, values, label in zip(panels, (1000 * np.abs(energy), 1000 * force), labels):
+        values = np.maximum(values, 1e-6)  # a logarithm needs a floor
+        panel.axvspan(region[0] - 1.0, region[1] + 1.0, color=EXPENSIVE, alpha=0.18, lw=0, zorder=0)
+        style = dict(ls="none", marker="o", ms=3.2, mew=0.6, rasterized=True)
+        panel.plot(height[known], values[known], mfc="#28527a", mec="none", alpha=0.35, **style)
+        panel.plot(height[~known], values[~known], mfc="none", mec=FAINT, **style)
+        panel.set(yscale="log", ylabel=label)
+        _plain(panel)
+    panels[1].set_xlabel("height z / Å")
+    handles = [
+        Line2D([], [], ls="none", marker="o", ms=5, mfc="#28527a", mec="none", label="within both domains"),
+        Line2D([], [], ls="none", marker="s", ms=9, mfc=EXPENSIVE, alpha=0.35, mec="none", label="expensive region"),
+    ]
+    if not known.all():
+        outside = Line2D([], [], ls="none", marker="o", ms=5, mfc="none", mec=FAINT, label="outside (not compared in training)")
+        handles.insert(1, outside)
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, handletextpad=0.3)
+    return figure
+
+
+def _draw_atoms(panel, position, symbols, assignment, axis, across) -> None:
+    order = np.argsort(position[:, axis])[::-1] if axis == 1 else np.argsort(position[:, axis])
+    depth = position[order, axis]
+    depth = (depth - depth[0]) / (depth[-1] - depth[0] or 1.0)  # 0 far, 1 near
+    size = np.array([2 * 0.92 * covalent_radii[atomic_numbers[symbols[k]]] for k in order])
+    paint = np.array([to_rgb(_colour(symbols[k], assignment[k])) for k in order])
+    fade = 0.45 * (1 - depth)[:, None]
+    face = paint * (1 - fade) + fade  # further is paler
+    atoms = EllipseCollection(
+        size,
+        size,
+        np.zeros(len(order)),
+        offsets=position[order][:, [across, 2]],
+        offset_transform=panel.transData,
+        units="xy",
+        facecolors=face,
+        edgecolors=face * 0.62,
+        linewidths=0.5,
+    )
+    panel.add_collection(atoms)
+
+
+def _colour(symbol: str, expert: int) -> str:
+    return ELEMENTS.get(symbol, EXPENSIVE if expert == 0 else CHEAP)
+
+
+def _legend(symbols, assignment, names) -> list[Line2D]:
+    entries: dict[str, str] = {}
+    for symbol, expert in sorted(set(zip(symbols, np.asarray(assignment).tolist())), key=lambda x: (x[0] in ELEMENTS, x[1], x[0])):
+        who = names[min(expert, len(names) - 1)]
+        text = f"{symbol}, {who}" if symbol not in ELEMENTS or expert else f"{symbol} ({who})"
+        entries.setdefault(text, _colour(symbol, expert))
+    return [
+        Line2D([], [], ls="none", marker="o", ms=9, mfc=colour, mec=np.array(to_rgb(colour)) * 0.62, mew=0.6, label=text)
+        for text, colour in entries.items()
+    ]
+
+
+def _plain(panel) -> None:
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.spines[["left", "bottom"]].set_color(FAINT)
+    panel.tick_params(color=FAINT, labelcolor=INK)

@@ -1,0 +1,380 @@
+"""Co-training: one optax loop over the parameters of both experts.
+
+Each step sees one batch of labelled frames and one of metal environments made
+on the fly, which carry no labels and ask for agreement only. Everything random
+follows from the seed and the step, so that a resumed run continues as if it had
+never stopped.
+"""
+
+import time
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from moe_md import checkpoint
+from moe_md.checkpoint import Checkpoint
+from moe_md.data.batching import Batch, batches, collate, frame_rows, prepare
+from moe_md.data.crystals import metal_frames
+from moe_md.data.dataset import Dataset, dataset_from_frames, force_rms, reference_energies, require_labels, summary
+from moe_md.experts import Expert, Params
+from moe_md.training.losses import Terms, Weights, joint_loss, joint_terms
+
+SLOT_STEP = 16  # slots of environment batches are rounded up to this
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What training is told; keys of the `[training]` table of a settings file."""
+
+    steps: int = 4000
+    max_rows: int = 64  # rows of a labelled batch
+    environment_rows: int = 48  # rows of an unlabelled batch; 0 for none
+    metal: str = "Pt"  # what environments are made of
+    lattice_constant: float = 3.98  # Å
+    max_strain: float = 0.04
+    max_rattle: float = 0.2  # Å
+    learning_rate: float = 5e-3
+    warmup_steps: int = 100
+    final_learning_rate: float = 0.01  # share of the peak at the end of the cosine
+    clip_norm: float = 10.0
+    ema_decay: float = 0.998
+    seed: int = 0
+    validate_every: int = 500
+    save_every: int = 500
+    weights: Weights = field(default_factory=Weights)
+
+    def __post_init__(self):
+        positive = ("steps", "max_rows", "lattice_constant", "learning_rate", "clip_norm", "validate_every", "save_every")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        for name in ("warmup_steps", "seed", "max_strain", "max_rattle"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if self.environment_rows and self.environment_rows < 4:
+            raise ValueError(f"environment_rows must be 0 or at least 4, got {self.environment_rows}.")
+        for name in ("ema_decay", "final_learning_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}.")
+
+
+class State(NamedTuple):
+    """What a training step changes."""
+
+    step: jax.Array  # int
+    params: tuple
+    average: tuple  # exponential moving average of params
+    optimizer: Any
+
+
+def cotrain(
+    experts: Sequence[Expert],
+    dataset: Dataset,
+    settings: Settings = Settings(),
+    *,
+    validation: Dataset | None = None,
+    folder=None,
+    progress: bool = True,
+) -> Checkpoint:
+    """Train an expensive and a cheap expert together.
+
+    Both get the reference energies and the force scale of the data. The cheap
+    expert's data are the frames wholly in its domain; on the other frames the
+    mixed energy is fitted, the expensive expert owning what the cheap one may
+    not. Where both are at home they are made to agree.
+
+    Args:
+        experts: the expensive one, whose domain is every species, then the cheap one.
+        dataset: labelled frames; labels may be missing here and there.
+        settings: see `Settings`.
+        validation: frames to report errors on; groups apart from `dataset`.
+        folder: where `training.msgpack` (to resume from) and
+            `checkpoint.msgpack` go; nothing is written where None. A folder
+            that holds a `training.msgpack` of the same settings is resumed.
+        progress: show a bar with both experts' errors and their mismatch.
+
+    Returns:
+        Experts, averaged parameters, settings and record.
+
+    Raises:
+        ValueError: experts do not fit each other or the data, or a label that
+            the loss asks for is missing everywhere.
+        FloatingPointError: the loss is no longer finite.
+    """
+    experts = tuple(experts)
+    _check_experts(experts)
+    species = experts[0].species
+    dataset = dataset_from_frames(dataset.frames, species)
+    weights = settings.weights
+    require_labels(dataset, energy=weights.energy > 0, forces=weights.forces > 0)
+    cutoff = max(e.cutoff for e in experts)
+    train = prepare(dataset, cutoff)
+    held_out = None if validation is None else prepare(dataset_from_frames(validation.frames, species), cutoff)
+
+    optimizer = _optimizer(settings)
+    step_fn = jax.jit(partial(_step, experts, optimizer, settings), donate_argnums=0)
+    state = _initial_state(experts, dataset, optimizer, settings)
+    fingerprint = {"settings": asdict(settings), "experts": [e.config for e in experts], "data": summary(dataset)}
+    history: list[dict] = []
+    state, history, seconds = _resume(folder, state, fingerprint)
+    started = time.monotonic() - seconds
+
+    labelled = _labelled(train, settings, int(state.step))
+    running: dict[str, float] = {}
+    bar = tqdm(total=settings.steps, initial=int(state.step), disable=not progress, desc="co-training", unit="step")
+    last_good = state.average
+    for step in range(int(state.step), settings.steps):
+        state, terms = step_fn(state, next(labelled), environment_batch(experts, settings, step))
+        running = _running(running, terms)
+        if (step + 1) % 20 == 0:
+            bar.update(20)
+            bar.set_postfix_str(
+                f"F {running['expensive']:.0f} | {running['cheap']:.0f} mismatch {running['mismatch']:.1f} meV/Å"
+            )
+        done = step + 1 == settings.steps
+        if (step + 1) % settings.save_every == 0 or (step + 1) % settings.validate_every == 0 or done:
+            if not np.isfinite(sum(running.values())):
+                raise FloatingPointError(
+                    f"the loss is not finite at step {step + 1}: lower learning_rate = {settings.learning_rate}; "
+                    f"the last saved state is whole."
+                )
+            last_good = jax.tree.map(np.asarray, state.average)
+        if held_out is not None and ((step + 1) % settings.validate_every == 0 or done):
+            scores = evaluate(experts, last_good, held_out, settings.max_rows)
+            history.append({"step": step + 1, **scores, "train": dict(running)})
+            bar.write(f"step {step + 1}: " + describe(scores)) if progress else None
+        if folder is not None and ((step + 1) % settings.save_every == 0 or done):
+            seconds = time.monotonic() - started
+            _save_state(folder, state, fingerprint, history, seconds)
+            checkpoint.save(
+                Path(folder) / "checkpoint.msgpack",
+                _result(experts, last_good, settings, dataset, validation, history, step + 1, seconds),
+            )
+    bar.close()
+    seconds = time.monotonic() - started
+    return _result(experts, last_good, settings, dataset, validation, history, settings.steps, seconds)
+
+
+def evaluate(experts: Sequence[Expert], params: Sequence[Params], prepared, max_rows: int = 64) -> dict:
+    """Root mean square errors and mismatch over all frames.
+
+    Args:
+        experts, params: the two experts.
+        prepared: from `data.batching.prepare`.
+        max_rows: rows per batch.
+
+    Returns:
+        For `expensive`, `cheap` (frames in its domain) and `mixed` (the other
+        frames) a dict of `energy_meV_per_atom`, `forces_meV_per_A`,
+        `stress_GPa`; for `mismatch` a dict of `energy_meV`,
+        `partial_forces_meV_per_A`, `stress_GPa`. None where nothing is labelled.
+    """
+    terms_fn = jax.jit(partial(joint_terms, tuple(experts)))
+    totals: dict[str, np.ndarray] = {}
+    for batch in batches(prepared, max_rows=max_rows):
+        terms = jax.device_get(terms_fn(tuple(params), batch))
+        for name in ("expensive", "cheap", "mixed"):
+            e = getattr(terms, name)
+            _add(totals, name, [e.energy, e.forces, e.stress], e.count)
+        m = terms.mismatch
+        _add(totals, "mismatch", [m.energy, m.partial_forces, m.stress], [m.count[0], m.count[0], m.count[1]])
+    units = [1e3, 1e3, 160.21766208]
+    names = ("energy_meV_per_atom", "forces_meV_per_A", "stress_GPa")
+    mismatch_names = ("energy_meV", "partial_forces_meV_per_A", "stress_GPa")
+    report = {}
+    for name, (squares, count) in totals.items():
+        keys = mismatch_names if name == "mismatch" else names
+        report[name] = {
+            key: float(unit * np.sqrt(square / n)) if n else None
+            for key, unit, square, n in zip(keys, units, squares, count)
+        }
+    return report
+
+
+def describe(scores: dict) -> str:
+    """One line of errors, for people."""
+
+    def number(value, form):
+        return "-" if value is None else format(value, form)
+
+    parts = []
+    for name in ("expensive", "cheap", "mixed"):
+        e = scores[name]
+        energy, forces = number(e["energy_meV_per_atom"], ".1f"), number(e["forces_meV_per_A"], ".0f")
+        parts.append(f"{name} {energy} meV/atom {forces} meV/Å")
+    m = scores["mismatch"]
+    parts.append(f"mismatch {number(m['energy_meV'], '.1f')} meV {number(m['partial_forces_meV_per_A'], '.1f')} meV/Å")
+    return ", ".join(parts)
+
+
+def environment_batch(experts: Sequence[Expert], settings: Settings, step: int) -> Batch | None:
+    """Unlabelled metal environments of one step, padded to few shapes."""
+    if settings.environment_rows == 0:
+        return None
+    rng = np.random.default_rng([settings.seed, 1, step])
+    frames = metal_frames(
+        rng,
+        settings.environment_rows,
+        symbol=settings.metal,
+        lattice_constant=settings.lattice_constant,
+        max_strain=settings.max_strain,
+        max_rattle=settings.max_rattle,
+    )
+    species, cutoff = experts[0].species, max(e.cutoff for e in experts)
+    rows = [frame_rows(f, species, cutoff) for f in frames]
+    slots = max(r.mask.shape[1] for r in rows)
+    return collate(
+        frames,
+        species,
+        cutoff,
+        n_rows=settings.environment_rows,
+        n_slots=-(-slots // SLOT_STEP) * SLOT_STEP,
+        n_frames=settings.environment_rows // 4,
+        cached_rows=rows,
+    )
+
+
+def _step(experts, optimizer, settings: Settings, state: State, labelled: Batch, environment: Batch | None):
+    def loss_fn(params):
+        params = tuple(_frozen(p) for p in params)
+        terms = joint_terms(experts, params, labelled)
+        loss = joint_loss(settings.weights, terms)
+        if environment is not None:
+            unlabelled = joint_terms(experts, params, environment)
+            loss = loss + joint_loss(settings.weights, unlabelled)
+            terms = terms._replace(mismatch=unlabelled.mismatch)
+        return loss, terms
+
+    gradient, terms = jax.grad(loss_fn, has_aux=True)(state.params)
+    updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    # An average that starts at the start: full weight to the newest at first.
+    decay = jnp.minimum(settings.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+    average = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), state.average, params)
+    return State(state.step + 1, params, average, optimizer_state), terms
+
+
+def _frozen(params: Params) -> Params:
+    """Scale and shift come from the data and stay."""
+    held = {k: jax.lax.stop_gradient(params[k]) for k in ("scale", "shift") if k in params}
+    return {**params, **held}
+
+
+def _optimizer(settings: Settings) -> optax.GradientTransformation:
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0,
+        settings.learning_rate,
+        min(settings.warmup_steps, settings.steps // 2),
+        settings.steps,
+        settings.learning_rate * settings.final_learning_rate,
+    )
+    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), optax.adam(schedule))
+
+
+def _initial_state(experts, dataset: Dataset, optimizer, settings: Settings) -> State:
+    references = reference_energies(dataset)
+    scale = force_rms(dataset)
+    params = []
+    for n, expert in enumerate(experts):
+        p = expert.init(jax.random.fold_in(jax.random.key(settings.seed), n))
+        if "shift" in p:
+            p["shift"] = jnp.asarray([references[s] for s in expert.species])
+            p["scale"] = jnp.full(len(expert.species), scale)
+        params.append(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), p))
+    params = tuple(params)
+    # The average is a copy: the step's buffers are donated.
+    return State(jnp.asarray(0), params, jax.tree.map(jnp.array, params), optimizer.init(params))
+
+
+def _labelled(train, settings: Settings, start: int) -> Iterator[Batch]:
+    """Batches without end, shuffled anew each epoch, from the one of step `start`."""
+    epoch, seen = 0, 0
+    while True:
+        for batch in batches(train, max_rows=settings.max_rows, rng=np.random.default_rng([settings.seed, 0, epoch])):
+            if seen >= start:
+                yield batch
+            seen += 1
+        epoch += 1
+
+
+def _running(running: dict, terms: Terms) -> dict:
+    """Smoothed root mean square errors for the progress bar, meV/Å."""
+    now = {
+        "expensive": (terms.expensive.forces, terms.expensive.count[1]),
+        "cheap": (terms.cheap.forces, terms.cheap.count[1]),
+        "mismatch": (terms.mismatch.partial_forces, terms.mismatch.count[0]),
+    }
+    new = {}
+    for name, (square, count) in now.items():
+        old = running.get(name, 0.0)
+        value = 1e3 * float(square) ** 0.5
+        new[name] = old if float(count) == 0 else (0.98 * old + 0.02 * value if old else value)
+    return new
+
+
+def _add(totals: dict, name: str, means, counts) -> None:
+    counts = np.asarray(counts, float)
+    squares, count = totals.get(name, (np.zeros(3), np.zeros(3)))
+    totals[name] = (squares + np.asarray(means, float) * counts, count + counts)
+
+
+def _save_state(folder, state: State, fingerprint: dict, history: list, seconds: float) -> None:
+    content = {
+        "state": flax.serialization.to_state_dict(jax.tree.map(np.asarray, state)),
+        "fingerprint": fingerprint,
+        "history": history,
+        "seconds": seconds,
+    }
+    checkpoint.write_atomic(Path(folder) / "training.msgpack", flax.serialization.msgpack_serialize(content))
+
+
+def _resume(folder, state: State, fingerprint: dict) -> tuple[State, list, float]:
+    if folder is None:
+        return state, [], 0.0
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    path = Path(folder) / "training.msgpack"
+    if not path.exists():
+        return state, [], 0.0
+    try:
+        content = flax.serialization.msgpack_restore(path.read_bytes())
+        same = content["fingerprint"] == fingerprint
+    except Exception as error:
+        raise ValueError(f"{path} must be a saved training state, but it cannot be read: {error}.") from None
+    if not same:
+        raise ValueError(
+            f"folder must hold no training of other settings, experts or data, got {folder}: choose another."
+        )
+    restored = flax.serialization.from_state_dict(state, content["state"])
+    return jax.tree.map(jnp.asarray, restored), list(content["history"]), float(content["seconds"])
+
+
+def _result(experts, params, settings, dataset, validation, history, step, seconds) -> Checkpoint:
+    record = {
+        "step": step,
+        "seconds": round(seconds, 1),
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "train": summary(dataset),
+        "validation": None if validation is None else summary(validation),
+        "history": history,
+    }
+    return Checkpoint(tuple(experts), tuple(params), asdict(settings), record)
+
+
+def _check_experts(experts: tuple[Expert, ...]) -> None:
+    if len(experts) != 2:
+        raise ValueError(f"experts must be two, the expensive one first, got {len(experts)}.")
+    if experts[0].species != experts[1].species:
+        raise ValueError(f"experts must share one species tuple, got {experts[0].species} and {experts[1].species}.")
+    if set(experts[0].domain) != set(experts[0].species):
+        raise ValueError(
+            f"the expensive expert's domain must be every species {experts[0].species}, got {experts[0].domain}."
+        )

@@ -1,0 +1,207 @@
+"""The joint loss of two experts: data, and agreement on the cheap one's domain.
+
+    loss = data(H; all frames) + data(L; frames in its domain)
+         + data(mixed energy; other frames, H on the rows outside L's domain)
+         + l_E mean_i (E_i^H - E_i^L)^2               rows in L's domain
+         + l_P mean_i sum_k |g_ik^H - g_ik^L|^2       rows in L's domain
+         + l_S mean |stress^H - stress^L|^2           periodic frames in L's domain
+
+with g_ik = dE_i / d displacement_ik. If the partial forces of shared
+environments agree, no seam of any shape carries a ghost force. For fair-coin
+assignments of rows the expected squared error of the mixed force is
+1/4 |sum_i D_ik|^2 + 1/4 sum_i |D_ik|^2 with D the difference of partial
+forces: the second term is the l_P term in closed form.
+
+Every term but data needs no labels. All follow from one evaluation of energies
+and partial forces per expert.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from moe_md import derivatives
+from moe_md.data.batching import Batch
+from moe_md.experts import Expert, Params, energies_and_partial_forces
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of the joint loss; energies per atom in eV, forces in eV/Å, stress in eV/Å^3."""
+
+    energy: float = 30.0
+    forces: float = 1.0
+    stress: float = 300.0
+    agree_energy: float = 30.0
+    agree_partial_forces: float = 3.0
+    agree_stress: float = 0.0
+    mixed: float = 1.0  # of the mixed energy's data term, against that of one expert
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if not value >= 0:
+                raise ValueError(f"{name} must not be negative, got {value}.")
+
+
+class Prediction(NamedTuple):
+    """Energies and derivatives of a batch by one expert, or a mixture."""
+
+    atom_energies: Array  # [n_rows] eV, zero on padded rows
+    partial_forces: Array  # [n_rows, K, 3] eV/Å
+    energy: Array  # [n_frames] eV
+    forces: Array  # [n_rows, 3] eV/Å
+    stress: Array  # [n_frames, 3, 3] eV/Å^3; only periodic frames have one
+
+
+def predict(expert: Expert, params: Params, batch: Batch) -> Prediction:
+    """One expert on every row of a batch."""
+    energies, g = energies_and_partial_forces(expert, params, batch.rows)
+    return assemble(jnp.where(batch.row_mask, energies, 0.0), g, batch)
+
+
+def assemble(atom_energies: Array, g: Array, batch: Batch) -> Prediction:
+    """Totals, forces and stress from what each row gives."""
+    n_rows, n_frames = batch.row_mask.shape[0], batch.n_atoms.shape[0]
+    per_row = derivatives.virial(g, batch.rows)
+    return Prediction(
+        atom_energies,
+        g,
+        jax.ops.segment_sum(atom_energies, batch.frame, n_frames),
+        derivatives.forces(g, batch.rows, jnp.arange(n_rows), n_rows),
+        jax.ops.segment_sum(per_row, batch.frame, n_frames) / batch.volume[:, None, None],
+    )
+
+
+def mix(first: Prediction, second: Prediction, first_owns: Array, batch: Batch) -> Prediction:
+    """The mixture in which `first` owns the rows of `first_owns`, `[n_rows]` bool."""
+    energies = jnp.where(first_owns, first.atom_energies, second.atom_energies)
+    g = jnp.where(first_owns[:, None, None], first.partial_forces, second.partial_forces)
+    return assemble(energies, g, batch)
+
+
+def rows_in_domain(expert: Expert, batch: Batch) -> Array:
+    """Rows whose centre and neighbours within the cutoff the expert may meet: `[n_rows]` bool."""
+    allowed = jnp.asarray([s in expert.domain for s in expert.species])
+    rows = batch.rows
+    distance = jnp.linalg.norm(jnp.where(rows.mask[..., None], rows.displacement, 1.0), axis=-1)
+    foreign = rows.mask & (distance < expert.cutoff) & ~allowed[rows.neighbor_species]
+    return batch.row_mask & allowed[rows.center_species] & ~jnp.any(foreign, axis=1)
+
+
+def frames_in_domain(row_in_domain: Array, batch: Batch) -> Array:
+    """Frames all of whose rows are in the domain: `[n_frames]` bool."""
+    outside = (batch.row_mask & ~row_in_domain).astype(jnp.int32)
+    outside = jax.ops.segment_sum(outside, batch.frame, batch.n_atoms.shape[0])
+    return (batch.n_atoms > 0) & (outside == 0)
+
+
+def mean_where(mask: Array, value: Array) -> Array:
+    """Mean over True entries of `mask`; zero where there is none."""
+    mask = jnp.broadcast_to(mask, value.shape)
+    return jnp.sum(jnp.where(mask, value, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+
+
+class Errors(NamedTuple):
+    """Mean squared errors of a batch, and how many numbers each is a mean of."""
+
+    energy: Array  # (eV/atom)^2
+    forces: Array  # (eV/Å)^2 per component
+    stress: Array  # (eV/Å^3)^2 per component
+    count: Array  # [3] labelled frames, force components, stress components
+
+
+def errors(prediction: Prediction, batch: Batch, frames: Array) -> Errors:
+    """Squared errors against the labels that the chosen frames have.
+
+    Args:
+        prediction: of the batch.
+        batch: labels and masks; a missing label counts nowhere.
+        frames: `[n_frames]` bool.
+    """
+    row_frame = jnp.append(frames, False)[batch.frame]
+    energy_mask = batch.energy_mask & frames
+    forces_mask = (batch.forces_mask & row_frame)[:, None]
+    stress_mask = (batch.stress_mask & frames)[:, None, None]
+    per_atom = (prediction.energy - batch.energy) / jnp.maximum(batch.n_atoms, 1)
+    return Errors(
+        mean_where(energy_mask, per_atom**2),
+        mean_where(forces_mask, (prediction.forces - batch.forces) ** 2),
+        mean_where(stress_mask, (prediction.stress - batch.stress) ** 2),
+        jnp.stack([jnp.sum(energy_mask), 3 * jnp.sum(forces_mask), 9 * jnp.sum(stress_mask)]),
+    )
+
+
+class Mismatch(NamedTuple):
+    """Mean squared disagreement of two experts on shared rows."""
+
+    energy: Array  # eV^2 per row
+    partial_forces: Array  # (eV/Å)^2 per row, summed over its slots
+    stress: Array  # (eV/Å^3)^2 per component
+    count: Array  # [2] rows, stress components
+
+
+def mismatch(first: Prediction, second: Prediction, shared_rows: Array, shared_frames: Array, batch: Batch) -> Mismatch:
+    """Disagreement of two predictions where both experts are at home.
+
+    Args:
+        first, second: of one batch.
+        shared_rows: `[n_rows]` bool, rows in both domains.
+        shared_frames: `[n_frames]` bool, frames wholly in both.
+        batch: the batch. Stress is compared in periodic frames only.
+    """
+    periodic = (shared_frames & (batch.volume > 1.0))[:, None, None]
+    g2 = jnp.sum((first.partial_forces - second.partial_forces) ** 2, axis=(1, 2))
+    return Mismatch(
+        mean_where(shared_rows, (first.atom_energies - second.atom_energies) ** 2),
+        mean_where(shared_rows, g2),
+        mean_where(periodic, (first.stress - second.stress) ** 2),
+        jnp.stack([jnp.sum(shared_rows), 9 * jnp.sum(periodic)]),
+    )
+
+
+class Terms(NamedTuple):
+    """What a batch says of two experts."""
+
+    expensive: Errors  # all frames
+    cheap: Errors  # frames in its domain
+    mixed: Errors  # the other frames
+    mismatch: Mismatch
+
+
+def joint_terms(experts: Sequence[Expert], params: Sequence[Params], batch: Batch) -> Terms:
+    """Errors of both experts and of their mixture, and their disagreement.
+
+    Args:
+        experts: the expensive one (whose domain is every species), the cheap one.
+        params: theirs.
+        batch: labelled, partly labelled or unlabelled frames.
+    """
+    expensive, cheap = (predict(e, p, batch) for e, p in zip(experts, params, strict=True))
+    rows = rows_in_domain(experts[1], batch)
+    frames = frames_in_domain(rows, batch)
+    real = batch.n_atoms > 0
+    mixed = mix(expensive, cheap, ~rows, batch)
+    return Terms(
+        errors(expensive, batch, real),
+        errors(cheap, batch, frames),
+        errors(mixed, batch, real & ~frames),
+        mismatch(expensive, cheap, rows, frames, batch),
+    )
+
+
+def joint_loss(weights: Weights, terms: Terms) -> Array:
+    """The weighted sum of all terms."""
+    data = sum(
+        share * (weights.energy * e.energy + weights.forces * e.forces + weights.stress * e.stress)
+        for share, e in ((1.0, terms.expensive), (1.0, terms.cheap), (weights.mixed, terms.mixed))
+    )
+    m = terms.mismatch
+    agree = (
+        weights.agree_energy * m.energy
+        + weights.agree_partial_forces * m.partial_forces
+        + weights.agree_stress * m.stress
+    )
+    return data + agree

@@ -1,0 +1,325 @@
+"""Every expert: the contract, and what padding, chunking and dtype must not change."""
+
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import contract
+from contract import ATOMS, CUTOFF, POSITION, SPECIES, close, cluster_rows, randomized
+from moe_md import experts
+from moe_md.experts import build, chunked_atom_energies, energies_and_partial_forces
+from moe_md.neighborhood import Neighborhood
+
+EXPERTS = {
+    **{
+        f"allegro-l{l_max}-layers{layers}-{'parity' if parity else 'so3'}": (
+            contract.small_allegro,
+            (l_max, layers, parity),
+        )
+        for l_max in (1, 2)
+        for layers in (1, 2)
+        for parity in (True, False)
+    },
+    "power_spectrum": (contract.small_power_spectrum, ()),
+    "power_spectrum-Pt": (contract.small_power_spectrum, (("Pt",),)),
+    "lennard_jones": (contract.small_lennard_jones, ()),
+}
+# One of each kind, where the network's size cannot matter.
+KINDS = ("allegro-l2-layers2-parity", "power_spectrum", "power_spectrum-Pt", "lennard_jones")
+
+
+@lru_cache
+def made(name):
+    make, arguments = EXPERTS[name]
+    expert = make(*arguments)
+    return expert, randomized(expert)
+
+
+@lru_cache
+def potential(name):
+    inner = contract.expert_potential(*made(name))
+    if name != "power_spectrum-Pt":
+        return inner
+    # Its own species only: others it does not see.
+    return contract.Potential(lambda R, s, owner: inner.evaluate(R, np.zeros_like(s), owner), inner.cutoff)
+
+
+@lru_cache
+def jitted(name):
+    """Energies and partial forces of the expert, and gradients of a force loss."""
+    expert, _ = made(name)
+
+    def force_loss(params, rows):
+        energies, g = energies_and_partial_forces(expert, params, rows)
+        return jnp.sum(jnp.where(rows.mask[..., None], g, 0.0) ** 2) + jnp.sum(energies**2)
+
+    def loss_of_displacement(displacement, params, rows):
+        return force_loss(params, rows._replace(displacement=displacement))
+
+    first = jax.jit(lambda params, rows: energies_and_partial_forces(expert, params, rows))
+    second = jax.jit(
+        lambda params, rows: (
+            jax.value_and_grad(force_loss)(params, rows),
+            jax.grad(loss_of_displacement)(rows.displacement, params, rows),
+        )
+    )
+    return first, second
+
+
+@pytest.mark.parametrize("check", contract.CHECKS, ids=lambda f: f.__name__.removeprefix("check_"))
+@pytest.mark.parametrize("name", EXPERTS)
+def test_contract(name, check):
+    check(potential(name))
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("fill", [0.0, 1e-3, 50.0])
+def test_padding_changes_nothing(name, fill):
+    _, params = made(name)
+    first, _ = jitted(name)
+    n, slots = len(ATOMS), len(ATOMS) - 1
+    energies, g = first(params, cluster_rows(POSITION, ATOMS))
+    padded_energies, padded_g = first(params, cluster_rows(POSITION, ATOMS, extra_slots=3, extra_rows=2, fill=fill))
+    close(padded_energies[:n], energies, 1e-12)
+    close(padded_g[:n, :slots], g, 1e-12)
+    np.testing.assert_array_equal(padded_g[:n, slots:], 0.0)
+    np.testing.assert_array_equal(padded_g[n:], 0.0)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_dropping_skin_slots_changes_nothing(name):
+    _, params = made(name)
+    first, _ = jitted(name)
+    rows = cluster_rows(POSITION, ATOMS)
+    distance = np.linalg.norm(rows.displacement, axis=-1)
+    near = np.asarray(rows.mask) & (distance < CUTOFF)
+    assert near.sum() < np.asarray(rows.mask).sum()
+    energies, g = first(params, rows)
+    order = np.argsort(~near, axis=1, kind="stable")[:, : near.sum(axis=1).max()]
+
+    def compact(x):
+        return jnp.asarray(np.take_along_axis(np.asarray(x), order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1))
+
+    compacted = Neighborhood(
+        compact(rows.displacement), compact(near), rows.center_species, compact(rows.neighbor_species), compact(rows.neighbor)
+    )
+    compacted_energies, compacted_g = first(params, compacted)
+    close(compacted_energies, energies, 1e-12)
+    close(compacted_g, np.where(compact(near)[..., None], compact(g), 0.0), 1e-12)
+    np.testing.assert_array_equal(np.asarray(g)[~near], 0.0)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_order_of_slots_does_not_matter(name):
+    _, params = made(name)
+    first, _ = jitted(name)
+    rows = cluster_rows(POSITION, ATOMS)
+    order = np.array([3, 0, 4, 2, 1])
+    shuffled = Neighborhood(
+        rows.displacement[:, order],
+        rows.mask[:, order],
+        rows.center_species,
+        rows.neighbor_species[:, order],
+        rows.neighbor[:, order],
+    )
+    energies, g = first(params, rows)
+    shuffled_energies, shuffled_g = first(params, shuffled)
+    close(shuffled_energies, energies, 1e-12)
+    close(shuffled_g, g[:, order], 1e-12)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_jit_changes_nothing(name):
+    expert, params = made(name)
+    rows = cluster_rows(POSITION, ATOMS)
+    close(expert.atom_energies(params, rows), jitted(name)[0](params, rows)[0], 1e-12)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_species_matter(name):
+    expert, params = made(name)
+    if name == "lennard_jones":
+        pytest.skip("one pair potential for all species")
+    energies = np.asarray(jitted(name)[0](params, cluster_rows(POSITION, ATOMS))[0])
+    swapped = np.asarray(jitted(name)[0](params, cluster_rows(POSITION, 1 - ATOMS))[0])
+    assert np.abs(energies - swapped).min() > 1e-6
+
+
+def test_species_outside_the_domain_are_not_seen():
+    _, params = made("power_spectrum-Pt")
+    first, _ = jitted("power_spectrum-Pt")
+    energies, g = first(params, cluster_rows(POSITION, ATOMS))
+    only = np.flatnonzero(ATOMS == 0)
+    alone, _ = first(params, cluster_rows(POSITION[only], ATOMS[only]))
+    close(np.asarray(energies)[only], alone, 1e-12)
+    carbon = np.asarray(cluster_rows(POSITION, ATOMS).neighbor_species) == 1
+    np.testing.assert_array_equal(np.asarray(g)[carbon], 0.0)
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_isolated_atom_has_its_shift(name):
+    expert, params = made(name)
+    rows = cluster_rows(np.diag([0.0, 10.0, 20.0])[:2], np.array([0, 1]))
+    expected = params.get("shift", np.zeros(2))
+    np.testing.assert_array_equal(expert.atom_energies(params, rows), expected)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_derivatives_on_padded_slots_are_finite(name):
+    """Zero-length padded slots, and rows of nothing else, under two derivatives."""
+    _, params = made(name)
+    first, second = jitted(name)
+    real = cluster_rows(POSITION, ATOMS)
+    padded = cluster_rows(POSITION, ATOMS, extra_slots=3, extra_rows=2, fill=0.0)
+    (loss, of_params), of_displacement = second(params, padded)
+    assert np.isfinite(loss)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(of_params))
+    assert np.isfinite(of_displacement).all()
+    # The padded rows add their shift's square to the loss, and nothing to what displacements feel.
+    expected = second(params, real)[1]
+    close(of_displacement[: len(ATOMS), : len(ATOMS) - 1], expected, 1e-11)
+    np.testing.assert_array_equal(np.asarray(of_displacement)[~np.asarray(padded.mask)], 0.0)
+    nothing = padded._replace(mask=jnp.zeros_like(padded.mask), displacement=jnp.zeros_like(padded.displacement))
+    _, g = first(params, nothing)
+    (_, of_params), of_displacement = second(params, nothing)
+    np.testing.assert_array_equal(g, 0.0)
+    np.testing.assert_array_equal(of_displacement, 0.0)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(of_params))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_parameter_gradient_of_a_force_loss(name):
+    """Double backward against finite differences, along a random direction of each parameter."""
+    _, params = made(name)
+    _, second = jitted(name)
+    rows = cluster_rows(POSITION, ATOMS, extra_slots=3, extra_rows=2, fill=0.0)
+    (_, gradient), _ = second(params, rows)
+    rng = np.random.default_rng(1)
+    h = 1e-4
+    leaves, tree = jax.tree.flatten(params)
+    for place, leaf in enumerate(leaves):
+        direction = rng.standard_normal(np.shape(leaf))
+
+        def loss(step):
+            moved = [*leaves[:place], leaf + step * direction, *leaves[place + 1 :]]
+            return float(second(jax.tree.unflatten(tree, moved), rows)[0][0])
+
+        expected = (8 * (loss(h) - loss(-h)) - (loss(2 * h) - loss(-2 * h))) / (12 * h)
+        found = float(np.sum(np.asarray(jax.tree.leaves(gradient)[place]) * direction))
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7 * max(1.0, loss(0.0)))
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("chunk_size", [1, 7, 9])
+def test_chunking_changes_nothing(name, chunk_size):
+    """Values and derivatives: reverse, forward, of parameters, of both, twice, and batched."""
+    expert, params = made(name)
+    rows = cluster_rows(np.concatenate([POSITION, POSITION[:3] + 6.0]), np.concatenate([ATOMS, ATOMS[:3]]), extra_slots=1)
+    rng = np.random.default_rng(2)
+    D_dot = jnp.asarray(rng.standard_normal(rows.displacement.shape))
+    params_dot = jax.tree.map(lambda p: jnp.asarray(rng.standard_normal(np.shape(p))), params)
+    weight = jnp.asarray(rng.standard_normal(9))
+
+    def quantities(atom_energies):
+        def weighted(params, D):
+            return jnp.sum(weight * atom_energies(params, rows._replace(displacement=D)))
+
+        def force_loss(params, D):
+            return jnp.sum(jax.grad(weighted, 1)(params, D) ** 2)
+
+        def parameter_loss(params, D):
+            return sum(jnp.sum(x**2) for x in jax.tree.leaves(jax.grad(weighted)(params, D)))
+
+        def compute(params, D, params_dot, D_dot):
+            return {
+                "energies": atom_energies(params, rows._replace(displacement=D)),
+                "reverse": jax.grad(weighted, (0, 1))(params, D),
+                "forward D": jax.jvp(lambda D: weighted(params, D), (D,), (D_dot,)),
+                "forward both": jax.jvp(weighted, (params, D), (params_dot, D_dot)),
+                "force loss": jax.grad(force_loss, (0, 1))(params, D),
+                "parameter loss": jax.grad(parameter_loss, (0, 1))(params, D),
+                "forward over reverse": jax.jvp(jax.grad(weighted, 1), (params, D), (params_dot, D_dot)),
+                "batched": jax.vmap(jax.grad(weighted, 1), (None, 0))(params, jnp.stack([D, 1.01 * D])),
+            }
+
+        return jax.jit(compute)(params, rows.displacement, params_dot, D_dot)
+
+    expected = whole(name, quantities)
+    found = quantities(chunked_atom_energies(expert, chunk_size))
+    for key in expected:
+        for a, b in zip(jax.tree.leaves(found[key]), jax.tree.leaves(expected[key]), strict=True):
+            close(a, b, 1e-11)
+
+
+WHOLE = {}
+
+
+def whole(name, quantities):
+    """The same quantities of the whole expert at once, computed once."""
+    if name not in WHOLE:
+        WHOLE[name] = quantities(made(name)[0].atom_energies)
+    return WHOLE[name]
+
+
+def test_one_parameter_tangent_is_enough():
+    """Freezing part of the parameters leaves symbolic zeros beside real tangents."""
+    expert, params = made("lennard_jones")
+    chunked = chunked_atom_energies(expert, 4)
+    rows = cluster_rows(POSITION, ATOMS)
+
+    def energy(atom_energies, sigma):
+        return jnp.sum(atom_energies({"epsilon": params["epsilon"], "sigma": sigma}, rows))
+
+    sigma = jnp.asarray(params["sigma"])
+    found = jax.grad(lambda s: energy(chunked, s))(sigma)
+    close(found, jax.grad(lambda s: energy(expert.atom_energies, s))(sigma), 1e-12)
+    assert abs(found) > 1e-3
+
+
+def test_no_rows_at_all():
+    expert, params = made("power_spectrum")
+    rows = jax.tree.map(lambda x: x[:0], cluster_rows(POSITION, ATOMS))
+    assert chunked_atom_energies(expert, 4)(params, rows).shape == (0,)
+
+
+@pytest.mark.parametrize("chunk_size", [0, -3])
+def test_chunk_size_must_be_positive(chunk_size):
+    with pytest.raises(ValueError, match=f"chunk_size must be at least 1, got {chunk_size}"):
+        chunked_atom_energies(made("lennard_jones")[0], chunk_size)
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_a_config_builds_the_same_expert(name):
+    expert, params = made(name)
+    again = build(expert.config)
+    assert again[2:] == expert[2:]
+    rows = cluster_rows(POSITION, ATOMS)
+    np.testing.assert_array_equal(again.atom_energies(params, rows), expert.atom_energies(params, rows))
+
+
+@pytest.mark.parametrize(
+    "build_it, message",
+    [
+        (lambda: experts.allegro(SPECIES, 3.0, num_layers=0), "num_layers must be at least 1, got 0"),
+        (lambda: experts.allegro(SPECIES, 3.0, l_max=-1), "l_max must be at least 0, got -1"),
+        (lambda: experts.allegro(SPECIES, 3.0, num_scalar_features=5), "num_scalar_features must be even .* got 5"),
+        (lambda: experts.allegro(SPECIES, 3.0, num_tensor_features=0), "num_tensor_features must be at least 1, got 0"),
+        (lambda: experts.allegro(SPECIES, 3.0, avg_num_neighbors=0.0), "avg_num_neighbors must be positive, got 0.0"),
+        (lambda: experts.allegro("Pt", 3.0), "species must be a tuple of distinct chemical symbols, got 'Pt'"),
+        (lambda: experts.power_spectrum(("Pt", "Pt"), 3.0), "species must be a tuple of distinct chemical symbols"),
+        (lambda: experts.power_spectrum((), 3.0), "species must be a tuple of distinct chemical symbols"),
+        (lambda: experts.power_spectrum(SPECIES, 0.0), r"cutoff must be positive \(Å\), got 0.0"),
+        (lambda: experts.power_spectrum(SPECIES, 3.0, domain=("Au",)), "domain must be a non-empty subset .*'Au'"),
+        (lambda: experts.power_spectrum(SPECIES, 3.0, domain=()), "domain must be a non-empty subset"),
+        (lambda: experts.power_spectrum(SPECIES, 3.0, num_channels=0), "num_channels must be at least 1, got 0"),
+        (lambda: experts.lennard_jones(SPECIES, 3.0, onset=3.0), "onset must lie between 0 and cutoff = 3.0 Å, got 3.0"),
+        (lambda: build({"builder": "magic"}), "builder must be one of .*'magic'"),
+        (lambda: build({"builder": "lennard_jones", "species": ["Pt"], "cutof": 3.0}), "arguments of lennard_jones"),
+    ],
+)
+def test_bad_arguments_are_refused(build_it, message):
+    with pytest.raises(ValueError, match=message):
+        build_it()
