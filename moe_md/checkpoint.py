@@ -72,34 +72,52 @@ def load(name_or_path) -> Checkpoint:
         raise ValueError(f"{path} must be a moe_md checkpoint, but it cannot be read: {error}.") from None
     if version != FORMAT:
         raise ValueError(f"{path} must have checkpoint format {FORMAT}, got {version!r}.")
-    experts = tuple(build(config) for config in _in_order(content["experts"]))
-    params = tuple(_in_order(content["params"]))
-    for expert, tree in zip(experts, params, strict=True):
+    missing = [key for key in ("experts", "params", "settings", "record") if key not in content]
+    if missing:
+        raise ValueError(f"{path} must be a moe_md checkpoint, but it holds no {', '.join(missing)}.")
+    configs, params = (_in_order(path, key, content[key]) for key in ("experts", "params"))
+    if len(configs) != len(params):
+        raise ValueError(f"{path} must hold parameters for each of its {len(configs)} experts, got {len(params)}.")
+    experts = tuple(build(config) for config in configs)
+    for expert, tree in zip(experts, params):
         _check_params(path, expert, tree)
-    return Checkpoint(experts, params, content["settings"], content["record"])
+    return Checkpoint(experts, tuple(params), content["settings"], content["record"])
 
 
 def write_atomic(path, content: bytes) -> None:
     """Write bytes so that `path` holds either the old or the new content."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
-def _in_order(value) -> list:
-    """A list, also where it was stored as a dict of indices."""
-    return [value[k] for k in sorted(value, key=int)] if isinstance(value, dict) else list(value)
+def _in_order(path: Path, key: str, value) -> list:
+    """A list of dicts, also where it was stored as a dict of indices."""
+    if isinstance(value, dict) and all(str(k).isdecimal() for k in value):
+        value = [value[k] for k in sorted(value, key=int)]
+    if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
+        raise ValueError(f"{path} must hold a list of {key}, one dict each, got {value!r:.80}.")
+    return value
 
 
 def _check_params(path: Path, expert: Expert, params: Params) -> None:
     wanted = jax.eval_shape(expert.init, jax.random.key(0))
     shapes = jax.tree_util.tree_map(lambda x: tuple(x.shape), wanted)
-    found = jax.tree_util.tree_map(lambda x: tuple(np.shape(x)), params)
+    found = jax.tree_util.tree_map(lambda x: tuple(x.shape) if _is_numeric(x) else type(x).__name__, params)
     if shapes != found:
         raise ValueError(
             f"{path} must hold parameters of shapes {shapes} for {expert.config['builder']}, got {found}."
         )
+
+
+def _is_numeric(x) -> bool:
+    # dtype.kind "V" is numpy's view of bfloat16.
+    return isinstance(x, (np.ndarray, np.generic)) and x.dtype.kind in "fV"

@@ -305,7 +305,7 @@ def build(config: dict) -> Expert:
     """
     arguments = dict(config)
     name = arguments.pop("builder", None)
-    if name not in BUILDERS:
+    if not isinstance(name, str) or name not in BUILDERS:
         raise ValueError(f"builder must be one of {sorted(BUILDERS)}, got {name!r}.")
     try:
         return BUILDERS[name](**arguments)
@@ -319,9 +319,10 @@ def cast(params: Params, dtype) -> Params:
 
 
 def _network_expert(name: str, network: nn.Module, config: dict) -> Expert:
-    species, cutoff = tuple(config["species"]), float(config["cutoff"])
-    domain = species if config["domain"] is None else tuple(config["domain"])
+    species, cutoff = config["species"], float(config["cutoff"])
+    domain = tuple(species if config["domain"] is None else config["domain"])
     _check_species(species, cutoff, domain)
+    species = tuple(species)
     if not config["avg_num_neighbors"] > 0:
         raise ValueError(f"avg_num_neighbors must be positive, got {config['avg_num_neighbors']}.")
 

@@ -169,7 +169,8 @@ def mixture_neighbor_list(
             contribution = jnp.where(weight > 0, weight * computed, 0.0)
             energies = energies.at[centers].add(contribution, mode="drop")
             missing = missing | (wanted > jnp.sum(weight > 0))
-        energies = jnp.where(missing, jnp.nan, energies)
+        # A product, so that the forces are NaN too: behind a `where` they would be zero.
+        energies = energies * jnp.where(missing, jnp.nan, 1.0).astype(R.dtype)
         return energies if per_particle else jnp.sum(energies)
 
     def update(position, neighbors: MixtureNeighbors, **kwargs):

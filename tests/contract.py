@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax_md import space
 
-from moe_md.experts import Expert, allegro, energies_and_partial_forces, lennard_jones, power_spectrum
+from moe_md.experts import Expert, allegro, lennard_jones, power_spectrum
 from moe_md.mixture import mixture_neighbor_list
-from moe_md.neighborhood import Neighborhood, rows_from_neighbor_list
+from moe_md.neighborhood import Neighborhood
 from moe_md.regions import fixed
 
 SPECIES = ("Pt", "C")
@@ -104,28 +104,32 @@ def small_lennard_jones(cutoff: float = CUTOFF) -> Expert:
 
 
 def expert_potential(expert: Expert, params) -> Potential:
-    """An expert on all pairs of a cluster."""
+    """An expert on all pairs of a cluster, padded to one shape so that it compiles once."""
+    most = 2 * len(ATOMS)
 
     @jax.jit
-    def compute(position, rows_of, species):
+    def compute(position, species, n_atoms):
+        index = jnp.arange(most)
+        neighbor = jnp.where(index[None, :] == index[:, None], n_atoms, index[None, :])
+        mask = (neighbor < n_atoms) & (index[:, None] < n_atoms)
+        safe = jnp.where(mask, neighbor, 0)
+
         def total(position):
-            neighbor, mask, safe, center = rows_of
-            displacement = jnp.where(mask[..., None], position[safe] - position[center][:, None], 0.0)
-            rows = Neighborhood(displacement, mask, species[center], species[safe], neighbor)
+            displacement = jnp.where(mask[..., None], position[safe] - position[:, None], 0.0)
+            rows = Neighborhood(displacement, mask, species, species[safe], neighbor)
             energies = expert.atom_energies(params, rows)
-            return jnp.sum(energies), energies
+            return jnp.sum(jnp.where(index < n_atoms, energies, 0.0)), energies
 
         grad, energies = jax.grad(total, has_aux=True)(position)
         return energies, -grad
 
     def evaluate(position, species, owner):
         del owner
-        rows = cluster_rows(position, species)
-        mask = rows.mask
-        safe = jnp.where(mask, rows.neighbor, 0)
-        return compute(
-            jnp.asarray(position), (rows.neighbor, mask, safe, jnp.arange(len(species))), jnp.asarray(species)
-        )
+        n_atoms = len(species)
+        position = np.pad(np.asarray(position), [(0, most - n_atoms), (0, 0)])
+        species = np.pad(np.asarray(species), (0, most - n_atoms))
+        energies, forces = compute(position, species, n_atoms)
+        return energies[:n_atoms], forces[:n_atoms]
 
     return Potential(evaluate, expert.cutoff)
 

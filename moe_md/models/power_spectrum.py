@@ -44,7 +44,8 @@ class PowerSpectrumNetwork(nn.Module):
         basis = radial_basis(distance, mask, self.cutoff, self.num_bessels, self.polynomial_cutoff_p)
         if len(self.domain) > 1:
             of_species = jax.nn.one_hot(neighbor, len(self.domain), dtype=basis.dtype)
-            basis = (of_species[..., None] * basis[..., None, :]).reshape(*basis.shape[:-1], -1)
+            blocks = of_species[..., None] * basis[..., None, :]
+            basis = blocks.reshape(*basis.shape[:-1], len(self.domain) * self.num_bessels)
         harmonics = angular.spherical_harmonics(self.l_max, vector)
         density = jnp.einsum("nkq,nkm->nqm", basis, harmonics) / self.avg_num_neighbors**0.5
 
@@ -70,7 +71,7 @@ class PowerSpectrumNetwork(nn.Module):
     def _centre_network(self, x: Array) -> Array:
         """A small network, less its value for a centre without neighbours."""
         # The row of zeros travels along, so that each weight is read once.
-        x = jnp.concatenate([x, jnp.zeros_like(x[:1])])
+        x = jnp.concatenate([x, jnp.zeros((1, x.shape[-1]), x.dtype)])
         for layer, width in enumerate(self.hidden):
             weight = self.param(f"weight_{layer}", unit_uniform, (x.shape[-1], width))
             bias = self.param(f"bias_{layer}", unit_uniform, (width,))

@@ -1,0 +1,208 @@
+"""How fast is the mixture beside its bound?
+
+One step of velocity Verlet (neighbours updated, energy differentiated) of a
+rattled Pt crystal of about 8,000 atoms, in float32: all atoms on the expensive
+expert, all on the cheap one, and a slab that holds the share f of the atoms on
+the expensive one. With r the measured cost of the expensive expert over that of
+the cheap one, no mixture can be faster than
+
+    S_max = 1 / (f + (1 - f) / r)
+
+times all-expensive. Both references run alone, without the machinery of the
+mixture: with their own neighbour list and no rows of the other expert.
+
+A step here updates its list as every step does, but the atoms do not move far
+enough to rebuild it; a rebuild is timed apart, and so is its share of a step
+at one rebuild in 20 steps.
+"""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase.data import atomic_masses, atomic_numbers
+from jax_md import simulate, space
+
+import harness
+import moe_md as mm
+from moe_md.data import fcc_supercell
+
+SYMBOL, LATTICE_CONSTANT = "Pt", 3.98  # Å
+RATTLE = 0.1  # Å, standard deviation of each coordinate
+TIMESTEP_FS, TEMPERATURE_K = 1.0, 300.0
+SHARES = (0.05, 0.1, 0.25)
+STEPS_PER_REBUILD = 20
+
+
+def cells_for(n_atoms: int) -> tuple[int, int, int]:
+    """Cubic cells `(a, a, b)`, b at least a, of the crystal closest to `n_atoms`."""
+    sizes = [(a, a, b) for a in range(3, 80) for b in range(a, a + 4)]
+    return min(sizes, key=lambda size: (abs(4 * size[0] * size[1] * size[2] - n_atoms), size[2] - size[0]))
+
+
+def crystal(n_atoms: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions `[n, 3]` Å of a rattled fcc crystal, and its box `[3]` Å."""
+    frame = fcc_supercell(SYMBOL, LATTICE_CONSTANT, cells_for(n_atoms))
+    rng = np.random.default_rng(0)
+    edges = np.diag(frame.cell)
+    position = np.mod(frame.positions + RATTLE * rng.standard_normal(frame.positions.shape), edges)
+    return position.astype(np.float32), edges.astype(np.float32)
+
+
+def upper_share(position: np.ndarray, share: float) -> mm.regions.Fixed:
+    """The highest atoms, `share` of them, on the expensive expert."""
+    count = max(1, round(share * len(position)))
+    return mm.regions.slab(position, lower=np.sort(position[:, 2])[-count])
+
+
+def step_case(position, edges, experts, params, species, region, chunk_size: int) -> harness.Case:
+    """One step of velocity Verlet as a program of `(state, neighbors)`."""
+    displacement_fn, shift_fn = space.periodic(edges)
+    neighbor_fn, energy_fn = mm.mixture_neighbor_list(
+        displacement_fn, edges, experts, params, species, region, chunk_size=chunk_size
+    )
+    _, apply_fn = simulate.nve(energy_fn, shift_fn, TIMESTEP_FS * mm.units.fs)
+
+    def step(carry):
+        state, neighbors = carry
+        neighbors = neighbors.update(state.position)
+        return apply_fn(state, neighbor=neighbors), neighbors
+
+    return harness.Case(step, (start(position), neighbor_fn.allocate(jnp.asarray(position))))
+
+
+def start(position) -> simulate.NVEState:
+    """The same start for all; no force acts in the first half step."""
+    position = jnp.asarray(position)
+    mass = jnp.full((len(position), 1), atomic_masses[atomic_numbers[SYMBOL]], position.dtype)
+    momentum = jnp.sqrt(mass * mm.units.kB * TEMPERATURE_K) * jax.random.normal(
+        jax.random.key(0), position.shape, position.dtype
+    )
+    return simulate.NVEState(position, momentum - momentum.mean(0), jnp.zeros_like(position), mass)
+
+
+def rebuild_case(reference: harness.Case, edges) -> harness.Case:
+    """A list that must be rebuilt at every call: all atoms shift by half a cell, back and forth."""
+    state, neighbors = reference.state
+    shift = jnp.asarray(edges) * 0.5
+
+    def rebuild(carry):
+        position, built = carry
+        position = jnp.mod(position + shift, jnp.asarray(edges))
+        return position, built.update(position)
+
+    return harness.Case(rebuild, (state.position, neighbors.list))
+
+
+def measure(arguments) -> dict:
+    """Everything a line of the results says."""
+    model = harness.two_experts(arguments.checkpoint, random=arguments.random)
+    experts, params = model.experts[:2], model.params[:2]
+    position, edges = crystal(arguments.atoms)
+    n_atoms = len(position)
+    species = np.full(n_atoms, experts[0].species.index(SYMBOL))
+    alone = mm.regions.fixed(np.zeros(n_atoms, int), n_experts=1)
+    make = lambda *who, region: step_case(position, edges, *who, species, region, arguments.chunk_size)  # noqa: E731
+    regions = {f"mixture {share:g}": upper_share(position, share) for share in arguments.shares}
+    cases = {}
+    for name, who, region in [
+        ("all expensive", (experts[:1], params[:1]), alone),
+        ("all cheap", (experts[1:], params[1:]), alone),
+        *((name, (experts, params), region) for name, region in regions.items()),
+    ]:
+        cases[name] = make(*who, region=region)
+        print(f"{name}: compiled in {cases[name].compile_seconds:.1f} s", flush=True)
+    cases["rebuild"] = rebuild_case(cases["all expensive"], edges)
+
+    # The first step starts without force: all cases then feel theirs at the same positions.
+    for case in cases.values():
+        case.advance()
+    forces = {name: np.asarray(case.state[0].force) for name, case in cases.items() if name != "rebuild"}
+    timings = harness.interleave(cases, repeats=arguments.repeats)
+    expensive, cheap, rebuild = (timings[name].median for name in ("all expensive", "all cheap", "rebuild"))
+    rows = []
+    for name, force in forces.items():
+        neighbors = cases[name].state[1]
+        if bool(neighbors.did_buffer_overflow) or not np.isfinite(force).all():
+            raise RuntimeError(f"{name}: lists overflowed or forces are not finite; its time means nothing.")
+        region = regions.get(name)
+        f = 1.0 if name == "all expensive" else 0.0
+        f = f if region is None else float(np.mean(np.asarray(region.assignment) == 0))
+        s_max = expensive / (f * expensive + (1 - f) * cheap)
+        speedup = expensive / timings[name].median
+        rows.append(
+            {
+                "name": name,
+                "f": f,
+                "capacity": [int(c.shape[0]) for c in neighbors.centers],
+                "slots": int(neighbors.idx.shape[1]),
+                "edges": int(np.sum(np.asarray(neighbors.idx) < n_atoms)),  # skin included
+                "compile_s": round(cases[name].compile_seconds, 2),
+                "median_s": timings[name].median,
+                "quartiles_s": [timings[name].lower, timings[name].upper],
+                "speedup": speedup,
+                "s_max": s_max,
+                "fraction_of_bound": speedup / s_max,
+                "force_difference_meV_per_A": 1e3 * float(np.sqrt(np.mean((force - forces["all expensive"]) ** 2))),
+            }
+        )
+    return {
+        "benchmark": "mixture",
+        **harness.environment(),
+        "smoke": arguments.smoke,
+        "random_params": arguments.random,
+        "experts": [e.config for e in experts],
+        "force_error_meV_per_A": force_errors(model),
+        "dtype": str(position.dtype),
+        "atoms": n_atoms,
+        "chunk_size": arguments.chunk_size,
+        "repeats": arguments.repeats,
+        "r": expensive / cheap,
+        "rebuild_s": rebuild,
+        "rows": rows,
+    }
+
+
+def force_errors(model) -> dict:
+    """Validation errors that the checkpoint records, by expert; None where unknown."""
+    history = model.record.get("history", [])
+    last = history[-1] if history else {}
+    return {name: last.get(name, {}).get("forces_meV_per_A") for name in ("expensive", "cheap", "mixed")}
+
+
+def describe(record: dict) -> str:
+    """The result, for people."""
+    lines = [f"{record['atoms']} atoms, {record['dtype']}, {record['device']}, r = {record['r']:.1f}"]
+    for row in record["rows"]:
+        low, high = row["quartiles_s"]
+        amortised = row["median_s"] + record["rebuild_s"] / STEPS_PER_REBUILD
+        lines.append(
+            f"{row['name']:14s} f {row['f']:.3f}  {1e3 * row['median_s']:8.1f} ms ({1e3 * low:.1f} to {1e3 * high:.1f}; "
+            f"{1e3 * amortised:.1f} with rebuilds)  speedup {row['speedup']:5.2f} of {row['s_max']:5.2f} = "
+            f"{row['fraction_of_bound']:.2f}  forces differ by {row['force_difference_meV_per_A']:.1f} meV/Å"
+        )
+    lines.append(f"a rebuild of the list: {1e3 * record['rebuild_s']:.1f} ms")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", default="ptco", help="name or path")
+    parser.add_argument("--random", action="store_true", help="random parameters: the speed is the same, errors are not")
+    parser.add_argument("--atoms", type=int, default=8064)
+    parser.add_argument("--shares", type=float, nargs="+", default=SHARES)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--chunk-size", type=int, default=64, help="rows computed at a time")
+    parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
+    parser.add_argument("--smoke", action="store_true", help="a few hundred atoms, two repeats")
+    arguments = parser.parse_args()
+    if arguments.smoke:
+        arguments.atoms, arguments.repeats = 256, 2
+    record = measure(arguments)
+    print(describe(record))
+    harness.append(arguments.results, "mixture", record)
+
+
+if __name__ == "__main__":
+    main()

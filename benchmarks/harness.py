@@ -1,0 +1,159 @@
+"""What the benchmarks share: fair timing, and records that say what was timed.
+
+Programs that are compared are compiled first and then run in turn, one call of
+each per round, so that whatever else the machine does hits all alike. A call
+ends when its results are ready. Spread is the interquartile range.
+"""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Callable, NamedTuple, Sequence
+
+import jax
+import numpy as np
+
+import moe_md as mm
+from moe_md import checkpoint, experts
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+
+# The configurations of the shipped checkpoint: for timings, whose values do not matter.
+PTCO_SPECIES = ("Pt", "C", "O")
+PTCO_CONFIGS = (
+    {"builder": "allegro", "species": PTCO_SPECIES, "cutoff": 5.0},
+    {"builder": "power_spectrum", "species": PTCO_SPECIES, "domain": ("Pt",), "cutoff": 5.0, "l_max": 4},
+)
+
+
+class Case:
+    """A compiled program that carries its state from call to call.
+
+    Args:
+        fn: `state -> state`, pure, of unchanging shapes.
+        state: where it starts; a pytree.
+    """
+
+    def __init__(self, fn: Callable, state: Any):
+        started = time.perf_counter()
+        self._call = jax.jit(fn).lower(state).compile()
+        self.compile_seconds = time.perf_counter() - started
+        self.state = jax.block_until_ready(state)
+
+    def advance(self) -> float:
+        """One call; returns its seconds."""
+        started = time.perf_counter()
+        self.state = jax.block_until_ready(self._call(self.state))
+        return time.perf_counter() - started
+
+
+class Timing(NamedTuple):
+    """Seconds per call."""
+
+    median: float
+    lower: float  # first quartile
+    upper: float  # third quartile
+    repeats: int
+
+
+def timing(seconds: Sequence[float]) -> Timing:
+    """Median and quartiles of some calls."""
+    lower, median, upper = np.percentile(np.asarray(seconds, float), [25, 50, 75])
+    return Timing(float(median), float(lower), float(upper), len(seconds))
+
+
+def interleave(cases: dict[str, Case], *, repeats: int, warmup: int = 1) -> dict[str, Timing]:
+    """Time cases against each other, round robin.
+
+    Args:
+        cases: compiled programs by name.
+        repeats: timed rounds, at least 1. Each round starts with another case.
+        warmup: rounds before the clock starts.
+
+    Returns:
+        One timing per name.
+
+    Raises:
+        ValueError: `repeats` is not positive, or `warmup` is negative.
+    """
+    if repeats < 1 or warmup < 0:
+        raise ValueError(f"repeats must be at least 1 and warmup at least 0, got {repeats} and {warmup}.")
+    names = list(cases)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(-warmup, repeats):
+        shift = turn % len(names)
+        for name in names[shift:] + names[:shift]:
+            spent = cases[name].advance()
+            if turn >= 0:
+                seconds[name].append(spent)
+    return {name: timing(values) for name, values in seconds.items()}
+
+
+def environment() -> dict:
+    """Where and on what: commit, date, device, versions. Fit for JSON."""
+    status = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+    device = jax.devices()[0]
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": None if status is None else bool(status),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "device": device.device_kind,
+        "platform": device.platform,
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+    }
+
+
+def append(folder, name: str, record: dict) -> Path:
+    """Add one JSON line to `folder/name.jsonl`; returns the file.
+
+    Raises:
+        ValueError: the record holds a number that is not finite.
+    """
+    path = Path(folder) / f"{name}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(record, allow_nan=False)
+    with open(path, "a") as file:
+        file.write(line + "\n")
+    return path
+
+
+def read(folder, name: str) -> list[dict]:
+    """The records of `folder/name.jsonl`, oldest first; none where there is no file."""
+    path = Path(folder) / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.exists() else []
+
+
+def two_experts(name_or_path: str, *, random: bool = False) -> mm.Checkpoint:
+    """The pair to time: of a checkpoint, or of the same build with random parameters."""
+    if not random:
+        return mm.load(name_or_path)
+    built = tuple(experts.build(config) for config in PTCO_CONFIGS)
+    params = tuple(expert.init(jax.random.key(n)) for n, expert in enumerate(built))
+    return checkpoint.Checkpoint(built, params, {}, {})
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of a git command in the checkout; None where there is none."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,160 @@
+"""README tables, printed from the results.
+
+    python benchmarks/tables.py            prints every table
+    python benchmarks/tables.py --write    puts them into the README
+
+A table stands in the README between `<!-- table: name -->` and
+`<!-- /table -->`, the command that makes its numbers first. The newest line per
+device counts; smoke runs do not.
+"""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Callable
+
+import harness
+import moe_md as mm
+from moe_md import checkpoint
+
+README = harness.ROOT / "README.md"
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+
+def mixture(folder: Path) -> str:
+    """Speed beside its bound, and what the speed costs in accuracy."""
+    command = "python benchmarks/bench_mixture.py"
+    parts = [f"`{command}`"]
+    for record in newest(harness.read(folder, "mixture")):
+        rows = [
+            [
+                row["name"] if not row["name"].startswith("mixture") else "mixture",
+                f"{row['f']:.2f}",
+                f"{1e3 * row['median_s']:,.0f} ({1e3 * row['quartiles_s'][0]:,.0f} to {1e3 * row['quartiles_s'][1]:,.0f})",
+                f"{row['speedup']:.1f}",
+                f"{row['s_max']:.1f}",
+                f"{row['fraction_of_bound']:.2f}",
+                "–" if record["random_params"] else f"{row['force_difference_meV_per_A']:.0f}",
+            ]
+            for row in record["rows"]
+        ]
+        head = ["atoms on", "f", "ms per step (quartiles)", "speedup", "S_max", "of bound", "force change, meV/Å"]
+        parts += [markdown(head, rows), mixture_note(record)]
+    return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
+
+
+def mixture_note(record: dict) -> str:
+    errors = record["force_error_meV_per_A"]
+    known = ", ".join(f"{name} {error:.0f}" for name, error in errors.items() if error is not None)
+    told = f" Force errors on validation frames, meV/Å: {known}." if known and not record["random_params"] else ""
+    return (
+        f"{record['atoms']:,} atoms, {record['dtype']}, {where(record)}; r = {record['r']:.1f}. "
+        f"The force change is the root mean square difference from all-expensive, at equal positions. "
+        f"A rebuild of the neighbour list takes {1e3 * record['rebuild_s']:.0f} ms more.{told}"
+    )
+
+
+def cotraining(folder: Path) -> str:
+    """Ghost forces and errors, without and with agreement."""
+    command = "python benchmarks/bench_cotraining.py"
+    parts = [f"`{command}`"]
+    for record in newest(harness.read(folder, "cotraining")):
+        without, agreeing = record["runs"]["without"], record["runs"]["with"]
+        rows = []
+        for seam, ratio in record["ghost_force_ratio"].items():
+            ghost = [max(run["ghost_force_meV_per_A"][seam]["max"]) for run in (without, agreeing)]
+            name = "sphere" if seam == "sphere" else f"({seam}) plane"
+            rows.append([f"ghost force, {name}", *(f"{g:.1f}" for g in ghost), f"{ratio:.1f} times smaller"])
+        for expert, change in record["force_error_change"].items():
+            error = [run["validation"][expert]["forces_meV_per_A"] for run in (without, agreeing)]
+            rows.append([f"force error, {expert} expert", *(f"{e:.0f}" for e in error), f"{100 * change:+.0f} %"])
+        error = [run["validation"]["mismatch"]["partial_forces_meV_per_A"] for run in (without, agreeing)]
+        rows.append(["mismatch of partial forces", *(f"{e:.1f}" for e in error), f"{error[0] / error[1]:.1f} times smaller"])
+        note = (
+            f"{record['steps']:,} steps each, {record['train']['frames']} training and {record['validation']['frames']} "
+            f"validation frames ({record['validation']['groups']} groups), seed {record['seed']}. Ghost force: the longest, over lattice "
+            f"constants {', '.join(f'{s:g}' for s in record['strains'])} times {record['lattice_constant']:g} Å. {where(record)}."
+        )
+        parts += [markdown(["meV/Å", "independent", "co-trained", "change"], rows), note]
+    return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
+
+
+def ptco(folder: Path) -> str:
+    """What the shipped checkpoint's training recorded."""
+    del folder
+    command = "moe-md train"
+    if "ptco" not in checkpoint.names():
+        return unmeasured(command)
+    record = mm.load("ptco").record
+    last = record["history"][-1]
+    rows = [
+        [what, *("–" if last[name][key] is None else f"{last[name][key]:.{digits}f}" for key, digits in KEYS)]
+        for name, what in (
+            ("expensive", "expensive expert, all frames"),
+            ("cheap", "cheap expert, frames without C and O"),
+            ("mixed", "mixture, frames with C and O"),
+        )
+    ]
+    mismatch = last["mismatch"]
+    train, validation = record["train"], record["validation"]
+    note = (
+        f"Root mean square errors on {validation['frames']} validation frames ({validation['groups']} groups apart from the "
+        f"{train['frames']} training frames), after {record['step']:,} steps. Where both experts are at home they differ by "
+        f"{mismatch['energy_meV']:.1f} meV per atom and {mismatch['partial_forces_meV_per_A']:.1f} meV/Å in partial forces."
+    )
+    return "\n\n".join([markdown(["", "energy, meV/atom", "forces, meV/Å", "stress, GPa"], rows), note])
+
+
+KEYS = (("energy_meV_per_atom", 1), ("forces_meV_per_A", 0), ("stress_GPa", 2))
+TABLES: dict[str, Callable[[Path], str]] = {"mixture": mixture, "cotraining": cotraining, "ptco": ptco}
+
+
+def fill(text: str, folder: Path = harness.RESULTS) -> str:
+    """The text with every marked table printed anew.
+
+    Raises:
+        ValueError: a marker names no table.
+    """
+
+    def printed(match: re.Match) -> str:
+        name = match[2]
+        if name not in TABLES:
+            raise ValueError(f"table must be one of {sorted(TABLES)}, got {name!r}.")
+        return f"{match[1]}{TABLES[name](folder)}\n{match[3]}"
+
+    return MARKED.sub(printed, text)
+
+
+def newest(records: list[dict]) -> list[dict]:
+    """The last record of each device, smoke runs left out."""
+    return list({r["device"]: r for r in records if not r["smoke"]}.values())
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def where(record: dict) -> str:
+    device = f"{record['cores']} cores of {record['cpu']}" if record["platform"] == "cpu" else record["device"]
+    commit = (record["commit"] or "unknown")[:9] + (" with changes" if record["dirty"] else "")
+    return f"{device}, jax {record['jax']}, commit {commit}, {record['date'][:10]}"
+
+
+def unmeasured(command: str) -> str:
+    return f"Not measured yet: `{command}`."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=harness.RESULTS, help="folder of the JSON lines")
+    parser.add_argument("--write", action="store_true", help="rewrite the README between its markers")
+    arguments = parser.parse_args()
+    if arguments.write:
+        README.write_text(fill(README.read_text(), arguments.results))
+        return
+    print("\n\n".join(f"## {name}\n\n{table(arguments.results)}" for name, table in TABLES.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""The mixture as an ASE calculator: any cell, any periodicity.
+
+    E = sum_i E_i^e(i),  F = -dE/dR,  stress = (1/V) dE/d strain  (ASE's sign)
+
+Each expert gets image rows of its own centres. Rows, slots and atoms are
+padded to a few sizes, so that a program compiled once serves many structures.
+"""
+
+import contextlib
+import warnings
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from moe_md import checkpoint as checkpoints
+from moe_md import derivatives
+from moe_md.checkpoint import Checkpoint
+from moe_md.experts import Expert, chunked_atom_energies
+from moe_md.neighborhood import Neighborhood, rows_from_images
+from moe_md.regions import Fixed
+
+
+class MixtureCalculator(Calculator):
+    """Energies, forces and stress of a mixture.
+
+    Args:
+        checkpoint: a `Checkpoint`, or what `mm.load` takes.
+        region: which expert computes which atom: an expert's number for all
+            atoms, `[n_atoms]` numbers, `mm.regions.fixed(...)` or
+            `.slab(...)`, or a function of the ASE atoms that returns one of
+            these. 0 is the most expensive expert. A function that reassigns
+            atoms as they move makes jumps in the energy.
+        dtype: "float64" (jax's own setting is left as it is) or "float32".
+        chunk_size: rows computed at a time.
+
+    Raises:
+        ValueError: an argument is out of range; on use, an atom's chemical
+            symbol is unknown, or the assignment does not fit the atoms.
+
+    >>> import ase.build, moe_md as mm
+    >>> expert = mm.experts.lennard_jones(("Pt",), 5.6, epsilon=0.6, sigma=2.5446)
+    >>> checkpoint = mm.Checkpoint((expert,), (expert.init(None),), {}, {})
+    >>> atoms = ase.build.bulk("Pt", a=3.9)
+    >>> atoms.calc = MixtureCalculator(checkpoint, region=0)
+    >>> bool(abs(atoms.get_forces()).max() < 1e-12)
+    True
+    """
+
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
+
+    def __init__(self, checkpoint, region, *, dtype: str = "float64", chunk_size: int = 64, **kwargs):
+        super().__init__(**kwargs)
+        if dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}.")
+        if not isinstance(checkpoint, Checkpoint):
+            checkpoint = checkpoints.load(checkpoint)
+        self.checkpoint = checkpoint
+        self.region = region
+        self._dtype = np.dtype(dtype)
+        self._evaluate = [_evaluator(e, chunk_size) for e in checkpoint.experts]
+        self._warned = False
+        if not callable(region):
+            self._assignment_of(region, None)
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        """Fills `results` with every property that the cell allows."""
+        super().calculate(atoms, properties, system_changes)
+        atoms = self.atoms
+        has_volume = atoms.cell.rank == 3
+        if "stress" in properties and not has_volume:
+            raise PropertyNotImplementedError(
+                f"stress needs a cell with a volume, three independent vectors, got {atoms.cell.tolist()}."
+            )
+        n_atoms = len(atoms)
+        species = self._species_of(atoms)
+        region = self.region(atoms) if callable(self.region) else self.region
+        assignment = self._assignment_of(region, n_atoms)
+        energies, forces, virial = np.zeros(n_atoms), np.zeros((n_atoms, 3)), np.zeros((3, 3))
+        for e, expert in enumerate(self.checkpoint.experts):
+            centers = np.flatnonzero(assignment == e)
+            if len(centers) == 0:
+                continue
+            rows = rows_from_images(
+                atoms.positions, species, atoms.cell.array, atoms.pbc, expert.cutoff, centers=centers, dtype=self._dtype
+            )
+            self._warn_outside_domain(e, expert, rows)
+            rows, padded_centers = _pad(rows, centers, n_atoms)
+            with jax.enable_x64(True) if self._dtype == np.float64 else contextlib.nullcontext():
+                out = self._evaluate[e](self.checkpoint.params[e], rows, padded_centers, _roomy(n_atoms))
+                own, force, strained = (np.asarray(x, float) for x in out)
+            energies[centers] = own[: len(centers)]
+            forces += force[:n_atoms]
+            virial += strained
+        energy = float(energies.sum())
+        self.results = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
+        if has_volume:
+            self.results["stress"] = full_3x3_to_voigt_6_stress(virial / atoms.get_volume())
+
+    def _species_of(self, atoms) -> np.ndarray:
+        known = self.checkpoint.experts[0].species
+        unknown = sorted(set(atoms.symbols) - set(known))
+        if unknown:
+            raise ValueError(f"atoms must be of the species {known} that the checkpoint knows, got {', '.join(unknown)}.")
+        return np.array([known.index(s) for s in atoms.symbols], np.int32)
+
+    def _assignment_of(self, region, n_atoms: int | None) -> np.ndarray:
+        values = np.asarray(region.assignment if isinstance(region, Fixed) else region)
+        if values.ndim > 1 or not np.issubdtype(values.dtype, np.integer):
+            raise ValueError(
+                "region must be an expert's number, a vector of them, a fixed region or a function, "
+                f"got shape {values.shape} and dtype {values.dtype}."
+            )
+        n_experts = len(self.checkpoint.experts)
+        if values.size and not (0 <= values.min() and values.max() < n_experts):
+            raise ValueError(
+                f"region must name experts 0 to {n_experts - 1} of the checkpoint, got {values.min()} to {values.max()}."
+            )
+        if values.ndim == 1 and n_atoms is not None and len(values) != n_atoms:
+            raise ValueError(f"region must assign each of the {n_atoms} atoms, got a length of {len(values)}.")
+        return values if n_atoms is None else np.broadcast_to(values, (n_atoms,))
+
+    def _warn_outside_domain(self, e: int, expert: Expert, rows: Neighborhood) -> None:
+        foreign = ~np.array([s in expert.domain for s in expert.species])
+        count = int((foreign[rows.center_species] | (rows.mask & foreign[rows.neighbor_species]).any(axis=1)).sum())
+        if count and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"region gives expert {e} {count} atoms that are or see species outside its domain {expert.domain}: "
+                f"its energies there are untrained. Enlarge the region by its cutoff, {expert.cutoff} Å.",
+                stacklevel=4,
+            )
+
+
+def _evaluator(expert: Expert, chunk_size: int) -> Callable:
+    """(params, rows, centers, n_atoms) -> energies `[n]`, forces `[n_atoms, 3]`, virial `[3, 3]`."""
+    atom_energies = chunked_atom_energies(expert, chunk_size)
+
+    def evaluate(params, rows: Neighborhood, centers, n_atoms: int):
+        real = centers < n_atoms
+
+        def total(displacement):
+            energies = jnp.where(real, atom_energies(params, rows._replace(displacement=displacement)), 0.0)
+            return jnp.sum(energies), energies
+
+        g, energies = jax.grad(total, has_aux=True)(rows.displacement)
+        forces = derivatives.forces(g, rows, centers, n_atoms)
+        return energies, forces, jnp.sum(derivatives.virial(g, rows), axis=0)
+
+    return jax.jit(evaluate, static_argnums=3)
+
+
+def _roomy(n: int) -> int:
+    """The next size of 1, 2, 3, 4, 6, 8, 12, 16, 24, ...: at most half as much again."""
+    power = 1 << max(n - 1, 0).bit_length()
+    return power * 3 // 4 if power >= 4 and power * 3 // 4 >= n else power
+
+
+def _pad(rows: Neighborhood, centers: np.ndarray, n_atoms: int) -> tuple[Neighborhood, np.ndarray]:
+    """Rows, slots and atoms at roomy sizes; what is padded points beyond the last atom."""
+    n, k = rows.mask.shape
+    more = ((0, _roomy(n) - n), (0, _roomy(k) - k))
+    nowhere = _roomy(n_atoms)
+    padded = Neighborhood(
+        displacement=np.pad(rows.displacement, (*more, (0, 0)), constant_values=1.0),
+        mask=np.pad(rows.mask, more),
+        center_species=np.pad(rows.center_species, more[0]),
+        neighbor_species=np.pad(rows.neighbor_species, more),
+        neighbor=np.pad(np.where(rows.mask, rows.neighbor, nowhere), more, constant_values=nowhere).astype(np.int32),
+    )
+    return padded, np.pad(centers, more[0], constant_values=nowhere).astype(np.int32)

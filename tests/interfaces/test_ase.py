@@ -1,0 +1,189 @@
+import ase
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase.build import bulk, fcc111, molecule
+from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+from ase.calculators.lj import LennardJones
+from jax_md import space
+
+import moe_md as mm
+from moe_md.interfaces.ase import MixtureCalculator, _roomy
+
+SPECIES = ("C", "O", "Pt")
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    """Two untrained experts that differ in kind and cutoff, over a Lennard-Jones one."""
+    experts = (
+        mm.experts.allegro(
+            SPECIES, 3.6, l_max=1, num_layers=1, num_scalar_features=8, num_tensor_features=4, avg_num_neighbors=12.0
+        ),
+        mm.experts.power_spectrum(
+            SPECIES, 4.1, l_max=1, num_bessels=4, num_channels=4, hidden=(8,), avg_num_neighbors=12.0
+        ),
+        mm.experts.lennard_jones(SPECIES, 5.0, epsilon=0.4, sigma=1.2),
+    )
+    return mm.Checkpoint(experts, tuple(e.init(jax.random.key(k)) for k, e in enumerate(experts)), {}, {})
+
+
+@pytest.fixture(scope="module")
+def calculator(checkpoint):
+    """Atoms take turns: a seam runs around every atom."""
+    return MixtureCalculator(checkpoint, lambda atoms: np.arange(len(atoms)) % 3)
+
+
+def rattled(atoms, scale=0.1):
+    atoms = atoms.copy()
+    atoms.rattle(scale, seed=3)
+    return atoms
+
+
+CELLS = {
+    "one atom": bulk("Pt", a=3.9),
+    "sheared cell": rattled(bulk("Pt", a=3.9, cubic=True)),
+    "slab": rattled(fcc111("Pt", (1, 2, 3), a=3.97, vacuum=5.0)),
+    "open slab": rattled(fcc111("Pt", (2, 1, 2), a=3.97)),
+    "molecule": rattled(molecule("CO2")),
+    "molecule in a box": rattled(molecule("CO", vacuum=4.0)),
+    "wire": rattled(ase.Atoms("PtCOPt", [[0, 0, 0], [1.9, 0, 0.5], [2.6, 1, 0.5], [4.2, 0, 0]], cell=[6, 0, 0], pbc=(1, 0, 0))),
+}
+CELLS["sheared cell"].set_cell(CELLS["sheared cell"].cell.array @ [[1, 0.1, 0], [0, 1, 0.2], [0, 0, 1.05]], scale_atoms=True)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_forces_are_the_gradient(calculator, name):
+    atoms = CELLS[name].copy()
+    atoms.calc = calculator
+    forces = atoms.get_forces()
+    np.testing.assert_allclose(forces, calculate_numerical_forces(atoms, eps=1e-4), atol=2e-6)
+    np.testing.assert_allclose(forces.sum(axis=0), 0, atol=1e-10)
+    np.testing.assert_allclose(atoms.get_potential_energies().sum(), atoms.get_potential_energy(), rtol=1e-12)
+    assert atoms.get_potential_energy(force_consistent=True) == atoms.get_potential_energy()
+
+
+@pytest.mark.parametrize("name", ["one atom", "sheared cell", "slab", "molecule in a box"])
+def test_stress_is_the_strain_derivative(calculator, name):
+    atoms = CELLS[name].copy()
+    atoms.calc = calculator
+    stress = atoms.get_stress()
+    np.testing.assert_allclose(stress, calculate_numerical_stress(atoms, eps=1e-5), atol=1e-7)
+    if name == "sheared cell":
+        assert np.abs(stress).min() > 1e-4  # every component is put to the test
+
+
+@pytest.mark.parametrize("name", ["molecule", "wire", "open slab"])
+def test_no_stress_without_a_volume(calculator, name):
+    atoms = CELLS[name].copy()
+    assert atoms.cell.rank < 3
+    atoms.calc = calculator
+    with pytest.raises(PropertyNotImplementedError, match="stress needs a cell with a volume"):
+        atoms.get_stress()
+
+
+@pytest.mark.parametrize("name", ["one atom", "sheared cell", "slab", "open slab"])
+def test_lennard_jones_of_ase(name):
+    atoms = CELLS[name].copy()
+    expert = mm.experts.lennard_jones(("Pt",), 5.6, epsilon=0.6, sigma=2.5446, onset=4.5)
+    ours = MixtureCalculator(mm.Checkpoint((expert,), (expert.init(None),), {}, {}), 0)
+    theirs = LennardJones(epsilon=0.6, sigma=2.5446, rc=5.6, ro=4.5, smooth=True)
+    properties = ["energy", "forces", "energies"] + (["stress"] if atoms.cell.rank == 3 else [])
+    for calc in (ours, theirs):
+        calc.calculate(atoms, properties, ["positions"])
+    for name in properties:
+        np.testing.assert_allclose(ours.results[name], theirs.results[name], rtol=1e-10, atol=1e-11)
+
+
+def test_agrees_with_the_mixture(checkpoint):
+    """The same slab through jax-md's lists."""
+    atoms = rattled(fcc111("Pt", (4, 6, 2), a=3.97, orthogonal=True, vacuum=6.0))
+    assignment = np.arange(len(atoms)) % 3
+    region = mm.regions.fixed(assignment, 3)
+    displacement_fn, _ = space.periodic(jnp.asarray(np.diag(atoms.cell)))
+    neighbor_fn, energy_fn = mm.mixture_neighbor_list(
+        displacement_fn,
+        np.diag(atoms.cell),
+        checkpoint.experts,
+        checkpoint.params,
+        np.full(len(atoms), 2),
+        region,
+        per_particle=True,
+    )
+    R = jnp.asarray(atoms.positions)
+    neighbors = neighbor_fn.allocate(R)
+    atoms.calc = MixtureCalculator(checkpoint, region)
+    np.testing.assert_allclose(atoms.get_potential_energies(), energy_fn(R, neighbors), atol=1e-10)
+    forces = -jax.grad(lambda R: jnp.sum(energy_fn(R, neighbors)))(R)
+    np.testing.assert_allclose(atoms.get_forces(), forces, atol=1e-9)
+    atoms.calc = MixtureCalculator(checkpoint, assignment, chunk_size=5)
+    np.testing.assert_allclose(atoms.get_forces(), forces, atol=1e-9)
+
+
+def test_compiled_once_per_padded_shape(checkpoint):
+    calculator = MixtureCalculator(checkpoint, 1)
+    evaluate = calculator._evaluate[1]
+
+    def energy(atoms):
+        calculator.calculate(atoms)
+        return calculator.results["energy"]
+
+    slab = CELLS["slab"]
+    first = energy(slab)
+    assert evaluate._cache_size() == 1
+    energy(rattled(slab, 0.02))
+    assert evaluate._cache_size() == 1
+    twice = energy(slab * (1, 2, 1))
+    np.testing.assert_allclose(twice, 2 * first, rtol=1e-10)
+    assert evaluate._cache_size() == 2
+    energy(slab * (2, 1, 1))  # as many atoms, as many neighbours
+    assert evaluate._cache_size() == 2
+    assert [_roomy(n) for n in (1, 2, 3, 4, 5, 7, 9, 13, 17, 100)] == [1, 2, 3, 4, 6, 8, 12, 16, 24, 128]
+
+
+def test_dtype_leaves_jax_as_it_is(checkpoint):
+    atoms = CELLS["slab"]
+    double, single = (MixtureCalculator(checkpoint, 0, dtype=d) for d in ("float64", "float32"))
+    single.calculate(atoms)
+    with jax.enable_x64(False):
+        double.calculate(atoms)
+        assert jnp.zeros(1).dtype == jnp.float32
+    exact = MixtureCalculator(checkpoint, 0)
+    exact.calculate(atoms)
+    np.testing.assert_allclose(double.results["forces"], exact.results["forces"], atol=1e-12)
+    error = np.abs(single.results["forces"] - exact.results["forces"]).max()
+    assert 1e-10 < error < 1e-3
+
+
+def test_warns_outside_the_domain():
+    expert = mm.experts.lennard_jones(SPECIES, 4.0, epsilon=0.1, sigma=1.0, domain=("Pt",))
+    calculator = MixtureCalculator(mm.Checkpoint((expert,), (expert.init(None),), {}, {}), 0)
+    with pytest.warns(UserWarning, match=r"expert 0 2 atoms that are or see species outside its domain \('Pt',\)"):
+        calculator.calculate(CELLS["molecule in a box"])
+
+
+@pytest.mark.parametrize(
+    "region, message",
+    [
+        (3, "region must name experts 0 to 2 of the checkpoint, got 3 to 3"),
+        ([0, -1], "region must name experts 0 to 2 of the checkpoint, got -1 to 0"),
+        ([0.5, 1.0], "region must be an expert's number"),
+        (None, "region must be an expert's number"),
+    ],
+)
+def test_bad_regions(checkpoint, region, message):
+    with pytest.raises(ValueError, match=message):
+        MixtureCalculator(checkpoint, region)
+
+
+def test_bad_atoms(checkpoint):
+    with pytest.raises(ValueError, match="region must assign each of the 6 atoms, got a length of 2"):
+        MixtureCalculator(checkpoint, [0, 1]).calculate(CELLS["slab"])
+    with pytest.raises(ValueError, match=r"species \('C', 'O', 'Pt'\) that the checkpoint knows, got Cu, H"):
+        MixtureCalculator(checkpoint, 0).calculate(ase.Atoms("HCuPt", np.eye(3)))
+    with pytest.raises(ValueError, match="dtype must be 'float32' or 'float64', got 'float16'"):
+        MixtureCalculator(checkpoint, 0, dtype="float16")
+    with pytest.raises(ValueError, match="name_or_path must be"):
+        MixtureCalculator("nowhere", 0)

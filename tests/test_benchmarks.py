@@ -1,0 +1,124 @@
+"""Every benchmark runs in a small form and leaves one line that the tables can read."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.fixture
+def harness(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import harness
+
+    return harness
+
+
+@pytest.fixture
+def tables(harness):
+    import tables
+
+    return tables
+
+
+def smoke(name: str, results: Path, *arguments: str) -> dict:
+    """Run a benchmark as a user does; its record."""
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / f"bench_{name}.py", "--smoke", "--results", results, *arguments],
+        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")},
+        cwd=results,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = (results / f"{name}.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    assert record["smoke"] is True and record["benchmark"] == name
+    for key in ("commit", "dirty", "date", "device", "cpu", "jax", "dtype"):
+        assert key in record
+    assert str(ROOT) not in line
+    return record
+
+
+def test_mixture(tmp_path, tables):
+    record = smoke("mixture", tmp_path, "--random")
+    rows = {row["name"]: row for row in record["rows"]}
+    assert record["atoms"] == 256
+    assert rows["all expensive"]["capacity"] == [256] and rows["all cheap"]["capacity"] == [256]
+    for row in record["rows"]:
+        assert row["median_s"] > 0 and row["compile_s"] > 0 and row["slots"] > 0
+        assert row["quartiles_s"][0] <= row["median_s"] <= row["quartiles_s"][1]
+        assert 256 * 42 <= row["edges"] <= 256 * row["slots"]  # 42 neighbours lie within 4.9 Å
+        if row["name"].startswith("mixture"):
+            assert sum(row["capacity"]) == 256
+            assert row["capacity"][0] == round(256 * float(row["name"].split()[1]))
+            assert row["s_max"] == pytest.approx(1 / (row["f"] + (1 - row["f"]) / record["r"]))
+    assert rows["all cheap"]["s_max"] == pytest.approx(record["r"])
+    # A smoke run is no measurement.
+    assert tables.mixture(tmp_path).startswith("Not measured yet")
+
+
+def test_cotraining(tmp_path, tables):
+    record = smoke("cotraining", tmp_path)
+    without, agreeing = record["runs"]["without"], record["runs"]["with"]
+    assert without["agree_energy"] == without["agree_partial_forces"] == 0
+    assert agreeing["agree_partial_forces"] > 0
+    assert set(record["ghost_force_ratio"]) == {"100", "111", "sphere"}
+    assert record["smallest_ratio"] == min(record["ghost_force_ratio"].values())
+    for run in (without, agreeing):
+        assert len(run["ghost_force_meV_per_A"]["100"]["max"]) == 3
+        assert run["validation"]["expensive"]["forces_meV_per_A"] > 0
+    # As a measurement it fills the table.
+    path = tmp_path / "cotraining.jsonl"
+    path.write_text(path.read_text().replace('"smoke": true', '"smoke": false'))
+    assert "ghost force, (111) plane" in tables.cotraining(tmp_path)
+
+
+def test_interleave_times_each_case_in_turn(harness):
+    calls = []
+
+    class Recorded:
+        def __init__(self, name, seconds):
+            self.name, self.seconds = name, seconds
+
+        def advance(self):
+            calls.append(self.name)
+            return self.seconds
+
+    timings = harness.interleave({"a": Recorded("a", 1.0), "b": Recorded("b", 2.0)}, repeats=3, warmup=1)
+    assert [sorted(calls[k : k + 2]) for k in range(0, 8, 2)] == [["a", "b"]] * 4
+    assert timings["a"].median == 1.0 and timings["b"].median == 2.0 and timings["a"].repeats == 3
+    with pytest.raises(ValueError, match="repeats"):
+        harness.interleave({}, repeats=0)
+
+
+def test_timing_is_median_and_quartiles(harness):
+    timing = harness.timing([5.0, 1.0, 2.0, 3.0, 4.0])
+    assert timing == (3.0, 2.0, 4.0, 5)
+
+
+def test_a_case_carries_its_state(harness):
+    case = harness.Case(lambda x: x + 1, np.float32(0))
+    assert case.advance() >= 0 and case.advance() >= 0
+    assert float(case.state) == 2 and case.compile_seconds > 0
+
+
+def test_results_are_appended(harness, tmp_path):
+    harness.append(tmp_path, "x", {"a": 1})
+    harness.append(tmp_path, "x", {"a": 2})
+    assert harness.read(tmp_path, "x") == [{"a": 1}, {"a": 2}]
+    assert harness.read(tmp_path, "y") == []
+    with pytest.raises(ValueError):
+        harness.append(tmp_path, "x", {"a": float("nan")})
+
+
+def test_unknown_table_is_an_error(tables):
+    with pytest.raises(ValueError, match="nothing"):
+        tables.fill("<!-- table: nothing -->\n<!-- /table -->")

@@ -1,0 +1,127 @@
+"""The training loop: it learns, it resumes, it refuses nonsense."""
+
+import jax
+import numpy as np
+import pytest
+from ase.calculators.emt import EMT
+
+import moe_md as mm
+from moe_md.data.batching import prepare
+from moe_md.data.crystals import random_metal
+from moe_md.data.dataset import dataset_from_frames, force_rms, split_by_group
+from moe_md.data.extxyz import frame_from_atoms, frame_to_atoms
+from moe_md.training.cotrain import Settings, cotrain, describe, environment_batch, evaluate
+
+SPECIES = ("Pt", "C")
+SMALL = Settings(
+    steps=12, max_rows=16, environment_rows=8, warmup_steps=2, validate_every=6, save_every=4, learning_rate=1e-2
+)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return (
+        mm.experts.allegro(SPECIES, 4.0, l_max=1, num_layers=1, num_scalar_features=8, num_tensor_features=4),
+        mm.experts.power_spectrum(SPECIES, 4.0, l_max=1, num_channels=4, hidden=(8,), domain=("Pt",)),
+    )
+
+
+@pytest.fixture(scope="module")
+def metal():
+    """Platinum cells labelled by ASE's EMT."""
+    rng = np.random.default_rng(0)
+    frames = []
+    while len(frames) < 8:
+        atoms = frame_to_atoms(random_metal(rng, max_strain=0.02, max_rattle=0.1))
+        if len(atoms) > 4:
+            continue
+        atoms.calc = EMT()
+        atoms.get_forces(), atoms.get_stress()
+        atoms.info["origin"] = str(len(frames))
+        frames.append(frame_from_atoms(atoms))
+    return dataset_from_frames(frames)
+
+
+def test_training_learns_forces_and_agreement(pair, metal):
+    train, validation = split_by_group(metal, validation_fraction=0.25, seed=0)
+    settings = Settings(**{**vars(SMALL), "steps": 150, "validate_every": 10_000})
+    trained = cotrain(pair, train, settings, validation=validation, progress=False)
+    scores = evaluate(trained.experts, trained.params, prepare(dataset_from_frames(train.frames, SPECIES), 4.0))
+    no_forces = 1e3 * force_rms(train)  # the error of predicting zero
+    for name in ("expensive", "cheap"):
+        assert scores[name]["forces_meV_per_A"] < 0.5 * no_forces
+    assert scores["mismatch"]["partial_forces_meV_per_A"] < 0.5 * no_forces
+    assert scores["mixed"]["forces_meV_per_A"] is None  # no frame outside the cheap expert's domain
+    assert trained.record["history"][-1]["step"] == 150 and "meV/atom" in describe(scores)
+
+
+def test_resumed_run_equals_one_that_never_stopped(pair, metal, tmp_path, monkeypatch):
+    whole = cotrain(pair, metal, SMALL, folder=tmp_path / "whole", progress=False)
+
+    class Killed(Exception):
+        pass
+
+    def killed_after_seven(experts, settings, step):
+        if step == 7:
+            raise Killed
+        return environment_batch(experts, settings, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("moe_md.training.cotrain.environment_batch", killed_after_seven)
+        with pytest.raises(Killed):
+            cotrain(pair, metal, SMALL, folder=tmp_path / "cut", progress=False)
+    resumed = cotrain(pair, metal, SMALL, folder=tmp_path / "cut", progress=False)
+    jax.tree.map(np.testing.assert_array_equal, whole.params, resumed.params)
+    stored = mm.load(tmp_path / "cut" / "checkpoint.msgpack")
+    jax.tree.map(np.testing.assert_array_equal, stored.params, resumed.params)
+    assert stored.record["step"] == SMALL.steps
+    with pytest.raises(ValueError, match="folder must hold no training of other settings"):
+        cotrain(pair, metal, Settings(**{**vars(SMALL), "seed": 5}), folder=tmp_path / "cut", progress=False)
+
+
+def test_references_and_scale_come_from_the_data(pair, metal):
+    trained = cotrain(pair, metal, Settings(**{**vars(SMALL), "steps": 1}), progress=False)
+    for params in trained.params:
+        energies = [f.energy / len(f.symbols) for f in metal.frames]
+        assert params["shift"][0] == pytest.approx(np.mean(energies), abs=1e-5)
+        assert params["scale"][0] == pytest.approx(
+            np.sqrt(np.mean(np.concatenate([f.forces for f in metal.frames]) ** 2)), rel=1e-5
+        )
+
+
+def test_environments_follow_from_seed_and_step(pair):
+    a, b, c = (environment_batch(pair, SMALL, step) for step in (3, 3, 4))
+    np.testing.assert_array_equal(a.rows.displacement, b.rows.displacement)
+    assert not np.array_equal(a.rows.displacement, c.rows.displacement)
+    assert not a.energy_mask.any() and not a.forces_mask.any()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"steps": 0}, "steps must be positive, got 0"),
+        ({"ema_decay": 1.5}, "ema_decay must lie between 0 and 1, got 1.5"),
+        ({"environment_rows": 3}, "environment_rows must be 0 or at least 4, got 3"),
+        ({"max_strain": -0.1}, "max_strain must not be negative, got -0.1"),
+    ],
+)
+def test_settings_refuse(change, message):
+    with pytest.raises(ValueError, match=message):
+        Settings(**change)
+
+
+def test_bad_experts_and_missing_labels_are_refused(pair, metal):
+    expensive, cheap = pair
+    with pytest.raises(ValueError, match="experts must be two"):
+        cotrain([expensive], metal, SMALL, progress=False)
+    with pytest.raises(ValueError, match="the expensive expert's domain must be every species"):
+        cotrain([cheap, expensive], metal, SMALL, progress=False)
+    other = mm.experts.power_spectrum(("Pt", "O"), 4.0)
+    with pytest.raises(ValueError, match="experts must share one species tuple"):
+        cotrain([expensive, other], metal, SMALL, progress=False)
+    bare = dataset_from_frames([f._replace(forces=None) for f in metal.frames])
+    with pytest.raises(ValueError, match="forces"):
+        cotrain(pair, bare, SMALL, progress=False)
+    gold = dataset_from_frames([metal.frames[0]._replace(symbols=("Au",) * 4)])
+    with pytest.raises(ValueError, match="Au"):
+        cotrain(pair, gold, SMALL, progress=False)

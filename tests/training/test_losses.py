@@ -1,0 +1,146 @@
+"""The joint loss, against finite differences and closed forms."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_md import experts
+from moe_md.data.batching import collate
+from moe_md.data.crystals import fcc_supercell, random_metal
+from moe_md.data.extxyz import Frame
+from moe_md.training import losses
+
+SPECIES = ("Pt", "C", "O")
+CUTOFF = 4.2
+
+
+@pytest.fixture(scope="module")
+def pair():
+    expensive = experts.allegro(
+        SPECIES, CUTOFF, l_max=1, num_layers=1, num_scalar_features=8, num_tensor_features=4, avg_num_neighbors=18.0
+    )
+    cheap = experts.power_spectrum(SPECIES, CUTOFF, l_max=2, num_channels=4, hidden=(8,), domain=("Pt",))
+    return (expensive, cheap), tuple(e.init(jax.random.key(n)) for n, e in enumerate((expensive, cheap)))
+
+
+def strained_cell(seed=0) -> Frame:
+    return random_metal(np.random.default_rng(seed), max_strain=0.03, max_rattle=0.1)
+
+
+def co_on_platinum(**labels) -> Frame:
+    """Four platinum atoms in a line and CO at one end: the far end never meets it."""
+    positions = np.array([[0, 0, 0], [2.6, 0.1, 0], [5.2, 0, 0.1], [7.8, 0, 0], [9.6, 0.2, 0], [10.7, 0, 0]], float)
+    return Frame(positions, ("Pt",) * 4 + ("C", "O"), np.zeros((3, 3)), np.zeros(3, bool), **labels)
+
+
+def batch_of(*frames, **shape):
+    return jax.tree.map(jnp.asarray, collate(frames, SPECIES, CUTOFF, dtype=np.float64, **shape))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_forces_and_stress_are_derivatives_of_the_energy(pair, which):
+    (expert, params), frame, h = (pair[0][which], pair[1][which]), fcc_supercell("Pt", 3.9, 1), 1e-5
+    frame = frame._replace(positions=frame.positions + np.random.default_rng(1).normal(size=(4, 3)) * 0.1)
+
+    def energy(positions, cell):
+        return float(losses.predict(expert, params, batch_of(frame._replace(positions=positions, cell=cell))).energy[0])
+
+    predicted = losses.predict(expert, params, batch_of(frame))
+    for atom, axis in ((0, 0), (2, 1), (3, 2)):
+        step = np.zeros((4, 3))
+        step[atom, axis] = h
+        slope = (energy(frame.positions + step, frame.cell) - energy(frame.positions - step, frame.cell)) / (2 * h)
+        assert predicted.forces[atom, axis] == pytest.approx(-slope, abs=1e-7)
+    for a, b in ((0, 0), (1, 2)):
+        strain = np.zeros((3, 3))
+        strain[a, b] += h / 2
+        strain[b, a] += h / 2
+        up, down = np.eye(3) + strain, np.eye(3) - strain
+        slope = energy(frame.positions @ up, frame.cell @ up) - energy(frame.positions @ down, frame.cell @ down)
+        volume = abs(np.linalg.det(frame.cell))
+        assert predicted.stress[0, a, b] == pytest.approx(slope / (2 * h) / volume, abs=1e-8)
+
+
+def test_padding_changes_no_term(pair):
+    frames = [strained_cell(0), co_on_platinum(energy=-3.0, forces=np.ones((6, 3)))]
+    plain = losses.joint_terms(*pair, batch_of(*frames))
+    rows = sum(len(f.symbols) for f in frames)
+    padded = losses.joint_terms(*pair, batch_of(*frames, n_rows=rows + 5, n_slots=90, n_frames=7))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), plain, padded)
+
+
+def test_domain_is_what_never_meets_a_foreign_species(pair):
+    batch = batch_of(co_on_platinum(), fcc_supercell("Pt", 4.0, 1))
+    rows = losses.rows_in_domain(pair[0][1], batch)
+    # C sits 1.8 Å from the last platinum and 4.4 Å (beyond the cutoff) from the one before.
+    assert rows.tolist() == [True, True, False, False, False, False] + [True] * 4 or rows.tolist() == [
+        True, True, True, False, False, False] + [True] * 4  # fmt: skip
+    distance = np.linalg.norm(co_on_platinum().positions[2] - co_on_platinum().positions[4])
+    assert bool(rows[2]) == (distance > CUTOFF)
+    assert losses.frames_in_domain(rows, batch).tolist() == [False, True]
+
+
+def test_one_expert_twice_never_disagrees(pair):
+    expensive, params = pair[0][0], pair[1][0]
+    terms = losses.joint_terms((expensive, expensive), (params, params), batch_of(strained_cell(3), fcc_supercell("Pt", 4.0, 1)))
+    assert [float(x) for x in terms.mismatch[:3]] == [0.0, 0.0, 0.0]
+    assert int(terms.mismatch.count[1]) == 9 * (1 + int(strained_cell(3).pbc.all()))
+
+
+def test_missing_labels_count_nowhere(pair):
+    labelled = co_on_platinum(energy=-20.0, forces=np.full((6, 3), 0.3))
+    alone = losses.joint_terms(*pair, batch_of(labelled))
+    beside = losses.joint_terms(*pair, batch_of(labelled, co_on_platinum()))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), alone.expensive, beside.expensive)
+    assert alone.expensive.count.tolist() == [1, 18, 0]
+    assert alone.cheap.count.tolist() == [0, 0, 0] and float(alone.cheap.forces) == 0.0
+
+
+def test_partial_force_term_is_the_fair_coin_average(pair):
+    """Expected squared error of the mixed force over all assignments of a cell's rows."""
+    batch = batch_of(fcc_supercell("Pt", 3.9, 1)._replace(positions=strained_4().positions))
+    first, second = (losses.predict(e, p, batch) for e, p in zip(*pair))
+    squares = [
+        jnp.sum((losses.mix(first, second, jnp.asarray(own), batch).forces - first.forces) ** 2)
+        for own in itertools.product([True, False], repeat=4)
+    ]
+    # The force on each atom that each row's disagreement exerts.
+    per_row = jnp.stack(
+        [losses.mix(second, first, jnp.arange(4) == i, batch).forces - first.forces for i in range(4)]
+    )
+    closed = 0.25 * jnp.sum(jnp.sum(per_row, axis=0) ** 2) + 0.25 * jnp.sum(per_row**2)
+    assert float(np.mean(squares)) == pytest.approx(float(closed), rel=1e-10)
+
+
+def strained_4() -> Frame:
+    frame = fcc_supercell("Pt", 3.9, 1)
+    return frame._replace(positions=frame.positions + np.random.default_rng(7).normal(size=(4, 3)) * 0.15)
+
+
+def test_gradient_of_the_loss_matches_finite_differences(pair):
+    both, params = pair
+    frame = strained_4()._replace(energy=-1.0, forces=np.full((4, 3), 0.2), stress=np.eye(3) * 0.01)
+    batch = batch_of(frame, co_on_platinum(forces=np.full((6, 3), -0.1)))
+    weights = losses.Weights(agree_stress=10.0)
+
+    def loss(p):
+        return losses.joint_loss(weights, losses.joint_terms(both, p, batch))
+
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
+    direction = jax.tree.map(
+        lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape)), params
+    )
+    h = 1e-6
+    shifted = [jax.tree.map(lambda p, d: p + s * h * d, params, direction) for s in (1, -1)]
+    slope = (loss(shifted[0]) - loss(shifted[1])) / (2 * h)
+    gradient = jax.grad(loss)(params)
+    product = sum(jax.tree.leaves(jax.tree.map(lambda g, d: jnp.sum(g * d), gradient, direction)))
+    assert float(product) == pytest.approx(float(slope), rel=1e-6)
+
+
+def test_negative_weight_is_refused():
+    with pytest.raises(ValueError, match="agree_energy must not be negative, got -1"):
+        losses.Weights(agree_energy=-1.0)
