@@ -143,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="extended XYZ file; default the packaged PBE frames")
     parser.add_argument("--validation-fraction", type=float, default=0.2)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--lattice-constant", type=float, default=3.98, help="Å")

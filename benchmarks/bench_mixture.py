@@ -195,10 +195,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--chunk-size", type=int, default=64, help="rows computed at a time")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
-    parser.add_argument("--smoke", action="store_true", help="a few hundred atoms, two repeats")
+    parser.add_argument("--smoke", action="store_true", help="a few hundred atoms, one share, two repeats")
     arguments = parser.parse_args()
     if arguments.smoke:
-        arguments.atoms, arguments.repeats = 256, 2
+        arguments.atoms, arguments.repeats, arguments.shares = 256, 2, SHARES[1:2]
     record = measure(arguments)
     print(describe(record))
     harness.append(arguments.results, "mixture", record)

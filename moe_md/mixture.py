@@ -43,7 +43,7 @@ class MixtureNeighbors:
             region: default the builder's.
             **kwargs: `box`, `perturbation`.
         """
-        centers, overflow = self.select(position, region, tuple(c.shape[0] for c in self.centers))
+        centers, overflow = self.select(position, region, tuple(c.shape[0] for c in self.centers), **kwargs)
         updated = self.list.update(position, **kwargs)
         return MixtureNeighbors(updated, centers, self.centers_overflow | overflow, self.select)
 
@@ -128,9 +128,9 @@ def mixture_neighbor_list(
         format=partition.NeighborListFormat.Dense,
     )
 
-    def select(position, new_region, capacities):
+    def select(position, new_region, capacities, **kwargs):
         owner = builder_region if new_region is None else new_region
-        held = owner.support(position, displacement_fn, dr_threshold)
+        held = owner.support(position, partial(displacement_fn, **kwargs), dr_threshold)
         centers = tuple(
             jnp.nonzero(held[:, e], size=size, fill_value=n_atoms)[0].astype(jnp.int32)
             for e, size in enumerate(capacities)
@@ -141,13 +141,14 @@ def mixture_neighbor_list(
     def allocate(position, extra_capacity: int = 0, *, region: Region | None = None, **kwargs):
         _check_position(position, n_atoms)
         owner = builder_region if region is None else region
-        held = np.asarray(owner.support(position, displacement_fn, dr_threshold))
+        moved = partial(displacement_fn, **kwargs)
+        held = np.asarray(owner.support(position, moved, dr_threshold))
         _check_region(held, n_atoms, len(experts))
         full_list = list_fns.allocate(position, extra_capacity=extra_capacity, **kwargs)
         capacities = tuple(int(n) if n == 0 else min(int(n) + extra_capacity, n_atoms) for n in held.sum(0))
-        centers, overflow = select(position, owner, capacities)
+        centers, overflow = select(position, owner, capacities, **kwargs)
         neighbors = MixtureNeighbors(full_list, centers, overflow, select)
-        _warn_outside_domain(experts, neighbors, position, species, displacement_fn)
+        _warn_outside_domain(experts, neighbors, position, species, moved)
         return neighbors
 
     def energy_fn(R, neighbor: MixtureNeighbors, *, params=None, region=None, box=None, perturbation=None, **_):

@@ -394,17 +394,16 @@ def _advance(energy_fn, dynamics, state, neighbors, params, region, first, n_ste
     def step(carry: _Chunk) -> _Chunk:
         state = carry.state
         k = carry.last + 1
-        position = jnp.where(k == 0, state.position, coast(state).position)
+        # A box of another dtype must not change the state's.
+        position = _either(k == 0, state.position, coast(state).position)
         neighbors = carry.neighbors.update(position, **_given(region=region))
         energy, gradient = energy_and_gradient(position, neighbors)
         _, apply_fn = dynamics.functions(lambda R, **_: -gradient)
-        stepped = jax.tree.map(
-            lambda still, moved: jnp.where(k == 0, still, moved), state.set(force=-gradient), apply_fn(state)
-        )
+        stepped = jax.tree.map(partial(_either, k == 0), state.set(force=-gradient), apply_fn(state))
         return _Chunk(
             stepped,
             neighbors,
-            energy,
+            energy.astype(carry.energy.dtype),
             last=k,
             overflow=jnp.asarray(neighbors.did_buffer_overflow, bool),
             finite=jnp.isfinite(energy) & jnp.all(jnp.isfinite(stepped.position)) & jnp.all(jnp.isfinite(gradient)),
@@ -418,6 +417,11 @@ def _advance(energy_fn, dynamics, state, neighbors, params, region, first, n_ste
     before = jnp.where(first, -1, 0).astype(jnp.int32)
     energy = jnp.zeros((), state.position.dtype)
     return jax.lax.while_loop(more, step, _Chunk(state, neighbors, energy, before, no, yes, no))
+
+
+def _either(condition: Array, first: Array, second: Array) -> Array:
+    """`where` in the dtype of `first`."""
+    return jnp.where(condition, first, second if second.dtype == first.dtype else second.astype(first.dtype))
 
 
 def _advance_and_heal(

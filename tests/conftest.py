@@ -1,8 +1,19 @@
-"""The test program's choices: float64, and compiled programs kept between runs."""
+"""The test program's choices: float64, compiled programs kept between runs, long physics only when asked for."""
 
+import os
 from pathlib import Path
 
 import jax
+import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".jax_cache"))
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked `slow` have a small form beside them, which always runs."""
+    if os.environ.get("MOE_MD_FULL"):
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="long physics: set MOE_MD_FULL=1"))

@@ -156,7 +156,9 @@ def test_parameters_that_do_not_fit_are_refused(tmp_path, params):
         load(edited(tmp_path / "x", params=params))
 
 
-@pytest.mark.parametrize("experts", [7, ["text"], [{"builder": ["list"]}], [{"builder": "lennard_jones", "cutoff": 3.0}]])
+@pytest.mark.parametrize(
+    "experts", [7, ["text"], [{"builder": ["list"]}], [{"builder": "lennard_jones", "cutoff": 3.0}]]
+)
 def test_experts_that_are_none_are_refused(tmp_path, experts):
     with pytest.raises(ValueError, match="must"):
         load(edited(tmp_path / "x", experts=experts))

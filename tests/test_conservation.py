@@ -72,9 +72,9 @@ class System:
         return drift(out.log.time_ps, out.log.total, self.n_atoms)
 
 
-def cohesive(network: Expert, epsilon: float) -> Expert:
+def cohesive(network: Expert, epsilon: float, sigma: float) -> Expert:
     """An untrained network, made harmless by a Lennard-Jones crystal."""
-    pair = mm.experts.lennard_jones(network.species, 5.4, epsilon=epsilon, sigma=2.5446)
+    pair = mm.experts.lennard_jones(network.species, 5.4, epsilon=epsilon, sigma=sigma)
 
     def init(key):
         return {"pair": pair.init(key), "network": network.init(key)}
@@ -94,7 +94,8 @@ def platinum():
     cheap = mm.experts.power_spectrum(
         ("Pt",), 4.0, l_max=1, num_bessels=4, num_channels=4, hidden=(8,), avg_num_neighbors=12.0
     )
-    experts = (cohesive(allegro, 0.60), cohesive(cheap, 0.55))
+    # Not one a multiple of the other: mixed forces would then derive from an energy, in other masses.
+    experts = (cohesive(allegro, 0.60, 2.5446), cohesive(cheap, 0.55, 2.5520))
     atoms = fcc111("Pt", (4, 6, 4), a=3.97, orthogonal=True, vacuum=8.0)
     assignment = np.where(atoms.positions[:, 2] > np.median(atoms.positions[:, 2]), 0, 1)
     params = [e.init(jax.random.key(k)) for k, e in enumerate(experts)]
@@ -110,12 +111,11 @@ def ptco():
     repeat = max(4, int(np.ceil(2 * max(e.cutoff for e in experts) / 2.8)))
     atoms = fcc111("Pt", (repeat, 2 * ((repeat + 2) // 2), 5), a=3.97, orthogonal=True, vacuum=8.0)
     add_adsorbate(atoms, molecule("CO")[[1, 0]], 1.85, "ontop")
-    atoms.positions[-2:, :2] = atoms.positions[-3, :2]
     symbols = experts[0].species
     species = np.array([symbols.index(s) for s in atoms.symbols])
     i, j, _ = image_pairs(atoms.positions, atoms.cell.array, atoms.pbc, experts[1].cutoff + 0.5)
     assignment = np.ones(len(atoms), int)
-    foreign = atoms.symbols != "Pt"
+    foreign = np.array(atoms.get_chemical_symbols()) != "Pt"
     assignment[foreign] = 0
     assignment[i[foreign[j]]] = 0
     return System(atoms, experts, params, species, assignment, equilibrate=1000)
@@ -165,4 +165,4 @@ def test_mixture_conserves_for_5_ps(platinum):
 def test_shipped_experts_conserve_for_5_ps(ptco):
     out = conserves(ptco, 5.0)
     halving_quarters_the_error(ptco, out, 1.0)
-    mixing_forces_drifts(ptco, 2.0)
+    mixing_forces_drifts(ptco, 1.0)

@@ -20,6 +20,7 @@ FLOORS = (
     ("derivatives",),
     ("simulate", "adjoint", "distributed"),
     ("training", "interfaces", "analysis"),
+    ("demo",),
     ("cli",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -98,10 +98,11 @@ def test_mixture_without_x64():
 
 
 def mixture(dtype):
-    displacement_fn, _ = space.periodic(BOX.astype(dtype))
+    box = BOX.astype(dtype)
+    displacement_fn, _ = space.periodic(box)
     pair = [contract.small_power_spectrum(), contract.small_lennard_jones()]
     params = [cast(randomized(e), dtype) for e in pair]
-    neighbor_fn, energy_fn = mixture_neighbor_list(displacement_fn, BOX.astype(dtype), pair, params, ATOMS, fixed(OWNERS))
+    neighbor_fn, energy_fn = mixture_neighbor_list(displacement_fn, box, pair, params, ATOMS, fixed(OWNERS))
     position = jnp.asarray(POSITION, dtype)
     nbrs = neighbor_fn.allocate(position)
     return jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(energy_fn))(position, nbrs))

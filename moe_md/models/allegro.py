@@ -3,9 +3,17 @@
 Parameter for parameter the model of `nequip-allegro` 0.8.3 (Bessel two-body
 embedding): scalars per edge, a tensor track of weighted spherical harmonics,
 and per layer the product of an edge's tensors with the environment of its
-centre. On centre-major rows the environment is one tensor per centre, so it is
-contracted with the Clebsch-Gordan coefficients once per centre; an edge then
-costs one small matrix.
+centre.
+
+The environment is one tensor per centre, so its product with the
+Clebsch-Gordan coefficients is a matrix per centre and channel, M_t for layer t,
+the same for all edges:
+
+    V_t,k = V_0,k M_1 ... M_t,        V_0,k = w_k Y(r_k)
+
+Only the scalars of V_t,k are ever used. So the matrices are multiplied per
+centre, and an edge costs one product with the scalar column of M_1 ... M_t: the
+tensor features of edges are never formed.
 
 Source: Musaelian et al., Nat. Commun. 14, 579 (2023), arXiv:2204.05249; Tan et
 al., arXiv:2504.16068.
@@ -47,31 +55,23 @@ def tensor_track(l_max: int, num_layers: int, parity: bool) -> list[tuple[angula
     return track
 
 
-def per_irrep(weights: Array, l_max: int) -> Array:
-    """Repeat weights `[..., l_max + 1, C]` over the components of each l."""
-    return jnp.concatenate(
-        [jnp.repeat(weights[..., l : l + 1, :], 2 * l + 1, axis=-2) for l in range(l_max + 1)], axis=-2
-    )
-
-
-class Environment(nn.Module):
-    """Tensor product of edge tensors with the environment of their centre."""
+class EnvironmentMatrix(nn.Module):
+    """The tensor product with an environment, as a matrix."""
 
     left: tuple[angular.Irrep, ...]
     right: tuple[angular.Irrep, ...]
     out: tuple[angular.Irrep, ...]
-    channels: int
     path_channel_coupling: bool
 
     @nn.compact
-    def __call__(self, tensors: Array, environment: Array) -> Array:
-        """tensors `[n, K, dim(left), C]`, environment `[n, dim(right), C]`."""
-        coupling = jnp.asarray(angular.coupling_tensor(self.left, self.right, self.out), tensors.dtype)
-        shape = (coupling.shape[0], self.channels if self.path_channel_coupling else 1)
-        weights = self.param("path_weights", unit_uniform, shape)
-        # A matrix per centre and channel, then one product per edge.
-        matrix = jnp.einsum("pijo,pc,njc->nioc", coupling, jnp.broadcast_to(weights, (shape[0], self.channels)), environment)
-        return jnp.einsum("nkic,nioc->nkoc", tensors, matrix)
+    def __call__(self, environment: Array) -> Array:
+        """`[n, dim(right), C]` to `[n, dim(left), dim(out), C]`."""
+        channels = environment.shape[-1]
+        coupling = jnp.asarray(angular.coupling_tensor(self.left, self.right, self.out), environment.dtype)
+        shape = (coupling.shape[0], channels if self.path_channel_coupling else 1)
+        weights = jnp.broadcast_to(self.param("path_weights", unit_uniform, shape), (shape[0], channels))
+        weighted = jnp.einsum("pijo,pc->ijoc", coupling, weights)
+        return jnp.einsum("ijoc,njc->nioc", weighted, environment)
 
 
 class AllegroNetwork(nn.Module):
@@ -115,34 +115,31 @@ class AllegroNetwork(nn.Module):
         def split(x: Array) -> Array:  # one weight per channel and l, channel-major as the reference's
             return jnp.swapaxes(x.reshape(*x.shape[:-1], channels, orders), -1, -2)
 
-        weights = split(ScalarMLP((), channels * orders, name="tensor_embed")(edge))
-        tensors = harmonics[..., None] * per_irrep(weights, self.l_max)  # [n, K, (l_max + 1)^2, C]
-
+        tensor_weights = split(ScalarMLP((), channels * orders, name="tensor_embed")(edge))  # w of V_0
         projection = ScalarMLP((), scalars_n + channels * orders, name="first_projection")(edge)
         features, weights = [projection[..., :scalars_n]], split(projection[..., scalars_n:])
+
+        irreps = angular.harmonic_irreps(self.l_max)
+        blocks = list(enumerate(angular.slices(irreps)))
         track = tensor_track(self.l_max, self.num_layers, self.parity)
-        order_slices = angular.slices(angular.harmonic_irreps(self.l_max))
+        chain = None  # M_1 ... M_t, [n, (l_max + 1)^2, dim(track[t]), C]
         for layer in range(self.num_layers):
-            # Sum over neighbours: one small product per centre and l.
-            environment = jnp.concatenate(
-                [
-                    jnp.einsum("nkm,nkc->nmc", harmonics[..., s], weights[..., l, :])
-                    for l, s in enumerate(order_slices)
-                ],
-                axis=-2,
-            ) / (self.avg_num_neighbors**0.5)
-            tensors = Environment(
-                track[layer],
-                angular.harmonic_irreps(self.l_max),
-                track[layer + 1],
-                channels,
-                self.path_channel_coupling,
-                name=f"tensor_product_{layer}",
-            )(tensors, environment)
+            # Sums over neighbours and products with them: small matrix products per centre and l.
+            sums = [jnp.einsum("nkm,nkc->nmc", harmonics[..., s], weights[..., l, :]) for l, s in blocks]
+            environment = jnp.concatenate(sums, axis=1) / self.avg_num_neighbors**0.5
+            matrix = EnvironmentMatrix(
+                track[layer], irreps, track[layer + 1], self.path_channel_coupling, name=f"tensor_product_{layer}"
+            )(environment)
+            chain = matrix if layer == 0 else jnp.einsum("naic,nioc->naoc", chain, matrix)
+            column = chain[:, :, 0]
+            scalars = sum(
+                tensor_weights[..., l, :] * jnp.einsum("nkm,nmc->nkc", harmonics[..., s], column[:, s])
+                for l, s in blocks
+            )
             last = layer == self.num_layers - 1
             latent = ScalarMLP(
                 self.allegro_mlp, scalars_n + (0 if last else channels * orders), name=f"latent_{layer}"
-            )(jnp.concatenate([*features, tensors[..., 0, :]], axis=-1))
+            )(jnp.concatenate([*features, scalars], axis=-1))
             features.append(latent[..., :scalars_n])
             if not last:
                 weights = split(latent[..., scalars_n:])

@@ -85,7 +85,8 @@ def reference(config, params, position, species):
         product = []
         for e, (i, _, _) in enumerate(edges):
             environment = {
-                k: sum(np.outer(weights[f][k[0]], Y[f][k]) for f, (h, _, _) in enumerate(edges) if h == i) / np.sqrt(average)
+                k: sum(np.outer(weights[f][k[0]], Y[f][k]) for f in range(len(edges)) if edges[f][0] == i)
+                / np.sqrt(average)
                 for k in natural
             }
             left = {k: tensors[e][k] for k in track[layer]}

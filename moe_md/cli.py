@@ -1,0 +1,584 @@
+"""The command line: `moe-md demo | train | evaluate | run | bench`.
+
+Settings come from dataclasses and builders; a TOML file (`--settings`) holds
+them under the same names, one table per command, and options override it. An
+unknown key is an error. What a person got wrong is answered in one line.
+"""
+
+import argparse
+import contextlib
+import inspect
+import json
+import os
+import sys
+import time
+import tomllib
+import types
+import typing
+import warnings
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import partial
+from pathlib import Path
+
+import ase.io
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase import Atoms
+from jax_md import space
+
+from moe_md import checkpoint as checkpoints
+from moe_md import demo, experts, regions, simulate
+from moe_md.analysis.bulk import relax_fcc
+from moe_md.analysis.trajectory import LastState, LogWriter, XYZWriter, drift
+from moe_md.checkpoint import Checkpoint
+from moe_md.data import Dataset, Frame, collate, load_dataset, ptco_pbe, read_frames, split_by_group, summary
+from moe_md.mixture import mixture_neighbor_list
+from moe_md.training import cotrain, losses
+
+TABLES = ("expensive", "cheap", "training", "demo", "run", "bench")
+GPa = 160.21766208  # per eV/Å^3
+
+
+@dataclass(frozen=True)
+class Run:
+    """Molecular dynamics; keys of the `[run]` table of a settings file."""
+
+    checkpoint: str = "ptco"  # name or path
+    structure: str = ""  # any file that ASE reads; its last frame, with its velocities if it has any
+    region_lower: float | None = None  # Å: atoms above go to the expensive expert
+    region_upper: float | None = None  # Å: atoms below go to the expensive expert
+    region_axis: int = 2  # normal of those planes: 0, 1 or 2
+    ensemble: str = "nve"  # nve or langevin
+    temperature_K: float = 300.0  # of the thermostat, and of the velocities where the file has none
+    friction_per_fs: float = 0.01  # of the thermostat
+    timestep_fs: float = 1.0
+    steps: int = 1000
+    relax_steps: int = 0  # walk downhill first
+    log_every: int = 10  # steps
+    trajectory_every: int = 100  # steps, a multiple of log_every
+    dtype: str = "float64"  # float32 or float64
+    seed: int = 0
+
+    def __post_init__(self):
+        if not self.structure:
+            raise ValueError("structure must be given: a file that ASE reads.")
+        for name, allowed in (
+            ("ensemble", ("nve", "langevin")),
+            ("dtype", ("float32", "float64")),
+            ("region_axis", (0, 1, 2)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
+        for name in ("steps", "relax_steps", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if self.log_every < 1 or self.trajectory_every < 1 or self.trajectory_every % self.log_every:
+            raise ValueError(
+                "log_every must be positive and trajectory_every a multiple of it, "
+                f"got {self.log_every} and {self.trajectory_every}."
+            )
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A timing; keys of the `[bench]` table of a settings file."""
+
+    checkpoint: str = "ptco"  # name or path
+    columns: int = 8  # Pt atoms along x, even
+    rows: int = 8  # rows of Pt atoms along y, a multiple of 4
+    layers: int = 32
+    rounds: int = 9
+    timestep_fs: float = 1.0
+    chunk_size: int = 64  # rows computed at a time
+    dtype: str = "float32"  # float32 or float64
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}.")
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be at least 1, got {self.rounds}.")
+
+
+def main(arguments: typing.Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: default those of the process.
+
+    Returns:
+        Exit code: 0, or 2 after an error, which is one line on stderr.
+    """
+    parsed = _parser().parse_args(arguments)
+    _quieten()
+    _keep_compiled_programs()
+    try:
+        parsed.command(parsed)
+    except (ValueError, OSError, FloatingPointError, simulate.SimulationError) as error:
+        if parsed.traceback:
+            raise
+        print(f"moe-md: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("moe-md: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run_demo(parsed) -> None:
+    """`moe-md demo`"""
+    settings = _settings(demo.Settings, "demo", parsed)
+    result = demo.run(demo.small(settings) if parsed.small else settings, parsed.out, _say)
+    _say(
+        f"{result['n_atoms']} atoms, {result['f']:.1%} on the expensive expert: {result['speedup']:.1f} times faster than the expensive "
+        f"expert alone, {result['fraction_of_bound']:.0%} of the most there is to gain."
+    )
+
+
+def run_train(parsed) -> None:
+    """`moe-md train`"""
+    tables = _tables(parsed.settings)
+    training = _settings(cotrain.Settings, "training", parsed)
+    dataset = _dataset(parsed)
+    first, second = _experts(tables, dataset, training.metal, parsed.settings)
+    dataset = dataset._replace(species=first.species)
+    train, validation = dataset, None
+    if parsed.validation_fraction > 0:
+        train, validation = split_by_group(dataset, validation_fraction=parsed.validation_fraction, seed=training.seed)
+    _say(_counts("train", train) + ("" if validation is None else "; " + _counts("validation", validation)))
+    folder = Path(parsed.out)
+    result = cotrain.cotrain(
+        (first, second), train, training, validation=validation, folder=folder, progress=not parsed.quiet
+    )
+    split = {"validation_fraction": parsed.validation_fraction, "split_seed": training.seed}
+    result = result._replace(settings={**result.settings, **split})
+    checkpoints.save(folder / "checkpoint.msgpack", result)
+    _write_json(folder / "record.json", {"settings": result.settings, "experts": [first.config, second.config], **result.record})
+    if result.record["history"]:
+        _say(cotrain.describe(result.record["history"][-1]))
+    _say(f"wrote {folder / 'checkpoint.msgpack'}")
+
+
+def run_evaluate(parsed) -> None:
+    """`moe-md evaluate`"""
+    model = checkpoints.load(parsed.checkpoint)
+    if len(model.experts) != 2:
+        raise ValueError(f"checkpoint must hold two experts, got {len(model.experts)}.")
+    dataset = _dataset(parsed, model.experts[0].species)
+    if parsed.split != "all":
+        fraction = parsed.validation_fraction
+        fraction = model.settings.get("validation_fraction") if fraction is None else fraction
+        if not fraction:
+            raise ValueError(
+                "validation_fraction must be given for a split: the checkpoint does not say how its data were split."
+            )
+        seed = model.settings.get("split_seed", model.settings.get("seed", 0))
+        train, validation = split_by_group(dataset, validation_fraction=fraction, seed=seed)
+        dataset = {"train": train, "validation": validation}[parsed.split]
+    scores = evaluate_by_kind(model, dataset)
+    report = {"checkpoint": str(parsed.checkpoint), "data": str(parsed.data), "split": parsed.split, "kinds": scores}
+    folder = Path(parsed.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "evaluation.json", report)
+    _say(_table_of_errors(scores))
+    _say(f"wrote {folder / 'evaluation.json'}")
+
+
+def run_dynamics(parsed) -> None:
+    """`moe-md run`"""
+    settings = _settings(Run, "run", parsed)
+    with jax.enable_x64(True) if settings.dtype == "float64" else contextlib.nullcontext():
+        _dynamics(settings, Path(parsed.out))
+
+
+def run_bench(parsed) -> None:
+    """`moe-md bench`"""
+    settings = _settings(Bench, "bench", parsed)
+    with jax.enable_x64(True) if settings.dtype == "float64" else contextlib.nullcontext():
+        _bench(settings, Path(parsed.out))
+
+
+def evaluate_by_kind(model: Checkpoint, dataset: Dataset) -> dict:
+    """Root mean square errors of either expert and of the mixture, by kind of frame.
+
+    The mixture gives the expensive expert what the cheap one may not own. The
+    cheap expert is judged on frames wholly in its domain, the mixture on the
+    others.
+
+    Args:
+        model: two experts.
+        dataset: frames; labels may be missing.
+
+    Returns:
+        For each kind and for `"all"`: `frames`, and for `expensive`, `cheap`
+        and `mixed` a dict of `energy_meV_per_atom`, `forces_meV_per_A`,
+        `stress_GPa`, None where nothing is labelled.
+    """
+    if not dataset.frames:
+        raise ValueError("dataset must have at least one frame, got none.")
+    terms_fn = jax.jit(partial(losses.joint_terms, model.experts))
+    cutoff = max(e.cutoff for e in model.experts)
+    totals: dict[str, dict] = {}
+    for frame in dataset.frames:
+        batch = _one_frame(frame, dataset.species, cutoff)
+        terms = jax.device_get(terms_fn(model.params, batch))
+        for kind in (frame.kind or "unnamed", "all"):
+            entry = totals.setdefault(kind, {"frames": 0, **{who: np.zeros((2, 3)) for who in ("expensive", "cheap", "mixed")}})
+            entry["frames"] += 1
+            for who in ("expensive", "cheap", "mixed"):
+                e, count = getattr(terms, who), np.asarray(getattr(terms, who).count, float)
+                entry[who] += [np.array([e.energy, e.forces, e.stress], float) * count, count]
+    names, units = ("energy_meV_per_atom", "forces_meV_per_A", "stress_GPa"), (1e3, 1e3, GPa)
+
+    def finish(squares, counts):
+        return {k: float(u * np.sqrt(s / n)) if n else None for k, u, s, n in zip(names, units, squares, counts)}
+
+    kinds = [*sorted(k for k in totals if k != "all"), "all"]
+    return {k: {"frames": totals[k]["frames"], **{w: finish(*totals[k][w]) for w in ("expensive", "cheap", "mixed")}} for k in kinds}
+
+
+def _one_frame(frame: Frame, species, cutoff: float):
+    """A batch of one frame; sizes are rounded up, so that few programs are compiled."""
+    exact = collate([frame], species, cutoff)
+    n, k = exact.rows.mask.shape
+    return collate([frame], species, cutoff, n_rows=-(-n // 16) * 16 if n > 4 else 4, n_slots=-(-k // 16) * 16)
+
+
+def _dynamics(settings: Run, folder: Path) -> None:
+    model = checkpoints.load(settings.checkpoint)
+    atoms = _structure(settings.structure)
+    known = model.experts[0].species
+    unknown = sorted(set(atoms.symbols) - set(known))
+    if unknown:
+        raise ValueError(f"structure must hold the species {known} that the checkpoint knows, got {', '.join(unknown)}.")
+    dtype = np.dtype(settings.dtype)
+    atoms = _in_a_box(atoms, max(e.cutoff for e in model.experts))
+    region = _region(settings, atoms, len(model.experts))
+    n_atoms, share = len(atoms), float(np.mean(np.asarray(region.assignment) == 0))
+    species = np.array([known.index(s) for s in atoms.symbols], np.int32)
+    # A rectangular box is three edges to jax-md, any other its columns.
+    rectangular = np.allclose(atoms.cell.array, np.diag(atoms.cell.lengths()))
+    box = (atoms.cell.lengths() if rectangular else atoms.cell.array.T).astype(dtype)
+    make_space = space.periodic if rectangular else partial(space.periodic_general, fractional_coordinates=False)
+    displacement_fn, shift_fn = make_space(box)
+    neighbor_fn, energy_fn = mixture_neighbor_list(displacement_fn, box, model.experts, model.params, species, region)
+    _say(f"{n_atoms} atoms, {share:.1%} on the expensive expert, {settings.dtype}")
+
+    folder.mkdir(parents=True, exist_ok=True)
+    position, neighbors = jnp.asarray(atoms.get_positions(wrap=True), dtype), None
+    if settings.relax_steps:
+        relaxed = simulate.relax(neighbor_fn, energy_fn, shift_fn, position, n_steps=settings.relax_steps)
+        position, neighbors = relaxed.position, relaxed.neighbors
+        _say(f"relaxed to {relaxed.energy:.4f} eV in {relaxed.n_steps} steps, largest force {relaxed.max_force:.3f} eV/Å")
+    if settings.ensemble == "nve":
+        integrator = simulate.nve(shift_fn, settings.timestep_fs)
+    else:
+        integrator = simulate.langevin(shift_fn, settings.timestep_fs, settings.temperature_K, settings.friction_per_fs)
+    moving = atoms.has("momenta") and np.abs(atoms.get_momenta()).max() > 0 and not settings.relax_steps
+    start = {"velocity": atoms.get_velocities()} if moving else {"temperature_K": settings.temperature_K}
+
+    log = LogWriter(folder / "log.csv")
+    write = partial(XYZWriter, symbols=atoms.get_chemical_symbols(), cell=atoms.cell.array, pbc=True, expert=region.assignment)
+    trajectory = write(folder / "trajectory.extxyz")
+    last: list[simulate.Frame] = []
+
+    def report(frame: simulate.Frame) -> None:
+        log(frame)
+        last[:] = [frame]
+        if frame.step % settings.trajectory_every == 0:
+            trajectory(frame)
+
+    def say(frame: simulate.Frame) -> None:
+        if frame.step % max(settings.log_every, settings.steps // 10 // settings.log_every * settings.log_every) == 0:
+            _say(f"step {frame.step:7d}  {frame.time_ps:8.3f} ps  {frame.temperature_K:6.0f} K  {frame.total:.5f} eV")
+
+    started = time.perf_counter()
+    try:
+        result = simulate.run(
+            neighbor_fn,
+            energy_fn,
+            integrator,
+            position,
+            n_steps=settings.steps,
+            masses=atoms.get_masses(),
+            **start,
+            key=jax.random.key(settings.seed),
+            neighbors=neighbors,
+            chunk_steps=settings.log_every,
+            reporters=[report, say, LastState(folder / "last_good.npz")],
+        )
+    finally:
+        log.close()
+        trajectory.close()
+        if last:
+            final = write(folder / "final.extxyz")
+            final(last[-1])
+            final.close()
+    seconds = time.perf_counter() - started
+    record = {"settings": asdict(settings), "n_atoms": n_atoms, "f": share, "seconds": seconds, "time_ps": result.state.time_ps}
+    if settings.ensemble == "nve" and len(result.log.time_ps) >= 20:
+        slope = drift(result.log.time_ps, result.log.total, n_atoms)
+        record |= {"drift_meV_per_atom_per_ps": slope.slope, "drift_stderr": slope.standard_error}
+        _say(f"drift {slope.slope:+.5f} ± {slope.standard_error:.5f} meV/atom/ps")
+    _write_json(folder / "run.json", record)
+    _say(f"{settings.steps} steps in {seconds:.1f} s, compilation included; wrote {folder / 'final.extxyz'}")
+
+
+def _bench(settings: Bench, folder: Path) -> None:
+    model = checkpoints.load(settings.checkpoint)
+    demo.check_experts(model)
+    shape = demo.Settings(columns=settings.columns, rows=settings.rows, layers=settings.layers)
+    crystal = relax_fcc(model.experts[1], model.params[1], demo.METAL)
+    system = demo.build(model, shape, crystal.lattice_constant, np.dtype(settings.dtype))
+    _say(f"{len(system.atoms)} atoms, {settings.dtype}; compiling three programs")
+    rng = np.random.default_rng(settings.seed)
+    position = system.position + 0.05 * rng.standard_normal(system.position.shape)
+    velocity = np.zeros_like(position)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the cheap expert meets C and O: only its time is wanted
+        cases = demo.steppers(model, system, settings.timestep_fs, settings.chunk_size)
+        timings = demo.interleave(cases, system, position, velocity, settings.rounds)
+    _say("\n".join(demo.timing_lines(timings)))
+    _say(
+        f"f = {timings.f:.3f}, r = {timings.r:.1f}: speed-up {timings.speedup:.2f} of at most {timings.s_max:.2f}, "
+        f"{timings.speedup / timings.s_max:.0%}"
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "settings": asdict(settings),
+        "n_atoms": len(system.atoms),
+        "f": timings.f,
+        "r": timings.r,
+        "speedup": timings.speedup,
+        "s_max": timings.s_max,
+        "fraction_of_bound": timings.speedup / timings.s_max,
+        "seconds": {name: getattr(timings, name)._asdict() for name in ("expensive", "mixed", "cheap")},
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+    }
+    _write_json(folder / "bench.json", record)
+    _say(f"wrote {folder / 'bench.json'}")
+
+
+def _structure(path: str) -> Atoms:
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"structure must be an existing file, got {path}.")
+    if any(suffix in (".xyz", ".extxyz") for suffix in file.suffixes):
+        read_frames(file)  # notices files that were cut short
+    try:
+        return ase.io.read(file, index=-1)
+    except Exception as error:  # ASE raises many types
+        raise ValueError(f"structure must be a file that ASE reads, got {path}: {error}.") from None
+
+
+def _in_a_box(atoms: Atoms, cutoff: float) -> Atoms:
+    """A periodic box; along open directions wide enough that images do not meet."""
+    if atoms.pbc.all():
+        return atoms
+    boxed = atoms.copy()
+    cell = atoms.cell.complete()
+    across = 1 / np.linalg.norm(np.linalg.inv(cell.array), axis=0)  # distances between faces
+    scaled = cell.scaled_positions(atoms.positions)
+    span = np.ptp(scaled, axis=0) * across
+    wanted = np.maximum(span + cutoff + 5.0, 2 * cutoff + 1.0)
+    stretch = np.where(atoms.pbc, 1.0, np.maximum(wanted / across, 1.0))
+    center = np.where(atoms.pbc, 0.0, 0.5 * stretch - 0.5 * (scaled.min(0) + scaled.max(0)))
+    boxed.set_cell(cell.array * stretch[:, None])
+    outside = (scaled + center < 0) | (scaled + center > stretch)
+    # Atoms stay where they are, so that planes given in Å keep their meaning, unless they would not fit.
+    keep = (scaled.min(0) >= 0) & (scaled.max(0) <= stretch)
+    shift = np.where(keep | atoms.pbc, 0.0, center)
+    assert not (outside & ~keep & ~atoms.pbc).any()
+    boxed.positions += shift @ cell.array
+    boxed.pbc = True
+    return boxed
+
+
+def _region(settings: Run, atoms: Atoms, n_experts: int) -> regions.Fixed:
+    if settings.region_lower is None and settings.region_upper is None:
+        if "expert" in atoms.arrays:
+            return regions.fixed(atoms.arrays["expert"].astype(int), n_experts)
+        raise ValueError(
+            "region_lower or region_upper must be given (Å), or the structure must have a column `expert` of integers."
+        )
+    lower = -np.inf if settings.region_lower is None else settings.region_lower
+    upper = np.inf if settings.region_upper is None else settings.region_upper
+    return regions.slab(atoms.positions, lower=lower, upper=upper, axis=settings.region_axis, n_experts=n_experts)
+
+
+def _dataset(parsed, species=None) -> Dataset:
+    path = ptco_pbe() if parsed.data == "ptco_pbe" else parsed.data
+    keys = {k: getattr(parsed, k) for k in ("energy_key", "forces_key", "group_key") if getattr(parsed, k)}
+    return load_dataset(path, species, **keys)
+
+
+def _counts(name: str, dataset: Dataset) -> str:
+    counts = summary(dataset)
+    return f"{name}: {counts['frames']} frames of {counts['groups']} groups, {counts['atoms']} atoms"
+
+
+def _experts(tables: dict, dataset: Dataset, metal: str, file) -> tuple:
+    """The two experts of a settings file; what it leaves out is filled in."""
+    species = [metal, *(s for s in dataset.species if s != metal)]
+    defaults = {
+        "expensive": {"builder": "allegro", "species": species, "cutoff": 5.0},
+        "cheap": {"builder": "power_spectrum", "species": species, "cutoff": 5.0, "l_max": 4, "domain": [metal]},
+    }
+    made = []
+    for name, default in defaults.items():
+        table = tables.get(name)
+        config = default if table is None else {**{k: default[k] for k in ("builder", "species", "cutoff")}, **table}
+        builder = config["builder"]
+        if builder not in experts.BUILDERS:
+            raise ValueError(f"builder of [{name}] must be one of {sorted(experts.BUILDERS)}, got {builder!r}.")
+        allowed = ("builder", *inspect.signature(experts.BUILDERS[builder]).parameters)
+        _check_keys(config, allowed, f"[{name}] of {file}")
+        made.append(experts.build(config))
+    return tuple(made)
+
+
+def _tables(file) -> dict:
+    """The tables of a settings file, `{}` for none."""
+    if file is None:
+        return {}
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(f"settings must be an existing TOML file, got {file}.")
+    try:
+        tables = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"settings must be a TOML file, got {file}: {error}.") from None
+    _check_keys(tables, TABLES, str(file))
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise ValueError(f"{name} of {file} must be a table, [{name}], got {table!r}.")
+    return tables
+
+
+def _settings(cls, name: str, parsed):
+    """A settings dataclass: defaults, then the file's table, then options."""
+    table = _tables(parsed.settings).get(name, {})
+    options = {f.name: getattr(parsed, f.name) for f in fields(cls) if getattr(parsed, f.name, None) is not None}
+    return _filled(cls, table, f"[{name}] of {parsed.settings}", options)
+
+
+def _filled(cls, table: dict, where: str, options: dict | None = None):
+    _check_keys(table, [f.name for f in fields(cls)], where)
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in table.items():
+        if is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise ValueError(f"{key} in {where} must be a table, got {value!r}.")
+            values[key] = _filled(hints[key], value, f"[{key}] in {where}")
+        else:
+            kind = _kind(hints[key])
+            right = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+            if not right:
+                raise ValueError(f"{key} in {where} must be of type {kind.__name__}, got {value!r}.")
+            values[key] = kind(value)
+    return cls(**{**values, **(options or {})})
+
+
+def _kind(hint) -> type:
+    """`float` of `float | None`."""
+    if isinstance(hint, types.UnionType):
+        return next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    return hint
+
+
+def _check_keys(table: dict, allowed, where: str) -> None:
+    unknown = sorted(set(table) - set(allowed))
+    if unknown:
+        raise ValueError(f"unknown key {', '.join(map(repr, unknown))} in {where}: allowed are {', '.join(allowed)}.")
+
+
+def _table_of_errors(scores: dict) -> str:
+    def number(value, form):
+        return "-" if value is None else format(value, form)
+
+    lines = [f"{'kind':20s} {'frames':>6s} {'expert':10s} {'meV/atom':>9s} {'meV/Å':>8s} {'GPa':>7s}"]
+    for kind, entry in scores.items():
+        for who in ("expensive", "cheap", "mixed"):
+            e = entry[who]
+            if all(v is None for v in e.values()):
+                continue
+            lines.append(
+                f"{kind:20s} {entry['frames']:6d} {who:10s} {number(e['energy_meV_per_atom'], '9.1f'):>9s} "
+                f"{number(e['forces_meV_per_A'], '8.0f'):>8s} {number(e['stress_GPa'], '7.2f'):>7s}"
+            )
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="moe-md", description="Molecular dynamics with several potentials and one energy.")
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    commands = parser.add_subparsers(required=True, metavar="demo | train | evaluate | run | bench")
+
+    def command(name: str, fn, out: str, text: str, settings_class=None, settings_file: bool = True):
+        sub = commands.add_parser(name, help=text, description=text + ".")
+        sub.set_defaults(command=fn)
+        sub.add_argument("--out", default=out, metavar="DIR", help=f"folder of the results (default {out})")
+        if settings_file:
+            sub.add_argument("--settings", metavar="FILE", help="TOML file; options override it")
+        for item in fields(settings_class) if settings_class else ():
+            kind = _kind(typing.get_type_hints(settings_class)[item.name])
+            if kind in (int, float, str):
+                default = "" if item.default in (None, "") else f"default {item.default}"
+                sub.add_argument(f"--{item.name.replace('_', '-')}", type=kind, help=default, metavar=kind.__name__)
+        return sub
+
+    sub = command("demo", run_demo, "demo", "Run a CO-covered Pt(111) slab under two experts and report on it", demo.Settings)
+    sub.add_argument("--small", action="store_true", help="a small slab and few steps, for tests")
+
+    sub = command("train", run_train, "training", "Train an expensive and a cheap expert together; resumes where it stopped", cotrain.Settings)
+    _data_options(sub)
+    sub.add_argument("--validation-fraction", type=float, default=0.15, help="share of frames held out by group; 0 for none (default 0.15)")
+    sub.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    sub = command("evaluate", run_evaluate, "evaluation", "Errors of a checkpoint on labelled frames", settings_file=False)
+    sub.add_argument("checkpoint", help="name or path")
+    _data_options(sub)
+    sub.add_argument("--split", choices=("train", "validation", "all"), default="all", help="which frames (default all)")
+    sub.add_argument("--validation-fraction", type=float, help="of the split; default what training used")
+
+    command("run", run_dynamics, "run", "Molecular dynamics of a structure", Run)
+    command("bench", run_bench, "bench", "Time a mixture against either expert alone, on a slab", Bench)
+    return parser
+
+
+def _data_options(sub) -> None:
+    sub.add_argument("--data", default="ptco_pbe", metavar="FILE", help="extended XYZ (default the packaged frames, ptco_pbe)")
+    sub.add_argument("--energy-key", help="name of the energy (default free_energy, else energy)")
+    sub.add_argument("--forces-key", help="name of the forces (default forces)")
+    sub.add_argument("--group-key", help="what frames of one trajectory share (default origin)")
+
+
+def _quieten() -> None:
+    # XLA's remark on loading its own programs of this machine, and jax-md's mixed integers.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    warnings.filterwarnings("ignore", message="scatter inputs have incompatible types", category=FutureWarning)
+
+
+def _keep_compiled_programs() -> None:
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "moe_md" / "jax"))
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _write_json(path: Path, content: dict) -> None:
+    checkpoints.write_atomic(path, (json.dumps(content, indent=2, default=_plain) + "\n").encode())
+
+
+def _plain(value):
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
