@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import json
 import os
+import re
 import sys
 import time
 import tomllib
@@ -31,13 +32,11 @@ from moe_md import checkpoint as checkpoints
 from moe_md import demo, experts, regions, simulate
 from moe_md.analysis.bulk import relax_fcc
 from moe_md.analysis.trajectory import LastState, LogWriter, XYZWriter, drift
-from moe_md.checkpoint import Checkpoint
-from moe_md.data import Dataset, Frame, collate, load_dataset, ptco_pbe, read_frames, split_by_group, summary
+from moe_md.data import Dataset, load_dataset, ptco_pbe, read_frames, split_by_group, summary
 from moe_md.mixture import mixture_neighbor_list
-from moe_md.training import cotrain, losses
+from moe_md.training import cotrain
 
 TABLES = ("expensive", "cheap", "training", "demo", "run", "bench")
-GPa = 160.21766208  # per eV/Å^3
 
 
 @dataclass(frozen=True)
@@ -111,10 +110,11 @@ def main(arguments: typing.Sequence[str] | None = None) -> int:
         Exit code: 0, or 2 after an error, which is one line on stderr.
     """
     parsed = _parser().parse_args(arguments)
-    _quieten()
     _keep_compiled_programs()
     try:
-        parsed.command(parsed)
+        with warnings.catch_warnings():
+            _quieten()
+            parsed.command(parsed)
     except (ValueError, OSError, FloatingPointError, simulate.SimulationError) as error:
         if parsed.traceback:
             raise
@@ -176,7 +176,7 @@ def run_evaluate(parsed) -> None:
         seed = model.settings.get("split_seed", model.settings.get("seed", 0))
         train, validation = split_by_group(dataset, validation_fraction=fraction, seed=seed)
         dataset = {"train": train, "validation": validation}[parsed.split]
-    scores = evaluate_by_kind(model, dataset)
+    scores = cotrain.evaluate_by_kind(model.experts, model.params, dataset)
     report = {"checkpoint": str(parsed.checkpoint), "data": str(parsed.data), "split": parsed.split, "kinds": scores}
     folder = Path(parsed.out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -197,52 +197,6 @@ def run_bench(parsed) -> None:
     settings = _settings(Bench, "bench", parsed)
     with jax.enable_x64(True) if settings.dtype == "float64" else contextlib.nullcontext():
         _bench(settings, Path(parsed.out))
-
-
-def evaluate_by_kind(model: Checkpoint, dataset: Dataset) -> dict:
-    """Root mean square errors of either expert and of the mixture, by kind of frame.
-
-    The mixture gives the expensive expert what the cheap one may not own. The
-    cheap expert is judged on frames wholly in its domain, the mixture on the
-    others.
-
-    Args:
-        model: two experts.
-        dataset: frames; labels may be missing.
-
-    Returns:
-        For each kind and for `"all"`: `frames`, and for `expensive`, `cheap`
-        and `mixed` a dict of `energy_meV_per_atom`, `forces_meV_per_A`,
-        `stress_GPa`, None where nothing is labelled.
-    """
-    if not dataset.frames:
-        raise ValueError("dataset must have at least one frame, got none.")
-    terms_fn = jax.jit(partial(losses.joint_terms, model.experts))
-    cutoff = max(e.cutoff for e in model.experts)
-    totals: dict[str, dict] = {}
-    for frame in dataset.frames:
-        batch = _one_frame(frame, dataset.species, cutoff)
-        terms = jax.device_get(terms_fn(model.params, batch))
-        for kind in (frame.kind or "unnamed", "all"):
-            entry = totals.setdefault(kind, {"frames": 0, **{who: np.zeros((2, 3)) for who in ("expensive", "cheap", "mixed")}})
-            entry["frames"] += 1
-            for who in ("expensive", "cheap", "mixed"):
-                e, count = getattr(terms, who), np.asarray(getattr(terms, who).count, float)
-                entry[who] += [np.array([e.energy, e.forces, e.stress], float) * count, count]
-    names, units = ("energy_meV_per_atom", "forces_meV_per_A", "stress_GPa"), (1e3, 1e3, GPa)
-
-    def finish(squares, counts):
-        return {k: float(u * np.sqrt(s / n)) if n else None for k, u, s, n in zip(names, units, squares, counts)}
-
-    kinds = [*sorted(k for k in totals if k != "all"), "all"]
-    return {k: {"frames": totals[k]["frames"], **{w: finish(*totals[k][w]) for w in ("expensive", "cheap", "mixed")}} for k in kinds}
-
-
-def _one_frame(frame: Frame, species, cutoff: float):
-    """A batch of one frame; sizes are rounded up, so that few programs are compiled."""
-    exact = collate([frame], species, cutoff)
-    n, k = exact.rows.mask.shape
-    return collate([frame], species, cutoff, n_rows=-(-n // 16) * 16 if n > 4 else 4, n_slots=-(-k // 16) * 16)
 
 
 def _dynamics(settings: Run, folder: Path) -> None:
@@ -526,8 +480,9 @@ def _parser() -> argparse.ArgumentParser:
         for item in fields(settings_class) if settings_class else ():
             kind = _kind(typing.get_type_hints(settings_class)[item.name])
             if kind in (int, float, str):
-                default = "" if item.default in (None, "") else f"default {item.default}"
-                sub.add_argument(f"--{item.name.replace('_', '-')}", type=kind, help=default, metavar=kind.__name__)
+                default = [] if item.default in (None, "") else [f"default {item.default}"]
+                text = "; ".join(_comment(settings_class, item.name) + default)
+                sub.add_argument(f"--{item.name.replace('_', '-')}", type=kind, help=text, metavar=kind.__name__)
         return sub
 
     sub = command("demo", run_demo, "demo", "Run a CO-covered Pt(111) slab under two experts and report on it", demo.Settings)
@@ -549,6 +504,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _comment(cls, name: str) -> list[str]:
+    """What the source says beside a field: said once, shown by --help."""
+    return re.findall(rf"^    {name}: .*?  # (.*)$", inspect.getsource(cls), re.MULTILINE)[:1]
+
+
 def _data_options(sub) -> None:
     sub.add_argument("--data", default="ptco_pbe", metavar="FILE", help="extended XYZ (default the packaged frames, ptco_pbe)")
     sub.add_argument("--energy-key", help="name of the energy (default free_energy, else energy)")
@@ -557,8 +517,11 @@ def _data_options(sub) -> None:
 
 
 def _quieten() -> None:
-    # XLA's remark on loading its own programs of this machine, and jax-md's mixed integers.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # XLA calls its own programs, kept on this very machine, a mismatch of machines (jax issue 38445).
+    if jax.config.jax_logging_level in (None, "NOTSET"):
+        jax.config.update("jax_logging_level", "CRITICAL")
+    warnings.showwarning = lambda message, *_, **__: print(f"moe-md: warning: {message}", file=sys.stderr)
+    # jax-md mixes integer types where 64 bits are on.
     warnings.filterwarnings("ignore", message="scatter inputs have incompatible types", category=FutureWarning)
 
 

@@ -145,7 +145,7 @@ def mixture_neighbor_list(
         held = np.asarray(owner.support(position, moved, dr_threshold))
         _check_region(held, n_atoms, len(experts))
         full_list = list_fns.allocate(position, extra_capacity=extra_capacity, **kwargs)
-        capacities = tuple(int(n) if n == 0 else min(int(n) + extra_capacity, n_atoms) for n in held.sum(0))
+        capacities = tuple(int(n) for n in held.sum(0))
         centers, overflow = select(position, owner, capacities, **kwargs)
         neighbors = MixtureNeighbors(full_list, centers, overflow, select)
         _warn_outside_domain(experts, neighbors, position, species, moved)

@@ -60,7 +60,8 @@ def rows_from_neighbor_list(
     # A padded slot reads atom 0; the mask removes it.
     safe = jnp.where(mask, neighbor, 0)
     to_neighbor = jax.vmap(jax.vmap(lambda b, a: displacement_fn(b, a, **kwargs), (0, None)))
-    displacement = to_neighbor(position[safe], position[center])
+    # A float64 box must not turn float32 positions into float64 rows.
+    displacement = to_neighbor(position[safe], position[center]).astype(position.dtype)
     return Neighborhood(
         displacement=jnp.where(mask[..., None], displacement, 1.0),
         mask=mask,

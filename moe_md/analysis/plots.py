@@ -12,6 +12,7 @@ from matplotlib.collections import EllipseCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 EXPENSIVE, CHEAP = "#e3ab2c", "#93a9bf"
 ELEMENTS = {"C": "#3a3a3a", "O": "#cf3a2d"}  # own colours; metals are coloured by expert
@@ -169,6 +170,9 @@ def mismatch_over_height(height, energy, partial_force, in_domain, *, region: tu
         panel.plot(height[known], values[known], mfc="#28527a", mec="none", alpha=0.35, **style)
         panel.plot(height[~known], values[~known], mfc="none", mec=FAINT, **style)
         panel.set(yscale="log", ylabel=label)
+        panel.yaxis.set_major_formatter(_short)
+        decades = np.log10(np.divide(*panel.get_ylim()[::-1]))
+        panel.yaxis.set_minor_formatter(_short if decades < 1.2 else NullFormatter())
         _plain(panel)
     panels[1].set_xlabel("height z / Å")
     handles = [
@@ -218,6 +222,12 @@ def _legend(symbols, assignment, names) -> list[Line2D]:
         Line2D([], [], ls="none", marker="o", ms=9, mfc=colour, mec=np.array(to_rgb(colour)) * 0.62, mew=0.6, label=text)
         for text, colour in entries.items()
     ]
+
+
+def _short(value: float, _position=None) -> str:
+    """A number as people write it: 0.01, 5, 200; only 1, 2 and 5 of each decade."""
+    leading = round(value / 10 ** np.floor(np.log10(value) + 1e-9))
+    return f"{value:g}" if leading in (1, 2, 5) else ""
 
 
 def _plain(panel) -> None:

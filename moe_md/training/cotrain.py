@@ -19,9 +19,9 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from moe_md import checkpoint
+from moe_md import checkpoint, units
 from moe_md.checkpoint import Checkpoint
-from moe_md.data.batching import Batch, batches, collate, frame_rows, prepare
+from moe_md.data.batching import Batch, Prepared, batches, collate, frame_rows, prepare
 from moe_md.data.crystals import metal_frames
 from moe_md.data.dataset import Dataset, dataset_from_frames, force_rms, reference_energies, require_labels, summary
 from moe_md.experts import Expert, Params
@@ -121,6 +121,7 @@ def cotrain(
 
     optimizer = _optimizer(settings)
     step_fn = jax.jit(partial(_step, experts, optimizer, settings), donate_argnums=0)
+    terms_fn = jax.jit(partial(joint_terms, experts))
     state = _initial_state(experts, dataset, optimizer, settings)
     fingerprint = {"settings": asdict(settings), "experts": [e.config for e in experts], "data": summary(dataset)}
     history: list[dict] = []
@@ -148,9 +149,10 @@ def cotrain(
                 )
             last_good = jax.tree.map(np.asarray, state.average)
         if held_out is not None and ((step + 1) % settings.validate_every == 0 or done):
-            scores = evaluate(experts, last_good, held_out, settings.max_rows)
+            scores = _scores(_totals(terms_fn, last_good, held_out, settings.max_rows))
             history.append({"step": step + 1, **scores, "train": dict(running)})
-            bar.write(f"step {step + 1}: " + describe(scores)) if progress else None
+            if progress:
+                bar.write(f"step {step + 1}: " + describe(scores))
         if folder is not None and ((step + 1) % settings.save_every == 0 or done):
             seconds = time.monotonic() - started
             _save_state(folder, state, fingerprint, history, seconds)
@@ -163,7 +165,7 @@ def cotrain(
     return _result(experts, last_good, settings, dataset, validation, history, settings.steps, seconds)
 
 
-def evaluate(experts: Sequence[Expert], params: Sequence[Params], prepared, max_rows: int = 64) -> dict:
+def evaluate(experts: Sequence[Expert], params: Sequence[Params], prepared: Prepared, max_rows: int = 64) -> dict:
     """Root mean square errors and mismatch over all frames.
 
     Args:
@@ -177,26 +179,64 @@ def evaluate(experts: Sequence[Expert], params: Sequence[Params], prepared, max_
         `stress_GPa`; for `mismatch` a dict of `energy_meV`,
         `partial_forces_meV_per_A`, `stress_GPa`. None where nothing is labelled.
     """
+    return _scores(_totals(jax.jit(partial(joint_terms, tuple(experts))), params, prepared, max_rows))
+
+
+def evaluate_by_kind(experts: Sequence[Expert], params: Sequence[Params], dataset: Dataset, max_rows: int = 64) -> dict:
+    """`evaluate` for each kind of frame and for `"all"`, each with its number of `frames`.
+
+    Args:
+        experts, params: the two experts.
+        dataset: frames; labels may be missing.
+        max_rows: rows per batch.
+
+    Raises:
+        ValueError: there is no frame, or a species is unknown to the experts.
+    """
     terms_fn = jax.jit(partial(joint_terms, tuple(experts)))
-    totals: dict[str, np.ndarray] = {}
+    cutoff = max(e.cutoff for e in experts)
+    dataset = dataset_from_frames(dataset.frames, experts[0].species)
+    report: dict[str, dict] = {}
+    overall: dict[str, np.ndarray] = {}
+    for kind in sorted({f.kind for f in dataset.frames}):
+        frames = tuple(f for f in dataset.frames if f.kind == kind)
+        totals = _totals(terms_fn, params, prepare(dataset._replace(frames=frames), cutoff), max_rows)
+        report[kind or "unnamed"] = {"frames": len(frames), **_scores(totals)}
+        overall = {name: overall.get(name, 0.0) + total for name, total in totals.items()}
+    return {**report, "all": {"frames": len(dataset.frames), **_scores(overall)}}
+
+
+def _totals(terms_fn: Callable, params: Sequence[Params], prepared: Prepared, max_rows: int) -> dict[str, np.ndarray]:
+    """Sums of squares and counts, `[2, 3]` for each part of a report."""
+    totals = {name: np.zeros((2, 3)) for name in ("expensive", "cheap", "mixed", "mismatch")}
     for batch in batches(prepared, max_rows=max_rows):
         terms = jax.device_get(terms_fn(tuple(params), batch))
         for name in ("expensive", "cheap", "mixed"):
             e = getattr(terms, name)
-            _add(totals, name, [e.energy, e.forces, e.stress], e.count)
+            totals[name] += _weighted([e.energy, e.forces, e.stress], e.count)
         m = terms.mismatch
-        _add(totals, "mismatch", [m.energy, m.partial_forces, m.stress], [m.count[0], m.count[0], m.count[1]])
-    units = [1e3, 1e3, 160.21766208]
+        totals["mismatch"] += _weighted([m.energy, m.partial_forces, m.stress], [m.count[0], m.count[0], m.count[1]])
+    return totals
+
+
+def _weighted(means, counts) -> np.ndarray:
+    counts = np.asarray(counts, float)
+    return np.stack([np.asarray(means, float) * counts, counts])
+
+
+def _scores(totals: dict[str, np.ndarray]) -> dict:
+    """Roots of means, in the units that people read."""
     names = ("energy_meV_per_atom", "forces_meV_per_A", "stress_GPa")
     mismatch_names = ("energy_meV", "partial_forces_meV_per_A", "stress_GPa")
-    report = {}
-    for name, (squares, count) in totals.items():
-        keys = mismatch_names if name == "mismatch" else names
-        report[name] = {
-            key: float(unit * np.sqrt(square / n)) if n else None
-            for key, unit, square, n in zip(keys, units, squares, count)
+    return {
+        part: {
+            name: float(unit * np.sqrt(square / count)) if count else None
+            for name, unit, square, count in zip(
+                mismatch_names if part == "mismatch" else names, (1e3, 1e3, 1.0 / units.GPa), squares, counts
+            )
         }
-    return report
+        for part, (squares, counts) in totals.items()
+    }
 
 
 def describe(scores: dict) -> str:
@@ -318,12 +358,6 @@ def _running(running: dict, terms: Terms) -> dict:
         value = 1e3 * float(square) ** 0.5
         new[name] = old if float(count) == 0 else (0.98 * old + 0.02 * value if old else value)
     return new
-
-
-def _add(totals: dict, name: str, means, counts) -> None:
-    counts = np.asarray(counts, float)
-    squares, count = totals.get(name, (np.zeros(3), np.zeros(3)))
-    totals[name] = (squares + np.asarray(means, float) * counts, count + counts)
 
 
 def _save_state(folder, state: State, fingerprint: dict, history: list, seconds: float) -> None:
