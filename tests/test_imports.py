@@ -21,7 +21,6 @@ FLOORS = (
     ("simulate", "adjoint", "distributed"),
     ("training", "interfaces", "analysis"),
     ("demo",),
-    ("demo",),
     ("cli",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -75,7 +75,9 @@ def slab_view(
     if len(panels) == 2:
         bottom, top = windows[1]
         panels[0].axhline(bottom, color=FAINT, lw=0.8, ls=(0, (4, 3)))
-    figure.legend(handles=_legend(symbols, assignment, names), loc="outside upper center", ncols=2, frameon=False)
+    figure.legend(
+        handles=_legend(symbols, assignment, names), loc="outside upper center", ncols=2, frameon=False
+    )
     return figure
 
 
@@ -121,11 +123,11 @@ def energy_over_time(
     reach = 1.6 * max(np.abs(deviation).max(), 1e-6)
     above.set(ylim=(-reach, reach), ylabel="total − mean\nmeV per atom")
     above.legend(loc="upper left", frameon=False, ncols=2)
-    shift = lambda x: 1000 * (x - x[0])  # noqa: E731
-    below.plot(time, shift(kinetic), color="#c77f1a", lw=1.0, label="kinetic")
-    below.plot(time, shift(potential), color="#4f7f6b", lw=1.0, label="potential")
+    changes = [1000 * (x - x[0]) for x in (kinetic, potential)]
+    for change, colour, label in zip(changes, ("#c77f1a", "#4f7f6b"), ("kinetic", "potential")):
+        below.plot(time, change, color=colour, lw=1.0, label=label)
     below.set(xlabel="time / ps", ylabel="change since start\nmeV per atom")
-    span = np.concatenate([shift(kinetic), shift(potential)])
+    span = np.concatenate(changes)
     margin = max(np.ptp(span), 1e-6)
     below.set_ylim(span.min() - 0.1 * margin, span.max() + 0.3 * margin)
     below.legend(loc="upper left", frameon=False, ncols=2)
@@ -164,7 +166,9 @@ def mismatch_over_height(height, energy, partial_force, in_domain, *, region: tu
     panels = figure.subplots(2, 1, sharex=True)
     labels = ("energy\nmeV per atom", "partial forces\nmeV/Å per atom")
     for panel, values, label in zip(panels, (1000 * np.abs(energy), 1000 * force), labels):
-        values = np.maximum(values, 1e-6)  # a logarithm needs a floor
+        # A logarithm needs a floor: the few atoms that agree by chance sit on it.
+        floor = max(0.5 * np.quantile(values, 0.01), 1e-6) if len(values) else 1e-6
+        values = np.maximum(values, floor)
         panel.axvspan(region[0] - 1.0, region[1] + 1.0, color=EXPENSIVE, alpha=0.18, lw=0, zorder=0)
         style = dict(ls="none", marker="o", ms=3.2, mew=0.6, rasterized=True)
         panel.plot(height[known], values[known], mfc="#28527a", mec="none", alpha=0.35, **style)
@@ -177,10 +181,29 @@ def mismatch_over_height(height, energy, partial_force, in_domain, *, region: tu
     panels[1].set_xlabel("height z / Å")
     handles = [
         Line2D([], [], ls="none", marker="o", ms=5, mfc="#28527a", mec="none", label="within both domains"),
-        Line2D([], [], ls="none", marker="s", ms=9, mfc=EXPENSIVE, alpha=0.35, mec="none", label="expensive region"),
+        Line2D(
+            [],
+            [],
+            ls="none",
+            marker="s",
+            ms=9,
+            mfc=EXPENSIVE,
+            alpha=0.35,
+            mec="none",
+            label="expensive region",
+        ),
     ]
     if not known.all():
-        outside = Line2D([], [], ls="none", marker="o", ms=5, mfc="none", mec=FAINT, label="outside (not compared in training)")
+        outside = Line2D(
+            [],
+            [],
+            ls="none",
+            marker="o",
+            ms=5,
+            mfc="none",
+            mec=FAINT,
+            label="outside (not compared in training)",
+        )
         handles.insert(1, outside)
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, handletextpad=0.3)
     return figure
@@ -214,12 +237,24 @@ def _colour(symbol: str, expert: int) -> str:
 
 def _legend(symbols, assignment, names) -> list[Line2D]:
     entries: dict[str, str] = {}
-    for symbol, expert in sorted(set(zip(symbols, np.asarray(assignment).tolist())), key=lambda x: (x[0] in ELEMENTS, x[1], x[0])):
+    for symbol, expert in sorted(
+        set(zip(symbols, np.asarray(assignment).tolist())), key=lambda x: (x[0] in ELEMENTS, x[1], x[0])
+    ):
         who = names[min(expert, len(names) - 1)]
         text = f"{symbol}, {who}" if symbol not in ELEMENTS or expert else f"{symbol} ({who})"
         entries.setdefault(text, _colour(symbol, expert))
     return [
-        Line2D([], [], ls="none", marker="o", ms=9, mfc=colour, mec=np.array(to_rgb(colour)) * 0.62, mew=0.6, label=text)
+        Line2D(
+            [],
+            [],
+            ls="none",
+            marker="o",
+            ms=9,
+            mfc=colour,
+            mec=np.array(to_rgb(colour)) * 0.62,
+            mew=0.6,
+            label=text,
+        )
         for text, colour in entries.items()
     ]
 

@@ -105,7 +105,9 @@ def seams(symbol: str, lattice_constant: float, cutoff: float) -> dict[str, tupl
     return found
 
 
-def ghost_force_report(checkpoint: Checkpoint, lattice_constants: Sequence[float], *, symbol: str = "Pt") -> dict:
+def ghost_force_report(
+    checkpoint: Checkpoint, lattice_constants: Sequence[float], *, symbol: str = "Pt"
+) -> dict:
     """Ghost forces of the first two experts, for planes and a sphere.
 
     Args:

@@ -147,7 +147,7 @@ def cotrain(
                     f"the loss is not finite at step {step + 1}: lower learning_rate = {settings.learning_rate}; "
                     f"the last saved state is whole."
                 )
-            last_good = jax.tree.map(np.asarray, state.average)
+            last_good = jax.tree.map(np.array, state.average)  # a copy: the buffers are donated
         if held_out is not None and ((step + 1) % settings.validate_every == 0 or done):
             scores = _scores(_totals(terms_fn, last_good, held_out, settings.max_rows))
             history.append({"step": step + 1, **scores, "train": dict(running)})

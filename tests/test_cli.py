@@ -1,0 +1,368 @@
+"""The command line: commands end to end in a small form, and one clear line for every mistake."""
+
+import json
+import subprocess
+import sys
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import fcc111
+from test_demo import soft_model
+
+from moe_md import checkpoint, cli, demo, experts
+from moe_md.data import load_dataset, ptco_pbe
+
+SPECIES, CUTOFF = ("Pt", "C", "O"), 4.0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A Lennard-Jones checkpoint, a clean slab, and settings for two tiny experts."""
+    folder = tmp_path_factory.mktemp("cli")
+    built = [
+        experts.lennard_jones(SPECIES, CUTOFF, epsilon=epsilon, sigma=2.5446, domain=domain)
+        for epsilon, domain in ((0.6, SPECIES), (0.59, ("Pt",)))
+    ]
+    params = tuple(e.init(None) for e in built)
+    checkpoint.save(folder / "model.msgpack", checkpoint.Checkpoint(tuple(built), params, {}, {}))
+    atoms = fcc111("Pt", (4, 4, 4), a=3.92, vacuum=6.0, orthogonal=True)
+    atoms.write(folder / "slab.extxyz")
+    (folder / "train.toml").write_text(
+        f"""
+        [expensive]
+        builder = "lennard_jones"
+        cutoff = {CUTOFF}
+        epsilon = 0.5
+        sigma = 1.2
+        [cheap]
+        builder = "lennard_jones"
+        cutoff = {CUTOFF}
+        domain = ["Pt"]
+        sigma = 1.2
+        [training]
+        steps = 4
+        validate_every = 4
+        [training.weights]
+        energy = 1.0
+        """
+    )
+    return folder
+
+
+def moe_md(capsys, *arguments) -> tuple[int, str, str]:
+    code = cli.main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def failure(capsys, *arguments) -> str:
+    code, _, err = moe_md(capsys, *arguments)
+    assert code == 2
+    assert err.startswith("moe-md: error: ") and err.count("\n") == 1, err
+    return err
+
+
+def test_run(folder, capsys, tmp_path):
+    options = (
+        "--checkpoint",
+        folder / "model.msgpack",
+        "--structure",
+        folder / "slab.extxyz",
+        "--region-lower",
+        9.0,
+    )
+    steps = ("--steps", 40, "--log-every", 2, "--trajectory-every", 20)
+    code, out, err = moe_md(capsys, "run", *options, *steps, "--out", tmp_path / "a")
+    assert code == 0, err
+    assert "drift" in out
+    lines = (tmp_path / "a" / "log.csv").read_text().splitlines()
+    assert len(lines) == 1 + 21 and lines[0].startswith("step,time_ps,potential")
+    frames = ase.io.read(tmp_path / "a" / "trajectory.extxyz", index=":")
+    final = ase.io.read(tmp_path / "a" / "final.extxyz")
+    assert len(frames) == 3 and final.info["step"] == 40
+    np.testing.assert_array_equal(frames[-1].positions, final.positions)
+    record = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert record["settings"]["steps"] == 40 and record["f"] == pytest.approx(0.5)
+    assert final.arrays["expert"].tolist() == (frames[0].arrays["expert"]).tolist()
+    original = ase.io.read(folder / "slab.extxyz")
+    assert (final.arrays["expert"] == 0).tolist() == (original.positions[:, 2] >= 9.0).tolist()
+
+    # The last frame starts the next run: its velocities and its experts.
+    again = ("--checkpoint", folder / "model.msgpack", "--structure", tmp_path / "a" / "final.extxyz")
+    code, _, err = moe_md(capsys, "run", *again, *steps, "--out", tmp_path / "b")
+    assert code == 0, err
+    log = [np.genfromtxt(tmp_path / x / "log.csv", delimiter=",", names=True) for x in "ab"]
+    assert log[1]["total"][0] == pytest.approx(log[0]["total"][-1], abs=1e-5)
+    assert log[1]["kinetic"][0] == pytest.approx(log[0]["kinetic"][-1], abs=1e-5)
+
+
+def test_run_langevin_float32_in_a_skewed_cell(folder, capsys, tmp_path):
+    atoms = fcc111("Pt", (4, 4, 4), a=3.92, vacuum=6.0)
+    atoms.pbc = True
+    atoms.write(tmp_path / "skewed.extxyz")
+    (tmp_path / "settings.toml").write_text(
+        f"""
+        [run]
+        checkpoint = "{folder / "model.msgpack"}"
+        structure = "{tmp_path / "skewed.extxyz"}"
+        region_lower = 9
+        ensemble = "langevin"
+        steps = 10
+        relax_steps = 3
+        trajectory_every = 10
+        dtype = "float32"
+        """
+    )
+    code, out, err = moe_md(
+        capsys, "run", "--settings", tmp_path / "settings.toml", "--steps", 20, "--out", tmp_path / "out"
+    )
+    assert code == 0, err
+    assert "step      20" in out and "relaxed" in out  # the option wins over the file
+    final = ase.io.read(tmp_path / "out" / "final.extxyz")
+    np.testing.assert_allclose(final.cell.array, atoms.cell.array, rtol=1e-6)
+    shift = ase.geometry.find_mic(final.positions - atoms.positions, atoms.cell, True)[1]
+    assert 0 < shift.max() < 0.5
+
+
+def test_open_directions_get_room():
+    atoms = fcc111("Pt", (4, 4, 2), a=3.92, vacuum=0.5)
+    boxed = cli._in_a_box(atoms, 5.0)
+    assert boxed.pbc.all() and boxed.cell[2, 2] >= 2 * 5.0 + 1
+    np.testing.assert_array_equal(
+        boxed.positions, atoms.positions
+    )  # they fit: planes in Å keep their meaning
+    molecule = Atoms("CO", [[-4.0, 0, 0], [-4.0, 0, 1.15]])
+    boxed = cli._in_a_box(molecule, 5.0)
+    scaled = boxed.get_scaled_positions(wrap=False)
+    assert (scaled >= 0).all() and (scaled < 1).all()
+    assert boxed.get_distance(0, 1) == pytest.approx(1.15) and (boxed.cell.lengths() >= 11).all()
+
+
+def test_train_then_evaluate(folder, capsys, tmp_path):
+    out = tmp_path / "out"
+    training = ("train", "--settings", folder / "train.toml", "--out", out, "--quiet")
+    code, said, err = moe_md(capsys, *training)
+    assert code == 0, err
+    model = checkpoint.load(out / "checkpoint.msgpack")
+    assert model.experts[0].species == ("Pt", "C", "O") and model.experts[1].domain == ("Pt",)
+    assert model.settings["steps"] == 4 and model.settings["weights"]["energy"] == 1.0
+    record = json.loads((out / "record.json").read_text())
+    assert record["step"] == 4 and record["settings"]["validation_fraction"] == 0.15
+    assert record["history"][-1]["expensive"]["forces_meV_per_A"] > 0
+    # Finished: it resumes at the end and does nothing more.
+    code, _, err = moe_md(capsys, *training)
+    assert code == 0, err
+
+    scores = tmp_path / "scores"
+    code, said, err = moe_md(
+        capsys, "evaluate", out / "checkpoint.msgpack", "--split", "validation", "--out", scores
+    )
+    assert code == 0, err
+    kinds = json.loads((scores / "evaluation.json").read_text())["kinds"]
+    assert kinds["all"]["frames"] == record["validation"]["frames"]
+    assert all(kind in said for kind in kinds)
+    # Two ways to the same numbers.
+    for who in ("expensive", "cheap", "mixed"):
+        for key, value in record["history"][-1][who].items():
+            assert kinds["all"][who][key] == (None if value is None else pytest.approx(value, rel=1e-3)), (
+                who,
+                key,
+            )
+
+
+def test_evaluate_needs_the_fraction(folder, capsys, tmp_path):
+    err = failure(capsys, "evaluate", folder / "model.msgpack", "--split", "train", "--out", tmp_path)
+    assert "validation_fraction" in err
+
+
+def test_bench(capsys, tmp_path):
+    checkpoint.save(tmp_path / "soft.msgpack", soft_model())
+    options = ("--columns", 4, "--rows", 4, "--layers", 8, "--rounds", 2)
+    code, out, err = moe_md(
+        capsys, "bench", "--checkpoint", tmp_path / "soft.msgpack", *options, "--out", tmp_path
+    )
+    assert code == 0, err
+    record = json.loads((tmp_path / "bench.json").read_text())
+    assert record["n_atoms"] == 4 * 4 * 8 + 8 and 0 < record["f"] < 1
+    assert record["fraction_of_bound"] == pytest.approx(record["speedup"] / record["s_max"])
+    assert "all atoms on the expensive expert" in out
+
+
+def test_demo_hands_on_its_settings(capsys, tmp_path, monkeypatch):
+    """What the demonstration does is tested in test_demo."""
+    seen = {}
+
+    def run(settings, folder, say):
+        seen.update(settings=settings, folder=folder)
+        return dict.fromkeys(demo.SUMMARY_KEYS, 1.0)
+
+    monkeypatch.setattr(demo, "run", run)
+    (tmp_path / "settings.toml").write_text("[demo]\nseed = 5\ntemperature_K = 300\n")
+    code, _, err = moe_md(
+        capsys, "demo", "--settings", tmp_path / "settings.toml", "--seed", 7, "--small", "--out", "there"
+    )
+    assert code == 0, err
+    assert (
+        seen["settings"] == demo.small(demo.Settings(seed=7, temperature_K=300.0))
+        and seen["folder"] == "there"
+    )
+
+
+# Mistakes ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "expected"),
+    [
+        ("demo", "[demo]\nlayer = 3\n", ["'layer'", "[demo]", "settings.toml", "layers"]),
+        ("demo", "[demos]\n", ["'demos'", "settings.toml", "training"]),
+        ("demo", "demo = 3\n", ["must be a table", "got 3"]),
+        ("demo", "[demo]\nlayers = 'many'\n", ["layers", "of type int", "got 'many'"]),
+        ("demo", "[demo]\nlayers = 3.5\n", ["layers", "of type int", "got 3.5"]),
+        ("demo", "[demo\n", ["TOML", "settings.toml"]),
+        ("run", "[run]\nstep = 3\n", ["'step'", "[run]", "steps"]),
+        ("bench", "[bench]\nlayer = 3\n", ["'layer'", "[bench]", "layers"]),
+        ("train", "[training]\nlearning = 3\n", ["'learning'", "[training]", "learning_rate"]),
+        ("train", "[training.weights]\nforce = 3\n", ["'force'", "[weights]", "forces"]),
+        ("train", "[training]\nweights = 3\n", ["weights", "must be a table"]),
+        ("train", "[training]\nsteps = -3\n", ["steps must be positive", "got -3"]),
+        ("train", "[cheap]\nlmax = 3\n", ["'lmax'", "[cheap]", "l_max"]),
+        ("train", "[cheap]\nbuilder = 'magic'\n", ["builder of [cheap]", "'magic'", "allegro"]),
+        ("train", "[cheap]\ndomain = ['Au']\n", ["domain", "Au"]),
+    ],
+)
+def test_settings_errors(command, text, expected, capsys, tmp_path):
+    (tmp_path / "settings.toml").write_text(text)
+    err = failure(capsys, command, "--settings", tmp_path / "settings.toml", "--out", tmp_path / "out")
+    for part in expected:
+        assert part in err
+
+
+def test_missing_files(folder, capsys, tmp_path):
+    out = ("--out", tmp_path)
+    assert "settings must be an existing TOML file" in failure(
+        capsys, "demo", "--settings", tmp_path / "no.toml", *out
+    )
+    assert "no.xyz" in failure(capsys, "train", "--data", tmp_path / "no.xyz", *out)
+    assert "no.xyz" in failure(
+        capsys, "evaluate", folder / "model.msgpack", "--data", tmp_path / "no.xyz", *out
+    )
+    assert "existing file, got" in failure(capsys, "evaluate", tmp_path / "no.msgpack", *out)
+    err = failure(capsys, "run", "--structure", tmp_path / "no.cif", *out)
+    assert "structure must be an existing file" in err
+    assert "structure must be given" in failure(capsys, "run", *out)
+
+
+def test_truncated_xyz(folder, capsys, tmp_path):
+    whole = (folder / "slab.extxyz").read_text()
+    cut = tmp_path / "cut.extxyz"
+    cut.write_text(whole[: len(whole) // 2])
+    model = ("--checkpoint", folder / "model.msgpack")
+    err = failure(capsys, "run", *model, "--structure", cut, "--region-lower", 9, "--out", tmp_path)
+    assert "whole" in err and "cut.extxyz" in err
+    assert "cut.extxyz" in failure(capsys, "train", "--data", cut, "--out", tmp_path)
+    broken = tmp_path / "broken.cif"
+    broken.write_text("data_\nnothing\n")
+    err = failure(capsys, "run", *model, "--structure", broken, "--region-lower", 9, "--out", tmp_path)
+    assert "structure must be a file that ASE reads" in err
+
+
+def test_unknown_species(folder, capsys, tmp_path):
+    atoms = ase.io.read(folder / "slab.extxyz")
+    atoms.symbols[0] = "Au"
+    atoms.write(tmp_path / "gold.extxyz")
+    model = folder / "model.msgpack"
+    err = failure(
+        capsys,
+        "run",
+        "--checkpoint",
+        model,
+        "--structure",
+        tmp_path / "gold.extxyz",
+        "--region-lower",
+        9,
+        "--out",
+        tmp_path,
+    )
+    assert "got Au" in err and "'Pt', 'C', 'O'" in err
+    assert "Au" in failure(capsys, "evaluate", model, "--data", tmp_path / "gold.extxyz", "--out", tmp_path)
+
+
+def test_regions(folder, capsys, tmp_path):
+    options = (
+        "run",
+        "--checkpoint",
+        folder / "model.msgpack",
+        "--structure",
+        folder / "slab.extxyz",
+        "--out",
+        tmp_path,
+    )
+    assert "region_lower or region_upper" in failure(capsys, *options)
+    assert "slab must select at least one atom" in failure(capsys, *options, "--region-lower", 900)
+    assert "ensemble must be one of" in failure(capsys, *options, "--region-lower", 9, "--ensemble", "npt")
+    assert "timestep_fs must be positive" in failure(
+        capsys, *options, "--region-lower", 9, "--timestep-fs", 0
+    )
+
+
+def test_box_too_small(folder, capsys, tmp_path):
+    fcc111("Pt", (2, 2, 4), a=3.92, vacuum=6.0, orthogonal=True).write(tmp_path / "small.extxyz")
+    model = ("--checkpoint", folder / "model.msgpack")
+    err = failure(
+        capsys,
+        "run",
+        *model,
+        "--structure",
+        tmp_path / "small.extxyz",
+        "--region-lower",
+        9,
+        "--out",
+        tmp_path,
+    )
+    assert "twice the cutoff" in err
+
+
+def test_missing_labels(folder, capsys, tmp_path):
+    frames = ase.io.read(folder / "slab.extxyz", index=":")
+    ase.io.write(tmp_path / "bare.extxyz", frames * 2)
+    options = ("--data", tmp_path / "bare.extxyz", "--validation-fraction", 0, "--quiet")
+    assert "energy" in failure(capsys, "train", *options, "--out", tmp_path / "a")
+    err = failure(capsys, "train", *options, "--forces-key", "pushes", "--out", tmp_path / "b")
+    assert "forces_key" in err and "pushes" in err
+
+
+def test_a_blown_up_run_says_so_and_saves(folder, capsys, tmp_path):
+    model = (
+        "--checkpoint",
+        folder / "model.msgpack",
+        "--structure",
+        folder / "slab.extxyz",
+        "--region-lower",
+        9,
+    )
+    err = failure(capsys, "run", *model, "--timestep-fs", 1e200, "--steps", 100, "--out", tmp_path)
+    assert "timestep_fs" in err
+    saved = np.load(tmp_path / "last_good.npz")
+    assert np.isfinite(saved["position"]).all()
+
+
+def test_traceback_on_request(capsys):
+    with pytest.raises(ValueError, match="structure must be given"):
+        cli.main(["--traceback", "run"])
+
+
+def test_entry_point(capsys):
+    done = subprocess.run([sys.executable, "-m", "moe_md.cli", "dance"], capture_output=True, text=True)
+    assert done.returncode == 2 and "dance" in done.stderr and "Traceback" not in done.stderr
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["demo", "--help"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0 and "--production-steps" in out and "name or path; default ptco" in out
+
+
+def test_packaged_frames_have_a_name():
+    parsed = cli._parser().parse_args(["evaluate", "ptco"])
+    assert len(cli._dataset(parsed).frames) == len(load_dataset(ptco_pbe()).frames)
