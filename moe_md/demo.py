@@ -573,7 +573,7 @@ def _report(settings, model, system, summary, timings, ghost, mismatch, by_owner
     drift_is_zero = abs(summary["drift_meV_per_atom_per_ps"]) < 2 * summary["drift_stderr"]
     kelvin_per_ns = summary["drift_meV_per_atom_per_ps"] / (3 * units.kB)  # 3 kB T per atom, half of it kinetic
     hopped = []
-    if facts["n_hopped"]:
+    if facts["n_hopped"] and settings.temperature_K <= 1000:  # hotter, atoms may well move
         hopped = [
             f"{facts['n_hopped']} Pt atoms are more than {HOP} Å from where the slab was built. Platinum at {settings.temperature_K:g} K does not do "
             "that in so short a time: it is a weakness of the checkpoint on surfaces, which energy conservation does not show.",
