@@ -61,7 +61,7 @@ def load(name_or_path) -> Checkpoint:
             version, or its parameters do not fit its experts.
     """
     path = Path(name_or_path)
-    if not path.exists() and str(name_or_path) in names():
+    if not path.is_file() and str(name_or_path) in names():  # also beside a folder of that name
         path = Path(str(resources.files("moe_md") / "checkpoints" / f"{name_or_path}.msgpack"))
     if not path.is_file():
         raise ValueError(f"name_or_path must be one of {names()} or an existing file, got {str(name_or_path)!r}.")

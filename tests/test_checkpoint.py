@@ -202,3 +202,9 @@ def test_the_new_file_appears_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", spy)
     write_atomic(path, b"new")
     assert seen == [(b"new", b"old")] and path.read_bytes() == b"new"
+
+
+def test_a_folder_of_the_same_name_hides_nothing(tmp_path, monkeypatch):
+    (tmp_path / "ptco").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert len(load("ptco").experts) == 2
