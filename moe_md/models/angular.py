@@ -1,6 +1,7 @@
-"""Spherical harmonics and Clebsch-Gordan paths, from e3nn-jax."""
+"""Spherical harmonics and Clebsch-Gordan paths, in the conventions of e3nn."""
 
 from functools import lru_cache
+from math import factorial, prod, sqrt
 
 import e3nn_jax as e3nn
 import jax.numpy as jnp
@@ -13,17 +14,40 @@ Irrep = tuple[int, int]  # (l, parity)
 def spherical_harmonics(l_max: int, displacement: Array) -> Array:
     """Real spherical harmonics of the directions, "component" normalisation.
 
-    The sum of squares over m is 2l + 1. Zero vectors are not allowed: mask first.
+    The sum of squares over m is 2l + 1. Components, signs and axes are those of
+    e3nn (polar axis y), so that its Clebsch-Gordan coefficients fit; unrolled
+    here because they are half the cost of the cheap expert.
 
     Args:
         l_max: highest order.
-        displacement: `[..., 3]`.
+        displacement: `[..., 3]`; zero vectors are not allowed: mask first.
 
     Returns:
         `[..., (l_max + 1)^2]`, l blocks in ascending order.
+
+    Source:
+        Associated Legendre functions without the phase (-1)^m, by recursion
+        in l (DLMF 14.10.3), times the real and imaginary part of (z + i x)^m.
     """
-    irreps = e3nn.Irreps([(1, (l, (-1) ** l)) for l in range(l_max + 1)])
-    return e3nn.spherical_harmonics(irreps, displacement, normalize=True, normalization="component").array
+    x, y, z = jnp.moveaxis(displacement / jnp.sqrt(jnp.sum(displacement**2, axis=-1, keepdims=True)), -1, 0)
+    one = jnp.ones_like(y)
+    cosine, sine = [one], [jnp.zeros_like(y)]
+    for m in range(l_max):
+        cosine.append(z * cosine[m] - x * sine[m])
+        sine.append(z * sine[m] + x * cosine[m])
+    legendre = {}
+    for m in range(l_max + 1):
+        legendre[m, m] = float(prod(range(1, 2 * m, 2))) * one
+        if m < l_max:
+            legendre[m + 1, m] = (2 * m + 1) * y * legendre[m, m]
+        for l in range(m + 2, l_max + 1):
+            legendre[l, m] = ((2 * l - 1) * y * legendre[l - 1, m] - (l + m - 1) * legendre[l - 2, m]) / (l - m)
+    components = []
+    for l in range(l_max + 1):
+        for m in range(-l, l + 1):
+            size = sqrt((2 * l + 1) * factorial(l - abs(m)) / factorial(l + abs(m)) * (1 if m == 0 else 2))
+            components.append(size * legendre[l, abs(m)] * (sine[-m] if m < 0 else cosine[m]))
+    return jnp.stack(components, axis=-1)
 
 
 def harmonic_irreps(l_max: int) -> tuple[Irrep, ...]:

@@ -151,3 +151,11 @@ def test_radial_basis_is_zero_on_masked_slots_and_beyond():
     distance, mask = jnp.array([1.0, 2.9, 3.0, 4.0, 1.0]), jnp.array([True, True, True, True, False])
     basis = np.asarray(radial.radial_basis(distance, mask, 3.0, 4, 6.0))
     assert (basis[:2] != 0).all() and (basis[2:] == 0).all()
+
+
+@pytest.mark.parametrize("l_max", range(7))
+def test_harmonics_are_those_of_e3nn(l_max):
+    vectors = jax.random.normal(jax.random.key(l_max), (40, 3), jnp.float64)
+    irreps = e3nn.Irreps([(1, (l, (-1) ** l)) for l in range(l_max + 1)])
+    theirs = e3nn.spherical_harmonics(irreps, vectors, normalize=True, normalization="component").array
+    np.testing.assert_allclose(angular.spherical_harmonics(l_max, vectors), theirs, atol=1e-13)
