@@ -2,6 +2,7 @@
 
 import itertools
 
+import e3nn_jax as e3nn
 import jax
 import jax.numpy as jnp
 import numpy as np
