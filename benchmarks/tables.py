@@ -57,26 +57,43 @@ def mixture_note(record: dict) -> str:
 def cotraining(folder: Path) -> str:
     """Ghost forces and errors, without and with agreement."""
     command = "python benchmarks/bench_cotraining.py"
+    groups: dict[tuple, dict[int, dict]] = {}
+    for record in harness.read(folder, "cotraining"):
+        if not record["smoke"]:
+            key = (record["device"], record["steps"], record["runs"]["with"]["agree_partial_forces"])
+            groups.setdefault(key, {})[record["seed"]] = record
     parts = [f"`{command}`"]
-    for record in newest(harness.read(folder, "cotraining")):
-        without, agreeing = record["runs"]["without"], record["runs"]["with"]
-        rows = []
-        for seam, ratio in record["ghost_force_ratio"].items():
-            ghost = [max(run["ghost_force_meV_per_A"][seam]["max"]) for run in (without, agreeing)]
-            name = "sphere" if seam == "sphere" else f"({seam}) plane"
-            rows.append([f"ghost force, {name}", *(f"{g:.1f}" for g in ghost), f"{ratio:.1f} times smaller"])
-        for expert, change in record["force_error_change"].items():
-            error = [run["validation"][expert]["forces_meV_per_A"] for run in (without, agreeing)]
-            rows.append([f"force error, {expert} expert", *(f"{e:.0f}" for e in error), f"{100 * change:+.0f} %"])
-        error = [run["validation"]["mismatch"]["partial_forces_meV_per_A"] for run in (without, agreeing)]
-        rows.append(["mismatch of partial forces", *(f"{e:.1f}" for e in error), f"{error[0] / error[1]:.1f} times smaller"])
+    for group in groups.values():
+        records = [group[seed] for seed in sorted(group)]
+        rows = [
+            [f"ghost force, {name}", *averages(records, lambda run: max(run["ghost_force_meV_per_A"][seam]["max"]), "times")]
+            for seam, name in (("100", "(100) plane"), ("111", "(111) plane"), ("sphere", "sphere"))
+        ]
+        for expert in ("expensive", "cheap"):
+            error = lambda run: run["validation"][expert]["forces_meV_per_A"]  # noqa: E731
+            rows.append([f"force error, {expert} expert", *averages(records, error, "percent")])
+        mismatch = lambda run: run["validation"]["mismatch"]["partial_forces_meV_per_A"]  # noqa: E731
+        rows.append(["mismatch of partial forces", *averages(records, mismatch, "times")])
+        record = records[-1]
+        frames = ", ".join(f"{r['train']['frames']} + {r['validation']['frames']}" for r in records)
         note = (
-            f"{record['steps']:,} steps each, {record['train']['frames']} training and {record['validation']['frames']} "
-            f"validation frames ({record['validation']['groups']} groups), seed {record['seed']}. Ghost force: the longest, over lattice "
-            f"constants {', '.join(f'{s:g}' for s in record['strains'])} times {record['lattice_constant']:g} Å. {where(record)}."
+            f"Means over seeds {', '.join(str(r['seed']) for r in records)} (each in brackets) of {record['steps']:,} steps; training + validation "
+            f"frames {frames}. Ghost force: the longest, over lattice constants {', '.join(f'{s:g}' for s in record['strains'])} times "
+            f"{record['lattice_constant']:g} Å. {where(record)}."
         )
         parts += [markdown(["meV/Å", "independent", "co-trained", "change"], rows), note]
     return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
+
+
+def averages(records: list[dict], value: Callable[[dict], float], change: str) -> list[str]:
+    """Cells: mean over seeds without and with agreement, each seed in brackets, and the change of the mean."""
+    cells, means = [], []
+    for name in ("without", "with"):
+        values = [value(record["runs"][name]) for record in records]
+        means.append(sum(values) / len(values))
+        cells.append(f"{means[-1]:.1f} ({', '.join(f'{v:.1f}' for v in values)})")
+    before, after = means
+    return [*cells, f"{before / after:.1f} times smaller" if change == "times" else f"{100 * (after / before - 1):+.0f} %"]
 
 
 def ptco(folder: Path) -> str:
