@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--random", action="store_true", help="random parameters: the speed is the same, errors are not")
     parser.add_argument("--atoms", type=int, default=8064)
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--chunk-size", type=int, default=64, help="rows computed at a time")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
     parser.add_argument("--smoke", action="store_true", help="a few hundred atoms, one share, two repeats")
