@@ -1,13 +1,13 @@
 """Does agreement remove the ghost force, at no cost in accuracy?
 
 Two trainings of one budget (steps, seed, data, batches) on the packaged PBE
-frames, split by group: agreement weights zero, and not. Then a perfect crystal
-is cut in two, each half given its expert: along (100), along (111), around a
-sphere, at the lattice constant and 2 % to either side. By symmetry every force
-is zero; what remains is the seam's own, the ghost force. Accuracy is the force
-error of both experts on the validation frames. One line of results per seed:
-a small set, a short training and chance in what an untrained seam happens to
-weigh make single pairs of runs scatter.
+frames: agreement weights zero, and not. Then a perfect crystal is cut in two,
+each half given its expert: along (100), along (111), around a sphere, at the
+lattice constant and 2 % to either side. By symmetry every force is zero; what
+remains is the seam's own, the ghost force. Accuracy is the force error of both
+experts on the validation frames. All of it is cross-validated by group: a small
+set, a short training and chance in what an untrained seam happens to weigh make
+single pairs of runs scatter. One line of results per fold.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import numpy as np
 import harness
 import moe_md as mm
 from moe_md.analysis.seam import ghost_force_report
-from moe_md.data import load_dataset, ptco_pbe, split_by_group, summary
+from moe_md.data import folds_by_group, load_dataset, ptco_pbe, summary
 from moe_md.training.cotrain import Settings, describe
 from moe_md.training.losses import Weights
 
@@ -66,13 +66,13 @@ def train_and_score(weights: Weights, experts, train, validation, settings: Sett
     }
 
 
-def measure(arguments, seed: int) -> dict:
+def measure(arguments, fold: int) -> dict:
     """Everything a line of the results says."""
     dataset = load_dataset(arguments.data or ptco_pbe(), SPECIES)
-    train, validation = split_by_group(dataset, validation_fraction=arguments.validation_fraction, seed=seed)
+    train, validation = folds_by_group(dataset, n_folds=arguments.folds, seed=0)[fold]
     settings = Settings(
         steps=arguments.steps,
-        seed=seed,
+        seed=fold,
         learning_rate=arguments.learning_rate,
         validate_every=arguments.steps,
         save_every=arguments.steps,
@@ -98,7 +98,8 @@ def measure(arguments, seed: int) -> dict:
         "experts": [e.config for e in experts],
         "dtype": "float32",
         "steps": arguments.steps,
-        "seed": seed,
+        "fold": fold,
+        "folds": arguments.folds,
         "train": summary(train),
         "validation": summary(validation),
         "lattice_constant": arguments.lattice_constant,
@@ -130,7 +131,7 @@ def compare(without: dict, agreeing: dict) -> dict:
 def report(record: dict) -> str:
     """The result, for people."""
     runs = record["runs"]
-    lines = [f"{record['steps']} steps, {record['train']['frames']} frames, seed {record['seed']}"]
+    lines = [f"{record['steps']} steps, {record['train']['frames']} frames, fold {record['fold'] + 1} of {record['folds']}"]
     for seam, ratio in record["ghost_force_ratio"].items():
         before, after = (np.max(runs[name]["ghost_force_meV_per_A"][seam]["max"]) for name in ("without", "with"))
         lines.append(f"ghost force, {seam:6s}: {before:7.1f} -> {after:7.1f} meV/Å, {ratio:.1f} times smaller")
@@ -144,9 +145,9 @@ def main() -> None:
     defaults = Weights()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="extended XYZ file; default the packaged PBE frames")
-    parser.add_argument("--validation-fraction", type=float, default=0.2)
+    parser.add_argument("--folds", type=int, default=4, help="of the cross-validation")
+    parser.add_argument("--only", type=int, nargs="+", help="folds to run, from 0; default all. Also the seeds of training")
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1), help="of the split, the start and the batches")
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--lattice-constant", type=float, default=3.98, help="Å")
     parser.add_argument("--agree-energy", type=float, default=defaults.agree_energy)
@@ -167,8 +168,9 @@ def main() -> None:
         tiny = dict(steps=2, l_max=1, scalar_features=8, tensor_features=4, cutoff=4.0)
         tiny |= dict(cheap_l_max=1, cheap_channels=4, cheap_hidden=8)
         vars(arguments).update(tiny)
-    for seed in arguments.seeds[:1] if arguments.smoke else arguments.seeds:
-        record = measure(arguments, seed)
+    folds = range(arguments.folds) if arguments.only is None else arguments.only
+    for fold in folds[:1] if arguments.smoke else folds:
+        record = measure(arguments, fold)
         print(report(record), flush=True)
         harness.append(arguments.results, "cotraining", record)
 

@@ -60,11 +60,11 @@ def cotraining(folder: Path) -> str:
     groups: dict[tuple, dict[int, dict]] = {}
     for record in harness.read(folder, "cotraining"):
         if not record["smoke"]:
-            key = (record["device"], record["steps"], record["runs"]["with"]["agree_partial_forces"])
-            groups.setdefault(key, {})[record["seed"]] = record
+            key = (record["device"], record["steps"], record["folds"], record["runs"]["with"]["agree_partial_forces"])
+            groups.setdefault(key, {})[record["fold"]] = record
     parts = [f"`{command}`"]
     for group in groups.values():
-        records = [group[seed] for seed in sorted(group)]
+        records = [group[fold] for fold in sorted(group)]
         rows = [
             [f"ghost force, {name}", *averages(records, lambda run: max(run["ghost_force_meV_per_A"][seam]["max"]), "times")]
             for seam, name in (("100", "(100) plane"), ("111", "(111) plane"), ("sphere", "sphere"))
@@ -75,10 +75,9 @@ def cotraining(folder: Path) -> str:
         mismatch = lambda run: run["validation"]["mismatch"]["partial_forces_meV_per_A"]  # noqa: E731
         rows.append(["mismatch of partial forces", *averages(records, mismatch, "times")])
         record = records[-1]
-        frames = ", ".join(f"{r['train']['frames']} + {r['validation']['frames']}" for r in records)
         note = (
-            f"Means over seeds {', '.join(str(r['seed']) for r in records)} (each in brackets) of {record['steps']:,} steps; training + validation "
-            f"frames {frames}. Ghost force: the longest, over lattice constants {', '.join(f'{s:g}' for s in record['strains'])} times "
+            f"Means over {len(records)} folds of a {record['folds']}-fold cross-validation by group (each fold in brackets), {record['steps']:,} steps on "
+            f"{record['train']['frames'] + record['validation']['frames']} frames. Ghost force: the longest, over lattice constants {', '.join(f'{s:g}' for s in record['strains'])} times "
             f"{record['lattice_constant']:g} Å. {where(record)}."
         )
         parts += [markdown(["meV/Å", "independent", "co-trained", "change"], rows), note]
@@ -86,7 +85,7 @@ def cotraining(folder: Path) -> str:
 
 
 def averages(records: list[dict], value: Callable[[dict], float], change: str) -> list[str]:
-    """Cells: mean over seeds without and with agreement, each seed in brackets, and the change of the mean."""
+    """Cells: mean over folds without and with agreement, each fold in brackets, and the change of the mean."""
     cells, means = [], []
     for name in ("without", "with"):
         values = [value(record["runs"][name]) for record in records]

@@ -187,7 +187,7 @@ def make(arguments) -> None:
                 "CO",
                 [[5.0, 5.0, 5.0], [5.0, 5.0, 5.0 + bond]],
                 cell=[10.0, 10.0, 11.0],
-                info=dict(kind="gas-co", origin=f"gas-{i}"),
+                info=dict(kind="gas-co", origin="gas-scan", step=i),
             )
         )
     write(arguments.out, frames, format="extxyz")

@@ -1,10 +1,11 @@
 """Frames, datasets and padded batches, on the host: numpy in, numpy out."""
 
 from moe_md.data.batching import Batch, Prepared, batches, collate, packing_plan, prepare
-from moe_md.data.crystals import fcc_slab, fcc_supercell, metal_frames, random_metal
+from moe_md.data.crystals import fcc_slab, fcc_supercell, metal_frames, perfect_crystal, random_metal
 from moe_md.data.dataset import (
     Dataset,
     dataset_from_frames,
+    folds_by_group,
     force_rms,
     load_dataset,
     ptco_pbe,
@@ -25,12 +26,14 @@ __all__ = [
     "dataset_from_frames",
     "fcc_slab",
     "fcc_supercell",
+    "folds_by_group",
     "force_rms",
     "frame_from_atoms",
     "frame_to_atoms",
     "load_dataset",
     "metal_frames",
     "packing_plan",
+    "perfect_crystal",
     "prepare",
     "ptco_pbe",
     "random_metal",

@@ -28,6 +28,7 @@ class Batch(NamedTuple):
     forces_mask: np.ndarray  # [n_rows] bool
     stress: np.ndarray  # [n_frames, 3, 3] eV/Å^3, 0 where masked
     stress_mask: np.ndarray  # [n_frames] bool, fully periodic frames only
+    weight: np.ndarray  # [n_frames] float, of the frame's squared errors in every mean
 
 
 class Prepared(NamedTuple):
@@ -79,6 +80,7 @@ def collate(
     n_frames: int | None = None,
     dtype=np.float32,
     cached_rows: Sequence[Neighborhood] | None = None,
+    weights: Sequence[float] | None = None,
 ) -> Batch:
     """One batch of whole frames.
 
@@ -90,6 +92,7 @@ def collate(
             least one of each). A padded row is all masked.
         dtype: of all floating point arrays.
         cached_rows: the rows of each frame, where they are known already.
+        weights: of each frame's squared errors in the loss; by default one.
 
     Returns:
         The batch.
@@ -136,7 +139,10 @@ def collate(
         forces_mask=np.zeros(n_rows, bool),
         stress=np.zeros((n_frames, 3, 3), dtype),
         stress_mask=np.zeros(n_frames, bool),
+        weight=np.ones(n_frames, dtype),
     )
+    if weights is not None:
+        batch.weight[: len(frames)] = weights
     start = 0
     for k, (frame, rows, size) in enumerate(zip(frames, cached_rows, sizes)):
         here, slots = slice(start, start + size), slice(rows.mask.shape[1])

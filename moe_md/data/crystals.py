@@ -103,8 +103,7 @@ def random_metal(
         ValueError: an argument is out of range.
     """
     _check_positive(lattice_constant=lattice_constant)
-    if not 0.0 <= max_strain < 0.3:
-        raise ValueError(f"max_strain must be in [0, 0.3), got {max_strain}.")
+    _check_strain(max_strain)
     if not max_rattle >= 0.0:
         raise ValueError(f"max_rattle must not be negative (Å), got {max_rattle}.")
     draw = rng.random()
@@ -123,11 +122,34 @@ def random_metal(
             position, height = _ADATOM_SITES[facet]
             add_adsorbate(atoms, symbol, height * lattice_constant, position)
 
-    strain = rng.uniform(-max_strain, max_strain, (3, 3))
-    strain = 0.5 * (strain + strain.T) + rng.uniform(-max_strain, max_strain) / 3.0 * np.eye(3)
-    atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
+    _strain(atoms, rng, max_strain, max_strain / 3.0)
     atoms.positions += rng.uniform(0.0, max_rattle) * rng.standard_normal((len(atoms), 3))
     return _frame(atoms, kind)
+
+
+def perfect_crystal(
+    rng: np.random.Generator, *, symbol: str = "Pt", lattice_constant: float = 3.98, max_strain: float = 0.04
+) -> Frame:
+    """A perfect fcc crystal under a random strain, as a cell of one atom.
+
+    Args:
+        rng: source of the draw.
+        symbol: chemical symbol of an fcc metal.
+        lattice_constant: Å, positive.
+        max_strain: largest isotropic strain, in [0, 0.3). Besides, each
+            component has up to half of it, times a factor uniform between 0 and 1.
+
+    Returns:
+        A frame of one atom, without labels.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    _check_positive(lattice_constant=lattice_constant)
+    _check_strain(max_strain)
+    atoms = bulk(symbol, "fcc", a=lattice_constant)
+    _strain(atoms, rng, 0.5 * max_strain * rng.random(), max_strain)
+    return _frame(atoms, "bulk-perfect")
 
 
 def metal_frames(rng: np.random.Generator, n_rows: int, **kwargs) -> list[Frame]:
@@ -168,6 +190,17 @@ def _slab(symbol: str, lattice_constant: float, size: Sequence[int], facet: str,
     if min(size) < 1 or (facet == "211" and size[0] % 3):
         raise ValueError(f"size must be positive, its first a multiple of 3 for facet 211, got {size}.")
     return _FACETS[facet](symbol, size=tuple(size), a=lattice_constant, vacuum=vacuum)
+
+
+def _strain(atoms: Atoms, rng: np.random.Generator, max_component: float, max_isotropic: float) -> None:
+    strain = rng.uniform(-max_component, max_component, (3, 3))
+    strain = 0.5 * (strain + strain.T) + rng.uniform(-max_isotropic, max_isotropic) * np.eye(3)
+    atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
+
+
+def _check_strain(max_strain: float) -> None:
+    if not 0.0 <= max_strain < 0.3:
+        raise ValueError(f"max_strain must be in [0, 0.3), got {max_strain}.")
 
 
 def _frame(atoms: Atoms, kind: str) -> Frame:

@@ -1,5 +1,6 @@
 """A set of frames over one tuple of species: splits, counts, reference energies."""
 
+import hashlib
 from importlib import resources
 from pathlib import Path
 from typing import Iterable, NamedTuple, Sequence
@@ -75,13 +76,14 @@ def split_by_group(dataset: Dataset, *, validation_fraction: float, seed: int) -
     """Train and validation sets that share no group.
 
     Frames of one trajectory are nearly copies: a split between them would
-    measure memory. Each kind gives about `validation_fraction` of its frames,
-    at least one group and never its last; a kind with a single group stays in
+    measure memory. A group's lot is drawn from its name and the seed alone, so
+    frames added later leave the lot of the others as it was. Each kind gives at
+    least one group and never its last; a kind with a single group stays in
     train. (Where no kind has two groups, kinds are ignored.)
 
     Args:
         dataset: the frames.
-        validation_fraction: in (0, 1).
+        validation_fraction: in (0, 1), of the groups, on average.
         seed: of the draw; the same seed gives the same split.
 
     Returns:
@@ -93,26 +95,66 @@ def split_by_group(dataset: Dataset, *, validation_fraction: float, seed: int) -
     """
     if not 0.0 < validation_fraction < 1.0:
         raise ValueError(f"validation_fraction must be in (0, 1), got {validation_fraction}.")
+    held_out: set[str] = set()
+    for groups in _groups_by_kind(dataset):
+        lots = {group: _lot(group, seed) for group in groups}
+        groups = sorted(groups, key=lots.get)
+        below = sum(lot < validation_fraction for lot in lots.values())
+        held_out.update(groups[: min(max(below, 1), len(groups) - 1)])
+    return _divide(dataset, held_out)
+
+
+def folds_by_group(dataset: Dataset, *, n_folds: int, seed: int) -> list[tuple[Dataset, Dataset]]:
+    """Splits for cross-validation: every group of a kind that has two or more is held out once.
+
+    Args:
+        dataset: the frames.
+        n_folds: at least 2. A kind of fewer groups is held out in some folds only.
+        seed: of the order in which groups are dealt.
+
+    Returns:
+        `(train, validation)` for each fold, frames in their original order.
+
+    Raises:
+        ValueError: `n_folds` is below 2, there are fewer than two groups, or a
+            fold stays empty.
+    """
+    if n_folds < 2:
+        raise ValueError(f"n_folds must be at least 2, got {n_folds}.")
+    held_out: list[set[str]] = [set() for _ in range(n_folds)]
+    turn = 0
+    for groups in _groups_by_kind(dataset):
+        if len(groups) > 1:
+            for group in sorted(groups, key=lambda group: _lot(group, seed)):
+                held_out[turn % n_folds].add(group)
+                turn += 1
+    if turn < n_folds:
+        raise ValueError(f"n_folds must be at most {turn}, the groups that can be held out, got {n_folds}.")
+    return [_divide(dataset, groups) for groups in held_out]
+
+
+def _groups_by_kind(dataset: Dataset) -> list[list[str]]:
+    """Groups of each kind; of all kinds together where none has two."""
     kind_of: dict[str, str] = {}
-    size: dict[str, int] = {}
     for frame in dataset.frames:
         kind_of.setdefault(frame.group, frame.kind)
-        size[frame.group] = size.get(frame.group, 0) + 1
-    if len(size) < 2:
-        raise ValueError(f"dataset must have at least 2 groups to split, got {sorted(size)}.")
-    strata: dict[str, list[str]] = {}
-    for group in sorted(size):
-        strata.setdefault(kind_of[group], []).append(group)
-    if all(len(groups) == 1 for groups in strata.values()):
-        strata = {"": sorted(size)}
+    if len(kind_of) < 2:
+        raise ValueError(f"dataset must have at least 2 groups to split, got {sorted(kind_of)}.")
+    kinds: dict[str, list[str]] = {}
+    for group in sorted(kind_of):
+        kinds.setdefault(kind_of[group], []).append(group)
+    if all(len(groups) == 1 for groups in kinds.values()):
+        return [sorted(kind_of)]
+    return [kinds[kind] for kind in sorted(kinds)]
 
-    rng = np.random.default_rng(seed)
-    held_out: set[str] = set()
-    for kind in sorted(strata):
-        groups = list(rng.permutation(strata[kind]))
-        taken = np.cumsum([size[group] for group in groups])
-        closest = int(np.argmin(np.abs(taken - validation_fraction * taken[-1]))) + 1
-        held_out.update(groups[: min(closest, len(groups) - 1)])
+
+def _lot(group: str, seed: int) -> float:
+    """A number in [0, 1) that follows from name and seed, on every machine."""
+    digest = hashlib.sha256(f"{seed}:{group}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def _divide(dataset: Dataset, held_out: set[str]) -> tuple[Dataset, Dataset]:
     train = tuple(frame for frame in dataset.frames if frame.group not in held_out)
     validation = tuple(frame for frame in dataset.frames if frame.group in held_out)
     return Dataset(train, dataset.species), Dataset(validation, dataset.species)

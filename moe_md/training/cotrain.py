@@ -22,7 +22,7 @@ from tqdm import tqdm
 from moe_md import checkpoint, units
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Batch, Prepared, batches, collate, frame_rows, prepare
-from moe_md.data.crystals import metal_frames
+from moe_md.data.crystals import metal_frames, perfect_crystal
 from moe_md.data.dataset import Dataset, dataset_from_frames, force_rms, reference_energies, require_labels, summary
 from moe_md.experts import Expert, Params
 from moe_md.training.losses import Terms, Weights, joint_loss, joint_terms
@@ -36,11 +36,14 @@ class Settings:
 
     steps: int = 4000
     max_rows: int = 64  # rows of a labelled batch
-    environment_rows: int = 48  # rows of an unlabelled batch; 0 for none
+    environment_rows: int = 48  # rows of unlabelled, distorted metal per step; 0 for none
+    perfect_crystals: int = 8  # strained one-atom cells beside them
+    perfect_weight: float = 30.0  # of a perfect crystal's disagreement, against that of a distorted one
     metal: str = "Pt"  # what environments are made of
     lattice_constant: float = 3.98  # Å
     max_strain: float = 0.04
     max_rattle: float = 0.2  # Å
+    agreement_ramp: float = 1.0  # share of the steps in which the weights of agreement grow from nothing to full
     learning_rate: float = 5e-3
     warmup_steps: int = 100
     final_learning_rate: float = 0.01  # share of the peak at the end of the cosine
@@ -56,12 +59,12 @@ class Settings:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        for name in ("warmup_steps", "seed", "max_strain", "max_rattle"):
+        for name in ("warmup_steps", "seed", "max_strain", "max_rattle", "perfect_crystals", "perfect_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         if self.environment_rows and self.environment_rows < 4:
             raise ValueError(f"environment_rows must be 0 or at least 4, got {self.environment_rows}.")
-        for name in ("ema_decay", "final_learning_rate"):
+        for name in ("ema_decay", "final_learning_rate", "agreement_ramp"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}.")
 
@@ -256,18 +259,25 @@ def describe(scores: dict) -> str:
 
 
 def environment_batch(experts: Sequence[Expert], settings: Settings, step: int) -> Batch | None:
-    """Unlabelled metal environments of one step, padded to few shapes."""
-    if settings.environment_rows == 0:
+    """Unlabelled metal environments of one step, padded to few shapes.
+
+    Distorted metal, and perfect crystals under strain with a weight of their
+    own: what two experts disagree about in the mean crystal does not average
+    out in a run, however small beside their thermal disagreement.
+    """
+    if settings.environment_rows + settings.perfect_crystals == 0:
         return None
     rng = np.random.default_rng([settings.seed, 1, step])
-    frames = metal_frames(
-        rng,
-        settings.environment_rows,
-        symbol=settings.metal,
-        lattice_constant=settings.lattice_constant,
-        max_strain=settings.max_strain,
-        max_rattle=settings.max_rattle,
-    )
+    crystal = {
+        "symbol": settings.metal,
+        "lattice_constant": settings.lattice_constant,
+        "max_strain": settings.max_strain,
+    }
+    frames = [perfect_crystal(rng, **crystal) for _ in range(settings.perfect_crystals)]
+    weights = [settings.perfect_weight] * len(frames)
+    if settings.environment_rows:
+        frames += metal_frames(rng, settings.environment_rows, max_rattle=settings.max_rattle, **crystal)
+        weights += [1.0] * (len(frames) - len(weights))
     species, cutoff = experts[0].species, max(e.cutoff for e in experts)
     rows = [frame_rows(f, species, cutoff) for f in frames]
     slots = max(r.mask.shape[1] for r in rows)
@@ -275,22 +285,24 @@ def environment_batch(experts: Sequence[Expert], settings: Settings, step: int) 
         frames,
         species,
         cutoff,
-        n_rows=settings.environment_rows,
+        n_rows=settings.environment_rows + settings.perfect_crystals,
         n_slots=-(-slots // SLOT_STEP) * SLOT_STEP,
-        n_frames=settings.environment_rows // 4,
+        n_frames=settings.environment_rows // 4 + settings.perfect_crystals,
         cached_rows=rows,
+        weights=weights,
     )
 
 
 def _step(experts, optimizer, settings: Settings, state: State, labelled: Batch, environment: Batch | None):
+    # Two experts agree soonest on nothing at all: let the data speak first.
+    agreement = jnp.minimum(1.0, (state.step + 1) / max(settings.agreement_ramp * settings.steps, 1.0))
+
     def loss_fn(params):
         params = tuple(_frozen(p) for p in params)
         terms = joint_terms(experts, params, labelled)
-        loss = joint_loss(settings.weights, terms)
+        loss = joint_loss(settings.weights, terms, agreement)
         if environment is not None:
-            unlabelled = joint_terms(experts, params, environment)
-            loss = loss + joint_loss(settings.weights, unlabelled)
-            terms = terms._replace(mismatch=unlabelled.mismatch)
+            loss = loss + joint_loss(settings.weights, joint_terms(experts, params, environment), agreement)
         return loss, terms
 
     gradient, terms = jax.grad(loss_fn, has_aux=True)(state.params)

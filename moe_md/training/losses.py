@@ -12,6 +12,9 @@ assignments of rows the expected squared error of the mixed force is
 1/4 |sum_i D_ik|^2 + 1/4 sum_i |D_ik|^2 with D the difference of partial
 forces: the second term is the l_P term in closed form.
 
+The stress term is a sum of the same differences over slots, but a coherent one:
+what is left of it pushes whole layers at a planar seam.
+
 Every term but data needs no labels. All follow from one evaluation of energies
 and partial forces per expert.
 """
@@ -37,7 +40,7 @@ class Weights:
     stress: float = 300.0
     agree_energy: float = 30.0
     agree_partial_forces: float = 3.0
-    agree_stress: float = 0.0
+    agree_stress: float = 3000.0
     mixed: float = 1.0  # of the mixed energy's data term, against that of one expert
 
     def __post_init__(self):
@@ -99,13 +102,19 @@ def frames_in_domain(row_in_domain: Array, batch: Batch) -> Array:
 
 
 def mean_where(mask: Array, value: Array) -> Array:
-    """Mean over True entries of `mask`; zero where there is none."""
+    """Mean of `value` over True entries of `mask`; zero where there is none."""
     mask = jnp.broadcast_to(mask, value.shape)
     return jnp.sum(jnp.where(mask, value, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
+def weights_of(batch: Batch) -> tuple[Array, Array]:
+    """Weight of each frame, `[n_frames]`, and of each row, `[n_rows]`."""
+    weight = jnp.asarray(batch.weight)
+    return weight, jnp.append(weight, 0.0)[batch.frame]
+
+
 class Errors(NamedTuple):
-    """Mean squared errors of a batch, and how many numbers each is a mean of."""
+    """Mean squared errors of a batch, each times its frame's weight, and how many numbers each is a mean of."""
 
     energy: Array  # (eV/atom)^2
     forces: Array  # (eV/Å)^2 per component
@@ -126,16 +135,17 @@ def errors(prediction: Prediction, batch: Batch, frames: Array) -> Errors:
     forces_mask = (batch.forces_mask & row_frame)[:, None]
     stress_mask = (batch.stress_mask & frames)[:, None, None]
     per_atom = (prediction.energy - batch.energy) / jnp.maximum(batch.n_atoms, 1)
+    weight, row_weight = weights_of(batch)
     return Errors(
-        mean_where(energy_mask, per_atom**2),
-        mean_where(forces_mask, (prediction.forces - batch.forces) ** 2),
-        mean_where(stress_mask, (prediction.stress - batch.stress) ** 2),
+        mean_where(energy_mask, weight * per_atom**2),
+        mean_where(forces_mask, row_weight[:, None] * (prediction.forces - batch.forces) ** 2),
+        mean_where(stress_mask, weight[:, None, None] * (prediction.stress - batch.stress) ** 2),
         jnp.stack([jnp.sum(energy_mask), 3 * jnp.sum(forces_mask), 9 * jnp.sum(stress_mask)]),
     )
 
 
 class Mismatch(NamedTuple):
-    """Mean squared disagreement of two experts on shared rows."""
+    """Mean squared disagreement of two experts on shared rows, each times its frame's weight."""
 
     energy: Array  # eV^2 per row
     partial_forces: Array  # (eV/Å)^2 per row, summed over its slots
@@ -153,11 +163,12 @@ def mismatch(first: Prediction, second: Prediction, shared_rows: Array, shared_f
         batch: the batch. Stress is compared in periodic frames only.
     """
     periodic = (shared_frames & (batch.volume > 1.0))[:, None, None]
+    weight, row_weight = weights_of(batch)
     g2 = jnp.sum((first.partial_forces - second.partial_forces) ** 2, axis=(1, 2))
     return Mismatch(
-        mean_where(shared_rows, (first.atom_energies - second.atom_energies) ** 2),
-        mean_where(shared_rows, g2),
-        mean_where(periodic, (first.stress - second.stress) ** 2),
+        mean_where(shared_rows, row_weight * (first.atom_energies - second.atom_energies) ** 2),
+        mean_where(shared_rows, row_weight * g2),
+        mean_where(periodic, weight[:, None, None] * (first.stress - second.stress) ** 2),
         jnp.stack([jnp.sum(shared_rows), 9 * jnp.sum(periodic)]),
     )
 
@@ -192,8 +203,8 @@ def joint_terms(experts: Sequence[Expert], params: Sequence[Params], batch: Batc
     )
 
 
-def joint_loss(weights: Weights, terms: Terms) -> Array:
-    """The weighted sum of all terms."""
+def joint_loss(weights: Weights, terms: Terms, agreement: float | Array = 1.0) -> Array:
+    """The weighted sum of all terms, those of agreement times `agreement` besides."""
     data = sum(
         share * (weights.energy * e.energy + weights.forces * e.forces + weights.stress * e.stress)
         for share, e in ((1.0, terms.expensive), (1.0, terms.cheap), (weights.mixed, terms.mixed))
@@ -204,4 +215,4 @@ def joint_loss(weights: Weights, terms: Terms) -> Array:
         + weights.agree_partial_forces * m.partial_forces
         + weights.agree_stress * m.stress
     )
-    return data + agree
+    return data + agreement * agree

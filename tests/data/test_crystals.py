@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from ase.neighborlist import neighbor_list
 
-from moe_md.data.crystals import fcc_slab, fcc_supercell, metal_frames, random_metal
+from moe_md.data.crystals import fcc_slab, fcc_supercell, metal_frames, perfect_crystal, random_metal
 from moe_md.data.extxyz import frame_to_atoms
 
 
@@ -44,6 +44,18 @@ def test_random_metal_visits_every_kind():
         assert frame.pbc.all() == frame.kind.startswith("bulk") and frame.pbc[:2].all()
         assert {"bulk-strained": n == 4, "bulk-vacancy": n == 31}.get(frame.kind, True)
     assert min(nearest(frame) for frame in frames) > 1.2  # rattled, never on top of each other
+
+
+def test_perfect_crystal_is_a_strained_lattice():
+    rng = np.random.default_rng(0)
+    frames = [perfect_crystal(rng, max_strain=0.03) for _ in range(200)]
+    assert all(f.symbols == ("Pt",) and f.pbc.all() for f in frames)
+    stretch = np.array([np.cbrt(4 * np.linalg.det(f.cell)) / 3.98 - 1.0 for f in frames])
+    assert -0.04 < stretch.min() < -0.02 and 0.02 < stretch.max() < 0.04
+    unstrained = perfect_crystal(rng, max_strain=0.0)
+    assert coordination(unstrained, 3.2).tolist() == [12]
+    with pytest.raises(ValueError, match=r"max_strain must be in \[0, 0.3\), got 0.3"):
+        perfect_crystal(rng, max_strain=0.3)
 
 
 def test_adatoms_sit_where_the_lattice_goes_on():

@@ -5,6 +5,7 @@ import pytest
 
 from moe_md.data.dataset import (
     dataset_from_frames,
+    folds_by_group,
     force_rms,
     load_dataset,
     ptco_pbe,
@@ -46,7 +47,7 @@ def test_split_keeps_groups_whole(ptco, seed):
     many = {k for k in kinds if len({f.group for f in ptco.frames if f.kind == k}) > 1}
     for part in (train, validation):
         assert many <= {f.kind for f in part.frames} and part.species == ptco.species
-    assert 0.1 < len(validation.frames) / len(ptco.frames) < 0.45
+    assert 0.08 < len(validation.frames) / len(ptco.frames) < 0.45
     again = split_by_group(ptco, validation_fraction=0.25, seed=seed)
     assert [id(f) for f in again[1].frames] == [id(f) for f in validation.frames]
 
@@ -55,6 +56,33 @@ def test_split_depends_on_the_seed(ptco):
     splits = [split_by_group(ptco, validation_fraction=0.25, seed=seed) for seed in range(5)]
     drawn = {tuple(id(f) for f in validation.frames) for _, validation in splits}
     assert len(drawn) > 1
+
+
+def test_split_does_not_move_frames_when_others_are_added():
+    def held_out(n):
+        groups = [frame(["Pt"], f"run-{k}", "bulk") for k in range(n)]
+        return {f.group for f in split_by_group(dataset_from_frames(groups), validation_fraction=0.3, seed=4)[1].frames}
+
+    assert held_out(40) < held_out(80)
+
+
+def test_folds_hold_out_every_group_once(ptco):
+    folds = folds_by_group(ptco, n_folds=4, seed=0)
+    many = {k for k in (f.kind for f in ptco.frames) if len({f.group for f in ptco.frames if f.kind == k}) > 1}
+    held_out = [{f.group for f in validation.frames} for _, validation in folds]
+    assert sum(map(len, held_out)) == len(set.union(*held_out))
+    assert set.union(*held_out) == {f.group for f in ptco.frames if f.kind in many}
+    for (train, validation), groups in zip(folds, held_out):
+        assert not groups & {f.group for f in train.frames}
+        assert len(train.frames) + len(validation.frames) == len(ptco.frames)
+        assert 0.1 < len(validation.frames) / len(ptco.frames) < 0.45
+
+
+@pytest.mark.parametrize("n_folds, message", [(1, "n_folds must be at least 2"), (4, "n_folds must be at most 3")])
+def test_folds_refuse_numbers(n_folds, message):
+    frames = [frame(["Pt"], g, k) for g, k in (("a", "bulk"), ("b", "slab"), ("c", "slab"), ("d", "slab"))]
+    with pytest.raises(ValueError, match=message):
+        folds_by_group(dataset_from_frames(frames), n_folds=n_folds, seed=0)
 
 
 def test_split_of_single_group_kinds():

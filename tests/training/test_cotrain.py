@@ -44,7 +44,7 @@ def metal():
 
 def test_training_learns_forces_and_agreement(pair, metal):
     train, validation = split_by_group(metal, validation_fraction=0.25, seed=0)
-    settings = Settings(**{**vars(SMALL), "steps": 150, "validate_every": 10_000})
+    settings = Settings(**{**vars(SMALL), "steps": 300, "validate_every": 10_000})
     trained = cotrain(pair, train, settings, validation=validation, progress=False)
     scores = evaluate(trained.experts, trained.params, prepare(dataset_from_frames(train.frames, SPECIES), 4.0))
     no_forces = 1e3 * force_rms(train)  # the error of predicting zero
@@ -52,7 +52,7 @@ def test_training_learns_forces_and_agreement(pair, metal):
         assert scores[name]["forces_meV_per_A"] < 0.5 * no_forces
     assert scores["mismatch"]["partial_forces_meV_per_A"] < 0.5 * no_forces
     assert scores["mixed"]["forces_meV_per_A"] is None  # no frame outside the cheap expert's domain
-    assert trained.record["history"][-1]["step"] == 150 and "meV/atom" in describe(scores)
+    assert trained.record["history"][-1]["step"] == 300 and "meV/atom" in describe(scores)
 
 
 def test_resumed_run_equals_one_that_never_stopped(pair, metal, tmp_path, monkeypatch):
@@ -94,6 +94,18 @@ def test_environments_follow_from_seed_and_step(pair):
     np.testing.assert_array_equal(a.rows.displacement, b.rows.displacement)
     assert not np.array_equal(a.rows.displacement, c.rows.displacement)
     assert not a.energy_mask.any() and not a.forces_mask.any()
+
+
+def test_environments_hold_perfect_crystals_with_their_own_weight(pair):
+    def weights(**changes):
+        batch = environment_batch(pair, Settings(**{**vars(SMALL), **changes}), 0)
+        return None if batch is None else batch.weight[batch.n_atoms > 0].tolist()
+
+    both = weights(perfect_crystals=3, perfect_weight=20.0)
+    assert both[:3] == [20.0] * 3 and set(both[3:]) == {1.0}
+    assert weights(perfect_crystals=3, environment_rows=0) == [SMALL.perfect_weight] * 3
+    assert set(weights(perfect_crystals=0)) == {1.0}
+    assert weights(perfect_crystals=0, environment_rows=0) is None
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,19 @@ def test_gradient_of_the_loss_matches_finite_differences(pair):
     assert float(product) == pytest.approx(float(slope), rel=1e-6)
 
 
+def test_weight_of_a_frame_scales_its_share_of_every_mean(pair):
+    both, params = pair
+    first = strained_4()._replace(energy=-1.0, forces=np.full((4, 3), 0.2), stress=np.eye(3) * 0.01)
+    second = first._replace(positions=first.positions * 1.01, energy=-2.0)
+
+    def loss(weights):
+        batch = collate([first, second], SPECIES, CUTOFF, weights=weights, dtype=np.float64)
+        return float(losses.joint_loss(losses.Weights(), losses.joint_terms(both, params, batch)))
+
+    assert loss([1.0, 0.0]) > 0.0 and loss([1.0, 0.0]) != pytest.approx(loss([0.0, 1.0]))
+    assert loss([3.0, 0.5]) == pytest.approx(3.0 * loss([1.0, 0.0]) + 0.5 * loss([0.0, 1.0]), rel=1e-12)
+
+
 def test_negative_weight_is_refused():
     with pytest.raises(ValueError, match="agree_energy must not be negative, got -1"):
         losses.Weights(agree_energy=-1.0)
