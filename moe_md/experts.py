@@ -10,12 +10,16 @@ from typing import Any, Callable, NamedTuple, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from ase.data import atomic_numbers
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from moe_md.models.allegro import AllegroNetwork
-from moe_md.models.classical import lennard_jones_energies
+from moe_md.models.classical import lennard_jones_energies, zbl_energies
+from moe_md.models.mlp import NONLINEARITIES
 from moe_md.models.power_spectrum import PowerSpectrumNetwork
+from moe_md.models.radial import pair_cutoff
 from moe_md.neighborhood import Neighborhood
 
 Params = Any
@@ -139,8 +143,11 @@ def allegro(
     scalar_embed_mlp: Sequence[int] = (64,),
     allegro_mlp: Sequence[int] = (64,),
     readout_mlp: Sequence[int] = (32,),
-    avg_num_neighbors: float = 40.0,
+    avg_num_neighbors: float | Sequence[float] = 40.0,
     path_channel_coupling: bool = True,
+    nonlinearity: str = "silu",
+    pair_cutoffs: Sequence[Sequence[float]] | None = None,
+    zbl: bool = False,
     domain: Sequence[str] | None = None,
 ) -> Expert:
     """The expensive expert: Allegro, as in `nequip-allegro` 0.8.3.
@@ -156,8 +163,14 @@ def allegro(
         num_bessels: radial functions.
         polynomial_cutoff_p: power of the envelope.
         scalar_embed_mlp, allegro_mlp, readout_mlp: hidden widths.
-        avg_num_neighbors: normalises sums over neighbours.
+        avg_num_neighbors: normalises sums over neighbours; one number, or one
+            per species of the centre.
         path_channel_coupling: a weight per path and channel, or per path.
+        nonlinearity: `"silu"`, `"mish"`, `"gelu"` or `"tanh"`, of every network.
+        pair_cutoffs: Å, `[n_species][n_species]` by centre and neighbour, none
+            above `cutoff`; default `cutoff` for all.
+        zbl: add the screened repulsion of nuclei
+            (`models.classical.zbl_energies`), after scale and shift.
         domain: species it may meet; default all.
 
     Returns:
@@ -178,6 +191,11 @@ def allegro(
     _at_least("num_tensor_features", num_tensor_features, 1)
     if num_scalar_features % 2 or num_scalar_features < 2:
         raise ValueError(f"num_scalar_features must be even and positive, got {num_scalar_features}.")
+    if nonlinearity not in NONLINEARITIES:
+        raise ValueError(f"nonlinearity must be one of {tuple(NONLINEARITIES)}, got {nonlinearity!r}.")
+    if pair_cutoffs is not None:
+        pair_cutoffs = _checked_pair_cutoffs(pair_cutoffs, len(species), cutoff)
+        config["pair_cutoffs"] = [list(row) for row in pair_cutoffs]
     network = AllegroNetwork(
         num_species=len(species),
         cutoff=float(cutoff),
@@ -191,8 +209,10 @@ def allegro(
         scalar_embed_mlp=tuple(scalar_embed_mlp),
         allegro_mlp=tuple(allegro_mlp),
         readout_mlp=tuple(readout_mlp),
-        avg_num_neighbors=float(avg_num_neighbors),
+        avg_num_neighbors=_checked_avg_num_neighbors(avg_num_neighbors, len(species)),
         path_channel_coupling=path_channel_coupling,
+        nonlinearity=nonlinearity,
+        pair_cutoffs=pair_cutoffs,
     )
     return _network_expert("allegro", network, config)
 
@@ -243,7 +263,7 @@ def power_spectrum(
         num_channels=num_channels,
         hidden=tuple(hidden),
         polynomial_cutoff_p=polynomial_cutoff_p,
-        avg_num_neighbors=float(avg_num_neighbors),
+        avg_num_neighbors=_checked_avg_num_neighbors(float(avg_num_neighbors), len(species)),
     )
     return _network_expert("power_spectrum", network, config)
 
@@ -323,8 +343,10 @@ def _network_expert(name: str, network: nn.Module, config: dict) -> Expert:
     domain = tuple(species if config["domain"] is None else config["domain"])
     _check_species(species, cutoff, domain)
     species = tuple(species)
-    if not config["avg_num_neighbors"] > 0:
-        raise ValueError(f"avg_num_neighbors must be positive, got {config['avg_num_neighbors']}.")
+    pair_cutoffs = config.get("pair_cutoffs")
+    numbers = [atomic_numbers.get(symbol, 0) for symbol in species]
+    if config.get("zbl") and min(numbers) < 1:
+        raise ValueError(f"species must be chemical symbols where zbl is asked for, got {species}.")
 
     def init(key):
         row = Neighborhood(
@@ -343,9 +365,29 @@ def _network_expert(name: str, network: nn.Module, config: dict) -> Expert:
     def atom_energies(params, rows: Neighborhood):
         p = cast(params, rows.displacement.dtype)
         energies = network.apply({"params": p["network"]}, rows)
-        return p["scale"][rows.center_species] * energies + p["shift"][rows.center_species]
+        energies = p["scale"][rows.center_species] * energies + p["shift"][rows.center_species]
+        if config.get("zbl"):
+            energies = energies + zbl_energies(rows, numbers, pair_cutoff(rows, cutoff, pair_cutoffs))
+        return energies
 
     return Expert(init, atom_energies, cutoff, species, domain, _config(name, config))
+
+
+def _checked_avg_num_neighbors(value, n_species: int) -> float | tuple[float, ...]:
+    numbers = np.asarray(value, float)
+    if numbers.shape not in ((), (n_species,)) or not np.all(numbers > 0):
+        raise ValueError(f"avg_num_neighbors must be positive, one number or one per species, got {value!r}.")
+    return numbers.item() if numbers.ndim == 0 else tuple(numbers.tolist())
+
+
+def _checked_pair_cutoffs(value, n_species: int, cutoff: float) -> tuple[tuple[float, ...], ...]:
+    table = np.asarray(value, float)
+    if table.shape != (n_species, n_species) or not np.all((table > 0) & (table <= cutoff)):
+        raise ValueError(
+            f"pair_cutoffs must be {n_species} rows of {n_species} numbers above 0 and up to cutoff = {cutoff} Å, "
+            f"got {value!r}."
+        )
+    return tuple(map(tuple, table.tolist()))
 
 
 def _config(builder: str, arguments: dict) -> dict:

@@ -19,6 +19,7 @@ Source: Musaelian et al., Nat. Commun. 14, 579 (2023), arXiv:2204.05249; Tan et
 al., arXiv:2504.16068.
 """
 
+from functools import partial
 from typing import Sequence
 
 import flax.linen as nn
@@ -26,8 +27,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from moe_md.models import angular
-from moe_md.models.mlp import ScalarMLP, unit_uniform
-from moe_md.models.radial import radial_basis
+from moe_md.models.mlp import NONLINEARITIES, ScalarMLP, unit_uniform
+from moe_md.models.radial import pair_cutoff, radial_basis
 from moe_md.neighborhood import Neighborhood
 
 
@@ -89,19 +90,27 @@ class AllegroNetwork(nn.Module):
     scalar_embed_mlp: Sequence[int]
     allegro_mlp: Sequence[int]
     readout_mlp: Sequence[int]
-    avg_num_neighbors: float
+    avg_num_neighbors: float | tuple[float, ...]  # of all centres, or of each species
     path_channel_coupling: bool
+    nonlinearity: str = "silu"
+    pair_cutoffs: tuple[tuple[float, ...], ...] | None = None  # of centre and neighbour species
 
     @nn.compact
     def __call__(self, rows: Neighborhood) -> Array:
         scalars_n, channels, orders = self.num_scalar_features, self.num_tensor_features, self.l_max + 1
         vector, distance = angular.safe_displacement(rows.displacement, rows.mask)
-        mask = rows.mask & (distance < self.cutoff)
+        cutoff = pair_cutoff(rows, self.cutoff, self.pair_cutoffs)
+        mask = rows.mask & (distance < cutoff)
+        neighbors = jnp.asarray(self.avg_num_neighbors, distance.dtype)
+        if neighbors.ndim:
+            neighbors = neighbors[rows.center_species]
+        per_edge = (neighbors**-0.5)[..., None, None]  # of a sum over edges; [n, 1, 1] or [1, 1]
+        mlp = partial(ScalarMLP, nonlinearity=NONLINEARITIES[self.nonlinearity])
         harmonics = angular.spherical_harmonics(self.l_max, vector)  # [n, K, (l_max + 1)^2]
 
         # Two-body embedding. No network here has a bias, so a masked slot,
         # whose radial basis is zero, stays exactly zero in every feature.
-        basis = radial_basis(distance, mask, self.cutoff, self.num_bessels, self.polynomial_cutoff_p)
+        basis = radial_basis(distance, mask, cutoff, self.num_bessels, self.polynomial_cutoff_p)
         half = scalars_n // 2
         embed = nn.initializers.normal(1.0)
         of_center = self.param("center_embed", embed, (self.num_species, half))[rows.center_species]
@@ -110,7 +119,7 @@ class AllegroNetwork(nn.Module):
             [jnp.broadcast_to(of_center[:, None], of_neighbor.shape), of_neighbor], axis=-1
         )
         edge = types * ScalarMLP((), scalars_n, name="basis_linear")(basis)
-        edge = ScalarMLP(self.scalar_embed_mlp, scalars_n, name="scalar_embed")(edge)
+        edge = mlp(self.scalar_embed_mlp, scalars_n, name="scalar_embed")(edge)
 
         def split(x: Array) -> Array:  # one weight per channel and l, channel-major as the reference's
             return jnp.swapaxes(x.reshape(*x.shape[:-1], channels, orders), -1, -2)
@@ -126,7 +135,7 @@ class AllegroNetwork(nn.Module):
         for layer in range(self.num_layers):
             # Sums over neighbours and products with them: small matrix products per centre and l.
             sums = [jnp.einsum("nkm,nkc->nmc", harmonics[..., s], weights[..., l, :]) for l, s in blocks]
-            environment = jnp.concatenate(sums, axis=1) / self.avg_num_neighbors**0.5
+            environment = jnp.concatenate(sums, axis=1) * per_edge
             matrix = EnvironmentMatrix(
                 track[layer], irreps, track[layer + 1], self.path_channel_coupling, name=f"tensor_product_{layer}"
             )(environment)
@@ -137,12 +146,12 @@ class AllegroNetwork(nn.Module):
                 for l, s in blocks
             )
             last = layer == self.num_layers - 1
-            latent = ScalarMLP(
+            latent = mlp(
                 self.allegro_mlp, scalars_n + (0 if last else channels * orders), name=f"latent_{layer}"
             )(jnp.concatenate([*features, scalars], axis=-1))
             features.append(latent[..., :scalars_n])
             if not last:
                 weights = split(latent[..., scalars_n:])
 
-        edge_energy = ScalarMLP(self.readout_mlp, 1, name="readout")(jnp.concatenate(features, axis=-1))
-        return jnp.sum(edge_energy[..., 0], axis=-1) / (2.0 * self.avg_num_neighbors) ** 0.5
+        edge_energy = mlp(self.readout_mlp, 1, name="readout")(jnp.concatenate(features, axis=-1))
+        return jnp.sum(edge_energy[..., 0], axis=-1) * per_edge[..., 0, 0] * 0.5**0.5

@@ -1,11 +1,20 @@
 """Scalar networks: weights of unit variance, scaled in the forward pass."""
 
+from functools import partial
 from typing import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+
+NONLINEARITIES = {
+    "silu": jax.nn.silu,
+    "mish": jax.nn.mish,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "tanh": jnp.tanh,
+}  # each zero at zero, which keeps masked slots zero
 
 
 def unit_uniform(key: Array, shape: Sequence[int], dtype=jnp.float32) -> Array:

@@ -1,7 +1,11 @@
 """Radial functions that vanish smoothly at the cutoff."""
 
+from typing import Sequence
+
 import jax.numpy as jnp
 from jax import Array
+
+from moe_md.neighborhood import Neighborhood
 
 
 def polynomial_cutoff(x: Array, p: float) -> Array:
@@ -42,7 +46,15 @@ def bessel(x: Array, num_bessels: int) -> Array:
     return jnp.stack(waves[1:], axis=-1) / y[..., None]
 
 
-def radial_basis(distance: Array, mask: Array, cutoff: float, num_bessels: int, p: float) -> Array:
+def pair_cutoff(rows: Neighborhood, cutoff: float, pair_cutoffs: Sequence[Sequence[float]] | None) -> float | Array:
+    """The cutoff of every slot, Å: a number, or `[n, K]` where pairs of species have their own."""
+    if pair_cutoffs is None:
+        return cutoff
+    table = jnp.asarray(pair_cutoffs, rows.displacement.dtype)
+    return table[rows.center_species[:, None], rows.neighbor_species]
+
+
+def radial_basis(distance: Array, mask: Array, cutoff: float | Array, num_bessels: int, p: float) -> Array:
     """Bessel functions times the envelope, zero on masked slots: `[..., num_bessels]`."""
     x = distance / cutoff
     envelope = jnp.where(mask, polynomial_cutoff(x, p), 0.0)

@@ -1,0 +1,140 @@
+"""Parity with PyTorch Allegro: stored numbers everywhere, the live models where torch is installed."""
+
+import importlib.util
+import json
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from torch_references import FILE, build, cases, evaluate, structures
+
+import moe_md as mm
+from moe_md import derivatives
+from moe_md.data.batching import frame_rows
+from moe_md.data.extxyz import frame_from_atoms
+from moe_md.experts import energies_and_partial_forces
+from moe_md.interfaces.torch_allegro import from_module
+
+CASES = cases()
+RELATIVE = 1e-9  # of the largest number of each array
+
+
+def predicted(expert, params, atoms) -> dict[str, np.ndarray]:
+    rows = frame_rows(frame_from_atoms(atoms), expert.species, expert.cutoff, dtype=np.float64)
+    energies, g = energies_and_partial_forces(expert, params, jax.tree.map(jnp.asarray, rows))
+    n = len(atoms)
+    found = {"energies": energies, "forces": derivatives.forces(g, rows, np.arange(n), n)}
+    if atoms.pbc.all():
+        found["stress"] = jnp.sum(derivatives.virial(g, rows), axis=0) / atoms.get_volume()
+    return {name: np.asarray(value) for name, value in found.items()}
+
+
+def assert_equal(found: dict, reference: dict) -> None:
+    assert set(found) == set(reference) and {"energies", "forces"} <= set(found)
+    for name, value in reference.items():
+        scale = np.max(np.abs(value))
+        if name == "forces" and scale < 1e-10:  # the perfect crystal: zero by symmetry
+            assert np.max(np.abs(found[name])) < 1e-10
+            continue
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=RELATIVE * scale, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def stored():
+    with np.load(FILE) as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_stored_references(name, stored):
+    mine = {key.removeprefix(f"{name}/"): value for key, value in stored.items() if key.startswith(f"{name}/")}
+    expert = mm.experts.build(json.loads(str(mine["config"])))
+    params: dict = {}
+    for key, value in mine.items():
+        if key.startswith("params/"):
+            *folders, last = key.split("/")[1:]
+            here = params
+            for folder in folders:
+                here = here.setdefault(folder, {})
+            here[last] = value
+    reference = {key: mine[key] for key in ("energies", "forces", "stress") if key in mine}
+    assert_equal(predicted(expert, params, structures()[CASES[name][1]]), reference)
+
+
+def test_the_comparison_can_fail(stored):
+    name = "l2-layers2-full"
+    reference = {key: stored[f"{name}/{key}"] for key in ("energies", "forces")}
+    wrong = {**reference, "forces": reference["forces"] * (1 + 1e-8)}
+    with pytest.raises(AssertionError):
+        assert_equal(wrong, reference)
+
+
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("allegro") is None or importlib.util.find_spec("torch") is None,
+    reason="torch, nequip and nequip-allegro are not installed",
+)
+
+
+@needs_torch
+@pytest.mark.parametrize("name", CASES)
+def test_live_models(name):
+    options, where = CASES[name]
+    model = build(options, seed=123)
+    expert, params = from_module(model)
+    atoms = structures()[where]
+    assert_equal(predicted(expert, params, atoms), evaluate(model, atoms, options["type_names"]))
+
+
+@needs_torch
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"radial_chemical_embed": {"_target_": "allegro.nn.TwoBodySplineScalarEmbed"}}, "TwoBodyBesselScalarEmbed"),
+        ({"weight_individual_irreps": False}, "weight_individual_irreps must be True"),
+        ({"allegro_mlp_nonlinearity": None}, "latent_0 must have a nonlinearity"),
+        ({"readout_mlp_nonlinearity": "mish"}, "nonlinearities must be one of"),
+        (
+            {
+                "pair_potential": {
+                    "_target_": "nequip.nn.pair_potential.LennardJones",
+                    "lj_sigma": 1.0,
+                    "lj_epsilon": 1.0,
+                }
+            },
+            "pair_potential must be ZBL or none, got LennardJones",
+        ),
+    ],
+)
+def test_options_without_a_counterpart(change, message):
+    model = build({"l_max": 1, "num_layers": 1, "type_names": ["Pt"], **change})
+    with pytest.raises(ValueError, match=message):
+        from_module(model)
+
+
+@needs_torch
+def test_other_species_names():
+    model = build({"l_max": 1, "num_layers": 1, "type_names": ["metal", "gas"]})
+    assert from_module(model)[0].species == ("metal", "gas")
+    assert from_module(model, ("Pt", "C"))[0].species == ("Pt", "C")
+    with pytest.raises(ValueError, match="species must name the 2 types"):
+        from_module(model, ("Pt",))
+
+
+def test_refuses_what_is_no_model():
+    with pytest.raises(ValueError, match="module must hold an Allegro model, got SimpleNamespace"):
+        from_module(SimpleNamespace(modules=list))
+
+
+def test_experts_refuse_options():
+    for change, message in (
+        ({"pair_cutoffs": [[4.0]]}, "pair_cutoffs must be 2 rows of 2 numbers above 0 and up to cutoff = 4.0"),
+        ({"pair_cutoffs": [[4.0, 4.0], [4.1, 4.0]]}, "pair_cutoffs must be 2 rows"),
+        ({"avg_num_neighbors": [3.0]}, "avg_num_neighbors must be positive, one number or one per species"),
+        ({"nonlinearity": "relu"}, "nonlinearity must be one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mm.experts.allegro(("Pt", "C"), 4.0, **change)
+    with pytest.raises(ValueError, match="species must be chemical symbols where zbl is asked for"):
+        mm.experts.allegro(("metal",), 4.0, zbl=True)
