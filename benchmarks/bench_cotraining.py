@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--data", help="extended XYZ file; default the packaged PBE frames")
     parser.add_argument("--folds", type=int, default=4, help="of the cross-validation")
     parser.add_argument("--only", type=int, nargs="+", help="folds to run, from 0; default all. Also the seeds of training")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--lattice-constant", type=float, default=3.98, help="Å")
     parser.add_argument("--agree-energy", type=float, default=defaults.agree_energy)

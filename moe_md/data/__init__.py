@@ -1,7 +1,7 @@
 """Frames, datasets and padded batches, on the host: numpy in, numpy out."""
 
 from moe_md.data.batching import Batch, Prepared, batches, collate, packing_plan, prepare
-from moe_md.data.crystals import fcc_slab, fcc_supercell, metal_frames, perfect_crystal, random_metal
+from moe_md.data.crystals import fcc_slab, fcc_supercell, metal_frames, perfect_crystals, random_metal
 from moe_md.data.dataset import (
     Dataset,
     dataset_from_frames,
@@ -33,7 +33,7 @@ __all__ = [
     "load_dataset",
     "metal_frames",
     "packing_plan",
-    "perfect_crystal",
+    "perfect_crystals",
     "prepare",
     "ptco_pbe",
     "random_metal",

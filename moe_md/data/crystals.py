@@ -122,34 +122,45 @@ def random_metal(
             position, height = _ADATOM_SITES[facet]
             add_adsorbate(atoms, symbol, height * lattice_constant, position)
 
-    _strain(atoms, rng, max_strain, max_strain / 3.0)
+    _strain(atoms, _symmetric(rng, max_strain) + rng.uniform(-max_strain, max_strain) / 3.0 * np.eye(3))
     atoms.positions += rng.uniform(0.0, max_rattle) * rng.standard_normal((len(atoms), 3))
     return _frame(atoms, kind)
 
 
-def perfect_crystal(
-    rng: np.random.Generator, *, symbol: str = "Pt", lattice_constant: float = 3.98, max_strain: float = 0.04
-) -> Frame:
-    """A perfect fcc crystal under a random strain, as a cell of one atom.
+def perfect_crystals(
+    rng: np.random.Generator,
+    n_crystals: int,
+    *,
+    symbol: str = "Pt",
+    lattice_constant: float = 3.98,
+    max_strain: float = 0.03,
+) -> list[Frame]:
+    """Perfect fcc crystals under random strains, as cells of one atom.
 
     Args:
         rng: source of the draw.
+        n_crystals: how many. Their isotropic strains are spread evenly, one in
+            each of as many equal parts of the range.
         symbol: chemical symbol of an fcc metal.
         lattice_constant: Å, positive.
         max_strain: largest isotropic strain, in [0, 0.3). Besides, each
             component has up to half of it, times a factor uniform between 0 and 1.
 
     Returns:
-        A frame of one atom, without labels.
+        Frames of one atom, without labels.
 
     Raises:
         ValueError: an argument is out of range.
     """
     _check_positive(lattice_constant=lattice_constant)
     _check_strain(max_strain)
-    atoms = bulk(symbol, "fcc", a=lattice_constant)
-    _strain(atoms, rng, 0.5 * max_strain * rng.random(), max_strain)
-    return _frame(atoms, "bulk-perfect")
+    frames = []
+    for k in range(n_crystals):
+        isotropic = max_strain * (2.0 * (k + rng.random()) / n_crystals - 1.0)
+        atoms = bulk(symbol, "fcc", a=lattice_constant)
+        _strain(atoms, _symmetric(rng, 0.5 * max_strain * rng.random()) + isotropic * np.eye(3))
+        frames.append(_frame(atoms, "bulk-perfect"))
+    return frames
 
 
 def metal_frames(rng: np.random.Generator, n_rows: int, **kwargs) -> list[Frame]:
@@ -192,9 +203,12 @@ def _slab(symbol: str, lattice_constant: float, size: Sequence[int], facet: str,
     return _FACETS[facet](symbol, size=tuple(size), a=lattice_constant, vacuum=vacuum)
 
 
-def _strain(atoms: Atoms, rng: np.random.Generator, max_component: float, max_isotropic: float) -> None:
-    strain = rng.uniform(-max_component, max_component, (3, 3))
-    strain = 0.5 * (strain + strain.T) + rng.uniform(-max_isotropic, max_isotropic) * np.eye(3)
+def _symmetric(rng: np.random.Generator, largest: float) -> np.ndarray:
+    strain = rng.uniform(-largest, largest, (3, 3))
+    return 0.5 * (strain + strain.T)
+
+
+def _strain(atoms: Atoms, strain: np.ndarray) -> None:
     atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
 
 

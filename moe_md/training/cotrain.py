@@ -22,7 +22,7 @@ from tqdm import tqdm
 from moe_md import checkpoint, units
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Batch, Prepared, batches, collate, frame_rows, prepare
-from moe_md.data.crystals import metal_frames, perfect_crystal
+from moe_md.data.crystals import metal_frames, perfect_crystals
 from moe_md.data.dataset import Dataset, dataset_from_frames, force_rms, reference_energies, require_labels, summary
 from moe_md.experts import Expert, Params
 from moe_md.training.losses import Terms, Weights, joint_loss, joint_terms
@@ -38,12 +38,14 @@ class Settings:
     max_rows: int = 64  # rows of a labelled batch
     environment_rows: int = 48  # rows of unlabelled, distorted metal per step; 0 for none
     perfect_crystals: int = 8  # strained one-atom cells beside them
-    perfect_weight: float = 30.0  # of a perfect crystal's disagreement, against that of a distorted one
+    perfect_weight: float = 200.0  # of a perfect crystal's disagreement, against that of a distorted one
     metal: str = "Pt"  # what environments are made of
     lattice_constant: float = 3.98  # Å
-    max_strain: float = 0.04
+    max_strain: float = 0.04  # of distorted metal
+    max_perfect_strain: float = 0.03  # of perfect crystals
     max_rattle: float = 0.2  # Å
-    agreement_ramp: float = 1.0  # share of the steps in which the weights of agreement grow from nothing to full
+    agreement_ramp: float = 2.0  # the weights of agreement grow as (step / steps)^this
+    agreement_pull: float = 0.3  # share of agreement's gradient that reaches the expensive expert
     learning_rate: float = 5e-3
     warmup_steps: int = 100
     final_learning_rate: float = 0.01  # share of the peak at the end of the cosine
@@ -59,12 +61,13 @@ class Settings:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        for name in ("warmup_steps", "seed", "max_strain", "max_rattle", "perfect_crystals", "perfect_weight"):
+        not_negative = ("warmup_steps", "seed", "max_strain", "max_perfect_strain", "max_rattle", "agreement_ramp")
+        for name in (*not_negative, "perfect_crystals", "perfect_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         if self.environment_rows and self.environment_rows < 4:
             raise ValueError(f"environment_rows must be 0 or at least 4, got {self.environment_rows}.")
-        for name in ("ema_decay", "final_learning_rate", "agreement_ramp"):
+        for name in ("ema_decay", "final_learning_rate", "agreement_pull"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}.")
 
@@ -268,15 +271,12 @@ def environment_batch(experts: Sequence[Expert], settings: Settings, step: int) 
     if settings.environment_rows + settings.perfect_crystals == 0:
         return None
     rng = np.random.default_rng([settings.seed, 1, step])
-    crystal = {
-        "symbol": settings.metal,
-        "lattice_constant": settings.lattice_constant,
-        "max_strain": settings.max_strain,
-    }
-    frames = [perfect_crystal(rng, **crystal) for _ in range(settings.perfect_crystals)]
+    crystal = {"symbol": settings.metal, "lattice_constant": settings.lattice_constant}
+    frames = perfect_crystals(rng, settings.perfect_crystals, max_strain=settings.max_perfect_strain, **crystal)
     weights = [settings.perfect_weight] * len(frames)
     if settings.environment_rows:
-        frames += metal_frames(rng, settings.environment_rows, max_rattle=settings.max_rattle, **crystal)
+        distortion = {"max_strain": settings.max_strain, "max_rattle": settings.max_rattle}
+        frames += metal_frames(rng, settings.environment_rows, **distortion, **crystal)
         weights += [1.0] * (len(frames) - len(weights))
     species, cutoff = experts[0].species, max(e.cutoff for e in experts)
     rows = [frame_rows(f, species, cutoff) for f in frames]
@@ -295,14 +295,15 @@ def environment_batch(experts: Sequence[Expert], settings: Settings, step: int) 
 
 def _step(experts, optimizer, settings: Settings, state: State, labelled: Batch, environment: Batch | None):
     # Two experts agree soonest on nothing at all: let the data speak first.
-    agreement = jnp.minimum(1.0, (state.step + 1) / max(settings.agreement_ramp * settings.steps, 1.0))
+    agreement = ((state.step + 1) / settings.steps) ** settings.agreement_ramp
 
     def loss_fn(params):
         params = tuple(_frozen(p) for p in params)
-        terms = joint_terms(experts, params, labelled)
+        terms = joint_terms(experts, params, labelled, settings.agreement_pull)
         loss = joint_loss(settings.weights, terms, agreement)
         if environment is not None:
-            loss = loss + joint_loss(settings.weights, joint_terms(experts, params, environment), agreement)
+            unlabelled = joint_terms(experts, params, environment, settings.agreement_pull)
+            loss = loss + joint_loss(settings.weights, unlabelled, agreement)
         return loss, terms
 
     gradient, terms = jax.grad(loss_fn, has_aux=True)(state.params)

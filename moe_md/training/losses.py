@@ -38,8 +38,8 @@ class Weights:
     energy: float = 30.0
     forces: float = 1.0
     stress: float = 300.0
-    agree_energy: float = 30.0
-    agree_partial_forces: float = 3.0
+    agree_energy: float = 10.0
+    agree_partial_forces: float = 1.0
     agree_stress: float = 3000.0
     mixed: float = 1.0  # of the mixed energy's data term, against that of one expert
 
@@ -182,13 +182,15 @@ class Terms(NamedTuple):
     mismatch: Mismatch
 
 
-def joint_terms(experts: Sequence[Expert], params: Sequence[Params], batch: Batch) -> Terms:
+def joint_terms(experts: Sequence[Expert], params: Sequence[Params], batch: Batch, pull: float = 1.0) -> Terms:
     """Errors of both experts and of their mixture, and their disagreement.
 
     Args:
         experts: the expensive one (whose domain is every species), the cheap one.
         params: theirs.
         batch: labelled, partly labelled or unlabelled frames.
+        pull: share of the gradient of their disagreement that reaches the
+            expensive expert; with zero only the cheap one yields.
     """
     expensive, cheap = (predict(e, p, batch) for e, p in zip(experts, params, strict=True))
     rows = rows_in_domain(experts[1], batch)
@@ -199,8 +201,14 @@ def joint_terms(experts: Sequence[Expert], params: Sequence[Params], batch: Batc
         errors(expensive, batch, real),
         errors(cheap, batch, frames),
         errors(mixed, batch, real & ~frames),
-        mismatch(expensive, cheap, rows, frames, batch),
+        mismatch(_pulled(expensive, pull), cheap, rows, frames, batch),
     )
+
+
+def _pulled(prediction: Prediction, share: float) -> Prediction:
+    """The same numbers, with a share of their gradient."""
+    held = jax.lax.stop_gradient(prediction)
+    return jax.tree.map(lambda x, stopped: stopped + share * (x - stopped), prediction, held)
 
 
 def joint_loss(weights: Weights, terms: Terms, agreement: float | Array = 1.0) -> Array:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from ase.neighborlist import neighbor_list
 
-from moe_md.data.crystals import fcc_slab, fcc_supercell, metal_frames, perfect_crystal, random_metal
+from moe_md.data.crystals import fcc_slab, fcc_supercell, metal_frames, perfect_crystals, random_metal
 from moe_md.data.extxyz import frame_to_atoms
 
 
@@ -46,16 +46,16 @@ def test_random_metal_visits_every_kind():
     assert min(nearest(frame) for frame in frames) > 1.2  # rattled, never on top of each other
 
 
-def test_perfect_crystal_is_a_strained_lattice():
+def test_perfect_crystals_are_strained_lattices():
     rng = np.random.default_rng(0)
-    frames = [perfect_crystal(rng, max_strain=0.03) for _ in range(200)]
-    assert all(f.symbols == ("Pt",) and f.pbc.all() for f in frames)
+    frames = perfect_crystals(rng, 100, max_strain=0.03)
+    assert len(frames) == 100 and all(f.symbols == ("Pt",) and f.pbc.all() for f in frames)
     stretch = np.array([np.cbrt(4 * np.linalg.det(f.cell)) / 3.98 - 1.0 for f in frames])
-    assert -0.04 < stretch.min() < -0.02 and 0.02 < stretch.max() < 0.04
-    unstrained = perfect_crystal(rng, max_strain=0.0)
-    assert coordination(unstrained, 3.2).tolist() == [12]
+    assert -0.04 < stretch.min() < -0.025 and 0.025 < stretch.max() < 0.04
+    assert np.corrcoef(stretch, np.arange(100))[0, 1] > 0.9  # spread evenly, in order
+    assert coordination(perfect_crystals(rng, 1, max_strain=0.0)[0], 3.2).tolist() == [12]
     with pytest.raises(ValueError, match=r"max_strain must be in \[0, 0.3\), got 0.3"):
-        perfect_crystal(rng, max_strain=0.3)
+        perfect_crystals(rng, 1, max_strain=0.3)
 
 
 def test_adatoms_sit_where_the_lattice_goes_on():

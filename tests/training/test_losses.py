@@ -3,6 +3,7 @@
 import itertools
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -152,6 +153,25 @@ def test_weight_of_a_frame_scales_its_share_of_every_mean(pair):
 
     assert loss([1.0, 0.0]) > 0.0 and loss([1.0, 0.0]) != pytest.approx(loss([0.0, 1.0]))
     assert loss([3.0, 0.5]) == pytest.approx(3.0 * loss([1.0, 0.0]) + 0.5 * loss([0.0, 1.0]), rel=1e-12)
+
+
+def test_pull_scales_what_the_expensive_expert_feels_of_disagreement(pair):
+    both, params = pair
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
+    batch = batch_of(strained_4())  # no labels: all gradient is of disagreement
+
+    def gradients(pull):
+        def loss(p):
+            return losses.joint_loss(losses.Weights(), losses.joint_terms(both, p, batch, pull))
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        return float(value), *(jax.flatten_util.ravel_pytree(g)[0] for g in gradient)
+
+    (value, expensive, cheap), (same, third, as_before), (_, none, _) = map(gradients, (1.0, 0.3, 0.0))
+    assert value == pytest.approx(same, rel=1e-14) and float(jnp.linalg.norm(expensive)) > 0
+    np.testing.assert_allclose(third, 0.3 * expensive, rtol=1e-9, atol=1e-12 * float(jnp.max(jnp.abs(expensive))))
+    np.testing.assert_allclose(as_before, cheap, rtol=1e-12)
+    assert not none.any()
 
 
 def test_negative_weight_is_refused():
