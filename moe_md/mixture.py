@@ -95,7 +95,8 @@ def mixture_neighbor_list(
         species: `[n_atoms]` int, index into `Expert.species`.
         region: who owns what; expert 0 is inside.
         dr_threshold: Å, skin of the neighbour list.
-        capacity_multiplier: slots allocated over slots needed.
+        capacity_multiplier: slots allocated over slots needed; also rows of an
+            expert whose region moves.
         per_particle: return `[n_atoms]` energies instead of their sum.
         fractional_coordinates: positions are fractions of the box.
         chunk_size: rows computed at a time.
@@ -145,7 +146,8 @@ def mixture_neighbor_list(
         held = np.asarray(owner.support(position, moved, dr_threshold))
         _check_region(held, n_atoms, len(experts))
         full_list = list_fns.allocate(position, extra_capacity=extra_capacity, **kwargs)
-        capacities = tuple(int(n) for n in held.sum(0))
+        slack = capacity_multiplier if owner.moves else 1.0
+        capacities = tuple(min(int(np.ceil(n * slack)), n_atoms) for n in held.sum(0))
         centers, overflow = select(position, owner, capacities, **kwargs)
         neighbors = MixtureNeighbors(full_list, centers, overflow, select)
         _warn_outside_domain(experts, neighbors, position, species, moved)
@@ -238,6 +240,11 @@ def _check_region(held: np.ndarray, n_atoms: int, n_experts: int) -> None:
     if held.shape != (n_atoms, n_experts):
         raise ValueError(
             f"region must speak of [n_atoms, n_experts] = [{n_atoms}, {n_experts}], got {list(held.shape)}."
+        )
+    if not held.any(axis=1).all():
+        raise ValueError(
+            f"region must give every atom to some expert, got none for {int(np.sum(~held.any(axis=1)))} of {n_atoms} atoms "
+            f"(a seed that is no atom?)."
         )
 
 

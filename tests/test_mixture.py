@@ -1,7 +1,7 @@
 """The mixture: the contract, and what defines it."""
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import jax
@@ -17,38 +17,15 @@ from moe_md.derivatives import forces, virial
 from moe_md.experts import energies_and_partial_forces
 from moe_md.mixture import mixture_neighbor_list, perpendicular_widths
 from moe_md.neighborhood import rows_from_images
-from moe_md.regions import fixed, slab
+from moe_md.regions import around, complement, fixed, nested, slab, union
 
 LJ, SPECTRUM = contract.small_lennard_jones(), contract.small_power_spectrum(l_max=1)
 SHORT = contract.small_lennard_jones(2.2)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Ball:
-    """Experts blended by distance from an atom: what later issues build, small."""
-
-    seed: jax.Array
-    r_core: jax.Array
-    r_blend: jax.Array
-
-    def gate(self, position, displacement_fn):
-        D = jax.vmap(displacement_fn, (0, None))(position, position[self.seed])
-        r2 = jnp.sum(D**2, axis=1)
-        r = jnp.sqrt(jnp.where(r2 > 0, r2, 1.0)) * (r2 > 0)
-        t = jnp.clip((r - self.r_core) / self.r_blend, 0.0, 1.0)
-        outside = t**3 * (10 - 15 * t + 6 * t**2)
-        return jnp.stack([1 - outside, outside], axis=1)
-
-    def support(self, position, displacement_fn, margin):
-        D = jax.vmap(displacement_fn, (0, None))(position, position[self.seed])
-        r = jnp.linalg.norm(D, axis=1)
-        return jnp.stack([r < self.r_core + self.r_blend + margin, r > self.r_core - margin], axis=1)
-
-
-def ball():
+def ball(r_core=1.2):
     """A ball around atom 0 that blends some of its neighbours."""
-    return Ball(jnp.array(0), jnp.array(1.2), jnp.array(1.3))
+    return around([0], r_core, 1.3)
 
 
 @lru_cache
@@ -194,9 +171,14 @@ def test_identical_experts_give_one_energy_for_any_blend():
     close(gradient_of(energy_fn)(R, nbrs)[1], expected, 1e-12)
 
 
-def test_a_blend_obeys_the_contract():
+@pytest.mark.parametrize(
+    "region",
+    [around([0], 1.2, 1.3), around([0, 3, 4], 0.8, 1.6), complement(around([2], 1.2, 1.3)), union(around([0], 1.0, 1.3), around([5], 0.9, 1.1))],
+    ids=["one seed", "three seeds", "complement", "union"],
+)
+def test_a_blend_obeys_the_contract(region):
     """Forces hold the gate's gradient; momentum and torque stay zero."""
-    blend = contract.mixture_potential(PAIR, PAIR_PARAMS, lambda owner: ball())
+    blend = contract.mixture_potential(PAIR, PAIR_PARAMS, lambda owner: region)
     contract.check_central_differences(blend)
     contract.check_momentum_and_torque(blend)
     contract.check_translation(blend)
@@ -209,7 +191,7 @@ def test_a_blend_is_differentiable_in_its_region():
 
     @jax.jit
     def energy(r_core):
-        return energy_fn(R, nbrs, region=Ball(jnp.array(0), r_core, jnp.array(1.3)))
+        return energy_fn(R, nbrs, region=replace(ball(), r_core=r_core))
 
     h = 1e-3
     expected = (8 * (energy(1.2 + h) - energy(1.2 - h)) - (energy(1.2 + 2 * h) - energy(1.2 - 2 * h))) / (12 * h)
@@ -225,6 +207,20 @@ def test_three_experts():
     rows = cluster_rows(POSITION, ATOMS)
     expected = np.choose(owner, [np.asarray(jax.jit(e.atom_energies)(p, rows)) for e, p in zip(three, params)])
     close(energy_fn(jnp.asarray(POSITION), nbrs), expected, 1e-12)
+
+
+def test_three_experts_in_nested_regions_obey_the_contract():
+    three = (SPECTRUM, LJ, SHORT)
+    region = nested(around([0], 0.9, 1.2), around([0, 4], 1.5, 1.3))
+    gate = np.asarray(region.gate(jnp.asarray(POSITION), displacement_fn))
+    assert np.sum((gate > 0.02) & (gate < 0.98), axis=0).min() >= 1  # every expert shares some atom
+    blend = contract.mixture_potential(three, [randomized(e) for e in three], lambda owner: region)
+    contract.check_central_differences(blend)
+    contract.check_momentum_and_torque(blend)
+
+
+def test_a_seed_that_is_no_atom_is_refused():
+    refused("region must give every atom to some expert, got none for 6 of 6 atoms", region=around([6], 1.0, 1.0))
 
 
 def test_one_expert_is_a_mixture_too():
@@ -349,7 +345,7 @@ def test_strain_derivative_is_the_virial(strained):
 def test_box_reaches_rows_and_gates(strained, region):
     """Fractional coordinates in a box that changes: NPT's way, against a mixture made in the new box."""
     R, edges, species, owner, *_ = strained
-    region = fixed(owner) if region == "fixed" else Ball(jnp.array(13), jnp.array(1.5), jnp.array(1.5))
+    region = fixed(owner) if region == "fixed" else around([13], 1.5, 1.5)
     D, _ = space.periodic_general(edges, fractional_coordinates=True)
     make = partial(
         mixture_neighbor_list, experts=(LJ, SHORT), params=[randomized(LJ)] * 2, species=species, region=region

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax_md import space
 
-from moe_md.regions import Fixed, fixed, slab
+from moe_md.regions import Fixed, around, complement, custom, fixed, nested, slab, sphere, switch, union
 
 displacement_fn, _ = space.free()
 POSITION = np.array([[0.0, 1.0, 5.0], [1.0, 0.0, 2.0], [2.0, 3.0, 2.0], [9.0, 0.0, -1.0]])
@@ -69,8 +69,97 @@ def test_an_atom_keeps_its_expert():
         (lambda: slab(POSITION, n_experts=1), "n_experts must be at least 2 for a slab, got 1"),
         (lambda: slab(POSITION, lower=5.1), r"slab must select .*: lower = 5.1.* span -1.000 to 5.000 Å"),
         (lambda: slab(POSITION, lower=3.0, upper=2.0), "slab must select at least one atom"),
+        (lambda: sphere(POSITION, [0.0, 0.0], 1.0), r"position and center must have shapes .* \(4, 3\) and \(2,\)"),
+        (lambda: sphere(POSITION, np.zeros(3), 0.0), "radius must be positive and blend not negative .* got 0.0 and 0.0"),
+        (lambda: sphere(POSITION, np.zeros(3), 1.0), "sphere must select at least one atom: radius = 1.0 .* 2.236 Å away"),
+        (lambda: around([0.5], 1.0, 1.0), "seeds must be a vector of atom indices"),
+        (lambda: around([-1], 1.0, 1.0), "seeds must be a vector of atom indices"),
+        (lambda: around([], 1.0, 1.0), "seeds must be a vector of atom indices"),
+        (lambda: around([0], 1.0, 0.0), "r_core must not be negative and r_blend positive .* got 1.0 and 0.0"),
+        (lambda: custom(None), "gate_fn must be a function, got None"),
+        (lambda: custom(len, 3), "support_fn must be a function, got 3"),
+        (lambda: union(), "regions must be at least one, got none"),
+        (lambda: nested(), "regions must be at least one, got none"),
     ],
 )
 def test_bad_regions_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_switch_has_two_continuous_derivatives():
+    ends = jnp.array([0.0, 1.0])
+    slope, curvature = jax.grad(switch), jax.grad(jax.grad(switch))
+    np.testing.assert_array_equal(switch(ends), [1.0, 0.0])
+    for d in (slope, curvature):
+        np.testing.assert_allclose(jax.vmap(d)(ends + jnp.array([1e-7, -1e-7])), 0.0, atol=1e-5)
+        np.testing.assert_array_equal(jax.vmap(d)(ends + jnp.array([-1e-7, 1e-7])), 0.0)
+    assert float(switch(0.5)) == pytest.approx(0.5)
+
+
+def test_sphere_is_frozen():
+    region = sphere(POSITION, POSITION[1], 1.0, blend=5.0)
+    gate = np.asarray(region.gate(jnp.asarray(POSITION) + 100.0, displacement_fn))
+    distance = np.linalg.norm(POSITION - POSITION[1], axis=1)
+    np.testing.assert_allclose(gate[:, 0], switch((distance - 1.0) / 5.0), rtol=1e-12)
+    assert 0 < gate[0, 0] < 1 and gate[3].tolist() == [0.0, 1.0]
+    np.testing.assert_array_equal(region.support(POSITION, displacement_fn, 1.0), gate > 0)
+    periodic, _ = space.periodic(9.0)
+    across = sphere(POSITION, [9.0, 0.0, -1.0], 2.0, displacement_fn=periodic)
+    assert across.assignment.tolist() == [1, 1, 1, 0]
+    assert sphere(POSITION, [0.0, 0.0, 0.0], 2.5).assignment.tolist() == [1, 0, 1, 1]
+
+
+def combinations():
+    two = around([1, 2], 1.0, 1.5)
+    return {
+        "around": two,
+        "complement": complement(two),
+        "union": union(around([0], 0.5, 1.0), two, fixed([0, 0, 1, 1, 1, 1])),
+        "nested": nested(around([3], 0.7, 0.9), complement(two), fixed([0, 1, 1, 1, 0, 1])),
+    }
+
+
+@pytest.mark.parametrize("name", combinations())
+def test_gates_sum_to_one_and_support_holds_them_after_any_move(name):
+    region, rng, margin = combinations()[name], np.random.default_rng(0), 0.6
+    blended = 0
+    for _ in range(200):
+        position = rng.uniform(0.0, 4.0, (6, 3))
+        held = np.asarray(region.support(jnp.asarray(position), displacement_fn, margin))
+        step = rng.normal(size=(6, 3))
+        step *= 0.5 * margin * rng.random((6, 1)) / np.linalg.norm(step, axis=1, keepdims=True)
+        gate = np.asarray(region.gate(jnp.asarray(position + step), displacement_fn))
+        np.testing.assert_allclose(gate.sum(axis=1), 1.0, rtol=1e-14)
+        assert gate.min() >= 0 and gate.shape == held.shape
+        assert not np.any((gate > 0) & ~held)
+        blended += np.sum((gate > 0.01) & (gate < 0.99))
+    assert blended > 20 and region.moves
+
+
+def test_combinations_are_what_sets_are():
+    a, b = fixed([0, 0, 1, 1]), fixed([0, 1, 0, 1])
+    R = jnp.asarray(POSITION)
+
+    def owner(region):
+        return np.argmax(region.gate(R, displacement_fn), axis=1).tolist()
+
+    assert owner(union(a, b)) == [0, 0, 0, 1] and owner(complement(a)) == [1, 1, 0, 0]
+    assert owner(nested(a, b)) == [0, 0, 1, 2]
+    assert not union(a, b).moves and union(a, around([0], 1.0, 1.0)).moves
+    with pytest.raises(ValueError, match="must be of two experts, got 3"):
+        union(fixed([0, 1, 2, 0], n_experts=3)).gate(R, displacement_fn)
+
+
+def test_custom_regions_do_what_functions_say():
+    def gate(height, position, displacement_fn):
+        inside = switch(height - position[:, 2])
+        return jnp.stack([inside, 1.0 - inside], axis=1)
+
+    region, R = custom(gate, parameters=jnp.asarray(2.5)), jnp.asarray(POSITION)
+    np.testing.assert_allclose(region.gate(R, displacement_fn)[:, 0], [1.0, 0.5, 0.5, 0.0])
+    assert region.support(R, displacement_fn, 0.1).all() and len(jax.tree.leaves(region)) == 1
+    slope = jax.grad(lambda r: jnp.sum(r.gate(R, displacement_fn)[:, 0]))(region).parameters
+    assert float(slope) < 0
+    near = custom(gate, lambda height, R, d, margin: jnp.stack([R[:, 2] > height - 1 - margin, R[:, 2] < height + margin], 1), 2.5)
+    assert near.support(R, displacement_fn, 0.1).tolist() == [[True, False], [True, True], [True, True], [False, True]]

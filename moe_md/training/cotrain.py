@@ -38,7 +38,7 @@ class Settings:
     max_rows: int = 64  # rows of a labelled batch
     environment_rows: int = 48  # rows of unlabelled, distorted metal per step; 0 for none
     perfect_crystals: int = 8  # strained one-atom cells beside them
-    perfect_weight: float = 200.0  # of a perfect crystal's disagreement, against that of a distorted one
+    perfect_weight: float = 60.0  # of a perfect crystal's disagreement, against that of a distorted one
     metal: str = "Pt"  # what environments are made of
     lattice_constant: float = 3.98  # Å
     max_strain: float = 0.04  # of distorted metal

@@ -38,8 +38,8 @@ class Weights:
     energy: float = 30.0
     forces: float = 1.0
     stress: float = 300.0
-    agree_energy: float = 10.0
-    agree_partial_forces: float = 1.0
+    agree_energy: float = 30.0
+    agree_partial_forces: float = 3.0
     agree_stress: float = 3000.0
     mixed: float = 1.0  # of the mixed energy's data term, against that of one expert
 
