@@ -94,12 +94,8 @@ class Around:
         """Inside is 1 - prod_s [1 - switch((r_s - r_core) / r_blend)]."""
 
         r_core, r_blend = (r.astype(position.dtype) for r in (self.r_core, self.r_blend))
-
-        def outside_one_more(outside, distance):
-            return outside * (1.0 - switch((distance - r_core) / r_blend)), None
-
-        distances = self._distances(position, displacement_fn)
-        outside, _ = jax.lax.scan(outside_one_more, jnp.ones(len(position), position.dtype), distances)
+        outside = 1.0 - switch((self._distances(position, displacement_fn) - r_core) / r_blend)
+        outside = jnp.prod(outside, axis=0)
         return jnp.stack([1.0 - outside, outside], axis=1)
 
     def support(self, position: Array, displacement_fn: Callable, margin: float) -> Array:
@@ -136,7 +132,8 @@ class Custom:
     def support(self, position: Array, displacement_fn: Callable, margin: float) -> Array:
         """All atoms on all experts, where no function says better."""
         if self.support_fn is None:
-            return jnp.ones(jax.eval_shape(self.gate, position, displacement_fn).shape, bool)
+            shape = jax.eval_shape(lambda R: self.gate(R, displacement_fn), position).shape
+            return jnp.ones(shape, bool)
         return self.support_fn(self.parameters, position, displacement_fn, margin)
 
 
@@ -418,4 +415,5 @@ def _two(columns: Array) -> Array:
 def _length(displacement: Array) -> Array:
     """Norms whose gradient at zero is zero."""
     square = jnp.sum(displacement**2, axis=-1)
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+    zero = square == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
