@@ -55,7 +55,7 @@ class System:
         value = self.energy_fn(still, neighbor)
         return value - jnp.sum((R - still) * mixed)
 
-    def nve(self, time_ps, timestep_fs=1.0, *, energy_fn=None, every_fs=5.0):
+    def nve(self, time_ps, timestep_fs=1.0, *, energy_fn=None, region=None, every_fs=5.0):
         n_steps, chunk = round(1e3 * time_ps / timestep_fs), round(every_fs / timestep_fs)
         energy_fn = self.energy_fn if energy_fn is None else energy_fn
         return simulate.run(
@@ -63,7 +63,8 @@ class System:
             energy_fn,
             simulate.nve(self.shift_fn, timestep_fs),
             state=self.warm.state,
-            neighbors=self.warm.neighbors,
+            neighbors=self.warm.neighbors if region is None else None,
+            region=region,
             n_steps=n_steps,
             chunk_steps=chunk,
         )
@@ -121,9 +122,9 @@ def ptco():
     return System(atoms, experts, params, species, assignment, equilibrate=1000)
 
 
-def conserves(system: System, time_ps: float):
+def conserves(system: System, time_ps: float, region=None):
     """Energy, to its error; momentum, to rounding."""
-    out = system.nve(time_ps)
+    out = system.nve(time_ps, region=region)
     slope, error = system.drift_of(out)
     print(f"drift {slope:.2e} +- {error:.1e} meV/atom/ps, momentum {out.log.momentum.max():.1e}")
     assert 350 < out.log.temperature_K.mean() < 650
@@ -132,8 +133,8 @@ def conserves(system: System, time_ps: float):
     return out, abs(slope) + error
 
 
-def halving_quarters_the_error(system: System, whole, time_ps: float):
-    half = system.nve(time_ps, 0.5)
+def halving_quarters_the_error(system: System, whole, time_ps: float, region=None):
+    half = system.nve(time_ps, 0.5, region=region)
     n = len(half.log.total)
     ratio = whole.log.total[:n].std() / half.log.total.std()
     print(f"energy error, 1 fs to 0.5 fs: {ratio:.3f}")
@@ -152,6 +153,23 @@ def test_mixture_conserves(platinum):
     out, _ = conserves(platinum, 1.0)
     halving_quarters_the_error(platinum, out, 0.4)
     mixing_forces_drifts(platinum, 0.4, 100 * BOUND)
+
+
+def test_a_region_that_follows_an_atom_conserves(platinum):
+    seed = int(np.argmax(np.asarray(platinum.warm.state.position)[:, 2]))
+    region = mm.regions.around([seed], 2.5, 3.0)
+    out, drift_at_most = conserves(platinum, 1.0, region)
+    halving_quarters_the_error(platinum, out, 0.4, region)
+    weights = [region.gate(state.position, platinum.displacement_fn)[:, 0] for state in (platinum.warm.state, out.state)]
+    assert np.max(np.abs(weights[0] - weights[1])) > 0.02  # atoms did change hands
+
+    # The negative control: the gate's gradient left out of the force.
+    frozen = mm.regions.custom(
+        lambda _, R, d: region.gate(jax.lax.stop_gradient(R), d), lambda _, R, d, margin: region.support(R, d, margin)
+    )
+    slope, error = platinum.drift_of(platinum.nve(0.4, region=frozen))
+    print(f"without the gate's gradient: {slope:.2e} +- {error:.1e} meV/atom/ps")
+    assert abs(slope) - 2 * error > 10 * drift_at_most
 
 
 @pytest.mark.slow
