@@ -158,7 +158,7 @@ def test_mixture_conserves(platinum):
 def test_a_region_that_follows_an_atom_conserves(platinum):
     seed = int(np.argmax(np.asarray(platinum.warm.state.position)[:, 2]))
     region = mm.regions.around([seed], 2.5, 3.0)
-    out, drift_at_most = conserves(platinum, 1.0, region)
+    out, _ = conserves(platinum, 1.0, region)
     halving_quarters_the_error(platinum, out, 0.4, region)
     weights = [region.gate(state.position, platinum.displacement_fn)[:, 0] for state in (platinum.warm.state, out.state)]
     assert np.max(np.abs(weights[0] - weights[1])) > 0.02  # atoms did change hands
@@ -167,9 +167,11 @@ def test_a_region_that_follows_an_atom_conserves(platinum):
     frozen = mm.regions.custom(
         lambda _, R, d: region.gate(jax.lax.stop_gradient(R), d), lambda _, R, d, margin: region.support(R, d, margin)
     )
-    slope, error = platinum.drift_of(platinum.nve(0.4, region=frozen))
-    print(f"without the gate's gradient: {slope:.2e} +- {error:.1e} meV/atom/ps")
-    assert abs(slope) - 2 * error > 10 * drift_at_most
+    # Atoms go to and fro, and so does the energy: its spread tells, not its slope.
+    without = platinum.nve(0.4, region=frozen).log.total
+    ratio = without.std() / out.log.total[: len(without)].std()
+    print(f"spread of the energy without the gate's gradient: {ratio:.0f} times")
+    assert ratio > 100
 
 
 @pytest.mark.slow
