@@ -16,6 +16,7 @@ from ase.data import chemical_symbols
 from moe_md.experts import Expert, Params, allegro
 from moe_md.models import angular
 from moe_md.models.allegro import tensor_track
+from moe_md.models.classical import COULOMB
 
 _NONLINEARITIES = {"SiLU": "silu", "Mish": "mish", "GELU": "gelu", "Tanh": "tanh"}
 _PARTS = (
@@ -220,7 +221,7 @@ def _zbl(pair_potential: Any, species: tuple[str, ...]) -> bool:
         raise ValueError(f"pair_potential must be ZBL or none, got {kind}.")
     power, unit = float(pair_potential.cutoff.p), float(pair_potential._qqr2exesquare)
     symbols = tuple(chemical_symbols[int(z)] for z in _numpy(pair_potential.atomic_numbers))
-    if power != 6.0 or abs(unit - 14.399645 / 2) > 1e-9 or symbols != species:
+    if power != 6.0 or abs(unit - COULOMB / 2) > 1e-9 or symbols != species:
         raise ValueError(
             f"ZBL must have polynomial_cutoff_p = 6, metal units and chemical_species = {species}, "
             f"got {power:g}, a prefactor of {unit:g} and {symbols}."
