@@ -34,6 +34,7 @@ class Expert(NamedTuple):
     species: tuple[str, ...]  # one tuple shared by all experts of a mixture
     domain: tuple[str, ...]  # species it may meet, as centre or neighbour
     config: dict  # builder name and keyword arguments: what a checkpoint stores
+    num_hops: int = 1  # rows within num_hops - 1 neighbours decide an energy; above 1 it passes messages
 
 
 def energies_and_partial_forces(expert: Expert, params: Params, rows: Neighborhood) -> tuple[Array, Array]:

@@ -3,8 +3,12 @@
     E(R) = sum_i sum_e w_ie(R) E_i^e(row i)
 
 Rows of centres are gathered per expert at a fixed capacity and only those are
-computed: an expert costs what its own atoms cost. The result is one function
-of the positions, so its gradient conserves energy and momentum.
+computed: an expert costs what its own atoms cost, with as many slots as its own
+cutoff needs. The result is one function of the positions, so its gradient
+conserves energy and momentum.
+
+An expert that passes messages is given its own centres and a halo: the rows of
+all atoms within `num_hops - 1` neighbours of them. Their energies are not used.
 """
 
 import warnings
@@ -16,13 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax_md import partition
 
+from moe_md import neighbor_list as lists
 from moe_md.experts import Expert, Params, chunked_atom_energies
-from moe_md.neighborhood import rows_from_neighbor_list
+from moe_md.neighborhood import Neighborhood, rows_from_neighbor_list
 from moe_md.regions import Region
-
-ALL_PAIRS_LIMIT = 20_000  # atoms; jax-md without a cell list needs O(n^2) memory
 
 
 @jax.tree_util.register_dataclass
@@ -30,10 +32,11 @@ ALL_PAIRS_LIMIT = 20_000  # atoms; jax-md without a cell list needs O(n^2) memor
 class MixtureNeighbors:
     """Neighbours of every atom, and the rows of every expert."""
 
-    list: partition.NeighborList  # jax-md's dense list of all atoms
+    list: lists.NeighborList  # neighbours of all atoms, for each cutoff
     centers: tuple[Array, ...]  # per expert [capacity] int, the atoms it computes, n_atoms where none
+    halo: tuple[Array, ...]  # per expert [capacity] int, other atoms whose rows it needs, n_atoms where none
     centers_overflow: Array  # bool, an expert was given more atoms than it holds rows
-    select: Callable = field(metadata={"static": True})
+    update_fn: Callable = field(metadata={"static": True})
 
     def update(self, position: Array, *, region: Region | None = None, **kwargs) -> "MixtureNeighbors":
         """The same capacities at new positions; safe under jit.
@@ -43,25 +46,22 @@ class MixtureNeighbors:
             region: default the builder's.
             **kwargs: `box`, `perturbation`.
         """
-        centers, overflow = self.select(position, region, tuple(c.shape[0] for c in self.centers), **kwargs)
-        updated = self.list.update(position, **kwargs)
-        return MixtureNeighbors(updated, centers, self.centers_overflow | overflow, self.select)
+        return self.update_fn(position, self, region=region, **kwargs)
 
     @property
     def idx(self) -> Array:
-        """`[n_atoms, K]` int, neighbours of every atom."""
-        return self.list.idx
+        """`[n_atoms, K]` int, neighbours of every atom within the longest cutoff and the skin."""
+        return self.list.idx[0]
 
     @property
     def did_buffer_overflow(self) -> Array:
         """Results are wrong: allocate again, larger, and go back to the last good state."""
-        return jnp.asarray(self.list.did_buffer_overflow, bool) | self.centers_overflow
+        return self.list.did_buffer_overflow | self.centers_overflow
 
     @property
     def error(self) -> Array:
-        """Bits: jax-md's error code, and 256 where an expert ran out of rows."""
-        code = jnp.asarray(self.list.error.code, jnp.int32)
-        return code | jnp.where(self.centers_overflow, 256, 0)
+        """Bits: 1 where rows or cells of the list ran out or the box became too narrow, 256 where an expert ran out of rows."""
+        return jnp.where(self.list.did_buffer_overflow, 1, 0) | jnp.where(self.centers_overflow, 256, 0)
 
 
 class MixtureNeighborFns(NamedTuple):
@@ -69,6 +69,7 @@ class MixtureNeighborFns(NamedTuple):
 
     allocate: Callable  # (position, extra_capacity=0, *, region=None, **kwargs) -> MixtureNeighbors
     update: Callable  # (position, neighbors, *, region=None, **kwargs) -> MixtureNeighbors
+    check_domains: Callable  # (position, neighbors, *, region=None, **kwargs) -> None; warns
 
 
 def mixture_neighbor_list(
@@ -88,7 +89,7 @@ def mixture_neighbor_list(
     """A mixture of experts as jax-md's `(neighbor_fn, energy_fn)`.
 
     Args:
-        displacement_fn: from `jax_md.space`.
+        displacement_fn: from `jax_md.space`, `periodic` or `periodic_general`.
         box: Å, a number, `[3]` edges or `[3, 3]` columns.
         experts: two or more (one works too), the most expensive first.
         params: one parameter tree per expert.
@@ -96,68 +97,102 @@ def mixture_neighbor_list(
         region: who owns what; expert 0 is inside.
         dr_threshold: Å, skin of the neighbour list.
         capacity_multiplier: slots allocated over slots needed; also rows of an
-            expert whose region moves.
+            expert whose region moves, and of a halo.
         per_particle: return `[n_atoms]` energies instead of their sum.
-        fractional_coordinates: positions are fractions of the box.
+        fractional_coordinates: positions are fractions of the box; without
+            them the box cannot change.
         chunk_size: rows computed at a time.
 
     Returns:
         neighbor_fn: `allocate(R)` on the host, then `nbrs.update(R)` under jit.
+            `check_domains(R, nbrs)` warns of rows outside an expert's domain.
         energy_fn: `energy_fn(R, neighbor, *, params=, region=, box=,
-        perturbation=)` in eV, the builder's values as defaults. Differentiable
-        in positions, parameters, region and perturbation. Rows that the list
-        does not hold make it NaN: never a silently wrong energy.
+        perturbation=)` in eV, the builder's values as defaults; box and
+        perturbation (a number or `[3, 3]`, applied to displacements) reach
+        rows and gates. Differentiable in positions, parameters, region and
+        perturbation. Rows that the list does not hold make it NaN: never a
+        silently wrong energy.
 
     Raises:
         ValueError: experts disagree on species, lengths or shapes do not match,
-            a species index is unknown, or the cutoff does not fit the box.
+            a species index is unknown, the cutoff does not fit the box, or, on
+            use, `box` is given without fractional coordinates.
     """
     experts, params = tuple(experts), tuple(params)
     species = _checked_species(experts, params, species)
     n_atoms = species.shape[0]
-    cutoff = max(e.cutoff for e in experts)
-    _check_box(box, cutoff, dr_threshold, n_atoms)
+    cutoffs = sorted({e.cutoff for e in experts}, reverse=True)
+    level = [cutoffs.index(e.cutoff) for e in experts]
+    if not dr_threshold >= 0:
+        raise ValueError(f"dr_threshold must not be negative (Å), got {dr_threshold}.")
+    _check_box(box, cutoffs[0])
     builder_region, builder_params = region, params
     energies_of = [chunked_atom_energies(e, chunk_size) for e in experts]
-    list_fns = partition.neighbor_list(
+    list_fns = lists.neighbor_list(
         displacement_fn,
         box,
-        r_cutoff=cutoff,
+        cutoffs,
         dr_threshold=dr_threshold,
         capacity_multiplier=capacity_multiplier,
         fractional_coordinates=fractional_coordinates,
-        format=partition.NeighborListFormat.Dense,
     )
 
-    def select(position, new_region, capacities, **kwargs):
-        owner = builder_region if new_region is None else new_region
+    def given(box=None, perturbation=None) -> dict:
+        if box is not None and not fractional_coordinates:
+            raise ValueError("box can be given only where fractional_coordinates = True: positions in Å stay behind.")
+        return {k: v for k, v in (("box", box), ("perturbation", perturbation)) if v is not None}
+
+    def wanted(position, region, full_list, **kwargs) -> tuple[Array, list[Array]]:
+        """Which atoms each expert computes, `[n_atoms, n_experts]`, and which it needs besides."""
+        owner = builder_region if region is None else region
         held = owner.support(position, partial(displacement_fn, **kwargs), dr_threshold)
-        centers = tuple(
-            jnp.nonzero(held[:, e], size=size, fill_value=n_atoms)[0].astype(jnp.int32)
-            for e, size in enumerate(capacities)
-        )
-        overflow = jnp.any(jnp.sum(held, axis=0) > jnp.asarray(capacities))
-        return centers, overflow
+        halos = [_halo(held[:, e], full_list.idx[level[e]], expert.num_hops) for e, expert in enumerate(experts)]
+        return held, halos
+
+    def select(held, halos, centers_sizes, halo_sizes):
+        centers = tuple(_first(held[:, e], size) for e, size in enumerate(centers_sizes))
+        halo = tuple(_first(mask, size) for mask, size in zip(halos, halo_sizes))
+        needed = jnp.concatenate([jnp.sum(held, axis=0), jnp.stack([jnp.sum(mask) for mask in halos])])
+        return centers, halo, jnp.any(needed > jnp.asarray([*centers_sizes, *halo_sizes]))
 
     def allocate(position, extra_capacity: int = 0, *, region: Region | None = None, **kwargs):
+        kwargs = given(**kwargs)
         _check_position(position, n_atoms)
+        _check_box(lists.strained(kwargs.get("box", box), kwargs.get("perturbation")), cutoffs[0])
         owner = builder_region if region is None else region
-        moved = partial(displacement_fn, **kwargs)
-        held = np.asarray(owner.support(position, moved, dr_threshold))
-        _check_region(held, n_atoms, len(experts))
+        _check_region(np.asarray(owner.support(position, partial(displacement_fn, **kwargs), dr_threshold)), n_atoms, len(experts))
         full_list = list_fns.allocate(position, extra_capacity=extra_capacity, **kwargs)
+        held, halos = wanted(position, region, full_list, **kwargs)
         slack = capacity_multiplier if owner.moves else 1.0
-        capacities = tuple(min(int(np.ceil(n * slack)), n_atoms) for n in held.sum(0))
-        centers, overflow = select(position, owner, capacities, **kwargs)
-        neighbors = MixtureNeighbors(full_list, centers, overflow, select)
-        _warn_outside_domain(experts, neighbors, position, species, moved)
+        sizes = tuple(_capacity(n, slack, n_atoms) for n in np.sum(held, axis=0))
+        halo_sizes = tuple(_capacity(np.sum(mask), capacity_multiplier, n_atoms) for mask in halos)
+        centers, halo, overflow = select(held, halos, sizes, halo_sizes)
+        neighbors = MixtureNeighbors(full_list, centers, halo, overflow, update)
+        check_domains(position, neighbors, region=region, **kwargs)
         return neighbors
+
+    def update(position, neighbors: MixtureNeighbors, *, region: Region | None = None, **kwargs):
+        kwargs = given(**kwargs)
+        full_list = list_fns.update(position, neighbors.list, **kwargs)
+        held, halos = wanted(position, region, full_list, **kwargs)
+        sizes = (tuple(c.shape[0] for c in each) for each in (neighbors.centers, neighbors.halo))
+        centers, halo, overflow = select(held, halos, *sizes)
+        return MixtureNeighbors(full_list, centers, halo, neighbors.centers_overflow | overflow, update)
+
+    def rows_of(e: int, position, neighbors: MixtureNeighbors, moved) -> Neighborhood:
+        """Rows of an expert's centres, then of its halo."""
+        centers = jnp.concatenate([neighbors.centers[e], neighbors.halo[e]])
+        rows = rows_from_neighbor_list(position, species, neighbors.list.idx[level[e]], moved, centers)
+        if experts[e].num_hops == 1:
+            return rows
+        n_rows = centers.shape[0]
+        row_of = jnp.full(n_atoms + 1, n_rows).at[centers].set(jnp.arange(n_rows)).at[n_atoms].set(n_rows)
+        return rows._replace(neighbor=row_of[rows.neighbor])
 
     def energy_fn(R, neighbor: MixtureNeighbors, *, params=None, region=None, box=None, perturbation=None, **_):
         params = builder_params if params is None else params
         region = builder_region if region is None else region
-        kwargs = {k: v for k, v in (("box", box), ("perturbation", perturbation)) if v is not None}
-        moved = partial(displacement_fn, **kwargs) if kwargs else displacement_fn
+        moved = partial(displacement_fn, **given(box, perturbation))
         gate = region.gate(R, moved)
         energies = jnp.zeros(n_atoms, R.dtype)
         missing = jnp.zeros((), bool)  # an atom with weight, outside the rows held
@@ -166,9 +201,8 @@ def mixture_neighbor_list(
             if centers.shape[0] == 0:
                 missing = missing | (wanted > 0)
                 continue
-            rows = rows_from_neighbor_list(R, species, neighbor.idx, moved, centers)
             weight = jnp.where(centers < n_atoms, gate[jnp.minimum(centers, n_atoms - 1), e], 0.0)
-            computed = energies_of[e](params[e], rows)
+            computed = energies_of[e](params[e], rows_of(e, R, neighbor, moved))[: centers.shape[0]]
             contribution = jnp.where(weight > 0, weight * computed, 0.0)
             energies = energies.at[centers].add(contribution, mode="drop")
             missing = missing | (wanted > jnp.sum(weight > 0))
@@ -176,10 +210,43 @@ def mixture_neighbor_list(
         energies = energies * jnp.where(missing, jnp.nan, 1.0).astype(R.dtype)
         return energies if per_particle else jnp.sum(energies)
 
-    def update(position, neighbors: MixtureNeighbors, **kwargs):
-        return neighbors.update(position, **kwargs)
+    def check_domains(position, neighbors: MixtureNeighbors, *, region: Region | None = None, **kwargs) -> None:
+        moved = partial(displacement_fn, **given(**kwargs))
+        gate = (builder_region if region is None else region).gate(position, moved)
+        for e, (expert, centers) in enumerate(zip(experts, neighbors.centers)):
+            if centers.shape[0] == 0 or set(expert.domain) == set(expert.species):
+                continue
+            allowed = jnp.asarray([s in expert.domain for s in expert.species])
+            rows = rows_from_neighbor_list(position, species, neighbors.list.idx[level[e]], moved, centers)
+            near = rows.mask & (jnp.linalg.norm(rows.displacement, axis=-1) < expert.cutoff)
+            foreign = ~allowed[rows.center_species] | jnp.any(near & ~allowed[rows.neighbor_species], axis=1)
+            counts = gate.at[centers, e].get(mode="fill", fill_value=0.0) > 0
+            if count := int(jnp.sum(foreign & counts)):
+                warnings.warn(
+                    f"region gives expert {e} {count} atoms that are or see species outside its domain {expert.domain}: "
+                    f"its energies there are untrained. Enlarge the region by its cutoff, {expert.cutoff} Å.",
+                    stacklevel=3,
+                )
 
-    return MixtureNeighborFns(allocate, update), energy_fn
+    return MixtureNeighborFns(allocate, update, check_domains), energy_fn
+
+
+def _first(mask: Array, size: int) -> Array:
+    """The first `size` places where the mask is true, padded with its length."""
+    return jnp.nonzero(mask, size=size, fill_value=mask.shape[0])[0].astype(jnp.int32)
+
+
+def _halo(owned: Array, idx: Array, num_hops: int) -> Array:
+    """`[n_atoms]` bool: atoms within `num_hops - 1` neighbours of the owned ones, those left out."""
+    reached = owned
+    for _ in range(num_hops - 1):
+        target = jnp.where(reached[:, None], idx, idx.shape[0])
+        reached = reached.at[target].set(True, mode="drop")
+    return reached & ~owned
+
+
+def _capacity(n, slack: float, most: int) -> int:
+    return min(int(np.ceil(int(n) * slack)), most)
 
 
 def _checked_species(experts, params, species) -> Array:
@@ -204,28 +271,12 @@ def _checked_species(experts, params, species) -> Array:
     return jnp.asarray(values, jnp.int32)
 
 
-def perpendicular_widths(box) -> np.ndarray:
-    """Distances between opposite faces of a box: `[3]` Å, or all equal for a number."""
-    box = np.asarray(box, float)
-    if box.ndim < 2:
-        return np.broadcast_to(box, (3,))
-    inverse = np.linalg.inv(box)  # rows are the reciprocal vectors of the columns
-    return 1.0 / np.linalg.norm(inverse, axis=1)
-
-
-def _check_box(box, cutoff: float, dr_threshold: float, n_atoms: int) -> None:
-    widths = perpendicular_widths(box)
+def _check_box(box, cutoff: float) -> None:
+    widths = lists.perpendicular_widths(box)
     if not (widths > 2 * cutoff).all():
         raise ValueError(
             f"box must be wider than twice the cutoff, 2 x {cutoff} Å, in every direction for molecular dynamics, "
             f"got widths {np.round(widths, 3).tolist()} Å: repeat the cell."
-        )
-    if dr_threshold < 0:
-        raise ValueError(f"dr_threshold must not be negative (Å), got {dr_threshold}.")
-    if n_atoms > ALL_PAIRS_LIMIT and not (widths >= 3 * (cutoff + dr_threshold)).all():
-        raise ValueError(
-            f"box must be at least three times cutoff + dr_threshold = {cutoff + dr_threshold:.2f} Å wide for more than "
-            f"{ALL_PAIRS_LIMIT} atoms (jax-md compares all pairs otherwise), got widths {np.round(widths, 3).tolist()} Å."
         )
 
 
@@ -246,20 +297,3 @@ def _check_region(held: np.ndarray, n_atoms: int, n_experts: int) -> None:
             f"region must give every atom to some expert, got none for {int(np.sum(~held.any(axis=1)))} of {n_atoms} atoms "
             f"(a seed that is no atom?)."
         )
-
-
-def _warn_outside_domain(experts, neighbors: MixtureNeighbors, position, species, displacement_fn) -> None:
-    for e, (expert, centers) in enumerate(zip(experts, neighbors.centers)):
-        if centers.shape[0] == 0 or set(expert.domain) == set(expert.species):
-            continue
-        allowed = jnp.asarray([s in expert.domain for s in expert.species])
-        rows = rows_from_neighbor_list(position, species, neighbors.idx, displacement_fn, centers)
-        near = rows.mask & (jnp.linalg.norm(rows.displacement, axis=-1) < expert.cutoff)
-        foreign = ~allowed[rows.center_species] | jnp.any(near & ~allowed[rows.neighbor_species], axis=1)
-        count = int(jnp.sum(foreign & (centers < len(species))))
-        if count:
-            warnings.warn(
-                f"region gives expert {e} {count} atoms that are or see species outside its domain {expert.domain}: "
-                f"its energies there are untrained. Enlarge the region by its cutoff, {expert.cutoff} Å.",
-                stacklevel=3,
-            )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
-from jax_md import partition, space
+from jax_md import space
 
 from moe_md.neighborhood import image_pairs, rows_from_images, rows_from_neighbor_list
 
@@ -167,67 +167,6 @@ def test_too_few_slots_are_refused():
     position, cell, pbc = fcc_primitive()
     with pytest.raises(ValueError, match="n_slots must be at least 12"):
         rows_from_images(position, np.zeros(1, int), cell, pbc, 3.0, n_slots=11)
-
-
-@pytest.mark.parametrize("wrapped", [True, False])
-@pytest.mark.parametrize("skin", [0.0, 0.4])
-def test_jax_md_list_agrees_with_images(wrapped, skin):
-    cutoff, n_atoms = 3.6, 40
-    box = np.array([9.0, 8.5, 12.0])
-    position = rng().uniform(0.0, 1.0, (n_atoms, 3)) * box
-    species = np.arange(n_atoms) % 3
-    if not wrapped:
-        position += box * rng().integers(-2, 3, (n_atoms, 3))
-    displacement_fn, shift_fn = space.periodic(box)
-    neighbor_fn = partition.neighbor_list(
-        displacement_fn, box, cutoff, dr_threshold=skin, format=partition.NeighborListFormat.Dense
-    )
-    # jax-md bins wrapped positions; displacements take them as they come.
-    nbrs = neighbor_fn.allocate(jnp.asarray(position % box))
-    centers = np.array([3, n_atoms, 0, 39, 17])
-    rows = jax.jit(rows_from_neighbor_list, static_argnums=3)(
-        jnp.asarray(position), jnp.asarray(species), nbrs.idx, displacement_fn, jnp.asarray(centers)
-    )
-    rows = jax.tree.map(np.asarray, rows)
-    assert rows.displacement.dtype == np.float64
-    assert not rows.mask[1].any() and (rows.neighbor[1] == n_atoms).all()
-    expected = brute_force(position % box, np.diag(box), (True,) * 3, cutoff)
-    for row, centre in enumerate(centers):
-        # Slots in the skin are allowed, slots within the cutoff are owed.
-        near = rows.mask[row] & (np.linalg.norm(rows.displacement[row], axis=-1) < cutoff)
-        j = rows.neighbor[row][near]
-        pairs = np.column_stack([np.full(len(j), centre), j, rows.displacement[row][near]])
-        np.testing.assert_allclose(in_order(pairs), expected[expected[:, 0] == centre], atol=1e-9)
-        if centre < n_atoms:
-            assert rows.center_species[row] == species[centre]
-            np.testing.assert_array_equal(rows.neighbor_species[row][near], species[j])
-
-
-def test_cell_list_with_skin_follows_atoms_through_the_boundary():
-    cutoff, skin, n_atoms = 3.0, 0.5, 60
-    box = np.full(3, 11.0)  # above 3 x (cutoff + skin): jax-md bins atoms in cells
-    displacement_fn, shift_fn = space.periodic(box)
-    neighbor_fn = partition.neighbor_list(
-        displacement_fn, box, cutoff, dr_threshold=skin, format=partition.NeighborListFormat.Dense
-    )
-    position = jnp.asarray(rng().uniform(0.0, 11.0, (n_atoms, 3)))
-    nbrs = neighbor_fn.allocate(position, extra_capacity=30)
-    drift = jnp.asarray(0.15 * rng().standard_normal((n_atoms, 3)))
-    crossed = 0
-    for _ in range(4):
-        moved = shift_fn(position, drift)
-        crossed += int((jnp.abs(moved - position) > 5.0).any(axis=1).sum())
-        position, nbrs = moved, nbrs.update(moved)
-        assert not nbrs.did_buffer_overflow
-        species = jnp.zeros(n_atoms, int)
-        rows = rows_from_neighbor_list(position, species, nbrs.idx, displacement_fn, jnp.arange(n_atoms))
-        D, mask, neighbor = (np.asarray(x) for x in (rows.displacement, rows.mask, rows.neighbor))
-        centre, slot = np.nonzero(mask & (np.linalg.norm(D, axis=-1) < cutoff))
-        pairs = np.column_stack([centre, neighbor[centre, slot], D[centre, slot]])
-        np.testing.assert_allclose(
-            in_order(pairs), brute_force(position, np.diag(box), (True,) * 3, cutoff), atol=1e-9
-        )
-    assert crossed > 3
 
 
 def test_rows_from_neighbor_list_have_finite_gradients():

@@ -1,0 +1,236 @@
+"""Neighbours of every atom, under jit, in linear memory, in any box.
+
+Atoms are sorted into cells that are at least a cutoff and a skin wide; those of
+the 27 cells around an atom's own are compared with it, fewer along directions
+that hold one or two cells. So a narrow slab costs what its atoms cost, and
+neither a triclinic box nor one that breathes falls back to all pairs (jax-md's
+list does, and does not notice that a box shrank).
+
+A list stays whole while, with L the longest cutoff and s the skin,
+
+    2 max_i |move_i| + |H H_0^-1 - 1| (L + s) <= s
+
+where H maps coordinates to Å and H_0 did when the list was made: a pair that
+was more than L + s apart is then still more than L apart. One list serves
+several cutoffs; shorter ones have rows of their own, with fewer slots.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
+from typing import Callable, NamedTuple, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+BLOCK = {"cpu": 256}  # atoms whose candidates are compared at a time, by backend
+LARGE_BLOCK = 16_384
+BREATHING = 1.05  # cells of boxes that may change are made wider by this
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class NeighborList:
+    """Dense rows of neighbours for each of several cutoffs, longest first."""
+
+    idx: tuple[Array, ...]  # per cutoff [n_atoms, K] int, n_atoms where none
+    reference_position: Array  # [n_atoms, 3], where the list was made
+    reference_frame: Array  # [3, 3] Å, what mapped fractions of the box to Å then
+    did_buffer_overflow: Array  # bool; sticky
+    grid: tuple[int, int, int] = field(metadata={"static": True})
+    cell_capacity: int = field(metadata={"static": True})
+
+
+class NeighborListFns(NamedTuple):
+    """As jax-md's: `allocate` on the host, `update` under jit."""
+
+    allocate: Callable  # (position, extra_capacity=0, *, box=None, perturbation=None) -> NeighborList
+    update: Callable  # (position, neighbors, *, box=None, perturbation=None) -> NeighborList
+
+
+def neighbor_list(
+    displacement_fn: Callable,
+    box,
+    cutoffs: Sequence[float],
+    *,
+    dr_threshold: float = 0.4,
+    capacity_multiplier: float = 1.25,
+    fractional_coordinates: bool = False,
+) -> NeighborListFns:
+    """Neighbour lists for some cutoffs.
+
+    Args:
+        displacement_fn: from `jax_md.space`, periodic in all directions.
+        box: Å, a number, `[3]` edges or `[3, 3]` columns.
+        cutoffs: Å, longest first; no width of the box is under twice the longest.
+        dr_threshold: Å, the skin.
+        capacity_multiplier: slots allocated over slots needed.
+        fractional_coordinates: positions are fractions of the box. Otherwise
+            they are Å, inside the box or not, and the box cannot change.
+
+    Returns:
+        allocate: a list as large as these positions need; it must not be traced.
+        update: the same list, made anew where atoms or box moved too far. It
+            sets `did_buffer_overflow` where rows or cells run out, or where the
+            box became too narrow for its cells or for its cutoff.
+    """
+    longest = cutoffs[0] + dr_threshold
+
+    def frame_of(box=None, perturbation=None):
+        return strained(builder_box if box is None else box, perturbation)
+
+    builder_box = box_matrix(box)
+    inverse_box = np.linalg.inv(np.asarray(builder_box, float))
+
+    def cells_of(position, grid):
+        fraction = position if fractional_coordinates else position @ jnp.asarray(inverse_box.T, position.dtype)
+        fraction = fraction - jnp.floor(fraction)
+        sides = jnp.asarray(grid, jnp.int32)
+        return jnp.minimum((fraction * sides).astype(jnp.int32), sides - 1)
+
+    @partial(jax.jit, static_argnums=(1, 2, 3))
+    def build(position, grid, cell_capacity, n_slots, **kwargs):
+        """Rows of every cutoff, the fullest of each, and the fullest cell; `n_slots` None is all candidates."""
+        n_atoms = position.shape[0]
+        place = cells_of(position, grid)
+        cell = _number(place, grid)
+        order = jnp.argsort(cell, stable=True).astype(jnp.int32)
+        count = jnp.zeros(int(np.prod(grid)), jnp.int32).at[cell].add(1)
+        slot = jnp.arange(n_atoms, dtype=jnp.int32) - (jnp.cumsum(count) - count)[cell[order]]
+        members = jnp.full((count.shape[0], cell_capacity), n_atoms, jnp.int32)
+        members = members.at[cell[order], slot].set(order, mode="drop")
+        around = jnp.asarray(_offsets(grid), jnp.int32)
+        to_neighbor = jax.vmap(jax.vmap(lambda b, a: displacement_fn(b, a, **kwargs), (0, None)))
+
+        def squared(atoms, others):
+            D = to_neighbor(position[jnp.minimum(others, n_atoms - 1)], position[jnp.minimum(atoms, n_atoms - 1)])
+            return jnp.sum(D**2, axis=-1)
+
+        def block(atoms):
+            cells = _number((place[jnp.minimum(atoms, n_atoms - 1)][:, None] + around) % jnp.asarray(grid), grid)
+            rows = members[cells].reshape(atoms.shape[0], -1)
+            made, fullest = [], []
+            for cutoff, size in zip(cutoffs, n_slots):
+                near = squared(atoms, rows) < (cutoff + dr_threshold) ** 2
+                keep = near & (rows < n_atoms) & (rows != atoms[:, None]) & (atoms < n_atoms)[:, None]
+                rows, needed = _compacted(rows, keep, size, n_atoms)
+                made.append(rows)
+                fullest.append(needed)
+            return tuple(made), jnp.stack(fullest)
+
+        size = min(BLOCK.get(jax.default_backend(), LARGE_BLOCK), n_atoms)
+        n_blocks = -(-n_atoms // size)
+        atoms = jnp.arange(n_blocks * size, dtype=jnp.int32).reshape(n_blocks, size)
+        made, fullest = jax.lax.map(block, jnp.minimum(atoms, n_atoms))
+        rows = tuple(r.reshape(-1, r.shape[-1])[:n_atoms] for r in made)
+        return rows, jnp.max(fullest, axis=0), jnp.max(count)
+
+    @partial(jax.jit, static_argnums=1)
+    def fullest_cell(position, grid):
+        return jnp.max(jnp.zeros(int(np.prod(grid)), jnp.int32).at[_number(cells_of(position, grid), grid)].add(1))
+
+    def allocate(position, extra_capacity: int = 0, **kwargs) -> NeighborList:
+        n_atoms = position.shape[0]
+        frame = frame_of(**kwargs)
+        wanted = longest * (BREATHING if fractional_coordinates else 1.0)
+        grid = _grid(perpendicular_widths(frame), wanted, n_atoms)
+        roomy = partial(_roomy, capacity_multiplier, extra_capacity)
+        most = int(fullest_cell(position, grid))
+        cell_capacity = min(roomy(most), n_atoms)
+        candidates = min(len(_offsets(grid)) * cell_capacity, n_atoms)
+        # Once to count, once to keep: nothing is ever as large as all candidates.
+        guess = tuple(min(candidates, 32) for _ in cutoffs)
+        _, needed, _ = build(position, grid, cell_capacity, guess, **kwargs)
+        # Rows cut short at the guess hide how many the shorter cutoffs need.
+        while (np.asarray(needed) > np.asarray(guess)).any():
+            guess = tuple(min(max(int(n), g), candidates) for n, g in zip(np.asarray(needed), guess))
+            _, needed, _ = build(position, grid, cell_capacity, guess, **kwargs)
+        n_slots = tuple(max(1, min(roomy(int(n)), n_atoms - 1)) for n in np.asarray(needed))
+        rows, _, _ = build(position, grid, cell_capacity, n_slots, **kwargs)
+        reference = jnp.asarray(frame, position.dtype)
+        return NeighborList(rows, jnp.asarray(position), reference, jnp.zeros((), bool), grid, cell_capacity)
+
+    def update(position, neighbors: NeighborList, **kwargs) -> NeighborList:
+        position = jax.lax.stop_gradient(position)
+        kwargs = jax.lax.stop_gradient(kwargs)
+        dtype = position.dtype
+        move = jax.vmap(partial(displacement_fn, **kwargs))(position, neighbors.reference_position)
+        slack = dr_threshold - 2.0 * jnp.sqrt(jnp.max(jnp.sum(move**2, axis=-1)))
+        narrow = jnp.zeros((), bool)
+        frame = jnp.asarray(frame_of(**kwargs), dtype)
+        if kwargs:
+            stretch = frame @ jnp.linalg.inv(neighbors.reference_frame) - jnp.eye(3, dtype=dtype)
+            slack = slack - jnp.sqrt(jnp.sum(stretch**2)) * longest
+            widths, sides = 1.0 / jnp.linalg.norm(jnp.linalg.inv(frame), axis=1), np.asarray(neighbors.grid)
+            narrow = jnp.any((sides >= 3) & (widths < sides * longest)) | jnp.any(widths <= 2 * cutoffs[0])
+        n_slots = tuple(rows.shape[1] for rows in neighbors.idx)
+
+        def renewed(old: NeighborList):
+            rows, needed, most = build(position, old.grid, old.cell_capacity, n_slots, **kwargs)
+            overflow = jnp.any(needed > jnp.asarray(n_slots)) | (most > old.cell_capacity)
+            return rows, position, frame, overflow
+
+        def kept(old: NeighborList):
+            return old.idx, old.reference_position, old.reference_frame, jnp.zeros((), bool)
+
+        rows, reference, frame, overflow = jax.lax.cond(slack < 0.0, renewed, kept, neighbors)
+        overflow = overflow | narrow | neighbors.did_buffer_overflow
+        return NeighborList(rows, reference, frame, overflow, neighbors.grid, neighbors.cell_capacity)
+
+    return NeighborListFns(allocate, update)
+
+
+def box_matrix(box) -> np.ndarray | Array:
+    """`[3, 3]` Å, columns, of a number, `[3]` edges or columns."""
+    xp = np if isinstance(box, (int, float, np.ndarray, np.generic, list, tuple)) else jnp
+    box = xp.asarray(box)
+    if box.ndim == 2:
+        return box
+    return xp.eye(3, dtype=box.dtype) * box
+
+
+def strained(box, perturbation=None) -> np.ndarray | Array:
+    """Columns of a box under a perturbation, a number or `[3, 3]`, of displacements."""
+    frame = box_matrix(box)
+    if perturbation is None:
+        return frame
+    return perturbation * frame if jnp.ndim(perturbation) == 0 else perturbation @ frame
+
+
+def perpendicular_widths(box) -> np.ndarray:
+    """Distances between opposite faces of a box: `[3]` Å."""
+    inverse = np.linalg.inv(np.asarray(box_matrix(box), float))  # rows are the reciprocal vectors of the columns
+    return 1.0 / np.linalg.norm(inverse, axis=1)
+
+
+def _grid(widths: np.ndarray, least: float, n_atoms: int) -> tuple[int, int, int]:
+    """Cells along each direction: as many as fit, and no more than there are atoms."""
+    sides = np.maximum(1, np.floor(widths / (1.0001 * least))).astype(int)
+    while np.prod(sides) > max(n_atoms, 27):
+        sides[np.argmax(sides)] -= 1
+    return tuple(sides.tolist())
+
+
+def _offsets(grid: tuple[int, int, int]) -> np.ndarray:
+    """`[n, 3]`, the cells to look at from one: each once, also where there are fewer than three."""
+    steps = {1: (0,), 2: (0, 1)}
+    return np.array(list(product(*(steps.get(n, (-1, 0, 1)) for n in grid))))
+
+
+def _number(place: Array, grid: tuple[int, int, int]) -> Array:
+    return (place[..., 0] * grid[1] + place[..., 1]) * grid[2] + place[..., 2]
+
+
+def _compacted(values: Array, keep: Array, size: int, fill: int) -> tuple[Array, Array]:
+    """The kept values of each row in `size` slots, in their order, and how many the fullest row has."""
+    place = jnp.cumsum(keep, axis=1)
+    rows = jnp.arange(values.shape[0])[:, None]
+    target = jnp.where(keep, place - 1, size)
+    made = jnp.full((values.shape[0], size), fill, jnp.int32).at[rows, target].set(values, mode="drop")
+    return made, jnp.max(place[:, -1])
+
+
+def _roomy(multiplier: float, extra: int, n: int) -> int:
+    return int(np.ceil(n * multiplier)) + extra
