@@ -1,5 +1,13 @@
-"""Forces, virial and stress from partial forces g = dE_i / d displacement."""
+"""Forces, virial and stress: of rows, from partial forces g = dE_i / d displacement, and of whole energies.
 
+Strain acts on displacements, R_j - R_i -> (1 + strain)(R_j - R_i), and reaches
+gates as it reaches rows. Stress is +(1/V) dE/d strain, as ASE has it;
+`jax_md.quantity.stress` has the other sign.
+"""
+
+from typing import Callable
+
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -33,3 +41,56 @@ def virial(g: Array, rows: Neighborhood) -> Array:
     """
     w = jnp.einsum("nka,nkb->nab", g, jnp.where(rows.mask[..., None], rows.displacement, 0.0))
     return 0.5 * (w + jnp.swapaxes(w, 1, 2))
+
+
+def strain_gradient(energy_fn: Callable, position: Array, neighbor, **kwargs) -> Array:
+    """dE/d strain of an energy, symmetric part: `[3, 3]` eV.
+
+    Args:
+        energy_fn: `energy_fn(R, neighbor=, perturbation=, **kwargs)`, from
+            `mixture_neighbor_list`.
+        position: `[n_atoms, 3]`, in the coordinates of the energy.
+        neighbor: its neighbours.
+        **kwargs: `params`, `region`, `box`.
+
+    Returns:
+        The virial of the whole; over the volume it is the stress.
+    """
+    unstrained = jnp.eye(3, dtype=position.dtype)
+
+    def total(strain):
+        return jnp.sum(energy_fn(position, neighbor=neighbor, perturbation=unstrained + strain, **kwargs))
+
+    slope = jax.grad(total)(jnp.zeros_like(unstrained))
+    return 0.5 * (slope + slope.T)
+
+
+def stress(energy_fn: Callable, position: Array, neighbor, volume, **kwargs) -> Array:
+    """Stress of an energy, `[3, 3]` eV/Å^3, ASE's sign.
+
+    Args:
+        energy_fn, position, neighbor, **kwargs: as in `strain_gradient`.
+        volume: Å^3, of the box.
+    """
+    return strain_gradient(energy_fn, position, neighbor, **kwargs) / volume
+
+
+def atomic_virials(energies_fn: Callable, position: Array, neighbor, **kwargs) -> Array:
+    """dE_i/d strain of the energy of every atom, symmetric part: `[n_atoms, 3, 3]` eV.
+
+    For a mixture, E_i is the weighted energy of atom i, so the gate's own
+    strain derivative is part of it. Their sum over the volume is the stress;
+    one of them over the volume of its atom is that atom's share.
+
+    Args:
+        energies_fn: as `energy_fn` of `strain_gradient`, from a builder with
+            `per_particle=True`.
+        position, neighbor, **kwargs: as in `strain_gradient`.
+    """
+    unstrained = jnp.eye(3, dtype=position.dtype)
+
+    def energies(strain):
+        return energies_fn(position, neighbor=neighbor, perturbation=unstrained + strain, **kwargs)
+
+    slope = jax.jacfwd(energies)(jnp.zeros_like(unstrained))
+    return 0.5 * (slope + jnp.swapaxes(slope, 1, 2))

@@ -69,7 +69,7 @@ class MixtureNeighborFns(NamedTuple):
 
     allocate: Callable  # (position, extra_capacity=0, *, region=None, **kwargs) -> MixtureNeighbors
     update: Callable  # (position, neighbors, *, region=None, **kwargs) -> MixtureNeighbors
-    check_domains: Callable  # (position, neighbors, *, region=None, **kwargs) -> None; warns
+    check_domains: Callable  # (position, neighbors, *, region=None, **kwargs) -> bool, all at home; warns
 
 
 def mixture_neighbor_list(
@@ -210,23 +210,31 @@ def mixture_neighbor_list(
         energies = energies * jnp.where(missing, jnp.nan, 1.0).astype(R.dtype)
         return energies if per_particle else jnp.sum(energies)
 
-    def check_domains(position, neighbors: MixtureNeighbors, *, region: Region | None = None, **kwargs) -> None:
-        moved = partial(displacement_fn, **given(**kwargs))
+    @jax.jit
+    def count_foreign(position, neighbors: MixtureNeighbors, region, kwargs) -> Array:
+        """Atoms with weight on each expert that are, or see, what it does not know."""
+        moved = partial(displacement_fn, **kwargs)
         gate = (builder_region if region is None else region).gate(position, moved)
+        counts = []
         for e, (expert, centers) in enumerate(zip(experts, neighbors.centers)):
-            if centers.shape[0] == 0 or set(expert.domain) == set(expert.species):
-                continue
             allowed = jnp.asarray([s in expert.domain for s in expert.species])
             rows = rows_from_neighbor_list(position, species, neighbors.list.idx[level[e]], moved, centers)
-            near = rows.mask & (jnp.linalg.norm(rows.displacement, axis=-1) < expert.cutoff)
+            near = rows.mask & (jnp.sum(rows.displacement**2, axis=-1) < expert.cutoff**2)
             foreign = ~allowed[rows.center_species] | jnp.any(near & ~allowed[rows.neighbor_species], axis=1)
-            counts = gate.at[centers, e].get(mode="fill", fill_value=0.0) > 0
-            if count := int(jnp.sum(foreign & counts)):
-                warnings.warn(
-                    f"region gives expert {e} {count} atoms that are or see species outside its domain {expert.domain}: "
-                    f"its energies there are untrained. Enlarge the region by its cutoff, {expert.cutoff} Å.",
-                    stacklevel=3,
-                )
+            counts.append(jnp.sum(foreign & (gate.at[centers, e].get(mode="fill", fill_value=0.0) > 0)))
+        return jnp.stack(counts)
+
+    def check_domains(position, neighbors: MixtureNeighbors, *, region: Region | None = None, **kwargs) -> bool:
+        if all(set(expert.domain) == set(expert.species) for expert in experts):
+            return True
+        counts = np.asarray(count_foreign(position, neighbors, region, given(**kwargs)))
+        for e in np.flatnonzero(counts):
+            warnings.warn(
+                f"region gives expert {e} {counts[e]} atoms that are or see species outside its domain {experts[e].domain}: "
+                f"its energies there are untrained. Enlarge the region by its cutoff, {experts[e].cutoff} Å.",
+                stacklevel=3,
+            )
+        return not counts.any()
 
     return MixtureNeighborFns(allocate, update, check_domains), energy_fn
 

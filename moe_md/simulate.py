@@ -1,10 +1,10 @@
 """Molecular dynamics and relaxation: a host loop over jitted chunks of steps.
 
-jax-md supplies the integrators. Each needs the force once per step, at
-positions that do not depend on it. So a step asks the integrator for those
-positions (a step without force), updates the neighbours *there*, evaluates
-energy and force in one pass, and hands the force to the integrator. A list
-updated one step late, the usual loop, may miss pairs; this one may not.
+An integrator (`moe_md.integrators`) needs the force once per step, at positions
+that do not depend on it. So a step asks the integrator for those positions (a
+step without force), updates the neighbours *there*, evaluates energy and force
+in one pass, and hands the force to the integrator. A list updated one step
+late, the usual loop, may miss pairs; this one may not.
 
 An overflowed list gives wrong forces, not an exception. The jitted loop stops
 at the first overflow or non-finite number; the host then allocates a larger
@@ -15,18 +15,31 @@ carries the last good state.
 Pure: no files, no printing. Reporters (`moe_md.analysis.trajectory`) write.
 """
 
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Callable, NamedTuple, Protocol, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax_md import minimize
-from jax_md import simulate as integrators
 
 from moe_md import units
+from moe_md.integrators import (
+    CellFire,
+    Evaluation,
+    Fire,
+    Integrator,
+    check_not_negative,
+    check_positive,
+    langevin,
+    n_free,
+    nose_hoover,
+    npt,
+    nve,
+)
+from moe_md.neighbor_list import box_matrix
+
+__all__ = ["Frame", "Log", "Relaxation", "Result", "SimulationError", "State", "langevin", "nose_hoover", "npt", "nve", "relax", "run"]
 
 
 class Frame(NamedTuple):
@@ -39,10 +52,14 @@ class Frame(NamedTuple):
     total: float  # eV
     temperature_K: float
     momentum: float  # norm of the total momentum, amu Å / (Å sqrt(amu / eV))
-    n_regrown: int  # neighbour lists enlarged so far in this run
-    position: np.ndarray  # [n_atoms, 3]
+    conserved: float  # eV, what this integrator conserves; NaN for Langevin dynamics
+    pressure_GPa: float  # NaN where the integrator does not ask for it
+    volume: float  # Å^3; NaN where the box is not known
+    n_regrown: int  # neighbour lists enlarged so far
+    position: np.ndarray  # [n_atoms, 3], fractions of the box where the energy takes those
     velocity: np.ndarray  # [n_atoms, 3] Å / (Å sqrt(amu / eV)), as ASE
     force: np.ndarray  # [n_atoms, 3] eV/Å
+    box: np.ndarray | None  # [3, 3] Å, columns; None where it was not given
 
 
 class Log(NamedTuple):
@@ -55,15 +72,20 @@ class Log(NamedTuple):
     total: np.ndarray  # [n_frames] eV
     temperature_K: np.ndarray  # [n_frames]
     momentum: np.ndarray  # [n_frames] amu Å / (Å sqrt(amu / eV))
+    conserved: np.ndarray  # [n_frames] eV
+    pressure_GPa: np.ndarray  # [n_frames]
+    volume: np.ndarray  # [n_frames] Å^3
     n_regrown: np.ndarray  # [n_frames] int
 
 
 class State(NamedTuple):
     """Where a trajectory stands."""
 
-    dynamics: Any  # jax-md's state: position, momentum, force, mass
+    dynamics: Any  # the integrator's state: position, momentum, force, mass
     step: int
     time_ps: float
+    box: Array | None = None  # [3, 3] Å, columns; None where it was not given
+    n_regrown: int = 0  # neighbour lists enlarged so far
 
     @property
     def position(self) -> Array:
@@ -93,6 +115,8 @@ class Relaxation(NamedTuple):
     n_steps: int
     converged: bool
     neighbors: Any
+    box: Array | None = None  # [3, 3] Å, columns; None where it was not given
+    max_stress_GPa: float | None = None  # largest component, less the pressure; None where the cell was held
 
 
 class SimulationError(RuntimeError):
@@ -102,120 +126,6 @@ class SimulationError(RuntimeError):
         super().__init__(message)
         self.state = state
         self.log = log
-
-
-class Integrator(Protocol):
-    """How positions move: a pytree, so that its numbers never recompile."""
-
-    def functions(self, force_fn: Callable) -> tuple[Callable, Callable]:
-        """jax-md's `(init_fn, apply_fn)`."""
-        ...
-
-    def start(self, position: Array, momentum: Array, masses: Array, key) -> Any:
-        """jax-md's state, forces yet unknown."""
-        ...
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class NVE:
-    """Velocity Verlet."""
-
-    timestep_fs: float
-    shift_fn: Callable = field(metadata={"static": True})
-
-    conserves_momentum = True
-    needs_key = False
-
-    def functions(self, force_fn):
-        """jax-md's `(init_fn, apply_fn)`."""
-        return integrators.nve(force_fn, self.shift_fn, self.timestep_fs * units.fs)
-
-    def start(self, position, momentum, masses, key):
-        """jax-md's state, forces yet unknown."""
-        del key
-        return integrators.NVEState(position, momentum, jnp.zeros_like(position), masses[:, None])
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Langevin:
-    """BAOAB Langevin dynamics (Davidchack et al., J. Chem. Phys. 142, 144114)."""
-
-    timestep_fs: float
-    temperature_K: float
-    friction_per_fs: float
-    shift_fn: Callable = field(metadata={"static": True})
-
-    conserves_momentum = False
-    needs_key = True
-
-    def functions(self, force_fn):
-        """jax-md's `(init_fn, apply_fn)`."""
-        return integrators.nvt_langevin(
-            force_fn,
-            self.shift_fn,
-            self.timestep_fs * units.fs,
-            self.temperature_K * units.kB,
-            self.friction_per_fs / units.fs,
-        )
-
-    def start(self, position, momentum, masses, key):
-        """jax-md's state, forces yet unknown."""
-        zero = jnp.zeros_like(position)
-        return integrators.NVTLangevinState(position, momentum, zero, masses[:, None], key)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Fire:
-    """FIRE descent with unit masses (Bitzek et al., PRL 97, 170201)."""
-
-    shift_fn: Callable = field(metadata={"static": True})
-    dt_start: float = field(default=0.05, metadata={"static": True})  # Å sqrt(amu / eV)
-    dt_max: float = field(default=0.2, metadata={"static": True})
-
-    def functions(self, force_fn):
-        """jax-md's `(init_fn, apply_fn)`."""
-        return minimize.fire_descent(force_fn, self.shift_fn, self.dt_start, self.dt_max)
-
-    def start(self, position):
-        """jax-md's state, forces yet unknown."""
-        init_fn, _ = self.functions(lambda R, **_: jnp.zeros_like(R))
-        return init_fn(position, mass=jnp.ones((position.shape[0], 1), position.dtype))
-
-
-def nve(shift_fn: Callable, timestep_fs: float) -> NVE:
-    """Constant energy: velocity Verlet.
-
-    Args:
-        shift_fn: from `jax_md.space`.
-        timestep_fs: positive.
-
-    Raises:
-        ValueError: the time step is not positive.
-    """
-    _check_positive("timestep_fs", timestep_fs)
-    return NVE(float(timestep_fs), shift_fn)
-
-
-def langevin(shift_fn: Callable, timestep_fs: float, temperature_K: float, friction_per_fs: float) -> Langevin:
-    """Constant temperature: Langevin dynamics. Total momentum is not conserved.
-
-    Args:
-        shift_fn: from `jax_md.space`.
-        timestep_fs: positive.
-        temperature_K: not negative.
-        friction_per_fs: rate at which velocities are forgotten, positive; 0.01
-            equilibrates in a fraction of a picosecond.
-
-    Raises:
-        ValueError: an argument is out of range.
-    """
-    _check_positive("timestep_fs", timestep_fs)
-    _check_not_negative("temperature_K", temperature_K)
-    _check_positive("friction_per_fs", friction_per_fs)
-    return Langevin(float(timestep_fs), float(temperature_K), float(friction_per_fs), shift_fn)
 
 
 def run(
@@ -229,6 +139,7 @@ def run(
     velocity=None,
     temperature_K: float | None = None,
     key: Array | None = None,
+    box=None,
     state: State | None = None,
     neighbors=None,
     params=None,
@@ -253,20 +164,24 @@ def run(
     Args:
         neighbor_fn: with `allocate`, from `mixture_neighbor_list`.
         energy_fn: `energy_fn(R, neighbor=..., params=..., region=...)` in eV.
-        integrator: from `nve` or `langevin`.
-        position: `[n_atoms, 3]`.
+        integrator: from `nve`, `langevin`, `nose_hoover` or `npt`.
+        position: `[n_atoms, 3]`, in the coordinates of the energy.
         n_steps: steps to take.
         masses: `[n_atoms]` amu.
         velocity: `[n_atoms, 3]` Å / (Å sqrt(amu / eV)), ASE's unit.
         temperature_K: of the Maxwell-Boltzmann draw.
         key: random key, needed to draw velocities and for Langevin dynamics.
-        state: where to continue, instead of the five arguments above.
+        box: Å, a number, edges or columns, where the energy takes one
+            (fractional coordinates); default the builder's. `npt` needs it.
+        state: where to continue, instead of the six arguments above.
         neighbors: a list to use; default a new one.
         params, region: default the builder's.
         chunk_steps: steps between looks at the flags, and between frames.
         reporters: called with a `Frame` at the start (unless continuing) and
-            after each chunk. If a reporter has `on_failure`, it is called with
-            the last good `State` before `SimulationError` is raised.
+            after each chunk. One that has `on_state` is then called with the
+            `State` and the neighbours: run again with both, it goes on bit for
+            bit. One that has `on_failure` is called with the last good `State`
+            before `SimulationError` or `KeyboardInterrupt` is raised.
         max_regrow: times a single chunk may outgrow its list.
 
     Returns:
@@ -283,39 +198,36 @@ def run(
     _check_count("max_regrow", max_regrow, 0)
     continues = state is not None
     if continues:
-        if not (position is None and masses is None and velocity is None and temperature_K is None):
-            raise ValueError("state must come alone: position, masses, velocity and temperature_K are part of it.")
+        if not all(x is None for x in (position, masses, velocity, temperature_K, box)):
+            raise ValueError("state must come alone: position, masses, velocity, temperature_K and box are part of it.")
         start = _adopt(state, integrator, key)
     else:
-        start = State(_begin(integrator, position, masses, velocity, temperature_K, key), 0, 0.0)
+        start = _begin(integrator, position, masses, velocity, temperature_K, key, box)
 
-    conserved = integrator.conserves_momentum and start.position.shape[0] > 1
-    n_free = 3 * start.position.shape[0] - (3 if conserved else 0)
     frames: list[tuple] = []
-    good, n_regrown = start, 0
+    good = start
     advance = partial(_advance_and_heal, neighbor_fn, energy_fn, integrator, params, region, max_regrow)
     try:
         if neighbors is None:
-            neighbors = neighbor_fn.allocate(start.position, **_given(region=region))
+            neighbors = _allocate(neighbor_fn, integrator, start, region)
         # Forces of the first positions; also those that continue, as params may be new.
-        done, first = 0, True
+        done, first, at_home = 0, True, True
         while first or done < n_steps:
             n = 0 if first else min(chunk_steps, n_steps - done)
-            chunk, grown = advance(good, neighbors, first, n, n_regrown)
-            done, n_regrown, neighbors = done + n, grown, chunk.neighbors
-            time_ps = start.time_ps + 1e-3 * done * integrator.timestep_fs
-            good = State(chunk.state, start.step + done, time_ps)
+            good, chunk = advance(good, neighbors, first, n)
+            done, neighbors = done + n, chunk.neighbors
+            at_home = at_home and _check_domains(neighbor_fn, integrator, good, neighbors, region)
             if not (first and continues):
-                frame = _frame(good, float(chunk.energy), n_free, n_regrown)
-                frames.append(frame[: len(Log._fields)])
+                frame = _frame(integrator, good, chunk)
+                frames.append(tuple(getattr(frame, name) for name in Log._fields))
                 for report in reporters:
                     report(frame)
+                _tell(reporters, "on_state", good, neighbors)
             first = False
-    except SimulationError as error:
-        error.log = _log(frames)
-        for report in reporters:
-            if hasattr(report, "on_failure"):
-                report.on_failure(error.state)
+    except (SimulationError, KeyboardInterrupt) as error:
+        if isinstance(error, SimulationError):
+            error.log = _log(frames)
+        _tell(reporters, "on_failure", good)
         raise
     return Result(good, neighbors, _log(frames))
 
@@ -328,24 +240,35 @@ def relax(
     *,
     n_steps: int = 500,
     force_tolerance: float = 0.05,
+    box=None,
+    relax_cell: bool = False,
+    pressure_GPa: float = 0.0,
+    cell_mask=None,
     neighbors=None,
     params=None,
     region=None,
     chunk_steps: int = 50,
     max_regrow: int = 8,
 ) -> Relaxation:
-    """Walk downhill with FIRE until no atom feels more than `force_tolerance`.
+    """Walk downhill with FIRE until no atom feels more than `force_tolerance`; the cell too, if asked.
 
     Args:
         neighbor_fn, energy_fn, params, region, neighbors, max_regrow: as in `run`.
         shift_fn: from `jax_md.space`.
-        position: `[n_atoms, 3]`.
+        position: `[n_atoms, 3]`, in the coordinates of the energy.
         n_steps: at most so many.
         force_tolerance: eV/Å, positive; checked at every step.
+        box: Å, as in `run`; `relax_cell` needs it.
+        relax_cell: strain the box too; the energy takes fractional coordinates.
+            The force on it, (dE/d strain + p V) / n_atoms in eV, obeys
+            `force_tolerance` as ASE's `UnitCellFilter` has it.
+        pressure_GPa: of the surroundings, where the cell relaxes.
+        cell_mask: `[3, 3]`, symmetric, one where the cell may strain and zero
+            where not; default everywhere.
         chunk_steps: steps between looks at the flags.
 
     Returns:
-        The relaxed positions. `converged` says whether the tolerance was met.
+        The relaxed positions, and box. `converged` says whether the tolerance was met.
 
     Raises:
         ValueError, SimulationError: as in `run`.
@@ -353,23 +276,51 @@ def relax(
     _check_count("n_steps", n_steps, 0)
     _check_count("chunk_steps", chunk_steps, 1)
     _check_count("max_regrow", max_regrow, 0)
-    _check_positive("force_tolerance", force_tolerance)
-    dynamics = Fire(shift_fn)
-    good = State(dynamics.start(_checked_position(position)), 0, 0.0)
+    check_positive("force_tolerance", force_tolerance)
+    position = _checked_position(position)
+    box = None if box is None else _checked_box(box, position.dtype)
+    if relax_cell:
+        dynamics = _cell_fire(box, pressure_GPa, cell_mask, position.dtype)
+    else:
+        dynamics = Fire(shift_fn)
+    good = State(dynamics.start(position), 0, 0.0, box)
     if neighbors is None:
-        neighbors = neighbor_fn.allocate(good.position, **_given(region=region))
+        neighbors = _allocate(neighbor_fn, dynamics, good, region)
     advance = partial(_advance_and_heal, neighbor_fn, energy_fn, dynamics, params, region, max_regrow)
-    first, n_regrown = True, 0
+    first = True
     while True:
-        n = min(chunk_steps, n_steps - good.step)
-        chunk, n_regrown = advance(good, neighbors, first, n, n_regrown, force_tolerance)
+        good, chunk = advance(good, neighbors, first, min(chunk_steps, n_steps - good.step), force_tolerance)
         neighbors, first = chunk.neighbors, False
-        good = State(chunk.state, good.step + int(chunk.last), 0.0)
         converged = bool(chunk.converged)
         if converged or good.step >= n_steps:
             break
-    max_force = float(np.linalg.norm(np.asarray(good.dynamics.force, float), axis=1).max())
-    return Relaxation(good.position, float(chunk.energy), max_force, good.step, converged, neighbors)
+    n_atoms = position.shape[0]
+    force = np.asarray(good.dynamics.force, float)
+    place, box = dynamics.place(good.dynamics, good.box)
+    found = Relaxation(
+        position=place % 1.0 if relax_cell else place,
+        energy=float(chunk.energy),
+        max_force=float(np.linalg.norm(force[:n_atoms], axis=1).max()),
+        n_steps=good.step,
+        converged=converged,
+        neighbors=neighbors,
+        box=box,
+    )
+    if relax_cell:
+        stress = np.abs(force[n_atoms:]).max() * n_atoms / float(_volume(box))
+        found = found._replace(max_stress_GPa=stress / units.GPa)
+    return found
+
+
+def _cell_fire(box, pressure_GPa: float, cell_mask, dtype) -> CellFire:
+    if box is None:
+        raise ValueError("box must be given where relax_cell = True (Å, a number, edges or columns), got None.")
+    mask = np.ones((3, 3)) if cell_mask is None else np.asarray(cell_mask, float)
+    if mask.shape != (3, 3) or not np.isin(mask, (0.0, 1.0)).all() or (mask != mask.T).any():
+        raise ValueError(f"cell_mask must be a symmetric [3, 3] array of zeros and ones, got {cell_mask!r}.")
+    if not np.isfinite(pressure_GPa):
+        raise ValueError(f"pressure_GPa must be finite, got {pressure_GPa}.")
+    return CellFire(box, float(pressure_GPa), jnp.asarray(mask, dtype))
 
 
 class _Chunk(NamedTuple):
@@ -378,6 +329,7 @@ class _Chunk(NamedTuple):
     state: Any
     neighbors: Any
     energy: Array
+    strain_gradient: Array  # [3, 3] eV; NaN where the integrator does not ask for it
     last: Array  # int, the last step tried
     overflow: Array  # bool
     finite: Array  # bool
@@ -385,29 +337,45 @@ class _Chunk(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=0)
-def _advance(energy_fn, dynamics, state, neighbors, params, region, first, n_steps, tolerance) -> _Chunk:
+def _advance(energy_fn, dynamics, state, neighbors, params, region, box, first, n_steps, tolerance) -> _Chunk:
     """`n_steps` steps, less where something stops them; step 0 (if `first`) only evaluates forces."""
-    given = _given(params=params, region=region)
-    energy_and_gradient = jax.value_and_grad(lambda R, neighbor: energy_fn(R, neighbor=neighbor, **given))
-    _, coast = dynamics.functions(lambda R, **_: jnp.zeros_like(R))
+    dtype = state.position.dtype
+    unstrained = jnp.eye(3, dtype=dtype)
+
+    def evaluate(position, neighbors, current_box):
+        given = _given(params=params, region=region, box=current_box)
+        if not dynamics.moves_box:
+            energy, gradient = jax.value_and_grad(lambda R: energy_fn(R, neighbor=neighbors, **given))(position)
+            return energy, Evaluation(-gradient, None)
+
+        def strained(R, strain):
+            return energy_fn(R, neighbor=neighbors, perturbation=unstrained + strain, **given)
+
+        energy, (gradient, slope) = jax.value_and_grad(strained, argnums=(0, 1))(position, jnp.zeros_like(unstrained))
+        return energy, Evaluation(-gradient, 0.5 * (slope + slope.T))
 
     def step(carry: _Chunk) -> _Chunk:
-        state = carry.state
-        k = carry.last + 1
+        state, k = carry.state, carry.last + 1
+        place, old_box = dynamics.place(state, box)
+        nothing = Evaluation(jnp.zeros_like(place), jnp.zeros_like(unstrained))
         # A box of another dtype must not change the state's.
-        position = _either(k == 0, state.position, coast(state).position)
-        neighbors = carry.neighbors.update(position, **_given(region=region))
-        energy, gradient = energy_and_gradient(position, neighbors)
-        _, apply_fn = dynamics.functions(lambda R, **_: -gradient)
-        stepped = jax.tree.map(partial(_either, k == 0), state.set(force=-gradient), apply_fn(state))
+        proposed = jax.tree.map(partial(_either, k == 0), state, dynamics.step(state, nothing, box))
+        position, new_box = dynamics.place(proposed, box)
+        neighbors = carry.neighbors.update(position, **_given(region=region, box=new_box))
+        energy, found = evaluate(position, neighbors, new_box)
+        stepped = jax.tree.map(
+            partial(_either, k == 0), dynamics.receive(state, found), dynamics.step(state, found, box)
+        )
+        numbers = (energy, stepped.position, *jax.tree.leaves(found))
         return _Chunk(
             stepped,
             neighbors,
-            energy.astype(carry.energy.dtype),
+            energy.astype(dtype),
+            carry.strain_gradient if found.strain_gradient is None else found.strain_gradient.astype(dtype),
             last=k,
             overflow=jnp.asarray(neighbors.did_buffer_overflow, bool),
-            finite=jnp.isfinite(energy) & jnp.all(jnp.isfinite(stepped.position)) & jnp.all(jnp.isfinite(gradient)),
-            converged=jnp.max(jnp.sum(gradient**2, axis=1)) < tolerance**2,
+            finite=jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in numbers])),
+            converged=jnp.max(jnp.sum(stepped.force**2, axis=1)) < tolerance**2,
         )
 
     def more(carry: _Chunk) -> Array:
@@ -415,12 +383,14 @@ def _advance(energy_fn, dynamics, state, neighbors, params, region, first, n_ste
 
     no, yes = jnp.zeros((), bool), jnp.ones((), bool)
     before = jnp.where(first, -1, 0).astype(jnp.int32)
-    energy = jnp.zeros((), state.position.dtype)
-    return jax.lax.while_loop(more, step, _Chunk(state, neighbors, energy, before, no, yes, no))
+    unknown = jnp.full((3, 3), jnp.nan, dtype)
+    energy = jnp.zeros((), dtype)
+    return jax.lax.while_loop(more, step, _Chunk(state, neighbors, energy, unknown, before, no, yes, no))
 
 
 def _either(condition: Array, first: Array, second: Array) -> Array:
-    """`where` in the dtype of `first`."""
+    """`where` in the dtype of `first`; keys of random numbers too."""
+    second = jnp.asarray(second)
     return jnp.where(condition, first, second if second.dtype == first.dtype else second.astype(first.dtype))
 
 
@@ -435,29 +405,33 @@ def _advance_and_heal(
     neighbors,
     first: bool,
     n_steps: int,
-    n_regrown: int,
     tolerance: float = 0.0,
-) -> tuple[_Chunk, int]:
-    """One chunk from the last good state, with as large a list as it takes."""
+) -> tuple[State, _Chunk]:
+    """One chunk from the last good state, with as large a list as it takes: where it led, and how it ended."""
+    start = good
     for _ in range(max_regrow + 1):
         chunk = _advance(
-            energy_fn, dynamics, good.dynamics, neighbors, params, region, first, n_steps, float(tolerance)
+            energy_fn, dynamics, start.dynamics, neighbors, params, region, start.box, first, n_steps, float(tolerance)
         )
-        at = good.step + int(chunk.last)
+        taken = max(int(chunk.last), 0)
+        at = start.step + taken
         if not bool(chunk.overflow):
-            if bool(chunk.finite):
-                return chunk, n_regrown
-            raise SimulationError(
-                f"energy, forces and positions must stay finite, got NaN or infinity at step {at}. {_advice(dynamics, at)} "
-                f"The last good state, step {good.step}, is in the error's `state`.",
-                good,
-            )
+            if not bool(chunk.finite):
+                raise SimulationError(
+                    f"energy, forces and positions must stay finite, got NaN or infinity at step {at}. "
+                    f"{_advice(dynamics, at)} The last good state, step {good.step}, is in the error's `state`.",
+                    good,
+                )
+            # Added chunk by chunk, so that a run that was resumed tells the same time.
+            time_ps = start.time_ps + 1e-3 * taken * getattr(dynamics, "timestep_fs", 0.0)
+            box = dynamics.place(chunk.state, start.box)[1]
+            return State(chunk.state, at, time_ps, box, start.n_regrown), chunk
         # Only the list was too small: this position itself comes from good forces.
-        position = chunk.state.position
-        if not bool(jnp.all(jnp.isfinite(position))):
+        reached = start._replace(dynamics=chunk.state)
+        if not bool(jnp.all(jnp.isfinite(chunk.state.position))):
             break
-        neighbors = neighbor_fn.allocate(position, extra_capacity=4 * n_regrown, **_given(region=region))
-        n_regrown += 1
+        neighbors = _allocate(neighbor_fn, dynamics, reached, region, extra_capacity=4 * start.n_regrown)
+        start = start._replace(n_regrown=start.n_regrown + 1)
     raise SimulationError(
         f"neighbour lists must fit after growing max_regrow = {max_regrow} times in one chunk, but they overflowed again "
         f"at step {at}: atoms collapse onto each other, or capacity_multiplier is too small. {_advice(dynamics, at)} "
@@ -466,10 +440,35 @@ def _advance_and_heal(
     )
 
 
+def _allocate(neighbor_fn, dynamics, state: State, region, **kwargs):
+    position, box = dynamics.place(state.dynamics, state.box)
+    try:
+        return neighbor_fn.allocate(position, **_given(region=region, box=box), **kwargs)
+    except ValueError as error:
+        if state.step == 0 or not dynamics.moves_box:
+            raise
+        raise SimulationError(f"the box must stay wide enough, but at step {state.step}: {error}", state) from error
+
+
+def _check_domains(neighbor_fn, dynamics, state: State, neighbors, region) -> bool:
+    """Whether no expert met what it does not know; warns where one did."""
+    check = getattr(neighbor_fn, "check_domains", None)
+    if check is None:
+        return True
+    position, box = dynamics.place(state.dynamics, state.box)
+    return check(position, neighbors, **_given(region=region, box=box))
+
+
+def _tell(reporters, what: str, *news) -> None:
+    for report in reporters:
+        if hasattr(report, what):
+            getattr(report, what)(*news)
+
+
 def _advice(dynamics, step: int) -> str:
     if step == 0:
         return "Change the starting positions: atoms may overlap, or params may not be finite."
-    if isinstance(dynamics, Fire):
+    if isinstance(dynamics, (Fire, CellFire)):
         return "Start the relaxation from positions with smaller forces."
     return (
         f"Try a shorter timestep_fs (now {float(dynamics.timestep_fs):g}), relax first, or train on configurations like the "
@@ -477,7 +476,7 @@ def _advice(dynamics, step: int) -> str:
     )
 
 
-def _begin(integrator, position, masses, velocity, temperature_K, key):
+def _begin(integrator, position, masses, velocity, temperature_K, key, box) -> State:
     position = _checked_position(position)
     n_atoms = position.shape[0]
     if masses is None or np.shape(masses) != (n_atoms,):
@@ -495,21 +494,33 @@ def _begin(integrator, position, masses, velocity, temperature_K, key):
             raise ValueError(f"velocity must be finite and have shape [{n_atoms}, 3], got shape {np.shape(velocity)}.")
         momentum = column * jnp.asarray(velocity, position.dtype)
     else:
-        _check_not_negative("temperature_K", temperature_K)
+        check_not_negative("temperature_K", temperature_K)
         key, draw = jax.random.split(key)
         spread = jnp.sqrt(column * (units.kB * float(temperature_K)))
         momentum = spread * jax.random.normal(draw, position.shape, position.dtype)
-    return integrator.start(position, _without_drift(momentum, column), column[:, 0], key)
+    box = None if box is None else _checked_box(box, position.dtype)
+    if integrator.moves_box and box is None:
+        raise ValueError("box must be given (Å, a number, edges or columns) where the integrator moves it, got None.")
+    dynamics = integrator.start(position, _without_drift(momentum, column), column[:, 0], key, box)
+    return State(dynamics, 0, 0.0, box)
 
 
 def _adopt(state: State, integrator, key) -> State:
-    """The same atoms under this integrator."""
+    """The same atoms under this integrator; its own state goes on as it is."""
     old = state.dynamics
     if key is None and integrator.needs_key and not hasattr(old, "rng"):
         raise ValueError("key must be a random key for Langevin dynamics, got None.")
-    new = integrator.start(old.position, old.momentum, old.mass[:, 0], getattr(old, "rng", None) if key is None else key)
-    if integrator.conserves_momentum and type(new) is not type(old):
-        new = new.set(momentum=_without_drift(new.momentum, new.mass))
+    if integrator.moves_box and state.box is None:
+        raise ValueError("state must know its box where the integrator moves it: begin the earlier run with box=.")
+    new = integrator.start(
+        old.position, old.momentum, old.mass[:, 0], getattr(old, "rng", None) if key is None else key, state.box
+    )
+    if type(new) is type(old):
+        chains = [name for name in ("chain", "thermostat", "barostat") if hasattr(old, name)]
+        kept = {name: getattr(old, name).set(tau=getattr(new, name).tau) for name in chains}
+        return state._replace(dynamics=old.set(**kept, **({"rng": new.rng} if hasattr(old, "rng") else {})))
+    if integrator.conserves_momentum:
+        new = integrator.start(old.position, _without_drift(old.momentum, old.mass), old.mass[:, 0], None, state.box)
     return state._replace(dynamics=new)
 
 
@@ -519,22 +530,35 @@ def _without_drift(momentum: Array, mass: Array) -> Array:
     return momentum - mass * (jnp.sum(momentum, axis=0) / jnp.sum(mass))
 
 
-def _frame(state: State, energy: float, n_free: int, n_regrown: int) -> Frame:
+def _frame(integrator, state: State, chunk: _Chunk) -> Frame:
     momentum, mass = np.asarray(state.dynamics.momentum, float), np.asarray(state.dynamics.mass, float)
     kinetic = float(0.5 * np.sum(momentum**2 / mass))
+    total = float(chunk.energy) + kinetic
+    box = integrator.place(state.dynamics, state.box)[1]
+    volume = np.nan if box is None else float(_volume(box))
+    virial = float(np.trace(np.asarray(chunk.strain_gradient, float)))
+    counts = n_free(momentum) if integrator.conserves_momentum else momentum.size
     return Frame(
         step=state.step,
         time_ps=state.time_ps,
-        potential=energy,
+        potential=float(chunk.energy),
         kinetic=kinetic,
-        total=energy + kinetic,
-        temperature_K=2 * kinetic / (n_free * units.kB),
+        total=total,
+        temperature_K=2 * kinetic / (counts * units.kB),
         momentum=float(np.linalg.norm(momentum.sum(axis=0))),
-        n_regrown=n_regrown,
+        conserved=total + float(integrator.reservoir(state.dynamics)),
+        pressure_GPa=(2 * kinetic - virial) / (3 * volume) / units.GPa,
+        volume=volume,
+        n_regrown=state.n_regrown,
         position=np.asarray(state.position),
         velocity=np.asarray(state.velocity),
         force=np.asarray(state.dynamics.force),
+        box=None if box is None else np.asarray(box, float),
     )
+
+
+def _volume(box) -> float:
+    return abs(np.linalg.det(np.asarray(box, float)))
 
 
 def _log(frames: list[tuple]) -> Log:
@@ -560,14 +584,11 @@ def _checked_position(position) -> Array:
     return position
 
 
-def _check_positive(name: str, value) -> None:
-    if not (np.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be positive, got {value}.")
-
-
-def _check_not_negative(name: str, value) -> None:
-    if not (np.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must not be negative, got {value}.")
+def _checked_box(box, dtype) -> Array:
+    matrix = np.asarray(box_matrix(np.asarray(box, float)))
+    if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-6:
+        raise ValueError(f"box must be a number, three edges or three independent columns (Å), got {box!r}.")
+    return jnp.asarray(matrix, dtype)
 
 
 def _check_count(name: str, value, least: int) -> None:

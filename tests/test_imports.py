@@ -17,7 +17,7 @@ FLOORS = (
     ("models",),
     ("experts", "regions", "data"),
     ("mixture", "checkpoint"),
-    ("derivatives",),
+    ("derivatives", "integrators"),
     ("simulate", "adjoint", "distributed"),
     ("training", "interfaces", "analysis"),
     ("demo",),
