@@ -430,7 +430,10 @@ def _advance_and_heal(
         reached = start._replace(dynamics=chunk.state)
         if not bool(jnp.all(jnp.isfinite(chunk.state.position))):
             break
-        neighbors = _allocate(neighbor_fn, dynamics, reached, region, extra_capacity=4 * start.n_regrown)
+        try:
+            neighbors = _allocate(neighbor_fn, dynamics, reached, region, extra_capacity=4 * start.n_regrown)
+        except ValueError as error:
+            raise SimulationError(f"lists must stay possible, but at step {at}: {error}", good) from error
         start = start._replace(n_regrown=start.n_regrown + 1)
     raise SimulationError(
         f"neighbour lists must fit after growing max_regrow = {max_regrow} times in one chunk, but they overflowed again "
@@ -442,12 +445,7 @@ def _advance_and_heal(
 
 def _allocate(neighbor_fn, dynamics, state: State, region, **kwargs):
     position, box = dynamics.place(state.dynamics, state.box)
-    try:
-        return neighbor_fn.allocate(position, **_given(region=region, box=box), **kwargs)
-    except ValueError as error:
-        if state.step == 0 or not dynamics.moves_box:
-            raise
-        raise SimulationError(f"the box must stay wide enough, but at step {state.step}: {error}", state) from error
+    return neighbor_fn.allocate(position, **_given(region=region, box=box), **kwargs)
 
 
 def _check_domains(neighbor_fn, dynamics, state: State, neighbors, region) -> bool:
