@@ -7,6 +7,7 @@ follows from the partial forces g = dE_i / d displacement of each row.
 
 from typing import Any, Callable, NamedTuple, Sequence
 
+import e3nn_jax as e3nn
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from jax.custom_derivatives import SymbolicZero
 
 from moe_md.models.allegro import AllegroNetwork
 from moe_md.models.classical import lennard_jones_energies, zbl_energies
+from moe_md.models.embedded_atom import EmbeddedAtomNetwork
+from moe_md.models.message_passing import NequIPNetwork
 from moe_md.models.mlp import NONLINEARITIES
 from moe_md.models.power_spectrum import PowerSpectrumNetwork
 from moe_md.models.radial import pair_cutoff
@@ -26,7 +29,16 @@ Params = Any
 
 
 class Expert(NamedTuple):
-    """A strictly local potential E = sum_i E_i(row i)."""
+    """A potential E = sum_i E_i, a sum over rows.
+
+    With `num_hops` 1 it is strictly local: E_i depends on row i alone, and
+    `Neighborhood.neighbor` is not looked at. Above 1 it passes messages along
+    `neighbor`, the row number of each neighbour in that very `Neighborhood`: a
+    number of at least `n` says that the neighbour has no row there, and it
+    sends its species alone. E_i is right if the rows of all atoms within
+    `num_hops` - 1 neighbours of i are given; the other energies that come back
+    mean nothing.
+    """
 
     init: Callable  # (key) -> params
     atom_energies: Callable  # (params, Neighborhood) -> [n] eV
@@ -34,11 +46,15 @@ class Expert(NamedTuple):
     species: tuple[str, ...]  # one tuple shared by all experts of a mixture
     domain: tuple[str, ...]  # species it may meet, as centre or neighbour
     config: dict  # builder name and keyword arguments: what a checkpoint stores
-    num_hops: int = 1  # rows within num_hops - 1 neighbours decide an energy; above 1 it passes messages
+    num_hops: int = 1  # an energy depends on rows within num_hops - 1 neighbours of its centre
 
 
 def energies_and_partial_forces(expert: Expert, params: Params, rows: Neighborhood) -> tuple[Array, Array]:
     """Per-atom energies and g = dE_i / d displacement of every slot.
+
+    Of an expert with `num_hops` above 1 it is g = d(sum_j E_j) / d displacement,
+    over all rows j: where some rows are there for their messages only, mask
+    their energies and differentiate that sum instead.
 
     Args:
         expert: the potential.
@@ -63,6 +79,8 @@ def chunked_atom_energies(expert: Expert, chunk_size: int) -> Callable:
     Memory is bounded by one chunk, also under differentiation: when only the
     displacements vary (molecular dynamics), each chunk returns its partial
     forces along with its energies, in one pass and with nothing recomputed.
+    Rows of an expert with `num_hops` above 1 depend on one another: it gets
+    its own `atom_energies` back, whatever the chunk.
 
     Args:
         expert: the potential.
@@ -76,6 +94,8 @@ def chunked_atom_energies(expert: Expert, chunk_size: int) -> Callable:
     """
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
+    if expert.num_hops > 1:
+        return expert.atom_energies
 
     def in_chunks(fn, rows: Neighborhood):
         n = rows.mask.shape[0]
@@ -269,6 +289,139 @@ def power_spectrum(
     return _network_expert("power_spectrum", network, config)
 
 
+def embedded_atom(
+    species: Sequence[str],
+    cutoff: float,
+    *,
+    num_bessels: int = 8,
+    num_densities: int = 2,
+    hidden: Sequence[int] = (16, 16),
+    polynomial_cutoff_p: float = 6.0,
+    avg_num_neighbors: float = 40.0,
+    domain: Sequence[str] | None = None,
+) -> Expert:
+    """The cheapest learned expert: pairs, and an energy of embedding in a density.
+
+    E_i = 1/2 sum_j phi(r_ij) + F(rho_i) - F(0), rho_i = sum_j psi(r_ij), with
+    phi and psi sums of Bessel functions times the envelope, learned per species
+    of centre and neighbour, and F a small network per species of the centre.
+    It knows no angles: right for close-packed metals, wrong for molecules.
+
+    Args:
+        species: chemical symbols; an atom's species is its index here.
+        cutoff: Å.
+        num_bessels: radial functions.
+        num_densities: components of rho; one is the classical model.
+        hidden: widths of the network F.
+        polynomial_cutoff_p: power of the envelope.
+        avg_num_neighbors: normalises the sums over neighbours.
+        domain: species it may meet, as centre or neighbour; default all.
+            Neighbours of other species are not seen.
+
+    Returns:
+        An expert whose params are `{"network", "scale", "shift"}`.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Source:
+        Daw and Baskes, PRB 29, 6443 (1984).
+
+    >>> expert = embedded_atom(("Pt", "Cu"), 5.0, num_densities=1)
+    >>> expert.init(jax.random.key(0))["network"]["pair"].shape
+    (2, 16)
+    """
+    config = dict(locals())
+    _at_least("num_bessels", num_bessels, 1)
+    _at_least("num_densities", num_densities, 1)
+    allowed = tuple(species) if domain is None else tuple(domain)
+    _check_species(species, cutoff, allowed)
+    network = EmbeddedAtomNetwork(
+        domain=tuple(tuple(species).index(s) for s in allowed),
+        num_species=len(species),
+        cutoff=float(cutoff),
+        num_bessels=num_bessels,
+        num_densities=num_densities,
+        hidden=tuple(hidden),
+        polynomial_cutoff_p=polynomial_cutoff_p,
+        avg_num_neighbors=_checked_avg_num_neighbors(float(avg_num_neighbors), len(species)),
+    )
+    return _network_expert("embedded_atom", network, config)
+
+
+def nequip(
+    species: Sequence[str],
+    cutoff: float,
+    *,
+    l_max: int = 2,
+    num_layers: int = 2,
+    hidden_irreps: str = "32x0e + 16x1o + 8x2e",
+    num_bessels: int = 8,
+    radial_width: int = 64,
+    radial_depth: int = 2,
+    avg_num_neighbors: float = 40.0,
+    domain: Sequence[str] | None = None,
+) -> Expert:
+    """An expert that passes messages: jax-md's NequIP, `jax_md.nn.nequip`.
+
+    Its `num_hops` is `num_layers`, so a centre sees as far as `num_layers`
+    cutoffs, and needs the rows of its neighbours up to `num_layers` - 1 away.
+    The energy is counted from that of an isolated atom.
+
+    jax-md's radial functions have two continuous derivatives at the cutoff,
+    and one at 0.5 Å inside it, where their switch sets in: forces are
+    continuous there, and their derivatives jump. The dtype follows the rows,
+    float64 to its last digits, except that jax-md holds the cutoff in float32:
+    unless it is a multiple of 1/16 Å, the radial functions have a step of 1e-7
+    of their value where the switch sets in.
+
+    Args:
+        species: chemical symbols; an atom's species is its index here.
+        cutoff: Å, above 0.5.
+        l_max: highest order of the spherical harmonics.
+        num_layers: rounds of messages, at least 1.
+        hidden_irreps: features of a row, as e3nn writes them; two or more
+            even scalars.
+        num_bessels: radial functions.
+        radial_width, radial_depth: hidden layers of the network that weighs
+            the messages by distance.
+        avg_num_neighbors: divides sums over neighbours (jax-md divides by the
+            number, not by its root).
+        domain: species it may meet; default all.
+
+    Returns:
+        An expert whose params are `{"network", "scale", "shift"}`;
+        `network["nequip"]` is the parameter tree of jax-md's model.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Source:
+        Batzner et al., Nat. Commun. 13, 2453 (2022), arXiv:2101.03164.
+
+    >>> nequip(("Pt",), 4.0, num_layers=3, hidden_irreps="4x0e + 2x1o").num_hops
+    3
+    """
+    config = dict(locals())
+    _at_least("l_max", l_max, 0)
+    for name in ("num_layers", "num_bessels", "radial_width", "radial_depth"):
+        _at_least(name, config[name], 1)
+    if not cutoff > 0.5:
+        raise ValueError(f"cutoff must be above 0.5 Å, where jax-md's switch is that wide, got {cutoff}.")
+    network = NequIPNetwork(
+        num_species=len(species),
+        cutoff=float(cutoff),
+        l_max=l_max,
+        num_layers=num_layers,
+        hidden_irreps=_checked_irreps(hidden_irreps),
+        num_bessels=num_bessels,
+        radial_width=radial_width,
+        radial_depth=radial_depth,
+        avg_num_neighbors=_checked_avg_num_neighbors(float(avg_num_neighbors), len(species)),
+    )
+    return _network_expert("nequip", network, config)._replace(num_hops=num_layers)
+
+
 def lennard_jones(
     species: Sequence[str],
     cutoff: float,
@@ -312,7 +465,13 @@ def lennard_jones(
     return Expert(init, atom_energies, float(cutoff), tuple(species), allowed, _config("lennard_jones", config))
 
 
-BUILDERS = {"allegro": allegro, "power_spectrum": power_spectrum, "lennard_jones": lennard_jones}
+BUILDERS = {
+    "allegro": allegro,
+    "power_spectrum": power_spectrum,
+    "embedded_atom": embedded_atom,
+    "nequip": nequip,
+    "lennard_jones": lennard_jones,
+}
 
 
 def build(config: dict) -> Expert:
@@ -389,6 +548,17 @@ def _checked_pair_cutoffs(value, n_species: int, cutoff: float) -> tuple[tuple[f
             f"got {value!r}."
         )
     return tuple(map(tuple, table.tolist()))
+
+
+def _checked_irreps(value: str) -> str:
+    requirement = f"hidden_irreps must be irreps with two or more even scalars, like '8x0e + 4x1o', got {value!r}."
+    try:
+        irreps = e3nn.Irreps(value).regroup()
+    except (TypeError, ValueError):
+        raise ValueError(requirement) from None
+    if irreps.count("0e") < 2:
+        raise ValueError(requirement)
+    return str(irreps)
 
 
 def _config(builder: str, arguments: dict) -> dict:

@@ -26,7 +26,7 @@ class Neighborhood(NamedTuple):
     mask: Array  # [n, K] bool
     center_species: Array  # [n] int, index into Expert.species
     neighbor_species: Array  # [n, K] int
-    neighbor: Array  # [n, K] int, row of the neighbour, n_atoms where none
+    neighbor: Array  # [n, K] int, the neighbour's atom; for experts that pass messages its row, n or more where it has none
 
 
 def rows_from_neighbor_list(

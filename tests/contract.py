@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax_md import space
 
-from moe_md.experts import Expert, allegro, lennard_jones, power_spectrum
+from moe_md.experts import Expert, allegro, embedded_atom, lennard_jones, nequip, power_spectrum
 from moe_md.mixture import mixture_neighbor_list
 from moe_md.neighborhood import Neighborhood
 from moe_md.regions import fixed
@@ -94,6 +94,28 @@ def small_power_spectrum(domain: tuple[str, ...] = SPECIES, cutoff: float = CUTO
     """A power spectrum small enough to test."""
     return power_spectrum(
         SPECIES, cutoff, l_max=l_max, num_bessels=4, num_channels=3, hidden=(6, 5), avg_num_neighbors=5.0, domain=domain
+    )
+
+
+@lru_cache
+def small_embedded_atom(domain: tuple[str, ...] = SPECIES, cutoff: float = CUTOFF) -> Expert:
+    """An embedded atom small enough to test."""
+    return embedded_atom(SPECIES, cutoff, num_bessels=4, hidden=(6, 5), avg_num_neighbors=5.0, domain=domain)
+
+
+@lru_cache
+def small_nequip(num_layers: int = 2, cutoff: float = CUTOFF, l_max: int = 1, hidden: str = "4x0e + 2x1o") -> Expert:
+    """A NequIP small enough to test."""
+    return nequip(
+        SPECIES,
+        cutoff,
+        l_max=l_max,
+        num_layers=num_layers,
+        hidden_irreps=hidden,
+        num_bessels=4,
+        radial_width=5,
+        radial_depth=1,
+        avg_num_neighbors=5.0,
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 import contract
 from contract import ATOMS, CUTOFF, POSITION, SPECIES, close, cluster_rows, randomized
 from moe_md import experts
+from moe_md.checkpoint import Checkpoint, load, save
 from moe_md.experts import build, chunked_atom_energies, energies_and_partial_forces
 from moe_md.neighborhood import Neighborhood
 
@@ -25,10 +26,22 @@ EXPERTS = {
     },
     "power_spectrum": (contract.small_power_spectrum, ()),
     "power_spectrum-Pt": (contract.small_power_spectrum, (("Pt",),)),
+    "embedded_atom": (contract.small_embedded_atom, ()),
+    "embedded_atom-Pt": (contract.small_embedded_atom, (("Pt",),)),
+    "nequip": (contract.small_nequip, ()),
+    "nequip-l2-parity": (contract.small_nequip, (2, CUTOFF, 2, "4x0e + 2x0o + 2x1o + 2x1e + 2x2e")),
     "lennard_jones": (contract.small_lennard_jones, ()),
 }
 # One of each kind, where the network's size cannot matter.
-KINDS = ("allegro-l2-layers2-parity", "power_spectrum", "power_spectrum-Pt", "lennard_jones")
+KINDS = (
+    "allegro-l2-layers2-parity",
+    "power_spectrum",
+    "power_spectrum-Pt",
+    "embedded_atom",
+    "embedded_atom-Pt",
+    "nequip",
+    "lennard_jones",
+)
 
 
 @lru_cache
@@ -41,7 +54,7 @@ def made(name):
 @lru_cache
 def potential(name):
     inner = contract.expert_potential(*made(name))
-    if name != "power_spectrum-Pt":
+    if not name.endswith("-Pt"):
         return inner
     # Its own species only: others it does not see.
     return contract.Potential(lambda R, s, owner: inner.evaluate(R, np.zeros_like(s), owner), inner.cutoff)
@@ -152,9 +165,10 @@ def test_species_matter(name):
     assert np.abs(energies - swapped).min() > 1e-6
 
 
-def test_species_outside_the_domain_are_not_seen():
-    _, params = made("power_spectrum-Pt")
-    first, _ = jitted("power_spectrum-Pt")
+@pytest.mark.parametrize("name", ["power_spectrum-Pt", "embedded_atom-Pt"])
+def test_species_outside_the_domain_are_not_seen(name):
+    _, params = made(name)
+    first, _ = jitted(name)
     energies, g = first(params, cluster_rows(POSITION, ATOMS))
     only = np.flatnonzero(ATOMS == 0)
     alone, _ = first(params, cluster_rows(POSITION[only], ATOMS[only]))
@@ -167,7 +181,7 @@ def test_species_outside_the_domain_are_not_seen():
 def test_isolated_atom_has_its_shift(name):
     _, params = made(name)
     energies, forces = potential(name).evaluate(np.diag([0.0, 10.0]) @ np.eye(2, 3), np.array([0, 1]), np.zeros(2, int))
-    species = [0, 0] if name == "power_spectrum-Pt" else [0, 1]
+    species = [0, 0] if name.endswith("-Pt") else [0, 1]
     np.testing.assert_array_equal(energies, params.get("shift", np.zeros(2))[species])
     np.testing.assert_array_equal(forces, 0.0)
 
@@ -230,6 +244,7 @@ def small(name):
     expert = {
         "allegro": lambda: contract.small_allegro(1, 1, True),
         "power_spectrum": lambda: contract.small_power_spectrum(l_max=1),
+        "embedded_atom": contract.small_embedded_atom,
         "lennard_jones": contract.small_lennard_jones,
     }[name]()
     return expert, randomized(expert)
@@ -251,7 +266,11 @@ def forces_in_chunks(name, chunk_size):
 
 @pytest.mark.parametrize(
     "name, chunk_size",
-    [("allegro", 4), *((name, size) for name in ("power_spectrum", "lennard_jones") for size in (1, 7, 9))],
+    [
+        ("allegro", 4),
+        ("embedded_atom", 4),
+        *((name, size) for name in ("power_spectrum", "lennard_jones") for size in (1, 7, 9)),
+    ],
 )
 def test_chunking_changes_nothing(name, chunk_size):
     found, expected = forces_in_chunks(name, chunk_size), forces_in_chunks(name, None)
@@ -293,7 +312,9 @@ def derivatives_in_chunks(name, chunk_size):
 
 
 @pytest.mark.parametrize(
-    "name, chunk_size", [("allegro", 4), ("power_spectrum", 4), *(("lennard_jones", size) for size in (1, 7, 9))]
+    "name, chunk_size",
+    [(name, 4) for name in ("allegro", "power_spectrum")]
+    + [("lennard_jones", size) for size in (1, 7, 9)],
 )
 def test_chunking_changes_no_derivative(name, chunk_size):
     found, expected = derivatives_in_chunks(name, chunk_size), derivatives_in_chunks(name, None)
@@ -324,6 +345,12 @@ def test_no_rows_at_all():
     assert chunked_atom_energies(expert, 4)(params, rows).shape == (0,)
 
 
+def test_rows_that_pass_messages_are_not_chunked():
+    expert, _ = made("nequip")
+    assert expert.num_hops == 2
+    assert chunked_atom_energies(expert, 1) is expert.atom_energies
+
+
 @pytest.mark.parametrize("chunk_size", [0, -3])
 def test_chunk_size_must_be_positive(chunk_size):
     with pytest.raises(ValueError, match=f"chunk_size must be at least 1, got {chunk_size}"):
@@ -337,6 +364,18 @@ def test_a_config_builds_the_same_expert(name):
     assert again[2:] == expert[2:]
     rows = cluster_rows(POSITION, ATOMS)
     np.testing.assert_array_equal(again.atom_energies(params, rows), expert.atom_energies(params, rows))
+
+
+@pytest.mark.parametrize("name", ["embedded_atom-Pt", "nequip-l2-parity"])
+def test_a_checkpoint_holds_it(name, tmp_path):
+    """Names of parameters that an `Expert` borrows from another library survive too."""
+    expert, params = made(name)
+    save(tmp_path / "one.msgpack", Checkpoint((expert,), (params,), {}, {}))
+    again = load(tmp_path / "one.msgpack")
+    assert again.experts[0][2:] == expert[2:]
+    rows = cluster_rows(POSITION, ATOMS)
+    found = jax.jit(again.experts[0].atom_energies)(again.params[0], rows)
+    close(found, jitted(name)[0](params, rows)[0], 1e-13)
 
 
 @pytest.mark.parametrize(
@@ -354,6 +393,16 @@ def test_a_config_builds_the_same_expert(name):
         (lambda: experts.power_spectrum(SPECIES, 3.0, domain=("Au",)), "domain must be a non-empty subset .*'Au'"),
         (lambda: experts.power_spectrum(SPECIES, 3.0, domain=()), "domain must be a non-empty subset"),
         (lambda: experts.power_spectrum(SPECIES, 3.0, num_channels=0), "num_channels must be at least 1, got 0"),
+        (lambda: experts.embedded_atom(SPECIES, 3.0, num_densities=0), "num_densities must be at least 1, got 0"),
+        (lambda: experts.embedded_atom(SPECIES, 3.0, num_bessels=0), "num_bessels must be at least 1, got 0"),
+        (lambda: experts.embedded_atom(SPECIES, 3.0, domain=("Au",)), "domain must be a non-empty subset .*'Au'"),
+        (lambda: experts.embedded_atom(SPECIES, 3.0, avg_num_neighbors=-1.0), "avg_num_neighbors must be positive"),
+        (lambda: experts.nequip(SPECIES, 3.0, num_layers=0), "num_layers must be at least 1, got 0"),
+        (lambda: experts.nequip(SPECIES, 3.0, radial_depth=0), "radial_depth must be at least 1, got 0"),
+        (lambda: experts.nequip(SPECIES, 3.0, l_max=-1), "l_max must be at least 0, got -1"),
+        (lambda: experts.nequip(SPECIES, 0.5), "cutoff must be above 0.5 Å.* got 0.5"),
+        (lambda: experts.nequip(SPECIES, 3.0, hidden_irreps="1x0e + 2x1o"), "hidden_irreps must be .* got '1x0e"),
+        (lambda: experts.nequip(SPECIES, 3.0, hidden_irreps="many"), "hidden_irreps must be .* got 'many'"),
         (lambda: experts.lennard_jones(SPECIES, 3.0, onset=3.0), "onset must lie between 0 and cutoff = 3.0 Å"),
         (lambda: build({"builder": "magic"}), "builder must be one of .*'magic'"),
         (lambda: build({"builder": "lennard_jones", "species": ["Pt"], "cutof": 3.0}), "arguments of lennard_jones"),
