@@ -18,7 +18,7 @@ from moe_md.experts import energies_and_partial_forces
 from moe_md.mixture import mixture_neighbor_list
 from moe_md.neighbor_list import perpendicular_widths
 from moe_md.neighborhood import rows_from_images
-from moe_md.regions import around, complement, fixed, nested, slab, union
+from moe_md.regions import around, complement, custom, fixed, nested, slab, sphere, switch, union
 
 LJ, SPECTRUM = contract.small_lennard_jones(), contract.small_power_spectrum(l_max=1)
 SHORT = contract.small_lennard_jones(2.2)
@@ -29,32 +29,68 @@ def ball(r_core=1.2):
     return around([0], r_core, 1.3)
 
 
-@lru_cache
-def potential(name):
-    if name == "allegro + power_spectrum, fixed":
-        pair = (contract.small_allegro(1, 1, True), SPECTRUM)
-        return contract.mixture_potential(pair, [randomized(e) for e in pair])
-    if name == "power_spectrum + lennard_jones, fixed":
-        # Cutoffs differ: a short expert lives on a longer list.
-        pair = (SPECTRUM, SHORT)
-        return contract.mixture_potential(pair, [randomized(e) for e in pair], chunk_size=2)
-    if name == "lennard_jones twice, slab":
-        other = {"epsilon": np.array(0.7), "sigma": np.array(1.5)}
-        return contract.mixture_potential((LJ, LJ), [randomized(LJ), other], slab_like)
-    raise KeyError(name)
-
-
 def slab_like(owner):
     """The slab that holds the owners' zeros: atoms at height 1 - owner, a plane between."""
     height = np.outer(1 - owner, [0.0, 0.0, 1.0])
     return slab(height, lower=0.5)
 
 
-NAMES = ("allegro + power_spectrum, fixed", "power_spectrum + lennard_jones, fixed", "lennard_jones twice, slab")
+def shell(owner):
+    """Frozen weights: the owners' ones are shared half and half."""
+    return sphere(np.outer(owner, [1.0, 0.0, 0.0]), [0.0, 0.0, 0.0], 0.5, blend=1.0)
+
+
+def about(owner, r_core=0.9, r_blend=1.1):
+    """Balls around all zeros."""
+    return around(np.flatnonzero(owner == 0), r_core, r_blend)
+
+
+def crowded(owner):
+    """Where atoms have many neighbours within 2.2 Å."""
+
+    def gate(parameters, position, displacement_fn):
+        D = jax.vmap(jax.vmap(displacement_fn, (0, None)), (None, 0))(position, position)
+        square = jnp.sum(D**2, axis=-1) / 2.2**2
+        apart = ~jnp.eye(len(position), dtype=bool)
+        coordination = jnp.sum(jnp.where(apart & (square < 1), (1 - square) ** 3, 0.0), axis=1)
+        inside = 1.0 - switch((coordination - parameters[0]) / parameters[1])
+        return jnp.stack([inside, 1.0 - inside], axis=1)
+
+    return custom(gate, parameters=jnp.array([0.0, 0.15]))
+
+
+EMBEDDED = contract.small_embedded_atom(cutoff=2.7)
+MIXTURES = {
+    "allegro + power_spectrum, fixed": ((contract.small_allegro(1, 1, True), SPECTRUM), fixed),
+    # Cutoffs differ: a short expert lives on rows of its own.
+    "power_spectrum + lennard_jones, fixed": ((SPECTRUM, SHORT), fixed),
+    "lennard_jones twice, slab": ((LJ, LJ), slab_like),
+    "embedded_atom + lennard_jones, sphere": ((EMBEDDED, LJ), shell),
+    "power_spectrum + embedded_atom, around": ((SPECTRUM, EMBEDDED), about),
+    "embedded_atom + lennard_jones, custom": ((EMBEDDED, SHORT), crowded),
+    "embedded_atom + lennard_jones, union": ((EMBEDDED, SHORT), lambda owner: union(slab_like(owner), about(owner))),
+    "lennard_jones + embedded_atom, complement": ((LJ, EMBEDDED), lambda owner: complement(about(owner))),
+    "allegro + embedded_atom + lennard_jones, nested": (
+        (contract.small_allegro(1, 1, True), EMBEDDED, SHORT),
+        lambda owner: nested(about(owner), crowded(owner)),
+    ),
+    "nequip + embedded_atom, fixed": ((contract.small_nequip(), EMBEDDED), fixed),
+    "embedded_atom + nequip, around": ((EMBEDDED, contract.small_nequip()), about),
+}
+
+
+@lru_cache
+def potential(name):
+    many, region_of = MIXTURES[name]
+    other = {"epsilon": np.array(0.7), "sigma": np.array(1.5)}
+    params = [randomized(e) for e in many]
+    if many == (LJ, LJ):
+        params[1] = other
+    return contract.mixture_potential(many, params, region_of, chunk_size=2)
 
 
 @pytest.mark.parametrize("check", contract.CHECKS, ids=lambda f: f.__name__.removeprefix("check_"))
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MIXTURES)
 def test_contract(name, check):
     check(potential(name))
 
@@ -208,6 +244,60 @@ def test_three_experts():
     rows = cluster_rows(POSITION, ATOMS)
     expected = np.choose(owner, [np.asarray(jax.jit(e.atom_energies)(p, rows)) for e, p in zip(three, params)])
     close(energy_fn(jnp.asarray(POSITION), nbrs), expected, 1e-12)
+
+
+def test_a_shorter_cutoff_has_fewer_slots():
+    _, _, nbrs = build((SPECTRUM, SHORT), [randomized(SPECTRUM), randomized(SHORT)], fixed(OWNERS))
+    assert nbrs.list.idx[1].shape[1] < nbrs.list.idx[0].shape[1] == nbrs.idx.shape[1]
+
+
+@pytest.fixture(scope="module")
+def chain():
+    """Forty atoms along x, a message-passing expert of two or three layers on ten of them."""
+    rng = np.random.default_rng(2)
+    box = np.array([60.0, 9.2, 9.2])
+    R = jnp.asarray(np.array([1.5, 4.6, 4.6]) * np.outer(np.arange(40), [1, 0, 0]) + rng.uniform(0.0, 1.2, (40, 3)))
+    D, _ = space.periodic(box)
+    return R, box, D, np.arange(40) % 2, np.where((np.arange(40) >= 12) & (np.arange(40) < 22), 0, 1)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_a_halo_gives_the_energies_of_the_full_evaluation(chain, num_layers):
+    """Owned atoms' energies and all forces, from owned rows and their halo, against rows for all atoms."""
+    R, box, D, species, owner = chain
+    expert = contract.small_nequip(num_layers)
+    pair, params = (expert, SHORT), [randomized(expert), randomized(SHORT)]
+    make = partial(mixture_neighbor_list, D, box, pair, params, species, per_particle=True)
+
+    def evaluate(region, weights):
+        neighbor_fn, energies_fn = make(region=region)
+        nbrs = neighbor_fn.allocate(R)
+        compute = jax.jit(jax.value_and_grad(lambda R, nbrs: jnp.sum(weights * energies_fn(R, nbrs))))
+        return compute(R, nbrs), nbrs
+
+    weights = jnp.asarray(owner == 0, float)
+    (energy, gradient), nbrs = evaluate(fixed(owner), weights)
+    (full_energy, full_gradient), full = evaluate(fixed(np.zeros(40, int)), weights)
+    close(energy, full_energy, 1e-12)
+    close(gradient, full_gradient, 1e-11)
+    n_halo = int(jnp.sum(nbrs.halo[0] < 40))
+    assert int(jnp.sum(full.halo[0] < 40)) == 0 and (n_halo > 0) == (num_layers > 1)
+    assert n_halo + 10 < 40
+    # Atoms beyond the halo feel nothing of the owned ones.
+    assert np.abs(gradient).max(axis=1).min() == 0.0
+
+
+def test_a_halo_that_outgrows_its_rows_is_flagged(chain):
+    R, box, D, species, owner = chain
+    expert = contract.small_nequip(2)
+    neighbor_fn, _ = mixture_neighbor_list(
+        D, box, (expert, SHORT), [randomized(expert), randomized(SHORT)], species, fixed(owner), capacity_multiplier=1.0
+    )
+    nbrs = neighbor_fn.allocate(R, 30)
+    assert not nbrs.did_buffer_overflow
+    dense = jnp.where(jnp.asarray(owner == 0)[:, None], R, R * jnp.array([0.5, 1.0, 1.0]) + jnp.array([8.0, 0.0, 0.0]))
+    moved = neighbor_fn.update(dense, nbrs)
+    assert moved.error & 256
 
 
 def test_three_experts_in_nested_regions_obey_the_contract():

@@ -2,8 +2,9 @@
 
     E = sum_i E_i^e(i),  F = -dE/dR,  stress = (1/V) dE/d strain  (ASE's sign)
 
-Each expert gets image rows of its own centres. Rows, slots and atoms are
-padded to a few sizes, so that a program compiled once serves many structures.
+Each expert gets image rows of its own centres, and of a halo if it passes
+messages. Rows, slots and atoms are padded to a few sizes, so that a program
+compiled once serves many structures.
 """
 
 import contextlib
@@ -20,12 +21,12 @@ from moe_md import checkpoint as checkpoints
 from moe_md import derivatives
 from moe_md.checkpoint import Checkpoint
 from moe_md.experts import Expert, chunked_atom_energies
-from moe_md.neighborhood import Neighborhood, rows_from_images
+from moe_md.neighborhood import Neighborhood, image_pairs, rows_from_images
 from moe_md.regions import Fixed
 
 
 class MixtureCalculator(Calculator):
-    """Energies, forces and stress of a mixture.
+    """Energies, forces and stress of a mixture, the whole's and each atom's.
 
     Args:
         checkpoint: a `Checkpoint`, or what `mm.load` takes.
@@ -50,7 +51,7 @@ class MixtureCalculator(Calculator):
     True
     """
 
-    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
 
     def __init__(self, checkpoint, region, *, dtype: str = "float64", chunk_size: int = 64, **kwargs):
         super().__init__(**kwargs)
@@ -71,7 +72,7 @@ class MixtureCalculator(Calculator):
         super().calculate(atoms, properties, system_changes)
         atoms = self.atoms
         has_volume = atoms.cell.rank == 3
-        if "stress" in properties and not has_volume:
+        if {"stress", "stresses"} & set(properties) and not has_volume:
             raise PropertyNotImplementedError(
                 f"stress needs a cell with a volume, three independent vectors, got {atoms.cell.tolist()}."
             )
@@ -79,26 +80,31 @@ class MixtureCalculator(Calculator):
         species = self._species_of(atoms)
         region = self.region(atoms) if callable(self.region) else self.region
         assignment = self._assignment_of(region, n_atoms)
-        energies, forces, virial = np.zeros(n_atoms), np.zeros((n_atoms, 3)), np.zeros((3, 3))
+        energies, forces, virials = np.zeros(n_atoms), np.zeros((n_atoms, 3)), np.zeros((n_atoms, 3, 3))
         for e, expert in enumerate(self.checkpoint.experts):
             centers = np.flatnonzero(assignment == e)
             if len(centers) == 0:
                 continue
+            owned = len(centers)
+            if expert.num_hops > 1:
+                centers = np.concatenate([centers, _halo(expert, atoms, centers)])
             rows = rows_from_images(
                 atoms.positions, species, atoms.cell.array, atoms.pbc, expert.cutoff, centers=centers, dtype=self._dtype
             )
-            self._warn_outside_domain(e, expert, rows)
+            self._warn_outside_domain(e, expert, jax.tree.map(lambda x: x[:owned], rows))
             rows, padded_centers = _pad(rows, centers, n_atoms)
             with jax.enable_x64(True) if self._dtype == np.float64 else contextlib.nullcontext():
-                out = self._evaluate[e](self.checkpoint.params[e], rows, padded_centers, _roomy(n_atoms))
+                out = self._evaluate[e](self.checkpoint.params[e], rows, padded_centers, owned, _roomy(n_atoms))
                 own, force, strained = (np.asarray(x, float) for x in out)
-            energies[centers] = own[: len(centers)]
+            energies[centers[:owned]] = own[:owned]
             forces += force[:n_atoms]
-            virial += strained
+            virials[centers] += strained[: len(centers)]
         energy = float(energies.sum())
         self.results = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
         if has_volume:
-            self.results["stress"] = full_3x3_to_voigt_6_stress(virial / atoms.get_volume())
+            # As ASE has it, those of the atoms add up to that of the whole.
+            self.results["stresses"] = full_3x3_to_voigt_6_stress(virials / atoms.get_volume())
+            self.results["stress"] = self.results["stresses"].sum(axis=0)
 
     def _species_of(self, atoms) -> np.ndarray:
         known = self.checkpoint.experts[0].species
@@ -136,21 +142,36 @@ class MixtureCalculator(Calculator):
 
 
 def _evaluator(expert: Expert, chunk_size: int) -> Callable:
-    """(params, rows, centers, n_atoms) -> energies `[n]`, forces `[n_atoms, 3]`, virial `[3, 3]`."""
+    """(params, rows, centers, owned, n_atoms) -> energies `[n]`, forces `[n_atoms, 3]`, virials `[n, 3, 3]`; the first `owned` rows count."""
     atom_energies = chunked_atom_energies(expert, chunk_size)
 
-    def evaluate(params, rows: Neighborhood, centers, n_atoms: int):
-        real = centers < n_atoms
+    def evaluate(params, rows: Neighborhood, centers, owned, n_atoms: int):
+        n_rows = centers.shape[0]
+        seen = rows
+        if expert.num_hops > 1:
+            row_of = jnp.full(n_atoms + 1, n_rows).at[centers].set(jnp.arange(n_rows)).at[n_atoms].set(n_rows)
+            seen = rows._replace(neighbor=row_of[rows.neighbor])
 
         def total(displacement):
-            energies = jnp.where(real, atom_energies(params, rows._replace(displacement=displacement)), 0.0)
+            energies = atom_energies(params, seen._replace(displacement=displacement))
+            energies = jnp.where(jnp.arange(n_rows) < owned, energies, 0.0)
             return jnp.sum(energies), energies
 
         g, energies = jax.grad(total, has_aux=True)(rows.displacement)
-        forces = derivatives.forces(g, rows, centers, n_atoms)
-        return energies, forces, jnp.sum(derivatives.virial(g, rows), axis=0)
+        return energies, derivatives.forces(g, rows, centers, n_atoms), derivatives.virial(g, rows)
 
-    return jax.jit(evaluate, static_argnums=3)
+    return jax.jit(evaluate, static_argnums=4)
+
+
+def _halo(expert: Expert, atoms, owned: np.ndarray) -> np.ndarray:
+    """Atoms whose rows an expert that passes messages needs beside the owned ones."""
+    i, j, _ = image_pairs(atoms.positions, atoms.cell.array, atoms.pbc, expert.cutoff)
+    reached = np.zeros(len(atoms), bool)
+    reached[owned] = True
+    for _ in range(expert.num_hops - 1):
+        reached[j[reached[i]]] = True
+    reached[owned] = False
+    return np.flatnonzero(reached)
 
 
 def _roomy(n: int) -> int:

@@ -187,3 +187,43 @@ def test_bad_atoms(checkpoint):
         MixtureCalculator(checkpoint, 0, dtype="float16")
     with pytest.raises(ValueError, match="name_or_path must be"):
         MixtureCalculator("nowhere", 0)
+
+
+def test_stresses_of_atoms_are_those_of_their_rows(checkpoint, calculator):
+    """They add up to the stress, and one atom's do not depend on who owns the others."""
+    atoms = CELLS["sheared cell"].copy()
+    atoms.calc = calculator
+    mixed = atoms.get_stresses()
+    np.testing.assert_allclose(mixed.sum(axis=0), atoms.get_stress(), atol=1e-12)
+    assert mixed.shape == (4, 6) and np.abs(mixed).max() > 1e-4
+    for e in range(3):
+        atoms.calc = MixtureCalculator(checkpoint, region=e)
+        own = np.arange(4) % 3 == e
+        np.testing.assert_allclose(mixed[own], atoms.get_stresses()[own], atol=1e-12)
+
+
+def test_stresses_of_lennard_jones_are_ases(checkpoint):
+    atoms = CELLS["sheared cell"].copy()
+    atoms.calc = MixtureCalculator(checkpoint, region=2)
+    ours = atoms.get_stresses()
+    atoms.calc = LennardJones(epsilon=0.4, sigma=1.2, rc=5.0, ro=4.0, smooth=True)
+    np.testing.assert_allclose(ours, atoms.get_stresses(), atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["sheared cell", "slab", "molecule"])
+def test_an_expert_that_passes_messages_gets_its_halo(name):
+    """Half of the atoms on NequIP: forces are the gradient, its energies those of NequIP on all atoms."""
+    experts = (
+        mm.experts.nequip(SPECIES, 3.0, l_max=1, hidden_irreps="4x0e + 2x1o", radial_width=8, avg_num_neighbors=8.0),
+        mm.experts.lennard_jones(SPECIES, 3.5, epsilon=0.4, sigma=1.2),
+    )
+    checkpoint = mm.Checkpoint(experts, tuple(e.init(jax.random.key(k)) for k, e in enumerate(experts)), {}, {})
+    atoms = CELLS[name].copy()
+    owner = np.arange(len(atoms)) % 2
+    atoms.calc = MixtureCalculator(checkpoint, region=owner)
+    mixed, forces = atoms.get_potential_energies(), atoms.get_forces()
+    np.testing.assert_allclose(forces, calculate_numerical_forces(atoms, eps=1e-4), atol=1e-6)
+    if atoms.cell.rank == 3:
+        np.testing.assert_allclose(atoms.get_stress(), calculate_numerical_stress(atoms, eps=1e-5), atol=1e-7)
+    atoms.calc = MixtureCalculator(checkpoint, region=0)
+    np.testing.assert_allclose(mixed[owner == 0], atoms.get_potential_energies()[owner == 0], atol=1e-10)
