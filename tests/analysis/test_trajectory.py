@@ -7,7 +7,8 @@ import pytest
 from ase.build import fcc111
 
 from moe_md.analysis.trajectory import LastState, LogWriter, XYZWriter, drift
-from moe_md.simulate import Frame, Log, NVE, State
+from moe_md.integrators import NVE
+from moe_md.simulate import Frame, Log, State
 
 
 @pytest.fixture
@@ -15,10 +16,26 @@ def atoms():
     return fcc111("Pt", (2, 2, 2), a=3.97, vacuum=6.0)
 
 
-def frame(atoms, step):
+def frame(atoms, step, box=None):
     rng = np.random.default_rng(step)
     position, velocity, force = rng.normal(size=(3, len(atoms), 3))
-    return Frame(step, 1e-3 * step, -3.5, 0.5, -3.0, 300.0, 1e-15, 0, position, velocity, force)
+    return Frame(
+        step=step,
+        time_ps=1e-3 * step,
+        potential=-3.5,
+        kinetic=0.5,
+        total=-3.0,
+        conserved=-3.25,
+        temperature_K=300.0,
+        pressure_GPa=np.nan,
+        volume=np.nan,
+        momentum=1e-15,
+        n_regrown=0,
+        position=position,
+        velocity=velocity,
+        force=force,
+        box=box,
+    )
 
 
 def test_xyz_reads_back_in_ase(atoms, tmp_path):
@@ -69,13 +86,76 @@ def test_log_is_csv(atoms, tmp_path):
     assert all(float(r["total"]) == -3.0 for r in rows)
 
 
+def test_xyz_follows_the_box(atoms, tmp_path):
+    writer = XYZWriter(tmp_path / "x", atoms.get_chemical_symbols(), atoms.cell, atoms.pbc)
+    columns = np.array([[5.0, 1.0, 0.5], [0.0, 6.0, 0.25], [0.0, 0.0, 7.0]])
+    writer(frame(atoms, 0, columns))
+    writer(frame(atoms, 1))
+    writer.close()
+    first, second = ase.io.read(tmp_path / "x", ":")
+    np.testing.assert_allclose(first.cell.array, columns.T)
+    np.testing.assert_allclose(first.get_scaled_positions(wrap=False), frame(atoms, 0).position, atol=1e-7)
+    np.testing.assert_allclose(second.positions, frame(atoms, 1).position, atol=1e-7)
+    np.testing.assert_allclose(second.cell.array, atoms.cell.array, atol=1e-7)
+
+
+def written(kind, path, atoms, steps, **options):
+    """A file of these frames."""
+    if kind == "log":
+        writer = LogWriter(path, **options)
+    else:
+        writer = XYZWriter(path, atoms.get_chemical_symbols(), atoms.cell, atoms.pbc, **options)
+    for step in steps:
+        writer(frame(atoms, step))
+    writer.close()
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["log", "xyz"])
+def test_taken_up_after_a_kill(atoms, tmp_path, kind):
+    """Torn at any byte, a file is cut and continued to what it would have been."""
+    path = tmp_path / "file"
+    kept = written(kind, path, atoms, (0, 5, 10))
+    whole = written(kind, path, atoms, (0, 5, 10, 15, 20))
+    assert whole.startswith(kept)
+    torn = {
+        *range(len(kept), len(whole), 11),
+        *range(len(kept), len(kept) + 12),
+        *range(len(whole) - 12, len(whole) + 1),
+    }
+    for length in sorted(torn):
+        path.write_bytes(whole[:length])
+        assert written(kind, path, atoms, (15, 20), append=True, until_step=12) == whole, length
+    # Killed before the first restart but begun with one: nothing, or half a header.
+    for length in (0, 3):
+        path.write_bytes(whole[:length])
+        assert written(kind, path, atoms, (0, 5, 10), append=True, until_step=0) == kept
+    path.unlink()
+    assert written(kind, path, atoms, (0, 5, 10), append=True, until_step=0) == kept
+
+
+def test_only_our_own_files_are_cut(atoms, tmp_path):
+    path = tmp_path / "file"
+    with pytest.raises(ValueError, match="until_step must come with append=True, got until_step=5 alone"):
+        LogWriter(path, until_step=5)
+    for content in (b"step,energy\r\n0,1.0\r\n5,1.0\r\n", b"hello\nworld\n1\n"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="file must have the columns step,time_ps"):
+            LogWriter(path, append=True, until_step=0)
+        with pytest.raises(
+            ValueError, match="file must hold frames with step=... in their comment lines to be cut"
+        ):
+            XYZWriter(path, ["Pt"], np.eye(3), True, append=True, until_step=0)
+        assert path.read_bytes() == content
+
+
 def test_last_state(atoms, tmp_path):
     path = tmp_path / "last.npz"
     keeper = LastState(path)
     keeper(frame(atoms, 0))
     assert not path.exists()
     position = jax.numpy.asarray(atoms.positions)
-    dynamics = NVE(1.0, None).start(position, 195.0 * position, np.full(8, 195.0), None)
+    dynamics = NVE(1.0, None).start(position, 195.0 * position, np.full(8, 195.0), None, None)
     keeper.on_failure(State(dynamics, 40, 0.04))
     with np.load(path, allow_pickle=False) as saved:
         np.testing.assert_array_equal(saved["position"], atoms.positions)
