@@ -31,6 +31,8 @@ from jax_md import space
 from moe_md import checkpoint as checkpoints
 from moe_md import demo, experts, regions, simulate
 from moe_md.analysis.bulk import relax_fcc
+from moe_md.analysis.h5md import H5MDWriter
+from moe_md.analysis.restart import Restart, load_restart
 from moe_md.analysis.trajectory import LastState, LogWriter, XYZWriter, drift
 from moe_md.data import Dataset, load_dataset, ptco_pbe, read_frames, split_by_group, summary
 from moe_md.mixture import mixture_neighbor_list
@@ -48,14 +50,22 @@ class Run:
     region_lower: float | None = None  # Å: atoms above go to the expensive expert
     region_upper: float | None = None  # Å: atoms below go to the expensive expert
     region_axis: int = 2  # normal of those planes: 0, 1 or 2
-    ensemble: str = "nve"  # nve or langevin
+    region_around: str = ""  # chemical symbols, as C,O: the expensive expert follows these atoms
+    region_core: float = 6.0  # Å around them that are all the expensive expert's
+    region_blend: float = 2.0  # Å beyond, in which both share an atom
+    ensemble: str = "nve"  # nve, langevin, nose_hoover or npt
     temperature_K: float = 300.0  # of the thermostat, and of the velocities where the file has none
-    friction_per_fs: float = 0.01  # of the thermostat
+    friction_per_fs: float = 0.01  # of langevin
+    tau_fs: float = 100.0  # period of the thermostat of nose_hoover and npt
+    pressure_GPa: float = 0.0  # of npt
+    barostat_tau_fs: float = 1000.0  # period of the barostat of npt
     timestep_fs: float = 1.0
     steps: int = 1000
     relax_steps: int = 0  # walk downhill first
     log_every: int = 10  # steps
     trajectory_every: int = 100  # steps, a multiple of log_every
+    trajectory_format: str = "extxyz"  # extxyz or h5md
+    restart_every: int = 100  # steps, a multiple of log_every
     dtype: str = "float64"  # float32 or float64
     seed: int = 0
 
@@ -63,7 +73,8 @@ class Run:
         if not self.structure:
             raise ValueError("structure must be given: a file that ASE reads.")
         for name, allowed in (
-            ("ensemble", ("nve", "langevin")),
+            ("ensemble", ("nve", "langevin", "nose_hoover", "npt")),
+            ("trajectory_format", ("extxyz", "h5md")),
             ("dtype", ("float32", "float64")),
             ("region_axis", (0, 1, 2)),
         ):
@@ -72,11 +83,12 @@ class Run:
         for name in ("steps", "relax_steps", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
-        if self.log_every < 1 or self.trajectory_every < 1 or self.trajectory_every % self.log_every:
-            raise ValueError(
-                "log_every must be positive and trajectory_every a multiple of it, "
-                f"got {self.log_every} and {self.trajectory_every}."
-            )
+        for name in ("trajectory_every", "restart_every"):
+            every = getattr(self, name)
+            if self.log_every < 1 or every < 1 or every % self.log_every:
+                raise ValueError(f"log_every must be positive and {name} a multiple of it, got {self.log_every} and {every}.")
+        if self.region_around and not (self.region_lower is None and self.region_upper is None):
+            raise ValueError("region_around must come without region_lower and region_upper, got both.")
 
 
 @dataclass(frozen=True)
@@ -209,32 +221,57 @@ def _dynamics(settings: Run, folder: Path) -> None:
     dtype = np.dtype(settings.dtype)
     atoms = _in_a_box(atoms, max(e.cutoff for e in model.experts))
     region = _region(settings, atoms, len(model.experts))
-    n_atoms, share = len(atoms), float(np.mean(np.asarray(region.assignment) == 0))
+    n_atoms = len(atoms)
     species = np.array([known.index(s) for s in atoms.symbols], np.int32)
+    breathes = settings.ensemble == "npt"
     # A rectangular box is three edges to jax-md, any other its columns.
-    rectangular = np.allclose(atoms.cell.array, np.diag(atoms.cell.lengths()))
+    rectangular = np.allclose(atoms.cell.array, np.diag(atoms.cell.lengths())) and not breathes
     box = (atoms.cell.lengths() if rectangular else atoms.cell.array.T).astype(dtype)
-    make_space = space.periodic if rectangular else partial(space.periodic_general, fractional_coordinates=False)
+    make_space = space.periodic if rectangular else partial(space.periodic_general, fractional_coordinates=breathes)
     displacement_fn, shift_fn = make_space(box)
-    neighbor_fn, energy_fn = mixture_neighbor_list(displacement_fn, box, model.experts, model.params, species, region)
-    _say(f"{n_atoms} atoms, {share:.1%} on the expensive expert, {settings.dtype}")
+    neighbor_fn, energy_fn = mixture_neighbor_list(
+        displacement_fn, box, model.experts, model.params, species, region, fractional_coordinates=breathes
+    )
+    integrator = _integrator(settings, shift_fn)
+    run = partial(simulate.run, neighbor_fn, energy_fn, integrator, chunk_steps=settings.log_every)
+    begin = {"masses": atoms.get_masses(), "key": jax.random.key(settings.seed), "box": box if breathes else None}
+    position = jnp.asarray(atoms.get_scaled_positions() if breathes else atoms.get_positions(wrap=True), dtype)
 
     folder.mkdir(parents=True, exist_ok=True)
-    position, neighbors = jnp.asarray(atoms.get_positions(wrap=True), dtype), None
-    if settings.relax_steps:
-        relaxed = simulate.relax(neighbor_fn, energy_fn, shift_fn, position, n_steps=settings.relax_steps)
-        position, neighbors = relaxed.position, relaxed.neighbors
-        _say(f"relaxed to {relaxed.energy:.4f} eV in {relaxed.n_steps} steps, largest force {relaxed.max_force:.3f} eV/Å")
-    if settings.ensemble == "nve":
-        integrator = simulate.nve(shift_fn, settings.timestep_fs)
+    restart, cut = folder / "restart.msgpack", {}
+    fingerprint = {k: v for k, v in asdict(settings).items() if k != "steps"}
+    fingerprint |= {"experts": [e.config for e in model.experts], "atoms": n_atoms}
+    if restart.exists():
+        like = run(position, n_steps=0, temperature_K=0.0, **begin)
+        state, neighbors = load_restart(restart, like.state, like.neighbors, fingerprint)
+        cut = {"append": True, "until_step": state.step}
+        begin = {"state": state, "neighbors": neighbors}
+        n_steps = max(0, settings.steps - state.step)
+        _say(f"taking up the run in {folder} at step {state.step}")
     else:
-        integrator = simulate.langevin(shift_fn, settings.timestep_fs, settings.temperature_K, settings.friction_per_fs)
-    moving = atoms.has("momenta") and np.abs(atoms.get_momenta()).max() > 0 and not settings.relax_steps
-    start = {"velocity": atoms.get_velocities()} if moving else {"temperature_K": settings.temperature_K}
+        neighbors, n_steps = neighbor_fn.allocate(position), settings.steps
+        if settings.relax_steps:
+            relaxed = simulate.relax(
+                neighbor_fn, energy_fn, shift_fn, position, n_steps=settings.relax_steps, box=begin["box"], neighbors=neighbors
+            )
+            position, neighbors = relaxed.position, relaxed.neighbors
+            _say(f"relaxed to {relaxed.energy:.4f} eV in {relaxed.n_steps} steps, largest force {relaxed.max_force:.3f} eV/Å")
+        moving = atoms.has("momenta") and np.abs(atoms.get_momenta()).max() > 0 and not settings.relax_steps
+        speed = {"velocity": atoms.get_velocities()} if moving else {"temperature_K": settings.temperature_K}
+        begin |= {"position": position, "neighbors": neighbors, **speed}
+    share = float(np.mean(np.asarray(region.gate(position, displacement_fn))[:, 0] > 0))
+    _say(f"{n_atoms} atoms, {share:.1%} on the expensive expert, {settings.dtype}")
 
-    log = LogWriter(folder / "log.csv")
-    write = partial(XYZWriter, symbols=atoms.get_chemical_symbols(), cell=atoms.cell.array, pbc=True, expert=region.assignment)
-    trajectory = write(folder / "trajectory.extxyz")
+    system = {"symbols": atoms.get_chemical_symbols(), "cell": atoms.cell.array, "pbc": True}
+    if isinstance(region, regions.Fixed):
+        system["expert"] = region.assignment
+    log = LogWriter(folder / "log.csv", **cut)
+    trajectory = (
+        XYZWriter(folder / "trajectory.extxyz", **system, **cut)
+        if settings.trajectory_format == "extxyz"
+        else H5MDWriter(folder / "trajectory.h5", **system, **cut)
+    )
+    keeper = Restart(restart, every=settings.restart_every // settings.log_every, fingerprint=fingerprint)
     last: list[simulate.Frame] = []
 
     def report(frame: simulate.Frame) -> None:
@@ -249,34 +286,37 @@ def _dynamics(settings: Run, folder: Path) -> None:
 
     started = time.perf_counter()
     try:
-        result = simulate.run(
-            neighbor_fn,
-            energy_fn,
-            integrator,
-            position,
-            n_steps=settings.steps,
-            masses=atoms.get_masses(),
-            **start,
-            key=jax.random.key(settings.seed),
-            neighbors=neighbors,
-            chunk_steps=settings.log_every,
-            reporters=[report, say, LastState(folder / "last_good.npz")],
-        )
+        result = run(n_steps=n_steps, reporters=[report, say, keeper, LastState(folder / "last_good.npz")], **begin)
+        keeper.close()
     finally:
         log.close()
         trajectory.close()
         if last:
-            final = write(folder / "final.extxyz")
+            final = XYZWriter(folder / "final.extxyz", **system)
             final(last[-1])
             final.close()
     seconds = time.perf_counter() - started
     record = {"settings": asdict(settings), "n_atoms": n_atoms, "f": share, "seconds": seconds, "time_ps": result.state.time_ps}
-    if settings.ensemble == "nve" and len(result.log.time_ps) >= 20:
-        slope = drift(result.log.time_ps, result.log.total, n_atoms)
+    times, energies = np.genfromtxt(folder / "log.csv", delimiter=",", names=True, usecols=("time_ps", "conserved"), unpack=True)
+    if settings.ensemble != "langevin" and np.size(times) >= 20:
+        slope = drift(times, energies, n_atoms)
         record |= {"drift_meV_per_atom_per_ps": slope.slope, "drift_stderr": slope.standard_error}
         _say(f"drift {slope.slope:+.5f} ± {slope.standard_error:.5f} meV/atom/ps")
     _write_json(folder / "run.json", record)
-    _say(f"{settings.steps} steps in {seconds:.1f} s, compilation included; wrote {folder / 'final.extxyz'}")
+    _say(f"{n_steps} steps in {seconds:.1f} s, compilation included; wrote {folder / 'log.csv'}")
+
+
+def _integrator(settings: Run, shift_fn) -> simulate.Integrator:
+    if settings.ensemble == "nve":
+        return simulate.nve(shift_fn, settings.timestep_fs)
+    thermostat = (shift_fn, settings.timestep_fs, settings.temperature_K)
+    if settings.ensemble == "langevin":
+        return simulate.langevin(*thermostat, settings.friction_per_fs)
+    if settings.ensemble == "nose_hoover":
+        return simulate.nose_hoover(*thermostat, settings.tau_fs)
+    return simulate.npt(
+        *thermostat, settings.pressure_GPa, tau_fs=settings.tau_fs, barostat_tau_fs=settings.barostat_tau_fs
+    )
 
 
 def _bench(settings: Bench, folder: Path) -> None:
@@ -350,12 +390,19 @@ def _in_a_box(atoms: Atoms, cutoff: float) -> Atoms:
     return boxed
 
 
-def _region(settings: Run, atoms: Atoms, n_experts: int) -> regions.Fixed:
+def _region(settings: Run, atoms: Atoms, n_experts: int) -> regions.Region:
+    if settings.region_around:
+        symbols = [symbol.strip() for symbol in settings.region_around.split(",")]
+        seeds = np.flatnonzero(np.isin(atoms.get_chemical_symbols(), symbols))
+        if len(seeds) == 0:
+            raise ValueError(f"region_around must name species of the structure, got {settings.region_around!r}.")
+        return regions.around(seeds, settings.region_core, settings.region_blend)
     if settings.region_lower is None and settings.region_upper is None:
         if "expert" in atoms.arrays:
             return regions.fixed(atoms.arrays["expert"].astype(int), n_experts)
         raise ValueError(
-            "region_lower or region_upper must be given (Å), or the structure must have a column `expert` of integers."
+            "region_lower or region_upper (Å) or region_around (species) must be given, or the structure must have a "
+            "column `expert` of integers."
         )
     lower = -np.inf if settings.region_lower is None else settings.region_lower
     upper = np.inf if settings.region_upper is None else settings.region_upper
