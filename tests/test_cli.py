@@ -5,10 +5,11 @@ import subprocess
 import sys
 
 import ase.io
+import h5py
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import fcc111
+from ase.build import bulk, fcc111
 from test_demo import soft_model
 
 from moe_md import checkpoint, cli, demo, experts
@@ -124,6 +125,48 @@ def test_run_langevin_float32_in_a_skewed_cell(folder, capsys, tmp_path):
     np.testing.assert_allclose(final.cell.array, atoms.cell.array, rtol=1e-6)
     shift = ase.geometry.find_mic(final.positions - atoms.positions, atoms.cell, True)[1]
     assert 0 < shift.max() < 0.5
+
+
+def test_a_run_is_taken_up_where_it_stopped(folder, capsys, tmp_path):
+    """Twenty steps and twenty more are forty, byte for byte; another run's folder is refused."""
+    options = ("run", "--checkpoint", folder / "model.msgpack", "--structure", folder / "slab.extxyz", "--region-lower", 9.0)
+    options += ("--ensemble", "nose_hoover", "--log-every", 5, "--trajectory-every", 10, "--restart-every", 10)
+    for out, steps in (("whole", 40), ("parts", 20), ("parts", 40)):
+        code, said, err = moe_md(capsys, *options, "--steps", steps, "--out", tmp_path / out)
+        assert code == 0, err
+    assert "taking up the run" in said and "20 steps in" in said
+    for name in ("log.csv", "trajectory.extxyz", "final.extxyz", "restart.msgpack"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes(), name
+    before = (tmp_path / "parts" / "log.csv").read_bytes()
+    err = failure(capsys, *options, "--steps", 60, "--out", tmp_path / "parts", "--timestep-fs", 2.0)
+    assert "restart of the same run" in err and "timestep_fs was 1.0 and is 2.0" in err
+    assert (tmp_path / "parts" / "log.csv").read_bytes() == before
+
+
+def test_npt_around_an_adsorbate(folder, capsys, tmp_path):
+    """A region that follows C through a box that breathes, as an H5MD file."""
+    atoms = bulk("Pt", a=3.95, cubic=True).repeat(3)
+    atoms.symbols[40] = "C"
+    atoms.write(tmp_path / "crystal.extxyz")
+    options = ("run", "--checkpoint", folder / "model.msgpack", "--structure", tmp_path / "crystal.extxyz")
+    options += ("--region-around", "C,O", "--region-core", 4.0, "--region-blend", 1.0, "--ensemble", "npt")
+    options += ("--pressure-GPa", 5.0, "--barostat-tau-fs", 200.0, "--trajectory-format", "h5md", "--trajectory-every", 10)
+    code, said, err = moe_md(capsys, *options, "--steps", 40, "--out", tmp_path / "out")
+    assert code == 0 and "outside its domain" not in err, err
+    log = np.genfromtxt(tmp_path / "out" / "log.csv", delimiter=",", names=True)
+    assert 0.005 < abs(log["volume"][-1] / atoms.get_volume() - 1) < 0.1
+    assert np.ptp(log["conserved"]) < 0.02 < np.ptp(log["total"])
+    with h5py.File(tmp_path / "out" / "trajectory.h5") as file:
+        position = file["particles/all/position/value"][:]
+        edges = file["particles/all/box/edges/value"][:]
+    assert position.shape == (5, 108, 3)
+    np.testing.assert_allclose(np.linalg.det(edges), log["volume"], rtol=1e-12)
+    final = ase.io.read(tmp_path / "out" / "final.extxyz")
+    np.testing.assert_allclose(position[-1], final.positions, atol=1e-6)
+    # A core narrower than the cheap expert's cutoff leaves it C to look at.
+    narrow = (*options[:7], "--region-core", 2.0, *options[9:])
+    code, _, err = moe_md(capsys, *narrow, "--steps", 10, "--out", tmp_path / "narrow")
+    assert code == 0 and "outside its domain" in err
 
 
 def test_open_directions_get_room():
@@ -302,7 +345,10 @@ def test_regions(folder, capsys, tmp_path):
     )
     assert "region_lower or region_upper" in failure(capsys, *options)
     assert "slab must select at least one atom" in failure(capsys, *options, "--region-lower", 900)
-    assert "ensemble must be one of" in failure(capsys, *options, "--region-lower", 9, "--ensemble", "npt")
+    assert "ensemble must be one of" in failure(capsys, *options, "--region-lower", 9, "--ensemble", "nvt")
+    assert "region_around must come without" in failure(capsys, *options, "--region-lower", 9, "--region-around", "C")
+    assert "region_around must name species of the structure, got 'O'" in failure(capsys, *options, "--region-around", "O")
+    assert "restart_every a multiple of it, got 10 and 15" in failure(capsys, *options, "--restart-every", 15)
     assert "timestep_fs must be positive" in failure(
         capsys, *options, "--region-lower", 9, "--timestep-fs", 0
     )

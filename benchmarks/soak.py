@@ -1,0 +1,150 @@
+"""A long run on a small crystal with a CO molecule: does anything creep?
+
+    python benchmarks/soak.py [--steps 100000] [--checkpoint ptco] [--out DIR]
+
+Constant energy, float64, the expensive expert in a ball that follows C and O,
+with every file that a run writes. It reports drift, momentum, memory and
+programs compiled early and late, lists that grew, and time per step. A run that
+was stopped is taken up where it was. Results are appended to
+`benchmarks/results/soak.jsonl`.
+"""
+
+import argparse
+import resource
+import time
+from pathlib import Path
+
+import harness
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase import Atoms
+from ase.build import add_adsorbate, fcc111, molecule
+from jax_md import space
+
+import moe_md as mm
+from moe_md import simulate
+from moe_md.analysis.h5md import H5MDWriter
+from moe_md.analysis.restart import Restart, load_restart
+from moe_md.analysis.trajectory import LogWriter, drift
+
+TIMESTEP_FS, TEMPERATURE_K, CHUNK = 1.0, 300.0, 100
+R_CORE, R_BLEND = 5.0, 1.5  # Å; the core is as wide as what the cheap expert sees
+
+
+def slab() -> Atoms:
+    """Three layers of 24 Pt and an upright CO, in vacuum."""
+    atoms = fcc111("Pt", (4, 6, 3), a=3.98, vacuum=7.0, orthogonal=True)
+    add_adsorbate(atoms, molecule("CO"), 1.85, "ontop", mol_index=1)
+    atoms.pbc = True
+    return atoms
+
+
+def prepare(checkpoint: str):
+    """Neighbours, energy, integrator and atoms."""
+    model = mm.load(checkpoint)
+    atoms = slab()
+    known = model.experts[0].species
+    box = jnp.asarray(atoms.cell.lengths())
+    displacement_fn, shift_fn = space.periodic(box)
+    seeds = np.flatnonzero(np.isin(atoms.get_chemical_symbols(), ("C", "O")))
+    fns = mm.mixture_neighbor_list(
+        displacement_fn,
+        np.asarray(box),
+        model.experts,
+        model.params,
+        np.array([known.index(s) for s in atoms.symbols]),
+        mm.regions.around(seeds, R_CORE, R_BLEND),
+    )
+    return atoms, fns, simulate.nve(shift_fn, TIMESTEP_FS), shift_fn
+
+
+class Watch:
+    """What the process holds: memory and compiled programs, at each frame."""
+
+    def __init__(self):
+        self.rows: list[tuple[int, float, int]] = []
+        self._compiled = 0
+        jax.monitoring.register_event_duration_secs_listener(self._count)
+
+    def _count(self, event: str, seconds: float, **_) -> None:
+        self._compiled += event == "/jax/core/compile/backend_compile_duration"
+
+    def __call__(self, frame: simulate.Frame) -> None:
+        self.rows.append((frame.step, resident_MB(), self._compiled))
+
+
+def resident_MB() -> float:
+    """Memory of this process now; its peak where the system does not tell."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmRSS"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--checkpoint", default="ptco")
+    parser.add_argument("--out", type=Path, default=Path("soak"))
+    parser.add_argument("--results", type=Path, default=harness.RESULTS)
+    arguments = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    atoms, (neighbor_fn, energy_fn), integrator, shift_fn = prepare(arguments.checkpoint)
+    run = lambda *args, **kwargs: simulate.run(  # noqa: E731
+        neighbor_fn, energy_fn, integrator, *args, chunk_steps=CHUNK, **kwargs
+    )
+    begin = {"masses": atoms.get_masses(), "temperature_K": 2 * TEMPERATURE_K, "key": jax.random.key(0)}
+    position, restart, cut = jnp.asarray(atoms.get_positions(wrap=True)), arguments.out / "restart.msgpack", {}
+    n_steps, fingerprint = arguments.steps, {"checkpoint": arguments.checkpoint}
+    if restart.exists():
+        like = run(position, n_steps=0, **begin)
+        state, neighbors = load_restart(restart, like.state, like.neighbors, fingerprint)
+        begin, cut, n_steps = {"state": state, "neighbors": neighbors}, {"append": True, "until_step": state.step}, n_steps - state.step
+    else:
+        relaxed = simulate.relax(neighbor_fn, energy_fn, shift_fn, position, n_steps=200)
+        begin |= {"position": relaxed.position, "neighbors": relaxed.neighbors}
+    watch = Watch()
+    writers = [
+        LogWriter(arguments.out / "log.csv", **cut),
+        H5MDWriter(arguments.out / "trajectory.h5", atoms.get_chemical_symbols(), atoms.cell.array, True, **cut),
+        Restart(restart, every=10, fingerprint=fingerprint),
+    ]
+    started = time.perf_counter()
+    try:
+        result = run(n_steps=n_steps, reporters=[*writers, watch], **begin)
+    finally:
+        for writer in writers:
+            writer.close()
+    seconds = time.perf_counter() - started
+
+    log = np.genfromtxt(arguments.out / "log.csv", delimiter=",", names=True)
+    slope = drift(log["time_ps"], log["total"], len(atoms))
+    steps, memory, compiled = map(np.asarray, zip(*watch.rows))
+    early = np.searchsorted(steps, steps[0] + (steps[-1] - steps[0]) // 10)
+    record = {
+        **harness.environment(),
+        "checkpoint": arguments.checkpoint,
+        "atoms": len(atoms),
+        "steps": int(log["step"][-1]),
+        "this_process_steps": int(n_steps),
+        "seconds_per_step": seconds / max(n_steps, 1),
+        "drift_meV_per_atom_per_ps": slope.slope,
+        "drift_stderr": slope.standard_error,
+        "momentum": float(log["momentum"].max()),
+        "temperature_K": float(log["temperature_K"].mean()),
+        "memory_MB": [float(memory[early]), float(memory[-1])],
+        "compiled": [int(compiled[early]), int(compiled[-1])],
+        "lists_grown": int(log["n_regrown"][-1]),
+        "share_on_expensive_expert": float(np.mean(np.asarray(result.neighbors.centers[0]) < len(atoms))),
+    }
+    harness.append(arguments.results, "soak", record)
+    for name, value in record.items():
+        print(f"{name}: {value}")
+
+
+if __name__ == "__main__":
+    main()
