@@ -155,7 +155,7 @@ def test_npt_around_an_adsorbate(folder, capsys, tmp_path):
     assert code == 0 and "outside its domain" not in err, err
     log = np.genfromtxt(tmp_path / "out" / "log.csv", delimiter=",", names=True)
     assert 0.005 < abs(log["volume"][-1] / atoms.get_volume() - 1) < 0.1
-    assert np.ptp(log["conserved"]) < 0.02 < np.ptp(log["total"])
+    assert np.ptp(log["conserved"]) < 0.05 * np.ptp(log["total"])
     with h5py.File(tmp_path / "out" / "trajectory.h5") as file:
         position = file["particles/all/position/value"][:]
         edges = file["particles/all/box/edges/value"][:]
