@@ -181,6 +181,24 @@ def summary(dataset: Dataset) -> dict:
     return {**count(dataset.frames), "kinds": by_kind}
 
 
+def digest(dataset: Dataset) -> str:
+    """A name for exactly these frames, in this order: equal data have equal digests, other data another.
+
+    Args:
+        dataset: the frames.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    total = hashlib.sha256(repr(dataset.species).encode())
+    for frame in dataset.frames:
+        for value in frame:
+            array = isinstance(value, np.ndarray)
+            total.update(repr((value.shape, str(value.dtype)) if array else value).encode())
+            total.update(np.ascontiguousarray(value).tobytes() if array else b"")
+    return total.hexdigest()
+
+
 def reference_energies(dataset: Dataset) -> dict[str, float]:
     """Energy per atom of each species, by least squares on composition.
 

@@ -71,10 +71,10 @@ def frame_from_atoms(
     def label(key: str, *shapes: tuple[int, ...]) -> np.ndarray | None:
         if stored.get(key) is None:
             return None
-        try:
-            value = np.asarray(stored[key], float)
-        except ValueError as error:
-            raise ValueError(f"{key} of {name} must be numbers, got {stored[key]!r}.") from error
+        value = np.asarray(stored[key])
+        if value.dtype.kind not in "iuf":  # booleans and text are no numbers
+            raise ValueError(f"{key} of {name} must be numbers, got {stored[key]!r:.80}.")
+        value = value.astype(float)
         if value.shape not in shapes:
             wanted = " or ".join(map(str, shapes))
             raise ValueError(f"{key} of {name} must have shape {wanted}, got {value.shape}.")
