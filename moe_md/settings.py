@@ -1,5 +1,6 @@
-"""Settings check themselves: each field of a dataclass against its annotation."""
+"""Settings and arguments against their types."""
 
+import math
 import sys
 import types
 import typing
@@ -33,15 +34,29 @@ def check_fields(settings) -> None:
     hints = typing.get_type_hints(type(settings))
     for field in fields(settings):
         kind, value = kind_of(hints[field.name]), getattr(settings, field.name)
-        if value is None and kind is not hints[field.name]:
-            continue
-        if not _is_a(value, kind):
-            wanted = "table" if is_dataclass(kind) else f"type {kind.__name__}"
-            raise ValueError(f"{field.name} must be {'a' if is_dataclass(kind) else 'of'} {wanted}, got {value!r:.80}.")
-        if kind is float and not abs(value) <= sys.float_info.max:
-            raise ValueError(f"{field.name} must be finite, got {str(value):.80}.")
-        if kind is int and not abs(value) <= LARGEST_WHOLE:
-            raise ValueError(f"{field.name} must lie within plus and minus {LARGEST_WHOLE}, got {value:.3e}.")
+        if value is not None or kind is hints[field.name]:
+            check_value(field.name, value, kind)
+
+
+def check_value(name: str, value, kind: type, *, finite: bool = True) -> None:
+    """One value, as `check_fields` checks it.
+
+    Args:
+        name: of the argument, for messages.
+        value: what was given.
+        kind: `int`, `float`, or any type.
+        finite: whether a float must be; it is never NaN.
+
+    Raises:
+        ValueError: of another type, or out of range.
+    """
+    if not _is_a(value, kind):
+        wanted = "a table" if is_dataclass(kind) else f"of type {kind.__name__}"
+        raise ValueError(f"{name} must be {wanted}, got {value!r:.80}.")
+    if kind is float and not (abs(value) <= sys.float_info.max or (not finite and abs(value) == math.inf)):
+        raise ValueError(f"{name} must be finite, got {str(value):.80}.")
+    if kind is int and not abs(value) <= LARGEST_WHOLE:
+        raise ValueError(f"{name} must lie within plus and minus {LARGEST_WHOLE}, got {str(value):.80}.")
 
 
 def kind_of(hint) -> type:
