@@ -27,7 +27,11 @@ def frames(n: int, seed: int):
         frame = random_metal(rng)
         if len(frame.symbols) == 4:
             symbols = frame.symbols if len(found) % 3 else ("Pt", "Pt", "Pt", "C")
-            labels = {"energy": rng.normal(), "forces": rng.normal(size=(4, 3)), "stress": np.eye(3) * rng.normal()}
+            labels = {
+                "energy": rng.normal(),
+                "forces": rng.normal(size=(4, 3)),
+                "stress": np.eye(3) * rng.normal(),
+            }
             found.append(frame._replace(symbols=symbols, **labels, group=str(len(found))))
     return dataset_from_frames(found, SPECIES)
 
@@ -35,7 +39,13 @@ def frames(n: int, seed: int):
 def settings(steps: int) -> cotrain.Settings:
     """Epochs, saves and validations out of step with one another."""
     return cotrain.Settings(
-        steps=steps, max_rows=8, environment_rows=4, perfect_crystals=1, warmup_steps=5, validate_every=14, save_every=5
+        steps=steps,
+        max_rows=8,
+        environment_rows=4,
+        perfect_crystals=1,
+        warmup_steps=5,
+        validate_every=14,
+        save_every=5,
     )
 
 

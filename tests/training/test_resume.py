@@ -68,7 +68,9 @@ def kill(folder, rng) -> int:
 def check_same(expected: dict, found: dict) -> None:
     for key in expected:
         if key not in ("seconds", "sha256"):
-            pair = [flax.serialization.msgpack_serialize({"it": content[key]}) for content in (expected, found)]
+            pair = [
+                flax.serialization.msgpack_serialize({"it": content[key]}) for content in (expected, found)
+            ]
             assert pair[0] == pair[1], key
 
 
@@ -84,7 +86,10 @@ def check_killed_training(whole, folder, n_kills: int, seed: int) -> list[int]:
     a, b = (mm.load(f / "checkpoint.msgpack") for f in (whole, folder))
     jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
     assert a.record["history"] == b.record["history"] and b.record["step"] == STEPS
-    assert sorted(os.listdir(folder)) == ["checkpoint.msgpack", "training.msgpack"]  # no half-written file stays
+    assert sorted(os.listdir(folder)) == [
+        "checkpoint.msgpack",
+        "training.msgpack",
+    ]  # no half-written file stays
     return killed_in
 
 
@@ -172,7 +177,9 @@ def test_what_a_kill_leaves_half_written_does_no_harm(short, tmp_path):
 def test_a_training_killed_before_its_last_checkpoint_writes_it(short, tmp_path):
     shutil.copy(short[1] / "training.msgpack", tmp_path)
     check_result(short, tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, mm.load(tmp_path / "checkpoint.msgpack").params, short[0].params)
+    jax.tree.map(
+        np.testing.assert_array_equal, mm.load(tmp_path / "checkpoint.msgpack").params, short[0].params
+    )
 
 
 def edited(short, folder, edit) -> bytes:
