@@ -4,18 +4,21 @@ MessagePack of plain values and arrays; nothing in a file is ever executed.
 Written under another name and renamed, so that a file is whole or absent.
 """
 
+import hashlib
 import os
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Sequence
 
 import flax.serialization
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from moe_md.experts import Expert, Params, build
 
 FORMAT = 1
+MAX_DEPTH = 32  # of what a file nests
 
 
 class Checkpoint(NamedTuple):
@@ -39,15 +42,17 @@ def save(path, checkpoint: Checkpoint) -> None:
     Args:
         path: file to write; the folder exists.
         checkpoint: params may be jax or numpy arrays.
+
+    Raises:
+        OSError: the file cannot be written; what was there before is whole.
     """
     content = {
-        "format": FORMAT,
         "experts": [e.config for e in checkpoint.experts],
         "params": [jax.tree.map(np.asarray, p) for p in checkpoint.params],
         "settings": checkpoint.settings,
         "record": checkpoint.record,
     }
-    write_atomic(path, flax.serialization.msgpack_serialize(content))
+    write(path, FORMAT, content)
 
 
 def load(name_or_path) -> Checkpoint:
@@ -57,35 +62,92 @@ def load(name_or_path) -> Checkpoint:
         name_or_path: `"ptco"`, or a path.
 
     Raises:
-        ValueError: no such name or file, not a checkpoint, of another format
-            version, or its parameters do not fit its experts.
+        ValueError: no such name or file, not a checkpoint, not as it was
+            written, of another format version, or its parameters do not fit its
+            experts or are not finite.
     """
     path = Path(name_or_path)
     if not path.is_file() and str(name_or_path) in names():  # also beside a folder of that name
         path = Path(str(resources.files("moe_md") / "checkpoints" / f"{name_or_path}.msgpack"))
     if not path.is_file():
         raise ValueError(f"name_or_path must be one of {names()} or an existing file, got {str(name_or_path)!r}.")
-    try:
-        content = flax.serialization.msgpack_restore(path.read_bytes())
-        version = content["format"]
-    except Exception as error:
-        raise ValueError(f"{path} must be a moe_md checkpoint, but it cannot be read: {error}.") from None
-    if version != FORMAT:
-        raise ValueError(f"{path} must have checkpoint format {FORMAT}, got {version!r}.")
-    missing = [key for key in ("experts", "params", "settings", "record") if key not in content]
-    if missing:
-        raise ValueError(f"{path} must be a moe_md checkpoint, but it holds no {', '.join(missing)}.")
+    content = read(path, "a moe_md checkpoint", FORMAT, ("experts", "params", "settings", "record"))
     configs, params = (_in_order(path, key, content[key]) for key in ("experts", "params"))
     if len(configs) != len(params):
         raise ValueError(f"{path} must hold parameters for each of its {len(configs)} experts, got {len(params)}.")
-    experts = tuple(build(config) for config in configs)
-    for expert, tree in zip(experts, params):
-        _check_params(path, expert, tree)
-    return Checkpoint(experts, tuple(params), content["settings"], content["record"])
+    for key in ("settings", "record"):
+        if not isinstance(content[key], dict):
+            raise ValueError(f"{path} must hold a dict of {key}, got {content[key]!r:.80}.")
+    experts = []
+    for config, tree in zip(configs, params):
+        try:
+            experts.append(build(config))
+            wanted = jax.eval_shape(experts[-1].init, jax.random.key(0))
+        except Exception as error:  # a tampered config may upset any part of a network
+            raise ValueError(f"{path} must describe experts that can be built, got {config!r:.200}: {error}") from error
+        _check_params(path, config["builder"], wanted, tree)
+    return Checkpoint(tuple(experts), tuple(params), content["settings"], content["record"])
+
+
+def write(path, version: int, content: dict) -> None:
+    """Write plain values and arrays, with their format version and their SHA-256.
+
+    Args:
+        path: file to write; the folder exists.
+        version: stored as `format`.
+        content: a dict of dicts, lists, numbers, text and arrays.
+
+    Raises:
+        OSError: the file cannot be written; what was there before is whole.
+    """
+    content = {"format": version, **content}
+    write_atomic(path, flax.serialization.msgpack_serialize({**content, "sha256": _sha256(content)}))
+
+
+def read(path, what: str, version: int, keys: Sequence[str]) -> dict:
+    """What `write` wrote.
+
+    The digest tells damage from a file as it was written (files of before the
+    digest carry none); it is no signature.
+
+    Args:
+        path: the file.
+        what: it must be, for messages.
+        version: its `format` must be.
+        keys: it must hold.
+
+    Returns:
+        The content, with `format`.
+
+    Raises:
+        ValueError: the file cannot be read, is of another version, is not as it
+            was written, lacks a key, or holds anything else.
+    """
+    path = Path(path)
+    try:
+        content = flax.serialization.msgpack_restore(path.read_bytes())
+        _check_plain(content)
+        found = content["format"]
+    except Exception as error:  # garbage upsets the decoder in many ways
+        raise ValueError(f"{path} must be {what}, but it cannot be read: {type(error).__name__}: {error}.") from None
+    if type(found) is not type(version) or found != version:
+        raise ValueError(f"{path} must have {what.split()[-1]} format {version}, got {found!r:.80}.")
+    digest = content.pop("sha256", None)
+    if digest is not None and digest != _sha256(content):
+        raise ValueError(f"{path} must be {what} as it was written, but its content has changed since.")
+    missing, unknown = set(keys) - set(content), set(content) - {"format", *keys}
+    if missing or unknown:
+        problem = f"holds no {', '.join(sorted(missing))}" if missing else f"also holds {sorted(map(str, unknown))}"
+        raise ValueError(f"{path} must be {what}, but it {problem}.")
+    return content
 
 
 def write_atomic(path, content: bytes) -> None:
-    """Write bytes so that `path` holds either the old or the new content."""
+    """Write bytes so that `path` holds either the old or the new content.
+
+    Raises:
+        OSError: the new content cannot be written.
+    """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -94,9 +156,41 @@ def write_atomic(path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            reason = f"cannot be written, what was there before is kept: {error.strerror or error}"
+            raise OSError(error.errno, reason, str(path)) from error
         raise
+
+
+def signature(tree, *, dtypes: bool):
+    """Shapes, and dtypes if asked for, of a tree of dicts and arrays; the type of what is neither."""
+    if isinstance(tree, dict):
+        return {key: signature(value, dtypes=dtypes) for key, value in tree.items()}
+    if not hasattr(tree, "dtype"):
+        return type(tree).__name__
+    return (tuple(tree.shape), str(tree.dtype)) if dtypes else tuple(tree.shape)
+
+
+def _sha256(content: dict) -> str:
+    return hashlib.sha256(flax.serialization.msgpack_serialize(content)).hexdigest()
+
+
+def _check_plain(value, depth: int = 0) -> None:
+    """Plain values and arrays only, nested no deeper than anything we write."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, (str, int)):
+                raise ValueError(f"a key is {key!r:.80}")
+            _check_plain(item, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check_plain(item, depth + 1)
+    elif not isinstance(value, (np.ndarray, np.generic, str, bool, int, float, type(None))):
+        raise ValueError(f"it holds {value!r:.80}")
 
 
 def _in_order(path: Path, key: str, value) -> list:
@@ -108,16 +202,10 @@ def _in_order(path: Path, key: str, value) -> list:
     return value
 
 
-def _check_params(path: Path, expert: Expert, params: Params) -> None:
-    wanted = jax.eval_shape(expert.init, jax.random.key(0))
-    shapes = jax.tree_util.tree_map(lambda x: tuple(x.shape), wanted)
-    found = jax.tree_util.tree_map(lambda x: tuple(x.shape) if _is_numeric(x) else type(x).__name__, params)
-    if shapes != found:
-        raise ValueError(
-            f"{path} must hold parameters of shapes {shapes} for {expert.config['builder']}, got {found}."
-        )
-
-
-def _is_numeric(x) -> bool:
-    # dtype.kind "V" is numpy's view of bfloat16.
-    return isinstance(x, (np.ndarray, np.generic)) and x.dtype.kind in "fV"
+def _check_params(path: Path, builder: str, wanted: Params, params: Params) -> None:
+    wanted, found = (signature(tree, dtypes=False) for tree in (wanted, params))
+    if wanted != found:
+        raise ValueError(f"{path} must hold parameters of shapes {wanted} for {builder}, got {found}.")
+    for leaf in jax.tree.leaves(params):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating) or not np.isfinite(leaf.astype(float)).all():
+            raise ValueError(f"{path} must hold finite floating-point parameters for {builder}, got {leaf!r:.80}.")

@@ -14,7 +14,6 @@ import re
 import sys
 import time
 import tomllib
-import types
 import typing
 import warnings
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -36,6 +35,7 @@ from moe_md.analysis.restart import Restart, load_restart
 from moe_md.analysis.trajectory import LastState, LogWriter, XYZWriter, drift
 from moe_md.data import Dataset, load_dataset, ptco_pbe, read_frames, split_by_group, summary
 from moe_md.mixture import mixture_neighbor_list
+from moe_md.settings import check_fields, kind_of
 from moe_md.training import cotrain
 
 TABLES = ("expensive", "cheap", "training", "demo", "run", "bench")
@@ -70,6 +70,7 @@ class Run:
     seed: int = 0
 
     def __post_init__(self):
+        check_fields(self)
         if not self.structure:
             raise ValueError("structure must be given: a file that ASE reads.")
         for name, allowed in (
@@ -80,9 +81,12 @@ class Run:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
-        for name in ("steps", "relax_steps", "seed"):
+        for name in ("steps", "relax_steps", "seed", "temperature_K"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        for name in ("timestep_fs", "friction_per_fs", "tau_fs", "barostat_tau_fs", "region_blend"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
         for name in ("trajectory_every", "restart_every"):
             every = getattr(self, name)
             if self.log_every < 1 or every < 1 or every % self.log_every:
@@ -106,10 +110,14 @@ class Bench:
     seed: int = 0
 
     def __post_init__(self):
+        check_fields(self)
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}.")
-        if self.rounds < 1:
-            raise ValueError(f"rounds must be at least 1, got {self.rounds}.")
+        for name in ("columns", "rows", "layers", "rounds", "timestep_fs", "chunk_size"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}.")
 
 
 def main(arguments: typing.Sequence[str] | None = None) -> int:
@@ -156,7 +164,7 @@ def run_train(parsed) -> None:
     first, second = _experts(tables, dataset, training.metal, parsed.settings)
     dataset = dataset._replace(species=first.species)
     train, validation = dataset, None
-    if parsed.validation_fraction > 0:
+    if parsed.validation_fraction != 0:
         train, validation = split_by_group(dataset, validation_fraction=parsed.validation_fraction, seed=training.seed)
     _say(_counts("train", train) + ("" if validation is None else "; " + _counts("validation", validation)))
     folder = Path(parsed.out)
@@ -432,7 +440,7 @@ def _experts(tables: dict, dataset: Dataset, metal: str, file) -> tuple:
         table = tables.get(name)
         config = default if table is None else {**{k: default[k] for k in ("builder", "species", "cutoff")}, **table}
         builder = config["builder"]
-        if builder not in experts.BUILDERS:
+        if not isinstance(builder, str) or builder not in experts.BUILDERS:
             raise ValueError(f"builder of [{name}] must be one of {sorted(experts.BUILDERS)}, got {builder!r}.")
         allowed = ("builder", *inspect.signature(experts.BUILDERS[builder]).parameters)
         _check_keys(config, allowed, f"[{name}] of {file}")
@@ -449,7 +457,7 @@ def _tables(file) -> dict:
         raise ValueError(f"settings must be an existing TOML file, got {file}.")
     try:
         tables = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"settings must be a TOML file, got {file}: {error}.") from None
     _check_keys(tables, TABLES, str(file))
     for name, table in tables.items():
@@ -475,19 +483,11 @@ def _filled(cls, table: dict, where: str, options: dict | None = None):
                 raise ValueError(f"{key} in {where} must be a table, got {value!r}.")
             values[key] = _filled(hints[key], value, f"[{key}] in {where}")
         else:
-            kind = _kind(hints[key])
-            right = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-            if not right:
-                raise ValueError(f"{key} in {where} must be of type {kind.__name__}, got {value!r}.")
-            values[key] = kind(value)
-    return cls(**{**values, **(options or {})})
-
-
-def _kind(hint) -> type:
-    """`float` of `float | None`."""
-    if isinstance(hint, types.UnionType):
-        return next(kind for kind in typing.get_args(hint) if kind is not type(None))
-    return hint
+            values[key] = value
+    try:
+        return cls(**{**values, **(options or {})})
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}" if table else str(error)) from error
 
 
 def _check_keys(table: dict, allowed, where: str) -> None:
@@ -525,7 +525,7 @@ def _parser() -> argparse.ArgumentParser:
         if settings_file:
             sub.add_argument("--settings", metavar="FILE", help="TOML file; options override it")
         for item in fields(settings_class) if settings_class else ():
-            kind = _kind(typing.get_type_hints(settings_class)[item.name])
+            kind = kind_of(typing.get_type_hints(settings_class)[item.name])
             if kind in (int, float, str):
                 default = [] if item.default in (None, "") else [f"default {item.default}"]
                 text = "; ".join(_comment(settings_class, item.name) + default)

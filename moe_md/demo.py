@@ -35,6 +35,7 @@ from moe_md.data.extxyz import frame_from_atoms
 from moe_md.experts import Expert
 from moe_md.mixture import mixture_neighbor_list
 from moe_md.neighborhood import image_pairs
+from moe_md.settings import check_fields
 
 METAL = "Pt"
 CARBON_HEIGHT, BOND = 1.85, 1.15  # Å, of CO upright on a Pt atom
@@ -69,11 +70,12 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self):
+        check_fields(self)
         if self.columns < 2 or self.columns % 2 or self.rows < 4 or self.rows % 4:
             raise ValueError(
                 f"columns must be even and rows a multiple of 4, so that a p(2x2) pattern fits, got {self.columns} and {self.rows}."
             )
-        for name in ("layers", "vacuum", "temperature_K", "timestep_fs", "log_every", "timing_rounds", "snapshots", "chunk_size"):
+        for name in ("layers", "vacuum", "temperature_K", "timestep_fs", "log_every", "trajectory_every", "timing_rounds", "snapshots", "chunk_size"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
         for name in ("relax_steps", "equilibration_steps", "seed"):

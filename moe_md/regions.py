@@ -27,6 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from moe_md.settings import check_value
+
 
 class Region(Protocol):
     """What a mixture asks of a region."""
@@ -233,7 +235,8 @@ def fixed(assignment, n_experts: int = 2) -> Fixed:
     >>> fixed([0, 1, 1]).assignment.shape
     (3,)
     """
-    values = np.asarray(assignment)
+    values = _array("assignment", assignment)
+    check_value("n_experts", n_experts, int)
     if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
         raise ValueError(
             f"assignment must be a vector of integers, one per atom, got shape {values.shape} and dtype {values.dtype}."
@@ -266,11 +269,15 @@ def slab(position, *, lower: float = -np.inf, upper: float = np.inf, axis: int =
     >>> slab(np.diag([1.0, 2.0, 3.0]), lower=2.5).assignment.tolist()
     [1, 1, 0]
     """
-    values = np.asarray(position)
+    values = _array("position", position)
     if values.ndim != 2 or values.shape[1] != 3:
         raise ValueError(f"position must have shape [n_atoms, 3], got {values.shape}.")
+    check_value("axis", axis, int)
     if axis not in (0, 1, 2):
         raise ValueError(f"axis must be 0, 1 or 2, got {axis}.")
+    check_value("n_experts", n_experts, int)
+    check_value("lower", lower, float, finite=False)
+    check_value("upper", upper, float, finite=False)
     if n_experts < 2:
         raise ValueError(f"n_experts must be at least 2 for a slab, got {n_experts}.")
     height = values[:, axis]
@@ -304,7 +311,11 @@ def sphere(position, center, radius: float, *, blend: float = 0.0, displacement_
     >>> sphere(np.diag([1.0, 2.0, 3.0]), [0.0, 0.0, 0.0], 2.5).assignment.tolist()
     [0, 0, 1]
     """
-    values, middle = np.asarray(position), np.asarray(center)
+    values, middle = _array("position", position), _array("center", center)
+    check_value("radius", radius, float)
+    check_value("blend", blend, float)
+    if displacement_fn is not None and not callable(displacement_fn):
+        raise ValueError(f"displacement_fn must be a function, got {displacement_fn!r:.80}.")
     if values.ndim != 2 or values.shape[1] != 3 or middle.shape != (3,):
         raise ValueError(
             f"position and center must have shapes [n_atoms, 3] and [3], got {values.shape} and {middle.shape}."
@@ -345,7 +356,9 @@ def around(seeds, r_core: float, r_blend: float) -> Around:
     Raises:
         ValueError: seeds are no integers, or a length is out of range.
     """
-    values = np.asarray(seeds)
+    values = _array("seeds", seeds)
+    check_value("r_core", r_core, float)
+    check_value("r_blend", r_blend, float)
     if values.ndim != 1 or values.size == 0 or not np.issubdtype(values.dtype, np.integer) or values.min() < 0:
         raise ValueError(f"seeds must be a vector of atom indices, at least one, got {seeds!r}.")
     if not r_core >= 0 or not r_blend > 0:
@@ -383,11 +396,18 @@ def union(*regions: Region) -> Union:
     """
     if not regions:
         raise ValueError("regions must be at least one, got none.")
+    for region in regions:
+        _check_region(region)
     return Union(regions)
 
 
 def complement(region: Region) -> Complement:
-    """The inside of a region of two experts is the outside of this one."""
+    """The inside of a region of two experts is the outside of this one.
+
+    Raises:
+        ValueError: it is no region.
+    """
+    _check_region(region)
     return Complement(region)
 
 
@@ -403,7 +423,24 @@ def nested(*regions: Region) -> Nested:
     """
     if not regions:
         raise ValueError("regions must be at least one, got none.")
+    for region in regions:
+        _check_region(region)
     return Nested(regions)
+
+
+def _array(name: str, value) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except ValueError:  # rows of unequal length
+        array = np.asarray(None)
+    if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite numbers, got {value!r:.80}.")
+    return array
+
+
+def _check_region(region) -> None:
+    if not callable(getattr(region, "gate", None)) or not callable(getattr(region, "support", None)):
+        raise ValueError(f"region must have a gate and a support, got {region!r:.80}.")
 
 
 def _two(columns: Array) -> Array:

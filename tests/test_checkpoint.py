@@ -81,6 +81,17 @@ def test_garbage_is_refused(tmp_path, garbage):
         load(tmp_path / "x")
 
 
+def test_any_flipped_bit_is_noticed(saved):
+    _, path = saved
+    whole = path.read_bytes()
+    for place in np.random.default_rng(0).integers(len(whole), size=40):
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=str(path)):
+            load(path)
+
+
 def test_bytes_after_the_end_are_refused(saved):
     _, path = saved
     path.write_bytes(path.read_bytes() + b"more")

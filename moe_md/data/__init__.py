@@ -5,6 +5,7 @@ from moe_md.data.crystals import fcc_slab, fcc_supercell, metal_frames, perfect_
 from moe_md.data.dataset import (
     Dataset,
     dataset_from_frames,
+    digest,
     folds_by_group,
     force_rms,
     load_dataset,
@@ -24,6 +25,7 @@ __all__ = [
     "batches",
     "collate",
     "dataset_from_frames",
+    "digest",
     "fcc_slab",
     "fcc_supercell",
     "folds_by_group",

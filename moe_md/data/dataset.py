@@ -2,6 +2,7 @@
 
 import hashlib
 from importlib import resources
+from numbers import Real
 from pathlib import Path
 from typing import Iterable, NamedTuple, Sequence
 
@@ -36,6 +37,8 @@ def dataset_from_frames(frames: Iterable[Frame], species: Sequence[str] | None =
     frames = tuple(frames)
     if species is None:
         species = sorted({symbol for frame in frames for symbol in frame.symbols})
+    if not isinstance(species, (tuple, list)) or not all(isinstance(s, str) for s in species):
+        raise ValueError(f"species must be a tuple of chemical symbols, got {species!r:.80}.")
     species = tuple(species)
     if len(set(species)) != len(species):
         raise ValueError(f"species must not repeat, got {species}.")
@@ -93,7 +96,7 @@ def split_by_group(dataset: Dataset, *, validation_fraction: float, seed: int) -
         ValueError: the fraction is outside (0, 1), or there are fewer than two
             groups.
     """
-    if not 0.0 < validation_fraction < 1.0:
+    if not isinstance(validation_fraction, Real) or not 0.0 < validation_fraction < 1.0:
         raise ValueError(f"validation_fraction must be in (0, 1), got {validation_fraction}.")
     held_out: set[str] = set()
     for groups in _groups_by_kind(dataset):
@@ -179,6 +182,24 @@ def summary(dataset: Dataset) -> dict:
     kinds = sorted({frame.kind for frame in dataset.frames})
     by_kind = {kind: count([f for f in dataset.frames if f.kind == kind]) for kind in kinds}
     return {**count(dataset.frames), "kinds": by_kind}
+
+
+def digest(dataset: Dataset) -> str:
+    """A name for exactly these frames, in this order: equal data have equal digests, other data another.
+
+    Args:
+        dataset: the frames.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    total = hashlib.sha256(repr(dataset.species).encode())
+    for frame in dataset.frames:
+        for value in frame:
+            array = isinstance(value, np.ndarray)
+            total.update(repr((value.shape, str(value.dtype)) if array else value).encode())
+            total.update(np.ascontiguousarray(value).tobytes() if array else b"")
+    return total.hexdigest()
 
 
 def reference_energies(dataset: Dataset) -> dict[str, float]:

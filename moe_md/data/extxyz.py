@@ -5,6 +5,7 @@ A label that a file does not carry is None: missing is missing, never zero.
 
 import gzip
 import io
+import os
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,10 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
+
+
+MAX_LENGTH = 1000.0  # Å, of positions and cells
+MIN_IMAGE_DISTANCE = 0.5  # Å, between periodic images
 
 
 class Frame(NamedTuple):
@@ -55,8 +60,9 @@ def frame_from_atoms(
         The frame, in float64. Absent labels are None.
 
     Raises:
-        ValueError: there are no atoms, a number is not finite, or a label has
-            the wrong shape.
+        ValueError: there are no atoms, a number is not finite, a label has the
+            wrong shape, the periodic vectors are not independent, or a length
+            is absurd.
 
     Example:
         >>> from ase.build import molecule
@@ -71,10 +77,10 @@ def frame_from_atoms(
     def label(key: str, *shapes: tuple[int, ...]) -> np.ndarray | None:
         if stored.get(key) is None:
             return None
-        try:
-            value = np.asarray(stored[key], float)
-        except ValueError as error:
-            raise ValueError(f"{key} of {name} must be numbers, got {stored[key]!r}.") from error
+        value = np.asarray(stored[key])
+        if value.dtype.kind not in "iuf":  # booleans and text are no numbers
+            raise ValueError(f"{key} of {name} must be numbers, got {stored[key]!r:.80}.")
+        value = value.astype(float)
         if value.shape not in shapes:
             wanted = " or ".join(map(str, shapes))
             raise ValueError(f"{key} of {name} must have shape {wanted}, got {value.shape}.")
@@ -87,10 +93,13 @@ def frame_from_atoms(
     if stress is not None:
         stress = voigt_6_to_full_3x3_stress(stress) if stress.size == 6 else stress.reshape(3, 3)
         stress = 0.5 * (stress + stress.T)
+    positions = _finite(atoms.positions.astype(float), "positions", name)
+    cell = _finite(atoms.cell.array.astype(float), "cell", name)
+    _check_lengths(positions, cell, atoms.pbc, name)
     return Frame(
-        positions=_finite(atoms.positions.astype(float), "positions", name),
+        positions=positions,
         symbols=tuple(atoms.get_chemical_symbols()),
-        cell=_finite(atoms.cell.array.astype(float), "cell", name),
+        cell=cell,
         pbc=atoms.pbc.copy(),
         energy=None if energy is None else float(energy),
         forces=label(forces_key, (len(atoms), 3)),
@@ -149,13 +158,18 @@ def read_frames(
             is not finite; a label has the wrong shape; or no frame carries a
             label whose name was given.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"path must be the path of a file, got {path!r:.80}.")
     path = Path(path)
+    keys = dict(energy_key=energy_key, forces_key=forces_key, stress_key=stress_key)
+    for name, key in {**keys, "group_key": group_key}.items():
+        if not isinstance(key, str) and not (key is None and name == "energy_key"):
+            raise ValueError(f"{name} must be the name of an entry of {path}, got {key!r:.80}.")
     text = _read_text(path)
     try:
         images = ase.io.read(io.StringIO(text), index=":", format="extxyz")
     except Exception as error:  # ASE raises many types on damaged files
         raise ValueError(f"path must be a whole extended XYZ file, got {path}: {error}") from error
-    keys = dict(energy_key=energy_key, forces_key=forces_key, stress_key=stress_key)
     frames = []
     for index, atoms in enumerate(images):
         frame = frame_from_atoms(atoms, **keys, group_key=group_key, name=f"frame {index} of {path}")
@@ -182,14 +196,49 @@ def _read_text(path: Path) -> str:
     lines = text.splitlines()
     if not any(line.strip() for line in lines):
         raise ValueError(f"path must hold at least one frame, got the empty file {path}.")
+    last = _last_frame(path, lines)
     # A file cut inside its last number still parses. Where the other lines of
     # the last frame share one width, a narrower unfinished line was cut.
-    if not text.endswith("\n") and len(lines) > 2:
-        header = next((k for k in range(len(lines) - 2, -1, -1) if lines[k].strip().isdigit()), 0)
-        widths = {len(line) for line in lines[header + 2 : -1]}
+    if not text.endswith("\n"):
+        widths = {len(line) for line in lines[last + 2 : -1]}
         if len(widths) == 1 and len(lines[-1]) < min(widths):
             raise ValueError(f"path must be a whole file, got {path}: it ends inside the line {lines[-1]!r}.")
     return text
+
+
+def _last_frame(path: Path, lines: list[str]) -> int:
+    """The line where the last frame begins; every frame has the lines that it announces.
+
+    ASE would read on beyond the end of the file, and stop at an empty line.
+    """
+    last = start = 0
+    while start < len(lines) and lines[start].strip():
+        count = lines[start].strip()
+        if not (count.isascii() and count.isdigit() and len(count) < 12 and int(count) > 0):
+            problem = f"line {start + 1} must be a number of atoms, at least 1, got {count!r:.80}"
+            raise ValueError(f"path must be a whole extended XYZ file, got {path}: {problem}.")
+        last, start = start, start + 2 + int(count)
+        if start > len(lines):
+            problem = f"it ends before the {count} atoms that line {last + 1} announces"
+            raise ValueError(f"path must be a whole extended XYZ file, got {path}: {problem}.")
+        while start < len(lines) and lines[start].startswith("VEC"):  # lattice vectors may follow
+            start += 1
+    if any(line.strip() for line in lines[start:]):
+        raise ValueError(f"path must hold frames without a gap, got {path}: line {start + 1} is empty.")
+    return last
+
+
+def _check_lengths(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, name: str) -> None:
+    """No search for neighbours ends in absurd cells."""
+    for what, value in (("positions", positions), ("cell", cell)):
+        if np.abs(value).max() > MAX_LENGTH:
+            raise ValueError(f"{what} of {name} must lie within {MAX_LENGTH} Å, got {np.abs(value).max():.3g} Å.")
+    apart = np.linalg.svd(cell[pbc], compute_uv=False).min() if pbc.any() else np.inf
+    if apart < MIN_IMAGE_DISTANCE:
+        raise ValueError(
+            f"cell of {name} must have independent vectors along periodic directions, images at least "
+            f"{MIN_IMAGE_DISTANCE} Å apart, got {cell.tolist()} with pbc {pbc.tolist()}."
+        )
 
 
 def _finite(value: np.ndarray, what: str, name: str) -> np.ndarray:

@@ -2,8 +2,10 @@
 
 Each step sees one batch of labelled frames and one of metal environments made
 on the fly, which carry no labels and ask for agreement only. Everything random
-follows from the seed and the step, so that a resumed run continues as if it had
-never stopped.
+follows from the seed and the step, and all that steps hand on is saved
+(`Progress`), so that a run that was killed, interrupted or out of disk ends, once
+it is started again, with the same bits as one that never stopped (on a device
+whose sums are reproducible, as a CPU's are).
 """
 
 import time
@@ -17,16 +19,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ase.data import chemical_symbols
 from tqdm import tqdm
 
 from moe_md import checkpoint, units
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Batch, Prepared, batches, collate, frame_rows, prepare
 from moe_md.data.crystals import metal_frames, perfect_crystals
-from moe_md.data.dataset import Dataset, dataset_from_frames, force_rms, reference_energies, require_labels, summary
+from moe_md.data.dataset import Dataset, dataset_from_frames, digest, force_rms, reference_energies, require_labels, summary
 from moe_md.experts import Expert, Params
+from moe_md.settings import check_fields
 from moe_md.training.losses import Terms, Weights, joint_loss, joint_terms
 
+FORMAT = 2  # of training.msgpack
 SLOT_STEP = 16  # slots of environment batches are rounded up to this
 
 
@@ -57,16 +62,22 @@ class Settings:
     weights: Weights = field(default_factory=Weights)
 
     def __post_init__(self):
+        check_fields(self)
         positive = ("steps", "max_rows", "lattice_constant", "learning_rate", "clip_norm", "validate_every", "save_every")
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        not_negative = ("warmup_steps", "seed", "max_strain", "max_perfect_strain", "max_rattle", "agreement_ramp")
-        for name in (*not_negative, "perfect_crystals", "perfect_weight"):
+        not_negative = ("warmup_steps", "seed", "max_rattle", "agreement_ramp", "perfect_crystals", "perfect_weight")
+        for name in not_negative:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
-        if self.environment_rows and self.environment_rows < 4:
+        if self.environment_rows < 4 and self.environment_rows != 0:
             raise ValueError(f"environment_rows must be 0 or at least 4, got {self.environment_rows}.")
+        for name in ("max_strain", "max_perfect_strain"):
+            if not 0 <= getattr(self, name) < 0.3:
+                raise ValueError(f"{name} must be in [0, 0.3), got {getattr(self, name)}.")
+        if self.metal not in chemical_symbols[1:]:
+            raise ValueError(f"metal must be a chemical symbol, got {self.metal!r}.")
         for name in ("ema_decay", "final_learning_rate", "agreement_pull"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}.")
@@ -79,6 +90,20 @@ class State(NamedTuple):
     params: tuple
     average: tuple  # exponential moving average of params
     optimizer: Any
+
+
+class Progress(NamedTuple):
+    """Where a training stands after a whole step: what `training.msgpack` holds."""
+
+    state: State
+    running: dict[str, float]  # smoothed errors, meV/Å
+    history: list[dict]  # what validation measured
+    seconds: float  # of training so far
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return int(self.state.step)
 
 
 def cotrain(
@@ -104,15 +129,18 @@ def cotrain(
         validation: frames to report errors on; groups apart from `dataset`.
         folder: where `training.msgpack` (to resume from) and
             `checkpoint.msgpack` go; nothing is written where None. A folder
-            that holds a `training.msgpack` of the same settings is resumed.
+            that holds a `training.msgpack` of the same settings, experts and
+            data is resumed; an interrupt (Ctrl-C) saves the last whole step.
         progress: show a bar with both experts' errors and their mismatch.
 
     Returns:
         Experts, averaged parameters, settings and record.
 
     Raises:
-        ValueError: experts do not fit each other or the data, or a label that
-            the loss asks for is missing everywhere.
+        ValueError: experts do not fit each other or the data, a label that the
+            loss asks for is missing everywhere, or `folder` holds another
+            training, or a damaged one.
+        OSError: a file cannot be written; what was saved before is whole.
         FloatingPointError: the loss is no longer finite.
     """
     experts = tuple(experts)
@@ -126,49 +154,53 @@ def cotrain(
     held_out = None if validation is None else prepare(dataset_from_frames(validation.frames, species), cutoff)
 
     optimizer = _optimizer(settings)
-    step_fn = jax.jit(partial(_step, experts, optimizer, settings), donate_argnums=0)
+    step_fn = jax.jit(partial(_step, experts, optimizer, settings))
     terms_fn = jax.jit(partial(joint_terms, experts))
-    state = _initial_state(experts, dataset, optimizer, settings)
-    fingerprint = {"settings": asdict(settings), "experts": [e.config for e in experts], "data": summary(dataset)}
-    history: list[dict] = []
-    state, history, seconds = _resume(folder, state, fingerprint)
-    started = time.monotonic() - seconds
+    fingerprint = {
+        "settings": asdict(settings),
+        "experts": [e.config for e in experts],
+        "data": digest(dataset),
+        "validation data": None if held_out is None else digest(validation),
+    }
+    here = Progress(_initial_state(experts, dataset, optimizer, settings), {}, [], 0.0)
+    if folder is not None:
+        here = _resume(folder, here, fingerprint)
+    started = time.monotonic() - here.seconds
 
-    labelled = _labelled(train, settings, int(state.step))
-    running: dict[str, float] = {}
-    bar = tqdm(total=settings.steps, initial=int(state.step), disable=not progress, desc="co-training", unit="step")
-    last_good = state.average
-    for step in range(int(state.step), settings.steps):
-        state, terms = step_fn(state, next(labelled), environment_batch(experts, settings, step))
-        running = _running(running, terms)
-        if (step + 1) % 20 == 0:
-            bar.update(20)
-            bar.set_postfix_str(
-                f"F {running['expensive']:.0f} | {running['cheap']:.0f} mismatch {running['mismatch']:.1f} meV/Å"
-            )
-        done = step + 1 == settings.steps
-        if (step + 1) % settings.save_every == 0 or (step + 1) % settings.validate_every == 0 or done:
-            if not np.isfinite(sum(running.values())):
-                raise FloatingPointError(
-                    f"the loss is not finite at step {step + 1}: lower learning_rate = {settings.learning_rate}; "
-                    f"the last saved state is whole."
-                )
-            last_good = jax.tree.map(np.array, state.average)  # a copy: the buffers are donated
-        if held_out is not None and ((step + 1) % settings.validate_every == 0 or done):
-            scores = _scores(_totals(terms_fn, last_good, held_out, settings.max_rows))
-            history.append({"step": step + 1, **scores, "train": dict(running)})
-            if progress:
-                bar.write(f"step {step + 1}: " + describe(scores))
-        if folder is not None and ((step + 1) % settings.save_every == 0 or done):
-            seconds = time.monotonic() - started
-            _save_state(folder, state, fingerprint, history, seconds)
-            checkpoint.save(
-                Path(folder) / "checkpoint.msgpack",
-                _result(experts, last_good, settings, dataset, validation, history, step + 1, seconds),
-            )
-    bar.close()
-    seconds = time.monotonic() - started
-    return _result(experts, last_good, settings, dataset, validation, history, settings.steps, seconds)
+    def result() -> Checkpoint:
+        return _result(experts, here, settings, dataset, validation)
+
+    labelled = _labelled(train, settings, here.step)
+    try:
+        with tqdm(total=settings.steps, initial=here.step, disable=not progress, desc="co-training", unit="step") as bar:
+            for step in range(here.step + 1, settings.steps + 1):
+                environment = environment_batch(experts, settings, step - 1)
+                state, terms = step_fn(here.state, next(labelled), environment)
+                running, history = _running(here.running, terms), here.history
+                done = step == settings.steps
+                save, validate = (done or step % n == 0 for n in (settings.save_every, settings.validate_every))
+                if save or validate:
+                    _check_finite(state, running, settings)
+                if validate and held_out is not None:
+                    scores = _scores(_totals(terms_fn, state.average, held_out, settings.max_rows))
+                    history = [*history, {"step": step, **scores, "train": running}]
+                    if progress:
+                        bar.write(f"step {step}: " + describe(scores))
+                # All at once: an interrupt finds a whole step.
+                here = Progress(state, running, history, time.monotonic() - started)
+                if save and folder is not None:
+                    _save_progress(folder, here, fingerprint)
+                    checkpoint.save(Path(folder) / "checkpoint.msgpack", result())
+                if step % 20 == 0:
+                    bar.update(20)
+                    bar.set_postfix_str(_errors_line(running))
+    except KeyboardInterrupt:
+        if folder is not None and _is_finite(here.state, here.running):
+            _save_progress(folder, here, fingerprint)
+        raise
+    if folder is not None:  # also where a finished training was killed before it wrote this
+        checkpoint.save(Path(folder) / "checkpoint.msgpack", result())
+    return result()
 
 
 def evaluate(experts: Sequence[Expert], params: Sequence[Params], prepared: Prepared, max_rows: int = 64) -> dict:
@@ -343,8 +375,7 @@ def _initial_state(experts, dataset: Dataset, optimizer, settings: Settings) -> 
             p["scale"] = jnp.full(len(expert.species), scale)
         params.append(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), p))
     params = tuple(params)
-    # The average is a copy: the step's buffers are donated.
-    return State(jnp.asarray(0), params, jax.tree.map(jnp.array, params), optimizer.init(params))
+    return State(jnp.asarray(0), params, params, optimizer.init(params))
 
 
 def _labelled(train, settings: Settings, start: int) -> Iterator[Batch]:
@@ -373,47 +404,74 @@ def _running(running: dict, terms: Terms) -> dict:
     return new
 
 
-def _save_state(folder, state: State, fingerprint: dict, history: list, seconds: float) -> None:
-    content = {
-        "state": flax.serialization.to_state_dict(jax.tree.map(np.asarray, state)),
-        "fingerprint": fingerprint,
-        "history": history,
-        "seconds": seconds,
-    }
-    checkpoint.write_atomic(Path(folder) / "training.msgpack", flax.serialization.msgpack_serialize(content))
+def _errors_line(running: dict[str, float]) -> str:
+    return f"F {running['expensive']:.0f} | {running['cheap']:.0f} mismatch {running['mismatch']:.1f} meV/Å"
 
 
-def _resume(folder, state: State, fingerprint: dict) -> tuple[State, list, float]:
-    if folder is None:
-        return state, [], 0.0
+def _is_finite(state: State, running: dict[str, float]) -> bool:
+    # Whatever broke the parameters stays in their average.
+    numbers = [*running.values(), *jax.tree.leaves(state.average)]
+    return all(np.isfinite(x).all() for x in numbers)
+
+
+def _check_finite(state: State, running: dict[str, float], settings: Settings) -> None:
+    if not _is_finite(state, running):
+        raise FloatingPointError(
+            f"the loss or the parameters are not finite at step {int(state.step)}: lower learning_rate = "
+            f"{settings.learning_rate}; the last saved state is whole."
+        )
+
+
+def _save_progress(folder, here: Progress, fingerprint: dict) -> None:
+    state = flax.serialization.to_state_dict(jax.tree.map(np.asarray, here.state))
+    content = {"fingerprint": fingerprint, **here._asdict(), "state": state}
+    checkpoint.write(Path(folder) / "training.msgpack", FORMAT, content)
+
+
+def _resume(folder, initial: Progress, fingerprint: dict) -> Progress:
+    """What a folder holds, `initial` where it holds nothing yet."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     path = Path(folder) / "training.msgpack"
     if not path.exists():
-        return state, [], 0.0
-    try:
-        content = flax.serialization.msgpack_restore(path.read_bytes())
-        same = content["fingerprint"] == fingerprint
-    except Exception as error:
-        raise ValueError(f"{path} must be a saved training state, but it cannot be read: {error}.") from None
-    if not same:
+        return initial
+    content = checkpoint.read(path, "a saved training", FORMAT, ("fingerprint", *Progress._fields))
+    saved = content["fingerprint"] if isinstance(content["fingerprint"], dict) else {}
+    other = [name for name, value in fingerprint.items() if name not in saved or saved[name] != value]
+    if other:
         raise ValueError(
-            f"folder must hold no training of other settings, experts or data, got {folder}: choose another."
+            f"folder must hold no training of other {' and other '.join(other)}, got {folder}: choose another."
         )
-    restored = flax.serialization.from_state_dict(state, content["state"])
-    return jax.tree.map(jnp.asarray, restored), list(content["history"]), float(content["seconds"])
+    wanted = checkpoint.signature(flax.serialization.to_state_dict(initial.state), dtypes=True)
+    found = checkpoint.signature(content["state"], dtypes=True)
+    if found != wanted:
+        raise ValueError(f"{path} must hold a state of shapes and dtypes {wanted}, got {found}.")
+    state = flax.serialization.from_state_dict(initial.state, content["state"])
+    here = Progress(jax.tree.map(jnp.asarray, state), *(content[name] for name in Progress._fields[1:]))
+    right = (
+        isinstance(here.running, dict)
+        and isinstance(here.history, list)
+        and isinstance(here.seconds, float)
+        and 0 <= here.step <= fingerprint["settings"]["steps"]
+        and all(isinstance(x, float) for x in here.running.values())
+        and _is_finite(here.state, here.running)
+    )
+    if not right:
+        raise ValueError(f"{path} must hold a whole and finite training, got a damaged one: remove it to start anew.")
+    return here
 
 
-def _result(experts, params, settings, dataset, validation, history, step, seconds) -> Checkpoint:
+def _result(experts, here: Progress, settings, dataset, validation) -> Checkpoint:
     record = {
-        "step": step,
-        "seconds": round(seconds, 1),
+        "step": here.step,
+        "seconds": round(here.seconds, 1),
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "train": summary(dataset),
         "validation": None if validation is None else summary(validation),
-        "history": history,
+        "history": here.history,
     }
-    return Checkpoint(tuple(experts), tuple(params), asdict(settings), record)
+    params = jax.tree.map(np.asarray, here.state.average)
+    return Checkpoint(tuple(experts), params, asdict(settings), record)
 
 
 def _check_experts(experts: tuple[Expert, ...]) -> None:

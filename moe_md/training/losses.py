@@ -29,6 +29,7 @@ from jax import Array
 from moe_md import derivatives
 from moe_md.data.batching import Batch
 from moe_md.experts import Expert, Params, energies_and_partial_forces
+from moe_md.settings import check_fields
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Weights:
     mixed: float = 1.0  # of the mixed energy's data term, against that of one expert
 
     def __post_init__(self):
+        check_fields(self)
         for name, value in vars(self).items():
             if not value >= 0:
                 raise ValueError(f"{name} must not be negative, got {value}.")

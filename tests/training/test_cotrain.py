@@ -114,7 +114,7 @@ def test_environments_hold_perfect_crystals_with_their_own_weight(pair):
         ({"steps": 0}, "steps must be positive, got 0"),
         ({"ema_decay": 1.5}, "ema_decay must lie between 0 and 1, got 1.5"),
         ({"environment_rows": 3}, "environment_rows must be 0 or at least 4, got 3"),
-        ({"max_strain": -0.1}, "max_strain must not be negative, got -0.1"),
+        ({"max_strain": -0.1}, r"max_strain must be in \[0, 0.3\), got -0.1"),
         ({"perfect_weight": -1.0}, "perfect_weight must not be negative, got -1.0"),
         ({"agreement_pull": 1.5}, "agreement_pull must lie between 0 and 1, got 1.5"),
     ],

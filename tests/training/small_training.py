@@ -1,0 +1,70 @@
+"""A co-training of seconds, as a program to be killed: `python small_training.py FOLDER CACHE [STEPS]`.
+
+It prints the number of each step as the step begins.
+"""
+
+import sys
+
+import jax
+import numpy as np
+
+from moe_md.data.crystals import random_metal
+from moe_md.data.dataset import dataset_from_frames
+from moe_md.experts import power_spectrum
+from moe_md.training import cotrain
+
+SPECIES = ("Pt", "C")
+EXPERTS = (
+    power_spectrum(SPECIES, 3.5, l_max=1, num_bessels=3, num_channels=2, hidden=(4,)),
+    power_spectrum(SPECIES, 3.5, l_max=0, num_bessels=3, num_channels=2, hidden=(4,), domain=("Pt",)),
+)
+
+
+def frames(n: int, seed: int):
+    """Small crystals, one in three with a carbon atom, under random labels."""
+    rng, found = np.random.default_rng(seed), []
+    while len(found) < n:
+        frame = random_metal(rng)
+        if len(frame.symbols) == 4:
+            symbols = frame.symbols if len(found) % 3 else ("Pt", "Pt", "Pt", "C")
+            labels = {
+                "energy": rng.normal(),
+                "forces": rng.normal(size=(4, 3)),
+                "stress": np.eye(3) * rng.normal(),
+            }
+            found.append(frame._replace(symbols=symbols, **labels, group=str(len(found))))
+    return dataset_from_frames(found, SPECIES)
+
+
+def settings(steps: int) -> cotrain.Settings:
+    """Epochs, saves and validations out of step with one another."""
+    return cotrain.Settings(
+        steps=steps,
+        max_rows=8,
+        environment_rows=4,
+        perfect_crystals=1,
+        warmup_steps=5,
+        validate_every=14,
+        save_every=5,
+    )
+
+
+def train(folder, steps: int):
+    """The whole training, or what is left of it."""
+    return cotrain.cotrain(
+        EXPERTS, frames(7, 0), settings(steps), validation=frames(3, 1), folder=folder, progress=False
+    )
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_compilation_cache_dir", sys.argv[2])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_logging_level", "CRITICAL")
+    batch_of_step = cotrain.environment_batch
+
+    def told(experts, settings, step):
+        print(step, flush=True)
+        return batch_of_step(experts, settings, step)
+
+    cotrain.environment_batch = told
+    train(sys.argv[1], int(sys.argv[3]))
