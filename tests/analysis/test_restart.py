@@ -1,4 +1,5 @@
 import dataclasses
+import resource
 from typing import Any, NamedTuple
 
 import flax.serialization
@@ -157,6 +158,24 @@ def test_damage_is_refused(path, tmp_path):
         load_restart(path, state(), neighbors(), SETTINGS)
     with pytest.raises(ValueError, match="nowhere cannot be read: No such file"):
         load_restart(tmp_path / "nowhere", state(), neighbors())
+
+
+def test_full_disk(path):
+    """The older restart stays whole, and the next one is written when there is room."""
+    kept = path.read_bytes()
+    keeper = Restart(path, fingerprint=SETTINGS)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # Python ignores the signal of it
+    try:
+        with pytest.raises(
+            OSError, match="restart.msgpack cannot be written: File too large. The last restart is whole"
+        ):
+            keeper.on_state(state(4), neighbors())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == kept and list(path.parent.iterdir()) == [path]
+    keeper.close()
+    assert load_restart(path, state(), neighbors(), SETTINGS)[0].step == 28
 
 
 def test_bad_arguments(tmp_path):

@@ -1,4 +1,5 @@
 import csv
+import os
 
 import ase.io
 import jax
@@ -132,6 +133,18 @@ def test_taken_up_after_a_kill(atoms, tmp_path, kind):
         assert written(kind, path, atoms, (0, 5, 10), append=True, until_step=0) == kept
     path.unlink()
     assert written(kind, path, atoms, (0, 5, 10), append=True, until_step=0) == kept
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is always full")
+def test_full_disk(atoms):
+    with pytest.raises(
+        OSError, match="/dev/full cannot be written: No space left on device. The last restart is whole"
+    ):
+        LogWriter("/dev/full")
+    writer = XYZWriter("/dev/full", ["Pt"] * 8, atoms.cell, True)
+    with pytest.raises(OSError, match="/dev/full cannot be written: No space left on device"):
+        writer(frame(atoms, 0))
+    writer.close()
 
 
 def test_only_our_own_files_are_cut(atoms, tmp_path):
