@@ -121,8 +121,42 @@ def ptco(folder: Path) -> str:
     return "\n\n".join([markdown(["", "energy, meV/atom", "forces, meV/Å", "stress, GPa"], rows), note])
 
 
+def soak(folder: Path) -> str:
+    """What a hundred thousand steps did."""
+    command = "python benchmarks/bench_soak.py"
+    parts = [f"`{command}`"]
+    for r in newest(harness.read(folder, "soak")):
+        parts.append(
+            f"{r['steps']:,} steps of {r['atoms']} atoms under `{r['checkpoint']}`, a CO with the expensive expert around it, "
+            f"{r['dtype']}, {r['temperature_K']:.0f} K: drift {r['drift_meV_per_atom_per_ps']:+.5f} ± {r['drift_stderr']:.5f} meV/atom/ps, "
+            f"largest total momentum {r['momentum']:.0e}, {r['lists_grown']} lists outgrown. Over the last nine tenths of "
+            f"{r['this_process_steps']:,} steps of one process memory went from {r['memory_MB'][0]:,.0f} to {r['memory_MB'][1]:,.0f} MB, "
+            f"and {r['compiled'][1] - r['compiled'][0]} programs were compiled. {where(r)}."
+        )
+    return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
+
+
+def halo(folder: Path) -> str:
+    """What message passing costs at a seam."""
+    command = "python benchmarks/bench_halo.py"
+    parts = [f"`{command}`"]
+    for r in newest(harness.read(folder, "halo")):
+        parts.append(
+            f"{r['atoms']:,} atoms, {r['f']:.1%} of them on jax-md's NequIP of {r['layers']} layers: its halo has "
+            f"{r['halo'] / r['f']:.1f} rows per owned row. {r['speedup']:.1f} times faster than NequIP on all atoms, where "
+            f"{r['s_max']:.1f} is the bound with the halo and {r['s_max_without_halo']:.1f} without; r = {r['r']:.0f}, {r['dtype']}, {where(r)}."
+        )
+    return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
+
+
 KEYS = (("energy_meV_per_atom", 1), ("forces_meV_per_A", 0), ("stress_GPa", 2))
-TABLES: dict[str, Callable[[Path], str]] = {"mixture": mixture, "cotraining": cotraining, "ptco": ptco}
+TABLES: dict[str, Callable[[Path], str]] = {
+    "mixture": mixture,
+    "cotraining": cotraining,
+    "ptco": ptco,
+    "soak": soak,
+    "halo": halo,
+}
 
 
 def fill(text: str, folder: Path = harness.RESULTS) -> str:

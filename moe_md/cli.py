@@ -7,6 +7,7 @@ unknown key is an error. What a person got wrong is answered in one line.
 
 import argparse
 import contextlib
+import hashlib
 import inspect
 import json
 import os
@@ -91,6 +92,8 @@ class Run:
             every = getattr(self, name)
             if self.log_every < 1 or every < 1 or every % self.log_every:
                 raise ValueError(f"log_every must be positive and {name} a multiple of it, got {self.log_every} and {every}.")
+        if self.steps % self.log_every:
+            raise ValueError(f"steps must be a multiple of log_every, got {self.steps} and {self.log_every}.")
         if self.region_around and not (self.region_lower is None and self.region_upper is None):
             raise ValueError("region_around must come without region_lower and region_upper, got both.")
 
@@ -248,7 +251,7 @@ def _dynamics(settings: Run, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     restart, cut = folder / "restart.msgpack", {}
     fingerprint = {k: v for k, v in asdict(settings).items() if k != "steps"}
-    fingerprint |= {"experts": [e.config for e in model.experts], "atoms": n_atoms}
+    fingerprint |= {"experts": [e.config for e in model.experts], "digest": _digest(model.params, atoms)}
     if restart.exists():
         like = run(position, n_steps=0, temperature_K=0.0, **begin)
         state, neighbors = load_restart(restart, like.state, like.neighbors, fingerprint)
@@ -295,8 +298,8 @@ def _dynamics(settings: Run, folder: Path) -> None:
     started = time.perf_counter()
     try:
         result = run(n_steps=n_steps, reporters=[report, say, keeper, LastState(folder / "last_good.npz")], **begin)
-        keeper.close()
     finally:
+        keeper.close()
         log.close()
         trajectory.close()
         if last:
@@ -312,6 +315,12 @@ def _dynamics(settings: Run, folder: Path) -> None:
         _say(f"drift {slope.slope:+.5f} ± {slope.standard_error:.5f} meV/atom/ps")
     _write_json(folder / "run.json", record)
     _say(f"{n_steps} steps in {seconds:.1f} s, compilation included; wrote {folder / 'log.csv'}")
+
+
+def _digest(params, atoms: Atoms) -> str:
+    """Of what a run starts from: another one must not be taken for it."""
+    arrays = [*jax.tree.leaves(params), atoms.positions, atoms.cell.array, atoms.numbers, atoms.get_momenta()]
+    return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in arrays)).hexdigest()
 
 
 def _integrator(settings: Run, shift_fn) -> simulate.Integrator:

@@ -81,6 +81,28 @@ def test_cotraining(tmp_path, tables):
     assert "ghost force, (111) plane" in tables.cotraining(tmp_path)
 
 
+def test_soak(tmp_path, tables):
+    record = smoke("soak", tmp_path, "--out", str(tmp_path / "run"))
+    assert record["steps"] == record["this_process_steps"] == 2000
+    assert abs(record["drift_meV_per_atom_per_ps"]) < 5 * record["drift_stderr"] + 0.01
+    assert record["momentum"] < 1e-10
+    # After the first tenth nothing compiles, and memory stands still.
+    assert record["compiled"][0] == record["compiled"][1]
+    assert record["memory_MB"][1] < 1.1 * record["memory_MB"][0]
+    # As a measurement it fills the table.
+    path = tmp_path / "soak.jsonl"
+    path.write_text(path.read_text().replace('"smoke": true', '"smoke": false'))
+    assert "drift" in tables.soak(tmp_path)
+
+
+def test_halo(tmp_path, tables):
+    record = smoke("halo", tmp_path)
+    assert record["atoms"] == 64 and record["f"] == 0.25 and record["halo"] == 0.25  # one layer of four, and the next
+    path = tmp_path / "halo.jsonl"
+    path.write_text(path.read_text().replace('"smoke": true', '"smoke": false'))
+    assert "halo" in tables.halo(tmp_path)
+
+
 def test_interleave_times_each_case_in_turn(harness):
     calls = []
 

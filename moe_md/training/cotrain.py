@@ -477,6 +477,11 @@ def _result(experts, here: Progress, settings, dataset, validation) -> Checkpoin
 def _check_experts(experts: tuple[Expert, ...]) -> None:
     if len(experts) != 2:
         raise ValueError(f"experts must be two, the expensive one first, got {len(experts)}.")
+    if max(e.num_hops for e in experts) > 1:
+        raise ValueError(
+            "experts must not pass messages, as they are made to agree row by row, "
+            f"got num_hops of {[e.num_hops for e in experts]}."
+        )
     if experts[0].species != experts[1].species:
         raise ValueError(f"experts must share one species tuple, got {experts[0].species} and {experts[1].species}.")
     if set(experts[0].domain) != set(experts[0].species):

@@ -126,6 +126,9 @@ def test_settings_refuse(change, message):
 
 def test_bad_experts_and_missing_labels_are_refused(pair, metal):
     expensive, cheap = pair
+    passing = pair[0]._replace(num_hops=2)
+    with pytest.raises(ValueError, match=r"experts must not pass messages.* got num_hops of \[2, 1\]"):
+        cotrain((passing, pair[1]), metal)
     with pytest.raises(ValueError, match="experts must be two"):
         cotrain([expensive], metal, SMALL, progress=False)
     with pytest.raises(ValueError, match="the expensive expert's domain must be every species"):

@@ -1,6 +1,6 @@
 """A long run on a small crystal with a CO molecule: does anything creep?
 
-    python benchmarks/soak.py [--steps 100000] [--checkpoint ptco] [--out DIR]
+    python benchmarks/bench_soak.py [--steps 100000] [--checkpoint ptco] [--out DIR] [--smoke]
 
 Constant energy, float64, the expensive expert in a ball that follows C and O,
 with every file that a run writes. It reports drift, momentum, memory and
@@ -12,6 +12,7 @@ was stopped is taken up where it was. Results are appended to
 import argparse
 import resource
 import time
+from functools import partial
 from pathlib import Path
 
 import harness
@@ -28,7 +29,7 @@ from moe_md.analysis.h5md import H5MDWriter
 from moe_md.analysis.restart import Restart, load_restart
 from moe_md.analysis.trajectory import LogWriter, drift
 
-TIMESTEP_FS, TEMPERATURE_K, CHUNK = 1.0, 300.0, 100
+TIMESTEP_FS, TEMPERATURE_K, CHUNK = 1.0, 300.0, 100  # fs, K, steps
 R_CORE, R_BLEND = 5.0, 1.5  # Å; the core is as wide as what the cheap expert sees
 
 
@@ -88,22 +89,24 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--checkpoint", default="ptco")
     parser.add_argument("--out", type=Path, default=Path("soak"))
+    parser.add_argument("--smoke", action="store_true", help="few steps: shows that it runs")
     parser.add_argument("--results", type=Path, default=harness.RESULTS)
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
+    if arguments.smoke:
+        arguments.steps = 20 * CHUNK
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     atoms, (neighbor_fn, energy_fn), integrator, shift_fn = prepare(arguments.checkpoint)
-    run = lambda *args, **kwargs: simulate.run(  # noqa: E731
-        neighbor_fn, energy_fn, integrator, *args, chunk_steps=CHUNK, **kwargs
-    )
+    run = partial(simulate.run, neighbor_fn, energy_fn, integrator, chunk_steps=CHUNK)
     begin = {"masses": atoms.get_masses(), "temperature_K": 2 * TEMPERATURE_K, "key": jax.random.key(0)}
     position, restart, cut = jnp.asarray(atoms.get_positions(wrap=True)), arguments.out / "restart.msgpack", {}
     n_steps, fingerprint = arguments.steps, {"checkpoint": arguments.checkpoint}
     if restart.exists():
         like = run(position, n_steps=0, **begin)
         state, neighbors = load_restart(restart, like.state, like.neighbors, fingerprint)
-        begin, cut, n_steps = {"state": state, "neighbors": neighbors}, {"append": True, "until_step": state.step}, n_steps - state.step
+        begin, cut = {"state": state, "neighbors": neighbors}, {"append": True, "until_step": state.step}
+        n_steps -= state.step
     else:
         relaxed = simulate.relax(neighbor_fn, energy_fn, shift_fn, position, n_steps=200)
         begin |= {"position": relaxed.position, "neighbors": relaxed.neighbors}
@@ -126,7 +129,10 @@ def main() -> None:
     steps, memory, compiled = map(np.asarray, zip(*watch.rows))
     early = np.searchsorted(steps, steps[0] + (steps[-1] - steps[0]) // 10)
     record = {
+        "benchmark": "soak",
+        "smoke": arguments.smoke,
         **harness.environment(),
+        "dtype": "float64",
         "checkpoint": arguments.checkpoint,
         "atoms": len(atoms),
         "steps": int(log["step"][-1]),
