@@ -24,8 +24,11 @@ from moe_md.models.mlp import NONLINEARITIES
 from moe_md.models.power_spectrum import PowerSpectrumNetwork
 from moe_md.models.radial import pair_cutoff
 from moe_md.neighborhood import Neighborhood
+from moe_md.settings import check_value
 
 Params = Any
+MAX_ORDER = 8  # of spherical harmonics
+MAX_DEPTH = 32  # layers of a network
 
 
 class Expert(NamedTuple):
@@ -207,9 +210,18 @@ def allegro(
     (1,)
     """
     config = dict(locals())
-    _at_least("num_layers", num_layers, 1)
-    _at_least("l_max", l_max, 0)
-    _at_least("num_tensor_features", num_tensor_features, 1)
+    _check_species(species, cutoff, domain)
+    _check_whole("num_layers", num_layers, 1, MAX_DEPTH)
+    _check_whole("l_max", l_max, 0, MAX_ORDER)
+    _check_whole("num_tensor_features", num_tensor_features, 1)
+    _check_whole("num_bessels", num_bessels, 1)
+    _check_power(polynomial_cutoff_p)
+    for name, widths in (("scalar_embed_mlp", scalar_embed_mlp), ("allegro_mlp", allegro_mlp), ("readout_mlp", readout_mlp)):
+        _check_widths(name, widths)
+    for name, flag in (("parity", parity), ("path_channel_coupling", path_channel_coupling), ("zbl", zbl)):
+        check_value(name, flag, bool)
+    check_value("nonlinearity", nonlinearity, str)
+    _check_whole("num_scalar_features", num_scalar_features, 2)
     if num_scalar_features % 2 or num_scalar_features < 2:
         raise ValueError(f"num_scalar_features must be even and positive, got {num_scalar_features}.")
     if nonlinearity not in NONLINEARITIES:
@@ -271,10 +283,14 @@ def power_spectrum(
         ValueError: an argument is out of range.
     """
     config = dict(locals())
-    _at_least("l_max", l_max, 0)
-    _at_least("num_channels", num_channels, 1)
+    _check_species(species, cutoff, domain)
+    _check_whole("l_max", l_max, 0, MAX_ORDER)
+    _check_whole("num_bessels", num_bessels, 1)
+    _check_whole("num_channels", num_channels, 1)
+    _check_power(polynomial_cutoff_p)
+    _check_widths("hidden", hidden)
+    check_value("avg_num_neighbors", avg_num_neighbors, float)
     allowed = tuple(species) if domain is None else tuple(domain)
-    _check_species(species, cutoff, allowed)
     network = PowerSpectrumNetwork(
         domain=tuple(tuple(species).index(s) for s in allowed),
         num_species=len(species),
@@ -448,9 +464,12 @@ def lennard_jones(
         ValueError: an argument is out of range.
     """
     config = dict(locals())
+    _check_species(species, cutoff, domain)
     allowed = tuple(species) if domain is None else tuple(domain)
-    _check_species(species, cutoff, allowed)
+    check_value("epsilon", epsilon, float)
+    check_value("sigma", sigma, float)
     onset = 0.8 * cutoff if onset is None else onset
+    check_value("onset", onset, float)
     if not 0 < onset < cutoff:
         raise ValueError(f"onset must lie between 0 and cutoff = {cutoff} Å, got {onset}.")
 
@@ -501,7 +520,6 @@ def cast(params: Params, dtype) -> Params:
 def _network_expert(name: str, network: nn.Module, config: dict) -> Expert:
     species, cutoff = config["species"], float(config["cutoff"])
     domain = tuple(species if config["domain"] is None else config["domain"])
-    _check_species(species, cutoff, domain)
     species = tuple(species)
     pair_cutoffs = config.get("pair_cutoffs")
     numbers = [atomic_numbers.get(symbol, 0) for symbol in species]
@@ -534,18 +552,18 @@ def _network_expert(name: str, network: nn.Module, config: dict) -> Expert:
 
 
 def _checked_avg_num_neighbors(value, n_species: int) -> float | tuple[float, ...]:
-    numbers = np.asarray(value, float)
-    if numbers.shape not in ((), (n_species,)) or not np.all(numbers > 0):
-        raise ValueError(f"avg_num_neighbors must be positive, one number or one per species, got {value!r}.")
+    numbers = _numbers(value)
+    if numbers.shape not in ((), (n_species,)) or not np.all((numbers > 0) & (numbers < np.inf)):
+        raise ValueError(f"avg_num_neighbors must be positive, one number or one per species, got {value!r:.80}.")
     return numbers.item() if numbers.ndim == 0 else tuple(numbers.tolist())
 
 
 def _checked_pair_cutoffs(value, n_species: int, cutoff: float) -> tuple[tuple[float, ...], ...]:
-    table = np.asarray(value, float)
+    table = _numbers(value)
     if table.shape != (n_species, n_species) or not np.all((table > 0) & (table <= cutoff)):
         raise ValueError(
             f"pair_cutoffs must be {n_species} rows of {n_species} numbers above 0 and up to cutoff = {cutoff} Å, "
-            f"got {value!r}."
+            f"got {value!r:.80}."
         )
     return tuple(map(tuple, table.tolist()))
 
@@ -561,21 +579,50 @@ def _checked_irreps(value: str) -> str:
     return str(irreps)
 
 
+def _numbers(value) -> np.ndarray:
+    """NaN where these are no numbers."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # rows of unequal length
+        return np.asarray(np.nan)
+    return array.astype(float) if array.dtype.kind in "iuf" else np.asarray(np.nan)
+
+
 def _config(builder: str, arguments: dict) -> dict:
     plain = {k: list(v) if isinstance(v, (tuple, list)) else v for k, v in arguments.items()}
     return {"builder": builder, **plain}
 
 
-def _check_species(species: Sequence[str], cutoff: float, domain: Sequence[str]) -> None:
-    if len(species) == 0 or len(set(species)) != len(species) or isinstance(species, str):
-        raise ValueError(f"species must be a tuple of distinct chemical symbols, got {species!r}.")
+def _check_species(species: Sequence[str], cutoff: float, domain: Sequence[str] | None) -> None:
+    if not _are_names(species) or len(species) == 0 or len(set(species)) != len(species):
+        raise ValueError(f"species must be a tuple of distinct chemical symbols, got {species!r:.80}.")
+    check_value("cutoff", cutoff, float)
     if not cutoff > 0:
         raise ValueError(f"cutoff must be positive (Å), got {cutoff}.")
-    unknown = [s for s in domain if s not in species]
-    if unknown or len(domain) == 0:
-        raise ValueError(f"domain must be a non-empty subset of species {tuple(species)}, got {tuple(domain)}.")
+    if domain is not None and (not _are_names(domain) or len(domain) == 0 or not set(domain) <= set(species)):
+        raise ValueError(f"domain must be a non-empty subset of species {tuple(species)}, got {domain!r:.80}.")
 
 
-def _at_least(name: str, value: int, least: int) -> None:
+def _are_names(value) -> bool:
+    return isinstance(value, (tuple, list)) and all(isinstance(name, str) for name in value)
+
+
+def _check_whole(name: str, value, least: int, most: int | None = None) -> None:
+    check_value(name, value, int)
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}.")
+    if most is not None and value > most:
+        raise ValueError(f"{name} must be at most {most}, got {value}.")
+
+
+def _check_power(value) -> None:
+    check_value("polynomial_cutoff_p", value, float)
+    if not 2 <= value <= 100:
+        raise ValueError(f"polynomial_cutoff_p must lie between 2 and 100, got {value}.")
+
+
+def _check_widths(name: str, widths) -> None:
+    if not isinstance(widths, (tuple, list)) or len(widths) > MAX_DEPTH:
+        raise ValueError(f"{name} must be a tuple of at most {MAX_DEPTH} widths, got {widths!r:.80}.")
+    for width in widths:
+        _check_whole(name, width, 1)
