@@ -13,7 +13,7 @@ all atoms within `num_hops - 1` neighbours of them. Their energies are not used.
 
 import warnings
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Callable, NamedTuple, Sequence
 
 import jax
@@ -25,6 +25,9 @@ from moe_md import neighbor_list as lists
 from moe_md.experts import Expert, Params, chunked_atom_energies
 from moe_md.neighborhood import Neighborhood, rows_from_neighbor_list
 from moe_md.regions import Region
+from moe_md.settings import check_value
+
+MAX_EDGE = 1e4  # Å, of a box
 
 
 @jax.tree_util.register_dataclass
@@ -118,6 +121,7 @@ def mixture_neighbor_list(
             a species index is unknown, the cutoff does not fit the box, or, on
             use, `box` is given without fractional coordinates.
     """
+    _check_builder_arguments(experts, params, region, dr_threshold, capacity_multiplier, chunk_size)
     experts, params = tuple(experts), tuple(params)
     species = _checked_species(experts, params, species)
     n_atoms = species.shape[0]
@@ -257,6 +261,28 @@ def _capacity(n, slack: float, most: int) -> int:
     return min(int(np.ceil(int(n) * slack)), most)
 
 
+@lru_cache
+def _structure_of(init: Callable):
+    return jax.tree.structure(jax.eval_shape(init, jax.random.key(0)))
+
+
+def _check_builder_arguments(experts, params, region, dr_threshold, capacity_multiplier, chunk_size) -> None:
+    if not isinstance(experts, (tuple, list)) or not all(isinstance(e, Expert) for e in experts):
+        raise ValueError(f"experts must be a tuple of experts, got {experts!r:.80}.")
+    if not isinstance(params, (tuple, list)):
+        raise ValueError(f"params must be a tuple, one tree for each expert, got {params!r:.80}.")
+    for n, (expert, tree) in enumerate(zip(experts, params)):
+        if jax.tree.structure(tree) != _structure_of(expert.init):
+            raise ValueError(f"params must fit the experts, those of expert {n} are {jax.tree.structure(tree)!s:.80}.")
+    if not callable(getattr(region, "gate", None)) or not callable(getattr(region, "support", None)):
+        raise ValueError(f"region must have a gate and a support, got {region!r:.80}.")
+    check_value("dr_threshold", dr_threshold, float)
+    check_value("capacity_multiplier", capacity_multiplier, float)
+    check_value("chunk_size", chunk_size, int)
+    if capacity_multiplier < 1:
+        raise ValueError(f"capacity_multiplier must be at least 1, got {capacity_multiplier}.")
+
+
 def _checked_species(experts, params, species) -> Array:
     if len(experts) == 0 or len(experts) != len(params):
         raise ValueError(
@@ -266,7 +292,10 @@ def _checked_species(experts, params, species) -> Array:
         raise ValueError(
             f"experts must share one species tuple, got {' and '.join(str(e.species) for e in experts)}."
         )
-    values = np.asarray(species)
+    try:
+        values = np.asarray(species)
+    except ValueError:  # rows of unequal length
+        values = np.asarray(None)
     if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
         raise ValueError(
             f"species must be a vector of integers, one per atom, got shape {values.shape} and dtype {values.dtype}."
@@ -280,7 +309,18 @@ def _checked_species(experts, params, species) -> Array:
 
 
 def _check_box(box, cutoff: float) -> None:
-    widths = lists.perpendicular_widths(box)
+    try:
+        edges = np.asarray(box)
+    except ValueError:  # rows of unequal length
+        edges = np.asarray(None)
+    shaped = edges.dtype.kind in "iuf" and edges.shape in ((), (3,), (3, 3))
+    if not shaped or not (np.abs(edges) <= MAX_EDGE).all():
+        raise ValueError(f"box must be a number, 3 edges or 3 x 3 columns, within {MAX_EDGE} Å, got {box!r:.80}.")
+    if edges.ndim == 2 and abs(np.linalg.det(edges)) < 1e-6 * np.prod(np.linalg.norm(edges, axis=0)):
+        raise ValueError(f"box must have independent columns, got {box!r:.80}.")
+    if not (edges != 0).any() or (edges.ndim < 2 and not (edges > 0).all()):
+        raise ValueError(f"box must have positive edges, got {box!r:.80}.")
+    widths = lists.perpendicular_widths(edges)
     if not (widths > 2 * cutoff).all():
         raise ValueError(
             f"box must be wider than twice the cutoff, 2 x {cutoff} Å, in every direction for molecular dynamics, "
