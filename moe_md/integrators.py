@@ -17,12 +17,12 @@ from typing import Any, Callable, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax_md import minimize, simulate
 
 from moe_md import units
 from moe_md.neighbor_list import box_matrix
+from moe_md.settings import check_value
 
 
 class Evaluation(NamedTuple):
@@ -453,8 +453,7 @@ def npt(
     check_positive("temperature_K", temperature_K)
     check_positive("tau_fs", tau_fs)
     check_positive("barostat_tau_fs", barostat_tau_fs)
-    if not np.isfinite(pressure_GPa):
-        raise ValueError(f"pressure_GPa must be finite, got {pressure_GPa}.")
+    check_value("pressure_GPa", pressure_GPa, float)
     numbers = (timestep_fs, temperature_K, pressure_GPa, tau_fs, barostat_tau_fs)
     return NPT(*map(float, numbers), shift_fn)
 
@@ -467,13 +466,15 @@ def n_free(position: Array) -> int:
 
 def check_positive(name: str, value) -> None:
     """Raise where a number is not positive and finite."""
-    if not (np.isfinite(value) and value > 0):
+    check_value(name, value, float)
+    if not value > 0:
         raise ValueError(f"{name} must be positive, got {value}.")
 
 
 def check_not_negative(name: str, value) -> None:
     """Raise where a number is negative or not finite."""
-    if not (np.isfinite(value) and value >= 0):
+    check_value(name, value, float)
+    if not value >= 0:
         raise ValueError(f"{name} must not be negative, got {value}.")
 
 

@@ -16,6 +16,7 @@ Pure: no files, no printing. Reporters (`moe_md.analysis.trajectory`) write.
 """
 
 from functools import partial
+from numbers import Integral
 from typing import Any, Callable, NamedTuple, Sequence
 
 import jax
@@ -38,6 +39,7 @@ from moe_md.integrators import (
     nve,
 )
 from moe_md.neighbor_list import box_matrix
+from moe_md.settings import check_value
 
 __all__ = ["Frame", "Log", "Relaxation", "Result", "SimulationError", "State", "langevin", "nose_hoover", "npt", "nve", "relax", "run"]
 
@@ -318,8 +320,7 @@ def _cell_fire(box, pressure_GPa: float, cell_mask, dtype) -> CellFire:
     mask = np.ones((3, 3)) if cell_mask is None else np.asarray(cell_mask, float)
     if mask.shape != (3, 3) or not np.isin(mask, (0.0, 1.0)).all() or (mask != mask.T).any():
         raise ValueError(f"cell_mask must be a symmetric [3, 3] array of zeros and ones, got {cell_mask!r}.")
-    if not np.isfinite(pressure_GPa):
-        raise ValueError(f"pressure_GPa must be finite, got {pressure_GPa}.")
+    check_value("pressure_GPa", pressure_GPa, float)
     return CellFire(box, float(pressure_GPa), jnp.asarray(mask, dtype))
 
 
@@ -477,9 +478,11 @@ def _advice(dynamics, step: int) -> str:
 def _begin(integrator, position, masses, velocity, temperature_K, key, box) -> State:
     position = _checked_position(position)
     n_atoms = position.shape[0]
-    if masses is None or np.shape(masses) != (n_atoms,):
-        raise ValueError(f"masses must have shape [{n_atoms}] (amu), got {None if masses is None else np.shape(masses)}.")
-    mass = np.asarray(masses, float)
+    if masses is None:
+        raise ValueError(f"masses must have shape [{n_atoms}] (amu), got None.")
+    mass = _numbers("masses", masses)
+    if mass.shape != (n_atoms,):
+        raise ValueError(f"masses must have shape [{n_atoms}] (amu), got {mass.shape}.")
     if not (np.isfinite(mass).all() and (mass > 0).all()):
         raise ValueError(f"masses must be positive (amu), got a smallest of {mass.min()}.")
     if (velocity is None) == (temperature_K is None):
@@ -487,7 +490,10 @@ def _begin(integrator, position, masses, velocity, temperature_K, key, box) -> S
     if key is None and (temperature_K is not None or integrator.needs_key):
         raise ValueError("key must be a random key, to draw velocities or for Langevin dynamics, got None.")
     column = jnp.asarray(mass[:, None], position.dtype)
+    if key is not None and not _is_key(key):
+        raise ValueError(f"key must be a random key, got {key!r:.80}.")
     if velocity is not None:
+        velocity = _numbers("velocity", velocity)
         if np.shape(velocity) != (n_atoms, 3) or not np.isfinite(np.asarray(velocity)).all():
             raise ValueError(f"velocity must be finite and have shape [{n_atoms}, 3], got shape {np.shape(velocity)}.")
         momentum = column * jnp.asarray(velocity, position.dtype)
@@ -569,11 +575,27 @@ def _given(**kwargs) -> dict:
     return {k: v for k, v in kwargs.items() if v is not None}
 
 
+def _numbers(name: str, value) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except ValueError:  # rows of unequal length
+        array = np.asarray(None)
+    if array.dtype.kind not in "iuf" and array.dtype != jnp.bfloat16:
+        raise ValueError(f"{name} must be numbers, got {value!r:.80}.")
+    return array
+
+
+def _is_key(value) -> bool:
+    dtype, shape = getattr(value, "dtype", None), np.shape(value) if hasattr(value, "dtype") else None
+    return (dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()) or (
+        dtype == np.uint32 and len(shape) == 1
+    )
+
+
 def _checked_position(position) -> Array:
-    if position is None or np.ndim(position) != 2 or np.shape(position)[1] != 3 or len(position) == 0:
-        raise ValueError(
-            f"position must have shape [n_atoms, 3], got {None if position is None else np.shape(position)}."
-        )
+    shape = _numbers("position", position).shape
+    if len(shape) != 2 or shape[1] != 3 or shape[0] == 0:
+        raise ValueError(f"position must have shape [n_atoms, 3], got {shape}.")
     position = jnp.asarray(position)
     if not jnp.issubdtype(position.dtype, jnp.floating):
         raise ValueError(f"position must be floating point, got {position.dtype}.")
@@ -590,5 +612,5 @@ def _checked_box(box, dtype) -> Array:
 
 
 def _check_count(name: str, value, least: int) -> None:
-    if int(value) != value or value < least:
+    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value < 2**31:
         raise ValueError(f"{name} must be a whole number, at least {least}, got {value}.")
