@@ -592,6 +592,37 @@ TAMPERED = (
         for v in (msgpack.ExtType(5, b"x"), msgpack.ExtType(1, b"x"), msgpack.Timestamp(1), b"raw", 1j)
     ),
     *(
+        lambda c, e=e, k=k, v=v: c["experts"][e].update({k: v})
+        for e in (0, 1)
+        for k in ("builder", "species", "cutoff", "domain", "unknown")
+        for v in (
+            "os.system",
+            3,
+            -1.0,
+            math.nan,
+            math.inf,
+            None,
+            [],
+            ["Pt", "Pt"],
+            ["Pt", 3],
+            {"a": 1},
+            10**18,
+            True,
+        )
+    ),
+    *(
+        lambda c, k=k, v=v: c["experts"][1].update({k: v})
+        for k in (
+            "num_channels",
+            "num_bessels",
+            "hidden",
+            "polynomial_cutoff_p",
+            "avg_num_neighbors",
+            "l_max",
+        )
+        for v in (-1, 0, 2.5, "x", None, [10**12], [-1], [[]], 10**12, math.nan, 1e300, [10**6] * 3, True)
+    ),
+    *(
         lambda c, v=v: c["params"][0].update(sigma=v)
         for v in (
             *(
@@ -724,3 +755,129 @@ def test_arguments_of_regions(case, value):
 def test_arguments_of_regions_of_regions(builder, value):
     names = ("region", "gate_fn")
     valid_or_clear(lambda: builder(value), *names)
+
+
+# Builders of experts, mixtures and runs ----------------------------------------
+
+FREE, SHIFT = space.free()
+SPECIES_OF = np.array([0, 0, 1, 0])
+EXPERT_BASE = {
+    mm.experts.lennard_jones: {
+        "species": ("Pt", "C"),
+        "cutoff": 3.0,
+        "epsilon": 1.0,
+        "sigma": 1.0,
+        "onset": 2.0,
+        "domain": None,
+    },
+    mm.experts.power_spectrum: {
+        **{
+            "species": ("Pt", "C"),
+            "cutoff": 3.0,
+            "l_max": 1,
+            "num_bessels": 2,
+            "num_channels": 2,
+            "hidden": (3,),
+        },
+        **{"polynomial_cutoff_p": 6.0, "avg_num_neighbors": 10.0, "domain": None},
+    },
+    mm.experts.allegro: {
+        **{
+            "species": ("Pt", "C"),
+            "cutoff": 3.0,
+            "l_max": 1,
+            "parity": True,
+            "num_layers": 1,
+            "num_scalar_features": 4,
+        },
+        **{"num_tensor_features": 2, "num_bessels": 2, "polynomial_cutoff_p": 6.0, "scalar_embed_mlp": (3,)},
+        **{
+            "allegro_mlp": (3,),
+            "readout_mlp": (3,),
+            "avg_num_neighbors": 10.0,
+            "path_channel_coupling": True,
+        },
+        **{"nonlinearity": "silu", "pair_cutoffs": None, "zbl": False, "domain": None},
+    },
+}
+EXPERT_CASES = [(builder, name) for builder, base in EXPERT_BASE.items() for name in base]
+
+
+@examples(150)
+@given(st.sampled_from(EXPERT_CASES), odd)
+def test_arguments_of_experts(case, value):
+    builder, name = case
+    made = valid_or_clear(lambda: builder(**{**EXPERT_BASE[builder], name: value}), name)
+    if made is not None:
+        assert (
+            math.isfinite(made.cutoff) and made.cutoff > 0 and all(isinstance(s, str) for s in made.species)
+        )
+        shapes = jax.eval_shape(made.init, jax.random.key(0))
+        flax.serialization.msgpack_serialize(made.config)
+        if sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) < 10_000:
+            assert jax.tree.map(
+                np.shape, mm.experts.build(made.config).init(jax.random.key(0))
+            ) == jax.tree.map(lambda x: x.shape, shapes)
+
+
+MIXTURE_BASE = {
+    "box": 10.0,
+    "experts": PAIR,
+    "params": tuple(e.init(jax.random.key(0)) for e in PAIR),
+    "species": SPECIES_OF,
+    "region": mm.regions.fixed([0, 1, 1, 0]),
+    "dr_threshold": 0.4,
+    "capacity_multiplier": 1.25,
+    "chunk_size": 64,
+}
+
+
+@examples(80)
+@given(st.sampled_from(sorted(MIXTURE_BASE)), odd)
+def test_arguments_of_mixtures(name, value):
+    made = valid_or_clear(lambda: mm.mixture_neighbor_list(FREE, **{**MIXTURE_BASE, name: value}), name)
+    if made is not None:
+        neighbor_fn, _ = made
+        valid_or_clear(lambda: neighbor_fn.allocate(jax.numpy.asarray(POSITION)), name)
+
+
+RUN_BASE = {
+    **{
+        "n_steps": 0,
+        "position": POSITION,
+        "masses": np.ones(4),
+        "temperature_K": 300.0,
+        "key": jax.random.key(0),
+    },
+    **{"velocity": None, "chunk_steps": 5, "max_regrow": 2},
+}
+
+
+class Started(Exception):
+    """The arguments were let through."""
+
+
+class NeighborFn:
+    @staticmethod
+    def allocate(position, **_):
+        assert position.shape == (len(position), 3) and np.isfinite(position).all()
+        raise Started
+
+
+@examples(100)
+@given(st.sampled_from(("nve", "langevin", "run")), st.data())
+def test_arguments_of_dynamics(what, data):
+    if what == "run":
+        name = data.draw(st.sampled_from(sorted(RUN_BASE)))
+        arguments = {**RUN_BASE, name: data.draw(odd)}
+        with contextlib.suppress(Started):
+            valid_or_clear(
+                lambda: mm.simulate.run(NeighborFn, None, mm.simulate.nve(SHIFT, 1.0), **arguments), name
+            )
+        return
+    base = {"timestep_fs": 1.0} | (
+        {"temperature_K": 300.0, "friction_per_fs": 0.01} if what == "langevin" else {}
+    )
+    name, value = data.draw(st.sampled_from(sorted(base))), data.draw(odd)
+    made = valid_or_clear(lambda: getattr(mm.simulate, what)(SHIFT, **{**base, name: value}), name)
+    assert made is None or math.isfinite(getattr(made, name))
