@@ -1,4 +1,5 @@
 import dataclasses
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -428,3 +429,35 @@ def test_bad_settings(slab, warm):
         simulate.run(None, None, simulate.nve(shift_fn, 1.0), np.zeros((1, 3)), state=warm.state, n_steps=1)
     with pytest.raises(ValueError, match="key must be a random key for Langevin"):
         simulate.run(None, None, simulate.langevin(shift_fn, 1.0, 300.0, 0.01), state=warm.state, n_steps=1)
+
+
+def test_an_atom_that_wanders_out_of_its_region_is_warned_of_once():
+    """C leaves the half of the crystal that the expert of all species owns; the other knows Pt alone."""
+    species, cutoff = ("Pt", "C"), 3.0
+    experts = [
+        mm.experts.lennard_jones(species, cutoff, epsilon=0.01, sigma=1.5, domain=domain) for domain in (species, ("Pt",))
+    ]
+    x, y, z = np.meshgrid(np.arange(8), np.arange(3), np.arange(3), indexing="ij")
+    position = 2.5 * np.stack([x, y, z], axis=-1).reshape(-1, 3)
+    carbon = 0
+    position[carbon] = [2.5, 1.25, 1.25]  # in a channel along x
+    box = 2.5 * np.array([8.0, 3.0, 3.0])
+    displacement_fn, shift_fn = space.periodic(box)
+    owner = (position[:, 0] > 8.0).astype(int)
+    kinds = np.zeros(len(position), int)
+    kinds[carbon] = 1
+    fns = mm.mixture_neighbor_list(
+        displacement_fn, box, experts, [e.init(None) for e in experts], kinds, mm.regions.fixed(owner)
+    )
+    velocity = np.zeros_like(position)
+    velocity[carbon, 0] = 1.0
+    masses = np.where(kinds == 1, 12.0, 195.0)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        simulate.run(*fns, simulate.nve(shift_fn, 1.0), jnp.asarray(position), masses=masses, velocity=velocity, n_steps=5)
+        assert not [w for w in told if "outside its domain" in str(w.message)]
+        simulate.run(
+            *fns, simulate.nve(shift_fn, 1.0), jnp.asarray(position), masses=masses, velocity=velocity, n_steps=80, chunk_steps=10
+        )  # fmt: skip
+    (warning,) = [w for w in told if "outside its domain" in str(w.message)]
+    assert "expert 1" in str(warning.message)
