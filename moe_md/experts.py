@@ -348,10 +348,13 @@ def embedded_atom(
     (2, 16)
     """
     config = dict(locals())
-    _at_least("num_bessels", num_bessels, 1)
-    _at_least("num_densities", num_densities, 1)
+    _check_species(species, cutoff, domain)
+    _check_whole("num_bessels", num_bessels, 1)
+    _check_whole("num_densities", num_densities, 1)
+    _check_power(polynomial_cutoff_p)
+    _check_widths("hidden", hidden)
+    check_value("avg_num_neighbors", avg_num_neighbors, float)
     allowed = tuple(species) if domain is None else tuple(domain)
-    _check_species(species, cutoff, allowed)
     network = EmbeddedAtomNetwork(
         domain=tuple(tuple(species).index(s) for s in allowed),
         num_species=len(species),
@@ -419,9 +422,13 @@ def nequip(
     3
     """
     config = dict(locals())
-    _at_least("l_max", l_max, 0)
+    _check_species(species, cutoff, domain)
+    _check_whole("l_max", l_max, 0, MAX_ORDER)
     for name in ("num_layers", "num_bessels", "radial_width", "radial_depth"):
-        _at_least(name, config[name], 1)
+        _check_whole(name, config[name], 1)
+    _check_whole("num_layers", num_layers, 1, MAX_DEPTH)
+    _check_whole("radial_depth", radial_depth, 1, MAX_DEPTH)
+    check_value("avg_num_neighbors", avg_num_neighbors, float)
     if not cutoff > 0.5:
         raise ValueError(f"cutoff must be above 0.5 Å, where jax-md's switch is that wide, got {cutoff}.")
     network = NequIPNetwork(
@@ -569,7 +576,9 @@ def _checked_pair_cutoffs(value, n_species: int, cutoff: float) -> tuple[tuple[f
 
 
 def _checked_irreps(value: str) -> str:
-    requirement = f"hidden_irreps must be irreps with two or more even scalars, like '8x0e + 4x1o', got {value!r}."
+    requirement = f"hidden_irreps must be irreps with two or more even scalars, like '8x0e + 4x1o', got {value!r:.80}."
+    if not isinstance(value, str):
+        raise ValueError(requirement)
     try:
         irreps = e3nn.Irreps(value).regroup()
     except (TypeError, ValueError):

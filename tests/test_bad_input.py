@@ -781,6 +781,10 @@ EXPERT_BASE = {
         },
         **{"polynomial_cutoff_p": 6.0, "avg_num_neighbors": 10.0, "domain": None},
     },
+    mm.experts.embedded_atom: {
+        **{"species": ("Pt", "C"), "cutoff": 3.0, "num_bessels": 2, "num_densities": 1, "hidden": (3,)},
+        **{"polynomial_cutoff_p": 6.0, "avg_num_neighbors": 10.0, "domain": None},
+    },
     mm.experts.allegro: {
         **{
             "species": ("Pt", "C"),
@@ -800,7 +804,18 @@ EXPERT_BASE = {
         **{"nonlinearity": "silu", "pair_cutoffs": None, "zbl": False, "domain": None},
     },
 }
+NEQUIP_BASE = {
+    **{"species": ("Pt", "C"), "cutoff": 3.0, "l_max": 1, "num_layers": 1, "hidden_irreps": "4x0e", "num_bessels": 2},
+    **{"radial_width": 2, "radial_depth": 1, "avg_num_neighbors": 10.0, "domain": None},
+}
 EXPERT_CASES = [(builder, name) for builder, base in EXPERT_BASE.items() for name in base]
+
+
+@examples(60)
+@given(st.sampled_from(sorted(NEQUIP_BASE)), odd)
+def test_arguments_of_nequip(name, value):
+    """Only built: jax-md is slow to begin."""
+    valid_or_clear(lambda: mm.experts.nequip(**{**NEQUIP_BASE, name: value}), name)
 
 
 @examples(150)
