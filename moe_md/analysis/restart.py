@@ -11,18 +11,15 @@ ever executed. Functions are not stored: they come from the fresh structures.
 
 import dataclasses
 import enum
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_md.analysis.trajectory import naming
-from moe_md.checkpoint import write_atomic
+from moe_md import checkpoint
 from moe_md.simulate import Frame, State
 
 FORMAT = 1
@@ -76,10 +73,7 @@ class Restart:
             return
         state, neighbors = self._unwritten
         content = {"fingerprint": self._fingerprint, "state": _packed(state), "neighbors": _packed(neighbors)}
-        inside = flax.serialization.msgpack_serialize(content)
-        whole = {"restart_format": FORMAT, "sha256": hashlib.sha256(inside).hexdigest(), "content": inside}
-        with naming(self._path):
-            write_atomic(self._path, flax.serialization.msgpack_serialize(whole))
+        checkpoint.write(self._path, FORMAT, content)
         self._unwritten = None
 
 
@@ -105,7 +99,7 @@ def load_restart(
             another fingerprint, or of another kind of run.
     """
     path, fingerprint = Path(path), _as_json(fingerprint)
-    content = _content(path)
+    content = checkpoint.read(path, "a whole moe_md restart", FORMAT, ("fingerprint", "state", "neighbors"))
     stored = content["fingerprint"]
     if stored != fingerprint:
         raise ValueError(
@@ -240,25 +234,6 @@ def _is_number(node) -> bool:
 
 def _is_function(node) -> bool:
     return (callable(node) and _children(node) is None and not _is_array(node)) or isinstance(node, enum.Enum)
-
-
-def _content(path: Path) -> dict:
-    try:
-        whole = flax.serialization.msgpack_restore(path.read_bytes())
-        version, digest, inside = whole["restart_format"], whole["sha256"], whole["content"]
-    except OSError as error:
-        raise ValueError(
-            f"path must be a restart file, but {path} cannot be read: {error.strerror}."
-        ) from None
-    except Exception as error:  # msgpack raises many types
-        raise ValueError(f"{path} must be a whole restart file, but it cannot be read: {error}.") from None
-    if version != FORMAT:
-        raise ValueError(f"{path} must have restart format {FORMAT}, got {version!r}.")
-    if not isinstance(inside, bytes) or hashlib.sha256(inside).hexdigest() != digest:
-        raise ValueError(
-            f"{path} must be a whole restart file, but its checksum does not match: it was damaged or changed."
-        )
-    return flax.serialization.msgpack_restore(inside)
 
 
 def _as_json(fingerprint: dict | None) -> str:

@@ -146,17 +146,17 @@ def test_damage_is_refused(path, tmp_path):
     whole = path.read_bytes()
     for length in (0, 1, 100, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="restart.msgpack must be a whole restart file"):
+        with pytest.raises(ValueError, match="restart.msgpack must (be a whole moe_md restart|have restart format)"):
             load_restart(path, state(), neighbors(), SETTINGS)
     for place in range(60, len(whole), 97):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        with pytest.raises(ValueError, match="restart.msgpack must be a whole restart file"):
+        with pytest.raises(ValueError, match="restart.msgpack must (be a whole moe_md restart|have restart format)"):
             load_restart(path, state(), neighbors(), SETTINGS)
     content = flax.serialization.msgpack_restore(whole)
-    path.write_bytes(flax.serialization.msgpack_serialize({**content, "restart_format": 2}))
+    path.write_bytes(flax.serialization.msgpack_serialize({**content, "format": 2}))
     with pytest.raises(ValueError, match="must have restart format 1, got 2"):
         load_restart(path, state(), neighbors(), SETTINGS)
-    with pytest.raises(ValueError, match="nowhere cannot be read: No such file"):
+    with pytest.raises(ValueError, match="nowhere must be a whole moe_md restart, but it cannot be read"):
         load_restart(tmp_path / "nowhere", state(), neighbors())
 
 
@@ -168,7 +168,7 @@ def test_full_disk(path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # Python ignores the signal of it
     try:
         with pytest.raises(
-            OSError, match="restart.msgpack cannot be written: File too large. The last restart is whole"
+            OSError, match="cannot be written, what was there before is kept: File too large"
         ):
             keeper.on_state(state(4), neighbors())
     finally:
@@ -185,7 +185,7 @@ def test_bad_arguments(tmp_path):
         Restart(tmp_path / "r", fingerprint={"x": object()})
     with pytest.raises(TypeError, match="arrays, numbers and strings in containers, got bytes"):
         Restart(tmp_path / "r").on_state(state(), b"x")
-    with pytest.raises(OSError, match="nowhere/r cannot be written: No such file or directory"):
+    with pytest.raises(OSError, match="cannot be written.*No such file or directory.*nowhere/r"):
         Restart(tmp_path / "nowhere" / "r").on_state(state(), ())
 
 
