@@ -92,7 +92,7 @@ def neighbor_list(
 
     @partial(jax.jit, static_argnums=(1, 2, 3))
     def build(position, grid, cell_capacity, n_slots, **kwargs):
-        """Rows of every cutoff, the fullest of each, and the fullest cell; `n_slots` None is all candidates."""
+        """Rows of every cutoff, the neighbours of the fullest row of each, and the atoms of the fullest cell."""
         n_atoms = position.shape[0]
         place = cells_of(position, grid)
         cell = _number(place, grid)

@@ -12,6 +12,13 @@ jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent 
 jax.config.update("jax_logging_level", "CRITICAL")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """A process may map only so many pieces of memory, and every compiled program takes some: XLA crashes beyond."""
+    yield
+    jax.clear_caches()
+
+
 def pytest_collection_modifyitems(items):
     """Tests marked `slow` have a small form beside them, which always runs."""
     if os.environ.get("MOE_MD_FULL"):

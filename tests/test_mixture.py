@@ -70,8 +70,8 @@ MIXTURES = {
     "embedded_atom + lennard_jones, custom": ((EMBEDDED, SHORT), crowded),
     "embedded_atom + lennard_jones, union": ((EMBEDDED, SHORT), lambda owner: union(slab_like(owner), about(owner))),
     "lennard_jones + embedded_atom, complement": ((LJ, EMBEDDED), lambda owner: complement(about(owner))),
-    "allegro + embedded_atom + lennard_jones, nested": (
-        (contract.small_allegro(1, 1, True), EMBEDDED, SHORT),
+    "allegro + smaller allegro + power_spectrum, nested": (
+        (contract.small_allegro(2, 1, True), contract.small_allegro(1, 1, False), contract.small_power_spectrum(cutoff=2.7, l_max=1)),
         lambda owner: nested(about(owner), crowded(owner)),
     ),
     "nequip + embedded_atom, fixed": ((contract.small_nequip(), EMBEDDED), fixed),
