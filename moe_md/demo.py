@@ -451,7 +451,8 @@ def run(settings: Settings, folder, say: Callable[[str], None] = print) -> dict:
     snapshots: list[simulate.Frame] = []
 
     def report(frame: simulate.Frame) -> None:
-        whole = frame._replace(potential=frame.potential + zero_eV, total=frame.total + zero_eV)
+        energies = {name: getattr(frame, name) + zero_eV for name in ("potential", "total", "conserved")}
+        whole = frame._replace(**energies)
         log_file(whole)
         if frame.step % settings.trajectory_every == 0:
             trajectory(whole)

@@ -171,6 +171,7 @@ def test_files(finished):
     assert len(frames[0]) == summary["n_atoms"] and frames[0].pbc.all()
     assert np.mean(frames[0].arrays["expert"] == 0) == pytest.approx(summary["f"])
     assert frames[0].get_potential_energy() == pytest.approx(float(rows[0]["potential"]), abs=1e-3)
+    assert all(row["conserved"] == row["total"] for row in rows)
     assert len(said) >= 8
 
 
