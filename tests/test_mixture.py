@@ -247,8 +247,14 @@ def test_three_experts():
 
 
 def test_a_shorter_cutoff_has_fewer_slots():
-    _, _, nbrs = build((SPECTRUM, SHORT), [randomized(SPECTRUM), randomized(SHORT)], fixed(OWNERS))
-    assert nbrs.list.idx[1].shape[1] < nbrs.list.idx[0].shape[1] == nbrs.idx.shape[1]
+    R, edges, species, owner = crystal()
+    pair = (SPECTRUM, SHORT)
+    neighbor_fn, _ = mixture_neighbor_list(
+        space.periodic(edges)[0], edges, pair, [randomized(e) for e in pair], species, fixed(owner), dr_threshold=0.2
+    )
+    nbrs = neighbor_fn.allocate(jnp.asarray(R % edges))
+    long, short = (idx.shape[1] for idx in nbrs.list.idx)
+    assert 2 * short < long == nbrs.idx.shape[1]
 
 
 @pytest.fixture(scope="module")
