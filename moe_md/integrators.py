@@ -22,7 +22,7 @@ from jax_md import minimize, simulate
 
 from moe_md import units
 from moe_md.neighbor_list import box_matrix
-from moe_md.settings import check_value
+from moe_md.settings import check_not_negative, check_positive, check_value
 
 
 class Evaluation(NamedTuple):
@@ -462,20 +462,6 @@ def n_free(position: Array) -> int:
     """Degrees of freedom where the total momentum is conserved."""
     n_atoms = position.shape[0]
     return 3 * n_atoms - 3 if n_atoms > 1 else 3
-
-
-def check_positive(name: str, value) -> None:
-    """Raise where a number is not positive and finite."""
-    check_value(name, value, float)
-    if not value > 0:
-        raise ValueError(f"{name} must be positive, got {value}.")
-
-
-def check_not_negative(name: str, value) -> None:
-    """Raise where a number is negative or not finite."""
-    check_value(name, value, float)
-    if not value >= 0:
-        raise ValueError(f"{name} must not be negative, got {value}.")
 
 
 def _chain(integrator, length: int, tau_fs):

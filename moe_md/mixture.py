@@ -24,7 +24,7 @@ from jax import Array
 from moe_md import neighbor_list as lists
 from moe_md.experts import Expert, Params, chunked_atom_energies
 from moe_md.neighborhood import Neighborhood, rows_from_neighbor_list
-from moe_md.regions import Region
+from moe_md.regions import Region, check_region
 from moe_md.settings import check_value
 
 MAX_EDGE = 1e4  # Å, of a box
@@ -146,12 +146,14 @@ def mixture_neighbor_list(
             raise ValueError("box can be given only where fractional_coordinates = True: positions in Å stay behind.")
         return {k: v for k, v in (("box", box), ("perturbation", perturbation)) if v is not None}
 
-    def wanted(position, region, full_list, **kwargs) -> tuple[Array, list[Array]]:
-        """Which atoms each expert computes, `[n_atoms, n_experts]`, and which it needs besides."""
+    def support(position, region, **kwargs) -> Array:
+        """Which atoms each expert computes, `[n_atoms, n_experts]` bool."""
         owner = builder_region if region is None else region
-        held = owner.support(position, partial(displacement_fn, **kwargs), dr_threshold)
-        halos = [_halo(held[:, e], full_list.idx[level[e]], expert.num_hops) for e, expert in enumerate(experts)]
-        return held, halos
+        return owner.support(position, partial(displacement_fn, **kwargs), dr_threshold)
+
+    def halos_of(held, full_list) -> list[Array]:
+        """Which atoms each expert needs besides, `[n_atoms]` bool each."""
+        return [_halo(held[:, e], full_list.idx[level[e]], expert.num_hops) for e, expert in enumerate(experts)]
 
     def select(held, halos, centers_sizes, halo_sizes):
         centers = tuple(_first(held[:, e], size) for e, size in enumerate(centers_sizes))
@@ -164,9 +166,10 @@ def mixture_neighbor_list(
         _check_position(position, n_atoms)
         _check_box(lists.strained(kwargs.get("box", box), kwargs.get("perturbation")), cutoffs[0])
         owner = builder_region if region is None else region
-        _check_region(np.asarray(owner.support(position, partial(displacement_fn, **kwargs), dr_threshold)), n_atoms, len(experts))
+        held = support(position, region, **kwargs)
+        _check_held(np.asarray(held), n_atoms, len(experts))
         full_list = list_fns.allocate(position, extra_capacity=extra_capacity, **kwargs)
-        held, halos = wanted(position, region, full_list, **kwargs)
+        halos = halos_of(held, full_list)
         slack = capacity_multiplier if owner.moves else 1.0
         sizes = tuple(_capacity(n, slack, n_atoms) for n in np.sum(held, axis=0))
         halo_sizes = tuple(_capacity(np.sum(mask), capacity_multiplier, n_atoms) for mask in halos)
@@ -178,9 +181,9 @@ def mixture_neighbor_list(
     def update(position, neighbors: MixtureNeighbors, *, region: Region | None = None, **kwargs):
         kwargs = given(**kwargs)
         full_list = list_fns.update(position, neighbors.list, **kwargs)
-        held, halos = wanted(position, region, full_list, **kwargs)
+        held = support(position, region, **kwargs)
         sizes = (tuple(c.shape[0] for c in each) for each in (neighbors.centers, neighbors.halo))
-        centers, halo, overflow = select(held, halos, *sizes)
+        centers, halo, overflow = select(held, halos_of(held, full_list), *sizes)
         return MixtureNeighbors(full_list, centers, halo, neighbors.centers_overflow | overflow, update)
 
     def rows_of(e: int, position, neighbors: MixtureNeighbors, moved) -> Neighborhood:
@@ -221,6 +224,9 @@ def mixture_neighbor_list(
         gate = (builder_region if region is None else region).gate(position, moved)
         counts = []
         for e, (expert, centers) in enumerate(zip(experts, neighbors.centers)):
+            if set(expert.domain) == set(expert.species):
+                counts.append(jnp.zeros((), int))
+                continue
             allowed = jnp.asarray([s in expert.domain for s in expert.species])
             rows = rows_from_neighbor_list(position, species, neighbors.list.idx[level[e]], moved, centers)
             near = rows.mask & (jnp.sum(rows.displacement**2, axis=-1) < expert.cutoff**2)
@@ -274,8 +280,7 @@ def _check_builder_arguments(experts, params, region, dr_threshold, capacity_mul
     for n, (expert, tree) in enumerate(zip(experts, params)):
         if jax.tree.structure(tree) != _structure_of(expert.init):
             raise ValueError(f"params must fit the experts, those of expert {n} are {jax.tree.structure(tree)!s:.80}.")
-    if not callable(getattr(region, "gate", None)) or not callable(getattr(region, "support", None)):
-        raise ValueError(f"region must have a gate and a support, got {region!r:.80}.")
+    check_region(region)
     check_value("dr_threshold", dr_threshold, float)
     check_value("capacity_multiplier", capacity_multiplier, float)
     check_value("chunk_size", chunk_size, int)
@@ -335,7 +340,7 @@ def _check_position(position, n_atoms: int) -> None:
         raise ValueError("position must be finite, got NaN or infinity.")
 
 
-def _check_region(held: np.ndarray, n_atoms: int, n_experts: int) -> None:
+def _check_held(held: np.ndarray, n_atoms: int, n_experts: int) -> None:
     if held.shape != (n_atoms, n_experts):
         raise ValueError(
             f"region must speak of [n_atoms, n_experts] = [{n_atoms}, {n_experts}], got {list(held.shape)}."

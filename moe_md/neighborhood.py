@@ -1,7 +1,7 @@
 """Rows of centres: what an expert sees of the world.
 
 A row is one centre and its neighbours within the cutoff. Rows are filled from
-a jax-md neighbour list during dynamics (`rows_from_neighbor_list`, under jit)
+a dense neighbour list during dynamics (`rows_from_neighbor_list`, under jit)
 and from a list of periodic images for training and single points
 (`rows_from_images`, on the host; cells of any size, one atom included).
 """
@@ -37,7 +37,7 @@ def rows_from_neighbor_list(
     centers: Array,
     **kwargs,
 ) -> Neighborhood:
-    """Rows of some centres, from jax-md's dense neighbour list.
+    """Rows of some centres, from a dense neighbour list, ours or jax-md's.
 
     Args:
         position: `[n_atoms, 3]`, in the units of `displacement_fn`.

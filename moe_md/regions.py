@@ -397,7 +397,7 @@ def union(*regions: Region) -> Union:
     if not regions:
         raise ValueError("regions must be at least one, got none.")
     for region in regions:
-        _check_region(region)
+        check_region(region)
     return Union(regions)
 
 
@@ -407,7 +407,7 @@ def complement(region: Region) -> Complement:
     Raises:
         ValueError: it is no region.
     """
-    _check_region(region)
+    check_region(region)
     return Complement(region)
 
 
@@ -424,7 +424,7 @@ def nested(*regions: Region) -> Nested:
     if not regions:
         raise ValueError("regions must be at least one, got none.")
     for region in regions:
-        _check_region(region)
+        check_region(region)
     return Nested(regions)
 
 
@@ -438,7 +438,8 @@ def _array(name: str, value) -> np.ndarray:
     return array
 
 
-def _check_region(region) -> None:
+def check_region(region) -> None:
+    """Raise `ValueError` where something is no region."""
     if not callable(getattr(region, "gate", None)) or not callable(getattr(region, "support", None)):
         raise ValueError(f"region must have a gate and a support, got {region!r:.80}.")
 

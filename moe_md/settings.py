@@ -59,6 +59,20 @@ def check_value(name: str, value, kind: type, *, finite: bool = True) -> None:
         raise ValueError(f"{name} must lie within plus and minus {LARGEST_WHOLE}, got {str(value):.80}.")
 
 
+def check_positive(name: str, value) -> None:
+    """Raise `ValueError` where a number is not positive and finite."""
+    check_value(name, value, float)
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}.")
+
+
+def check_not_negative(name: str, value) -> None:
+    """Raise `ValueError` where a number is negative or not finite."""
+    check_value(name, value, float)
+    if not value >= 0:
+        raise ValueError(f"{name} must not be negative, got {value}.")
+
+
 def kind_of(hint) -> type:
     """`float` of `float | None`."""
     if isinstance(hint, types.UnionType):

@@ -30,8 +30,6 @@ from moe_md.integrators import (
     Evaluation,
     Fire,
     Integrator,
-    check_not_negative,
-    check_positive,
     langevin,
     n_free,
     nose_hoover,
@@ -39,7 +37,7 @@ from moe_md.integrators import (
     nve,
 )
 from moe_md.neighbor_list import box_matrix
-from moe_md.settings import check_value
+from moe_md.settings import check_not_negative, check_positive, check_value
 
 __all__ = ["Frame", "Log", "Relaxation", "Result", "SimulationError", "State", "langevin", "nose_hoover", "npt", "nve", "relax", "run"]
 
@@ -538,8 +536,7 @@ def _frame(integrator, state: State, chunk: _Chunk) -> Frame:
     momentum, mass = np.asarray(state.dynamics.momentum, float), np.asarray(state.dynamics.mass, float)
     kinetic = float(0.5 * np.sum(momentum**2 / mass))
     total = float(chunk.energy) + kinetic
-    box = integrator.place(state.dynamics, state.box)[1]
-    volume = np.nan if box is None else float(_volume(box))
+    volume = np.nan if state.box is None else _volume(state.box)
     virial = float(np.trace(np.asarray(chunk.strain_gradient, float)))
     counts = n_free(momentum) if integrator.conserves_momentum else momentum.size
     return Frame(
@@ -557,7 +554,7 @@ def _frame(integrator, state: State, chunk: _Chunk) -> Frame:
         position=np.asarray(state.position),
         velocity=np.asarray(state.velocity),
         force=np.asarray(state.dynamics.force),
-        box=None if box is None else np.asarray(box, float),
+        box=None if state.box is None else np.asarray(state.box, float),
     )
 
 

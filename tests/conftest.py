@@ -14,7 +14,7 @@ jax.config.update("jax_logging_level", "CRITICAL")
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs():
-    """A process may map only so many pieces of memory, and every compiled program takes some: XLA crashes beyond."""
+    """Compiled programs take memory maps, of which a process has so many: XLA's compiler crashed late in a whole run."""
     yield
     jax.clear_caches()
 
