@@ -19,7 +19,8 @@ import harness
 import moe_md as mm
 from moe_md.analysis.seam import ghost_force_report
 from moe_md.data import folds_by_group, load_dataset, ptco_pbe, summary
-from moe_md.training.cotrain import Settings, describe
+from moe_md.training.cotrain import Settings
+from moe_md.training.evaluation import describe
 from moe_md.training.losses import Weights
 
 SPECIES, METAL = ("Pt", "C", "O"), "Pt"

@@ -34,10 +34,10 @@ from moe_md.analysis.bulk import relax_fcc
 from moe_md.analysis.h5md import H5MDWriter
 from moe_md.analysis.restart import Restart, load_restart
 from moe_md.analysis.trajectory import LastState, LogWriter, XYZWriter, drift
-from moe_md.data import Dataset, load_dataset, ptco_pbe, read_frames, split_by_group, summary
+from moe_md.data import PACKAGED, Dataset, load_dataset, read_frames, split_by_group, summary
 from moe_md.mixture import mixture_neighbor_list
 from moe_md.settings import check_fields, kind_of
-from moe_md.training import cotrain
+from moe_md.training import cotrain, evaluation
 
 TABLES = ("expensive", "cheap", "training", "demo", "run", "bench")
 
@@ -164,7 +164,9 @@ def run_train(parsed) -> None:
     tables = _tables(parsed.settings)
     training = _settings(cotrain.Settings, "training", parsed)
     dataset = _dataset(parsed)
-    first, second = _experts(tables, dataset, training.metal, parsed.settings)
+    start = None if parsed.start is None else checkpoints.load(parsed.start)
+    same = start is not None and not {"expensive", "cheap"} & set(tables)
+    first, second = start.experts if same else _experts(tables, dataset, training.metal, parsed.settings)
     dataset = dataset._replace(species=first.species)
     train, validation = dataset, None
     if parsed.validation_fraction != 0:
@@ -172,14 +174,14 @@ def run_train(parsed) -> None:
     _say(_counts("train", train) + ("" if validation is None else "; " + _counts("validation", validation)))
     folder = Path(parsed.out)
     result = cotrain.cotrain(
-        (first, second), train, training, validation=validation, folder=folder, progress=not parsed.quiet
+        (first, second), train, training, validation=validation, start=start, folder=folder, progress=not parsed.quiet
     )
     split = {"validation_fraction": parsed.validation_fraction, "split_seed": training.seed}
     result = result._replace(settings={**result.settings, **split})
     checkpoints.save(folder / "checkpoint.msgpack", result)
     _write_json(folder / "record.json", {"settings": result.settings, "experts": [first.config, second.config], **result.record})
     if result.record["history"]:
-        _say(cotrain.describe(result.record["history"][-1]))
+        _say(evaluation.describe(result.record["history"][-1]))
     _say(f"wrote {folder / 'checkpoint.msgpack'}")
 
 
@@ -199,7 +201,7 @@ def run_evaluate(parsed) -> None:
         seed = model.settings.get("split_seed", model.settings.get("seed", 0))
         train, validation = split_by_group(dataset, validation_fraction=fraction, seed=seed)
         dataset = {"train": train, "validation": validation}[parsed.split]
-    scores = cotrain.evaluate_by_kind(model.experts, model.params, dataset)
+    scores = evaluation.evaluate_by_kind(model.experts, model.params, dataset)
     report = {"checkpoint": str(parsed.checkpoint), "data": str(parsed.data), "split": parsed.split, "kinds": scores}
     folder = Path(parsed.out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -427,7 +429,7 @@ def _region(settings: Run, atoms: Atoms, n_experts: int) -> regions.Region:
 
 
 def _dataset(parsed, species=None) -> Dataset:
-    path = ptco_pbe() if parsed.data == "ptco_pbe" else parsed.data
+    path = PACKAGED[parsed.data]() if parsed.data in PACKAGED else parsed.data
     keys = {k: getattr(parsed, k) for k in ("energy_key", "forces_key", "group_key") if getattr(parsed, k)}
     return load_dataset(path, species, **keys)
 
@@ -547,6 +549,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("train", run_train, "training", "Train an expensive and a cheap expert together; resumes where it stopped", cotrain.Settings)
     _data_options(sub)
     sub.add_argument("--validation-fraction", type=float, default=0.15, help="share of frames held out by group; 0 for none (default 0.15)")
+    sub.add_argument("--start", metavar="CHECKPOINT", help="name or path: begin with its parameters, and its experts unless settings name others")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
     sub = command("evaluate", run_evaluate, "evaluation", "Errors of a checkpoint on labelled frames", settings_file=False)
@@ -566,7 +569,7 @@ def _comment(cls, name: str) -> list[str]:
 
 
 def _data_options(sub) -> None:
-    sub.add_argument("--data", default="ptco_pbe", metavar="FILE", help="extended XYZ (default the packaged frames, ptco_pbe)")
+    sub.add_argument("--data", default="ptco_pbe", metavar="FILE", help=f"extended XYZ, or packaged frames: {', '.join(PACKAGED)} (default ptco_pbe)")
     sub.add_argument("--energy-key", help="name of the energy (default free_energy, else energy)")
     sub.add_argument("--forces-key", help="name of the forces (default forces)")
     sub.add_argument("--group-key", help="what frames of one trajectory share (default origin)")

@@ -72,7 +72,24 @@ def load_dataset(path: str | Path, species: Sequence[str] | None = None, **read_
 
 def ptco_pbe() -> Path:
     """Path of the packaged PBE frames of Pt and CO/Pt(111); its README is beside it."""
-    return Path(str(resources.files("moe_md").joinpath("data", "ptco_pbe", "frames.xyz.gz")))
+    return _packaged("ptco_pbe", "frames.xyz.gz")
+
+
+def ptco_fm() -> Path:
+    """Path of the packaged frames of Pt and CO that a foundation model labelled: many, biased; its README is beside it."""
+    return _packaged("ptco_fm", "frames.xyz.gz")
+
+
+def ptco_fm_test() -> Path:
+    """Path of the test sets of `ptco_fm`: larger cells, hotter runs, other steps and coverages than there."""
+    return _packaged("ptco_fm", "test.xyz.gz")
+
+
+PACKAGED = {"ptco_pbe": ptco_pbe, "ptco_fm": ptco_fm, "ptco_fm_test": ptco_fm_test}
+
+
+def _packaged(*names: str) -> Path:
+    return Path(str(resources.files("moe_md").joinpath("data", *names)))
 
 
 def split_by_group(dataset: Dataset, *, validation_fraction: float, seed: int) -> tuple[Dataset, Dataset]:

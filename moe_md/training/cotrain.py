@@ -3,18 +3,22 @@
 Each step sees one batch of labelled frames and one of metal environments made
 on the fly, which carry no labels and ask for agreement only. Everything random
 follows from the seed and the step, and all that steps hand on is saved
-(`Progress`), so that a run that was killed, interrupted or out of disk ends, once
-it is started again, with the same bits as one that never stopped (on a device
-whose sums are reproducible, as a CPU's are).
+(`progress.py`), so that a run that was killed, interrupted or out of disk ends,
+once it is started again, with the same bits as one that never stopped (on a
+device whose sums are reproducible, as a CPU's are).
+
+Labels of two methods never meet in one loss, their zeros and their biases
+differ: train on the many of the lesser method, then `start` from that on the
+few of the better one.
 """
 
+import hashlib
 import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterator, NamedTuple, Sequence
+from typing import Iterator, Sequence
 
-import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,16 +26,18 @@ import optax
 from ase.data import chemical_symbols
 from tqdm import tqdm
 
-from moe_md import checkpoint, units
+from moe_md import checkpoint
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Batch, Prepared, batches, collate, frame_rows, prepare
 from moe_md.data.crystals import metal_frames, perfect_crystals
 from moe_md.data.dataset import Dataset, dataset_from_frames, digest, force_rms, reference_energies, require_labels, summary
 from moe_md.experts import Expert, Params
 from moe_md.settings import check_fields
-from moe_md.training.losses import Terms, Weights, joint_loss, joint_terms
+from moe_md.training import progress as progress_file
+from moe_md.training.evaluation import describe, loss_of, scores_of, totals_of
+from moe_md.training.losses import Terms, Weights, joint_loss, joint_terms, predict
+from moe_md.training.progress import Best, Progress, State, is_finite
 
-FORMAT = 2  # of training.msgpack
 SLOT_STEP = 16  # slots of environment batches are rounded up to this
 
 
@@ -58,6 +64,7 @@ class Settings:
     ema_decay: float = 0.998
     seed: int = 0
     validate_every: int = 500
+    patience: int = 0  # validations without a lower loss that end training with its best parameters; 0: to the last step
     save_every: int = 500
     weights: Weights = field(default_factory=Weights)
 
@@ -67,7 +74,7 @@ class Settings:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        not_negative = ("warmup_steps", "seed", "max_rattle", "agreement_ramp", "perfect_crystals", "perfect_weight")
+        not_negative = ("warmup_steps", "seed", "max_rattle", "agreement_ramp", "perfect_crystals", "perfect_weight", "patience")
         for name in not_negative:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
@@ -83,35 +90,13 @@ class Settings:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}.")
 
 
-class State(NamedTuple):
-    """What a training step changes."""
-
-    step: jax.Array  # int
-    params: tuple
-    average: tuple  # exponential moving average of params
-    optimizer: Any
-
-
-class Progress(NamedTuple):
-    """Where a training stands after a whole step: what `training.msgpack` holds."""
-
-    state: State
-    running: dict[str, float]  # smoothed errors, meV/Å
-    history: list[dict]  # what validation measured
-    seconds: float  # of training so far
-
-    @property
-    def step(self) -> int:
-        """Steps done."""
-        return int(self.state.step)
-
-
 def cotrain(
     experts: Sequence[Expert],
     dataset: Dataset,
     settings: Settings = Settings(),
     *,
     validation: Dataset | None = None,
+    start: Checkpoint | None = None,
     folder=None,
     progress: bool = True,
 ) -> Checkpoint:
@@ -126,7 +111,11 @@ def cotrain(
         experts: the expensive one, whose domain is every species, then the cheap one.
         dataset: labelled frames; labels may be missing here and there.
         settings: see `Settings`.
-        validation: frames to report errors on; groups apart from `dataset`.
+        validation: frames to report errors on, and to stop by where
+            `settings.patience` is set; groups apart from `dataset`.
+        start: parameters to begin with, of the same experts, such as those
+            trained on many frames of a lesser method. Their reference energies
+            move to the data's: by least squares of what is left on composition.
         folder: where `training.msgpack` (to resume from) and
             `checkpoint.msgpack` go; nothing is written where None. A folder
             that holds a `training.msgpack` of the same settings, experts and
@@ -134,12 +123,13 @@ def cotrain(
         progress: show a bar with both experts' errors and their mismatch.
 
     Returns:
-        Experts, averaged parameters, settings and record.
+        Experts, averaged parameters (the best of all validations where
+        `settings.patience` is set, else the last), settings and record.
 
     Raises:
-        ValueError: experts do not fit each other or the data, a label that the
-            loss asks for is missing everywhere, or `folder` holds another
-            training, or a damaged one.
+        ValueError: experts do not fit each other, the data or `start`, a label
+            that the loss asks for is missing everywhere, patience finds no
+            validation, or `folder` holds another training, or a damaged one.
         OSError: a file cannot be written; what was saved before is whole.
         FloatingPointError: the loss is no longer finite.
     """
@@ -149,6 +139,10 @@ def cotrain(
     dataset = dataset_from_frames(dataset.frames, species)
     weights = settings.weights
     require_labels(dataset, energy=weights.energy > 0, forces=weights.forces > 0)
+    if settings.patience and validation is None:
+        raise ValueError(f"validation must be given where patience is, {settings.patience}, got None.")
+    if start is not None and [e.config for e in start.experts] != [e.config for e in experts]:
+        raise ValueError(f"start must hold the experts to train, got {[e.config for e in start.experts]}.")
     cutoff = max(e.cutoff for e in experts)
     train = prepare(dataset, cutoff)
     held_out = None if validation is None else prepare(dataset_from_frames(validation.frames, species), cutoff)
@@ -161,136 +155,50 @@ def cotrain(
         "experts": [e.config for e in experts],
         "data": digest(dataset),
         "validation data": None if held_out is None else digest(validation),
+        "start": None if start is None else _digest(start.params),
     }
-    here = Progress(_initial_state(experts, dataset, optimizer, settings), {}, [], 0.0)
+    params = _initial_params(experts, dataset, settings) if start is None else _moved(start, dataset, train, settings.max_rows)
+    state = State(jnp.asarray(0), params, params, optimizer.init(params))
+    here = Progress(state, Best(0, np.inf, params), {}, [], 0.0)
     if folder is not None:
-        here = _resume(folder, here, fingerprint)
+        here = progress_file.read(folder, here, fingerprint)
     started = time.monotonic() - here.seconds
 
     def result() -> Checkpoint:
-        return _result(experts, here, settings, dataset, validation)
+        return _result(experts, here, settings, dataset, validation, start)
 
     labelled = _labelled(train, settings, here.step)
     try:
         with tqdm(total=settings.steps, initial=here.step, disable=not progress, desc="co-training", unit="step") as bar:
             for step in range(here.step + 1, settings.steps + 1):
+                if _out_of_patience(here, settings):
+                    break
                 environment = environment_batch(experts, settings, step - 1)
                 state, terms = step_fn(here.state, next(labelled), environment)
-                running, history = _running(here.running, terms), here.history
+                # `here` changes all at once: an interrupt finds a whole step.
+                now = here._replace(state=state, running=_running(here.running, terms), seconds=time.monotonic() - started)
                 done = step == settings.steps
                 save, validate = (done or step % n == 0 for n in (settings.save_every, settings.validate_every))
                 if save or validate:
-                    _check_finite(state, running, settings)
+                    _check_finite(now, settings)
                 if validate and held_out is not None:
-                    scores = _scores(_totals(terms_fn, state.average, held_out, settings.max_rows))
-                    history = [*history, {"step": step, **scores, "train": running}]
+                    now = _validated(now, totals_of(terms_fn, state.average, held_out, settings.max_rows), settings)
                     if progress:
-                        bar.write(f"step {step}: " + describe(scores))
-                # All at once: an interrupt finds a whole step.
-                here = Progress(state, running, history, time.monotonic() - started)
+                        bar.write(f"step {step}: " + describe(now.history[-1]))
+                here = now
                 if save and folder is not None:
-                    _save_progress(folder, here, fingerprint)
+                    progress_file.write(folder, here, fingerprint)
                     checkpoint.save(Path(folder) / "checkpoint.msgpack", result())
                 if step % 20 == 0:
                     bar.update(20)
-                    bar.set_postfix_str(_errors_line(running))
+                    bar.set_postfix_str(_errors_line(here.running))
     except KeyboardInterrupt:
-        if folder is not None and _is_finite(here.state, here.running):
-            _save_progress(folder, here, fingerprint)
+        if folder is not None and is_finite(here):
+            progress_file.write(folder, here, fingerprint)
         raise
     if folder is not None:  # also where a finished training was killed before it wrote this
         checkpoint.save(Path(folder) / "checkpoint.msgpack", result())
     return result()
-
-
-def evaluate(experts: Sequence[Expert], params: Sequence[Params], prepared: Prepared, max_rows: int = 64) -> dict:
-    """Root mean square errors and mismatch over all frames.
-
-    Args:
-        experts, params: the two experts.
-        prepared: from `data.batching.prepare`.
-        max_rows: rows per batch.
-
-    Returns:
-        For `expensive`, `cheap` (frames in its domain) and `mixed` (the other
-        frames) a dict of `energy_meV_per_atom`, `forces_meV_per_A`,
-        `stress_GPa`; for `mismatch` a dict of `energy_meV`,
-        `partial_forces_meV_per_A`, `stress_GPa`. None where nothing is labelled.
-    """
-    return _scores(_totals(jax.jit(partial(joint_terms, tuple(experts))), params, prepared, max_rows))
-
-
-def evaluate_by_kind(experts: Sequence[Expert], params: Sequence[Params], dataset: Dataset, max_rows: int = 64) -> dict:
-    """`evaluate` for each kind of frame and for `"all"`, each with its number of `frames`.
-
-    Args:
-        experts, params: the two experts.
-        dataset: frames; labels may be missing.
-        max_rows: rows per batch.
-
-    Raises:
-        ValueError: there is no frame, or a species is unknown to the experts.
-    """
-    terms_fn = jax.jit(partial(joint_terms, tuple(experts)))
-    cutoff = max(e.cutoff for e in experts)
-    dataset = dataset_from_frames(dataset.frames, experts[0].species)
-    report: dict[str, dict] = {}
-    overall: dict[str, np.ndarray] = {}
-    for kind in sorted({f.kind for f in dataset.frames}):
-        frames = tuple(f for f in dataset.frames if f.kind == kind)
-        totals = _totals(terms_fn, params, prepare(dataset._replace(frames=frames), cutoff), max_rows)
-        report[kind or "unnamed"] = {"frames": len(frames), **_scores(totals)}
-        overall = {name: overall.get(name, 0.0) + total for name, total in totals.items()}
-    return {**report, "all": {"frames": len(dataset.frames), **_scores(overall)}}
-
-
-def _totals(terms_fn: Callable, params: Sequence[Params], prepared: Prepared, max_rows: int) -> dict[str, np.ndarray]:
-    """Sums of squares and counts, `[2, 3]` for each part of a report."""
-    totals = {name: np.zeros((2, 3)) for name in ("expensive", "cheap", "mixed", "mismatch")}
-    for batch in batches(prepared, max_rows=max_rows):
-        terms = jax.device_get(terms_fn(tuple(params), batch))
-        for name in ("expensive", "cheap", "mixed"):
-            e = getattr(terms, name)
-            totals[name] += _weighted([e.energy, e.forces, e.stress], e.count)
-        m = terms.mismatch
-        totals["mismatch"] += _weighted([m.energy, m.partial_forces, m.stress], [m.count[0], m.count[0], m.count[1]])
-    return totals
-
-
-def _weighted(means, counts) -> np.ndarray:
-    counts = np.asarray(counts, float)
-    return np.stack([np.asarray(means, float) * counts, counts])
-
-
-def _scores(totals: dict[str, np.ndarray]) -> dict:
-    """Roots of means, in the units that people read."""
-    names = ("energy_meV_per_atom", "forces_meV_per_A", "stress_GPa")
-    mismatch_names = ("energy_meV", "partial_forces_meV_per_A", "stress_GPa")
-    return {
-        part: {
-            name: float(unit * np.sqrt(square / count)) if count else None
-            for name, unit, square, count in zip(
-                mismatch_names if part == "mismatch" else names, (1e3, 1e3, 1.0 / units.GPa), squares, counts
-            )
-        }
-        for part, (squares, counts) in totals.items()
-    }
-
-
-def describe(scores: dict) -> str:
-    """One line of errors, for people."""
-
-    def number(value, form):
-        return "-" if value is None else format(value, form)
-
-    parts = []
-    for name in ("expensive", "cheap", "mixed"):
-        e = scores[name]
-        energy, forces = number(e["energy_meV_per_atom"], ".1f"), number(e["forces_meV_per_A"], ".0f")
-        parts.append(f"{name} {energy} meV/atom {forces} meV/Å")
-    m = scores["mismatch"]
-    parts.append(f"mismatch {number(m['energy_meV'], '.1f')} meV {number(m['partial_forces_meV_per_A'], '.1f')} meV/Å")
-    return ", ".join(parts)
 
 
 def environment_batch(experts: Sequence[Expert], settings: Settings, step: int) -> Batch | None:
@@ -328,13 +236,18 @@ def environment_batch(experts: Sequence[Expert], settings: Settings, step: int) 
 def _step(experts, optimizer, settings: Settings, state: State, labelled: Batch, environment: Batch | None):
     # Two experts agree soonest on nothing at all: let the data speak first.
     agreement = ((state.step + 1) / settings.steps) ** settings.agreement_ramp
+    key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
+
+    def terms_of(params, batch: Batch) -> Terms:
+        lots = jax.random.bernoulli(key, shape=batch.row_mask.shape) if settings.weights.agree_lots else None
+        return joint_terms(experts, params, batch, settings.agreement_pull, lots)
 
     def loss_fn(params):
         params = tuple(_frozen(p) for p in params)
-        terms = joint_terms(experts, params, labelled, settings.agreement_pull)
+        terms = terms_of(params, labelled)
         loss = joint_loss(settings.weights, terms, agreement)
         if environment is not None:
-            unlabelled = joint_terms(experts, params, environment, settings.agreement_pull)
+            unlabelled = terms_of(params, environment)
             loss = loss + joint_loss(settings.weights, unlabelled, agreement)
         return loss, terms
 
@@ -364,7 +277,8 @@ def _optimizer(settings: Settings) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), optax.adam(schedule))
 
 
-def _initial_state(experts, dataset: Dataset, optimizer, settings: Settings) -> State:
+def _initial_params(experts, dataset: Dataset, settings: Settings) -> tuple[Params, ...]:
+    """Random, with scale and shift of the data."""
     references = reference_energies(dataset)
     scale = force_rms(dataset)
     params = []
@@ -373,9 +287,31 @@ def _initial_state(experts, dataset: Dataset, optimizer, settings: Settings) -> 
         if "shift" in p:
             p["shift"] = jnp.asarray([references[s] for s in expert.species])
             p["scale"] = jnp.full(len(expert.species), scale)
-        params.append(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), p))
-    params = tuple(params)
-    return State(jnp.asarray(0), params, params, optimizer.init(params))
+        params.append(p)
+    return _single_precision(params)
+
+
+def _moved(start: Checkpoint, dataset: Dataset, train: Prepared, max_rows: int) -> tuple[Params, ...]:
+    """Trained parameters, their reference energies moved to those of other labels."""
+    expert, params = start.experts[0], start.params[0]
+    energy_fn = jax.jit(lambda batch: predict(expert, params, batch).energy)
+    composition, missing = [], []
+    for batch in batches(train, max_rows=max_rows):
+        at = batch.energy_mask
+        species = np.eye(len(expert.species) + 1)[np.where(batch.row_mask, batch.rows.center_species, -1)][:, :-1]
+        composition.append(np.stack([species[batch.frame == k].sum(0) for k in np.flatnonzero(at)]) if at.any() else species[:0])
+        missing.append((batch.energy - np.asarray(energy_fn(batch)))[at])
+    offset = np.linalg.lstsq(np.concatenate(composition), np.concatenate(missing), rcond=None)[0]
+    return _single_precision([{**p, "shift": p["shift"] + offset} if "shift" in p else p for p in start.params])
+
+
+def _single_precision(params: Sequence[Params]) -> tuple[Params, ...]:
+    return tuple(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), p) for p in params)
+
+
+def _digest(params) -> str:
+    leaves = [np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(params)]
+    return hashlib.sha256(b"".join(leaves)).hexdigest()
 
 
 def _labelled(train, settings: Settings, start: int) -> Iterator[Batch]:
@@ -408,59 +344,27 @@ def _errors_line(running: dict[str, float]) -> str:
     return f"F {running['expensive']:.0f} | {running['cheap']:.0f} mismatch {running['mismatch']:.1f} meV/Å"
 
 
-def _is_finite(state: State, running: dict[str, float]) -> bool:
-    # Whatever broke the parameters stays in their average.
-    numbers = [*running.values(), *jax.tree.leaves(state.average)]
-    return all(np.isfinite(x).all() for x in numbers)
+def _validated(here: Progress, totals: dict[str, np.ndarray], settings: Settings) -> Progress:
+    """With what validation measured."""
+    loss = loss_of(totals, settings.weights)
+    best = Best(here.step, loss, here.state.average) if loss < here.best.loss else here.best
+    return here._replace(best=best, history=[*here.history, {"step": here.step, "loss": loss, **scores_of(totals), "train": here.running}])
 
 
-def _check_finite(state: State, running: dict[str, float], settings: Settings) -> None:
-    if not _is_finite(state, running):
+def _out_of_patience(here: Progress, settings: Settings) -> bool:
+    """Enough validations have passed since the best one."""
+    return here.best.step > 0 and 0 < settings.patience * settings.validate_every <= here.step - here.best.step
+
+
+def _check_finite(here: Progress, settings: Settings) -> None:
+    if not is_finite(here):
         raise FloatingPointError(
-            f"the loss or the parameters are not finite at step {int(state.step)}: lower learning_rate = "
+            f"the loss or the parameters are not finite at step {here.step}: lower learning_rate = "
             f"{settings.learning_rate}; the last saved state is whole."
         )
 
 
-def _save_progress(folder, here: Progress, fingerprint: dict) -> None:
-    state = flax.serialization.to_state_dict(jax.tree.map(np.asarray, here.state))
-    content = {"fingerprint": fingerprint, **here._asdict(), "state": state}
-    checkpoint.write(Path(folder) / "training.msgpack", FORMAT, content)
-
-
-def _resume(folder, initial: Progress, fingerprint: dict) -> Progress:
-    """What a folder holds, `initial` where it holds nothing yet."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    path = Path(folder) / "training.msgpack"
-    if not path.exists():
-        return initial
-    content = checkpoint.read(path, "a saved training", FORMAT, ("fingerprint", *Progress._fields))
-    saved = content["fingerprint"] if isinstance(content["fingerprint"], dict) else {}
-    other = [name for name, value in fingerprint.items() if name not in saved or saved[name] != value]
-    if other:
-        raise ValueError(
-            f"folder must hold no training of other {' and other '.join(other)}, got {folder}: choose another."
-        )
-    wanted = checkpoint.signature(flax.serialization.to_state_dict(initial.state), dtypes=True)
-    found = checkpoint.signature(content["state"], dtypes=True)
-    if found != wanted:
-        raise ValueError(f"{path} must hold a state of shapes and dtypes {wanted}, got {found}.")
-    state = flax.serialization.from_state_dict(initial.state, content["state"])
-    here = Progress(jax.tree.map(jnp.asarray, state), *(content[name] for name in Progress._fields[1:]))
-    right = (
-        isinstance(here.running, dict)
-        and isinstance(here.history, list)
-        and isinstance(here.seconds, float)
-        and 0 <= here.step <= fingerprint["settings"]["steps"]
-        and all(isinstance(x, float) for x in here.running.values())
-        and _is_finite(here.state, here.running)
-    )
-    if not right:
-        raise ValueError(f"{path} must hold a whole and finite training, got a damaged one: remove it to start anew.")
-    return here
-
-
-def _result(experts, here: Progress, settings, dataset, validation) -> Checkpoint:
+def _result(experts, here: Progress, settings, dataset, validation, start) -> Checkpoint:
     record = {
         "step": here.step,
         "seconds": round(here.seconds, 1),
@@ -469,8 +373,10 @@ def _result(experts, here: Progress, settings, dataset, validation) -> Checkpoin
         "train": summary(dataset),
         "validation": None if validation is None else summary(validation),
         "history": here.history,
+        "best_step": here.best.step if settings.patience else None,
+        "start": None if start is None else {"digest": _digest(start.params), "train": start.record.get("train")},
     }
-    params = jax.tree.map(np.asarray, here.state.average)
+    params = jax.tree.map(np.asarray, here.best.average if settings.patience and here.best.step else here.state.average)
     return Checkpoint(tuple(experts), params, asdict(settings), record)
 
 

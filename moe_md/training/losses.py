@@ -5,6 +5,8 @@
          + l_E mean_i (E_i^H - E_i^L)^2               rows in L's domain
          + l_P mean_i sum_k |g_ik^H - g_ik^L|^2       rows in L's domain
          + l_S mean |stress^H - stress^L|^2           periodic frames in L's domain
+         + l_F mean |F^H - F^L|^2                     frames in L's domain
+         + l_R mean |F^R - F^H|^2                     the same, R a mixture of rows by lot
 
 with g_ik = dE_i / d displacement_ik. If the partial forces of shared
 environments agree, no seam of any shape carries a ghost force. For fair-coin
@@ -13,10 +15,19 @@ assignments of rows the expected squared error of the mixed force is
 forces: the second term is the l_P term in closed form.
 
 The stress term is a sum of the same differences over slots, but a coherent one:
-what is left of it pushes whole layers at a planar seam.
+what is left of it pushes whole layers at a planar seam. The last two are off by
+default: l_F is the agreement of arXiv:2604.26143, which seams of any kind do
+not feel, and l_R draws the lots whose mean l_P has in closed form.
 
 Every term but data needs no labels. All follow from one evaluation of energies
 and partial forces per expert.
+
+Choosing weights. Squares of eV/Å are the measure: `forces` stays 1. `energy` and
+`stress` say which errors count alike: at 30, 1 meV/atom weighs as much as
+5.5 meV/Å. Then agreement, all its weights together: halve them if the expensive
+expert's validation error is more than a tenth above that of a training without,
+double them if seams still push. `agreement_pull` says who yields: a lower one
+spares the expensive expert and leaves the cheap one to follow alone.
 """
 
 from dataclasses import dataclass
@@ -42,7 +53,10 @@ class Weights:
     agree_energy: float = 30.0
     agree_partial_forces: float = 3.0
     agree_stress: float = 3000.0
-    mixed: float = 1.0  # of the mixed energy's data term, against that of one expert
+    agree_forces: float = 0.0
+    agree_lots: float = 0.0
+    cheap: float = 1.0  # of the cheap expert's data term, against that of the expensive one
+    mixed: float = 1.0  # of the mixed energy's data term, likewise
 
     def __post_init__(self):
         check_fields(self)
@@ -152,10 +166,19 @@ class Mismatch(NamedTuple):
     energy: Array  # eV^2 per row
     partial_forces: Array  # (eV/Å)^2 per row, summed over its slots
     stress: Array  # (eV/Å^3)^2 per component
-    count: Array  # [2] rows, stress components
+    forces: Array  # (eV/Å)^2 per component of the total forces
+    lots: Array  # (eV/Å)^2 per component, what a mixture by lot adds to the forces of the first; zero without one
+    count: Array  # [3] rows, stress components, force components
 
 
-def mismatch(first: Prediction, second: Prediction, shared_rows: Array, shared_frames: Array, batch: Batch) -> Mismatch:
+def mismatch(
+    first: Prediction,
+    second: Prediction,
+    shared_rows: Array,
+    shared_frames: Array,
+    batch: Batch,
+    lots: Array | None = None,
+) -> Mismatch:
     """Disagreement of two predictions where both experts are at home.
 
     Args:
@@ -163,15 +186,23 @@ def mismatch(first: Prediction, second: Prediction, shared_rows: Array, shared_f
         shared_rows: `[n_rows]` bool, rows in both domains.
         shared_frames: `[n_frames]` bool, frames wholly in both.
         batch: the batch. Stress is compared in periodic frames only.
+        lots: `[n_rows]` bool, rows that the first owns in a mixture by lot; None for no such mixture.
     """
     periodic = (shared_frames & (batch.volume > 1.0))[:, None, None]
     weight, row_weight = weights_of(batch)
     g2 = jnp.sum((first.partial_forces - second.partial_forces) ** 2, axis=(1, 2))
+    in_frames = jnp.append(shared_frames, False)[batch.frame][:, None]
+
+    def of_forces(forces: Array) -> Array:
+        return mean_where(in_frames, row_weight[:, None] * (forces - first.forces) ** 2)
+
     return Mismatch(
         mean_where(shared_rows, row_weight * (first.atom_energies - second.atom_energies) ** 2),
         mean_where(shared_rows, row_weight * g2),
         mean_where(periodic, weight[:, None, None] * (first.stress - second.stress) ** 2),
-        jnp.stack([jnp.sum(shared_rows), 9 * jnp.sum(periodic)]),
+        of_forces(second.forces),
+        jnp.zeros(()) if lots is None else of_forces(mix(first, second, lots, batch).forces),
+        jnp.stack([jnp.sum(shared_rows), 9 * jnp.sum(periodic), 3 * jnp.sum(in_frames)]),
     )
 
 
@@ -184,7 +215,9 @@ class Terms(NamedTuple):
     mismatch: Mismatch
 
 
-def joint_terms(experts: Sequence[Expert], params: Sequence[Params], batch: Batch, pull: float = 1.0) -> Terms:
+def joint_terms(
+    experts: Sequence[Expert], params: Sequence[Params], batch: Batch, pull: float = 1.0, lots: Array | None = None
+) -> Terms:
     """Errors of both experts and of their mixture, and their disagreement.
 
     Args:
@@ -193,6 +226,7 @@ def joint_terms(experts: Sequence[Expert], params: Sequence[Params], batch: Batc
         batch: labelled, partly labelled or unlabelled frames.
         pull: share of the gradient of their disagreement that reaches the
             expensive expert; with zero only the cheap one yields.
+        lots: as `mismatch`.
     """
     expensive, cheap = (predict(e, p, batch) for e, p in zip(experts, params, strict=True))
     rows = rows_in_domain(experts[1], batch)
@@ -203,7 +237,7 @@ def joint_terms(experts: Sequence[Expert], params: Sequence[Params], batch: Batc
         errors(expensive, batch, real),
         errors(cheap, batch, frames),
         errors(mixed, batch, real & ~frames),
-        mismatch(_pulled(expensive, pull), cheap, rows, frames, batch),
+        mismatch(_pulled(expensive, pull), cheap, rows, frames, batch, lots),
     )
 
 
@@ -217,12 +251,14 @@ def joint_loss(weights: Weights, terms: Terms, agreement: float | Array = 1.0) -
     """The weighted sum of all terms, those of agreement times `agreement` besides."""
     data = sum(
         share * (weights.energy * e.energy + weights.forces * e.forces + weights.stress * e.stress)
-        for share, e in ((1.0, terms.expensive), (1.0, terms.cheap), (weights.mixed, terms.mixed))
+        for share, e in ((1.0, terms.expensive), (weights.cheap, terms.cheap), (weights.mixed, terms.mixed))
     )
     m = terms.mismatch
     agree = (
         weights.agree_energy * m.energy
         + weights.agree_partial_forces * m.partial_forces
         + weights.agree_stress * m.stress
+        + weights.agree_forces * m.forces
+        + weights.agree_lots * m.lots
     )
     return data + agreement * agree

@@ -10,7 +10,8 @@ from moe_md.data.batching import prepare
 from moe_md.data.crystals import random_metal
 from moe_md.data.dataset import dataset_from_frames, force_rms, split_by_group
 from moe_md.data.extxyz import frame_from_atoms, frame_to_atoms
-from moe_md.training.cotrain import Settings, cotrain, describe, environment_batch, evaluate
+from moe_md.training.cotrain import Settings, cotrain, environment_batch
+from moe_md.training.evaluation import describe, evaluate
 
 SPECIES = ("Pt", "C")
 SMALL = Settings(
@@ -87,6 +88,47 @@ def test_references_and_scale_come_from_the_data(pair, metal):
         assert params["scale"][0] == pytest.approx(
             np.sqrt(np.mean(np.concatenate([f.forces for f in metal.frames]) ** 2)), rel=1e-5
         )
+
+
+def test_start_moves_references_to_other_labels(pair, metal):
+    """Trained on labels of another zero, an expert starts where those labels are."""
+    before = cotrain(pair, metal, SMALL, progress=False)
+    other = dataset_from_frames([f._replace(energy=f.energy + 7.5 * len(f.symbols)) for f in metal.frames])
+    still = Settings(**{**vars(SMALL), "steps": 1, "learning_rate": 1e-12, "warmup_steps": 0})
+    moved = cotrain(pair, other, still, start=before, progress=False)
+
+    def errors(checkpoint, dataset):
+        return evaluate(checkpoint.experts, checkpoint.params, prepare(dataset_from_frames(dataset.frames, SPECIES), 4.0))
+
+    here, there = errors(before, metal)["expensive"], errors(moved, other)["expensive"]
+    assert there["forces_meV_per_A"] == pytest.approx(here["forces_meV_per_A"], rel=1e-4)
+    # The least-squares offset can only take some of the error away, 7.5 eV per atom of it here.
+    assert there["energy_meV_per_atom"] < here["energy_meV_per_atom"] + 1.0
+    shifts = [np.asarray(p["shift"]) - np.asarray(q["shift"]) for p, q in zip(moved.params, before.params)]
+    np.testing.assert_allclose(shifts[0], shifts[1], atol=1e-4)
+    assert shifts[0][0] == pytest.approx(7.5, abs=0.5) and shifts[0][1] == 0.0  # no carbon in these frames
+    assert moved.record["start"]["train"]["frames"] == len(metal.frames)
+
+
+def test_patience_ends_training_with_the_best_parameters(pair, metal, tmp_path):
+    train, validation = split_by_group(metal, validation_fraction=0.25, seed=0)
+    # So hot that it gets worse at once.
+    wild = Settings(**{**vars(SMALL), "steps": 400, "validate_every": 4, "patience": 3, "learning_rate": 0.3, "warmup_steps": 8})
+    stopped = cotrain(pair, train, wild, validation=validation, folder=tmp_path, progress=False)
+    history, best = stopped.record["history"], stopped.record["best_step"]
+    losses = {h["step"]: h["loss"] for h in history}
+    assert stopped.record["step"] == best + 12 < 400
+    assert losses[best] == min(losses.values())
+    scores = evaluate(stopped.experts, stopped.params, prepare(dataset_from_frames(validation.frames, SPECIES), 4.0))
+    at_best = next(h for h in history if h["step"] == best)
+    assert scores["expensive"]["forces_meV_per_A"] == pytest.approx(at_best["expensive"]["forces_meV_per_A"], rel=1e-3)
+    again = cotrain(pair, train, wild, validation=validation, folder=tmp_path, progress=False)
+    assert again.record["step"] == stopped.record["step"]
+    jax.tree.map(np.testing.assert_array_equal, again.params, stopped.params)
+    with pytest.raises(ValueError, match="validation must be given where patience is, 3, got None"):
+        cotrain(pair, train, wild, progress=False)
+    with pytest.raises(ValueError, match="start must hold the experts to train"):
+        cotrain(pair, train, SMALL, start=stopped._replace(experts=stopped.experts[::-1]), progress=False)
 
 
 def test_environments_follow_from_seed_and_step(pair):

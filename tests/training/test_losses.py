@@ -87,8 +87,9 @@ def test_domain_is_what_never_meets_a_foreign_species(pair):
 def test_one_expert_twice_never_disagrees(pair):
     expensive, params = pair[0][0], pair[1][0]
     terms = losses.joint_terms((expensive, expensive), (params, params), batch_of(strained_cell(3), fcc_supercell("Pt", 4.0, 1)))
-    assert [float(x) for x in terms.mismatch[:3]] == [0.0, 0.0, 0.0]
+    assert [float(x) for x in terms.mismatch[:5]] == [0.0] * 5
     assert int(terms.mismatch.count[1]) == 9 * (1 + int(strained_cell(3).pbc.all()))
+    assert int(terms.mismatch.count[2]) == 3 * (4 + len(strained_cell(3).symbols))
 
 
 def test_missing_labels_count_nowhere(pair):
@@ -114,6 +115,25 @@ def test_partial_force_term_is_the_fair_coin_average(pair):
     )
     closed = 0.25 * jnp.sum(jnp.sum(per_row, axis=0) ** 2) + 0.25 * jnp.sum(per_row**2)
     assert float(np.mean(squares)) == pytest.approx(float(closed), rel=1e-10)
+
+
+def test_lots_and_total_forces_measure_what_they_say(pair):
+    """Frames in the domain only: the forces of the other expert, and of a given mixture, less those of the first."""
+    both, params = pair
+    batch = batch_of(strained_4(), co_on_platinum())
+    first, second = (losses.predict(e, p, batch) for e, p in zip(both, params))
+    lots = jnp.arange(10) % 2 == 0
+    found = losses.joint_terms(both, params, batch, 1.0, lots).mismatch
+    assert int(found.count[2]) == 12
+    assert float(found.forces) == pytest.approx(float(jnp.mean((second.forces - first.forces)[:4] ** 2)), rel=1e-12)
+    mixed = losses.mix(first, second, lots, batch).forces
+    assert float(found.lots) == pytest.approx(float(jnp.mean((mixed - first.forces)[:4] ** 2)), rel=1e-12)
+    none = losses.joint_terms(both, params, batch).mismatch
+    assert float(none.lots) == 0.0 and float(found.lots) > 0.0
+    weights = losses.Weights(agree_forces=2.0, agree_lots=5.0)
+    terms = losses.joint_terms(both, params, batch, 1.0, lots)
+    more = losses.joint_loss(weights, terms) - losses.joint_loss(losses.Weights(), terms)
+    assert float(more) == pytest.approx(2.0 * float(found.forces) + 5.0 * float(found.lots), rel=1e-9)
 
 
 def strained_4() -> Frame:

@@ -1,0 +1,116 @@
+"""Errors and mismatch of two experts over whole data sets."""
+
+from functools import partial
+from typing import Callable, Sequence
+
+import jax
+import numpy as np
+
+from moe_md import units
+from moe_md.data.batching import Prepared, batches, prepare
+from moe_md.data.dataset import Dataset, dataset_from_frames
+from moe_md.experts import Expert, Params
+from moe_md.training.losses import Errors, Mismatch, Terms, Weights, joint_loss, joint_terms
+
+_OF_DATA = {"energy_meV_per_atom": 1e3, "forces_meV_per_A": 1e3, "stress_GPa": 1.0 / units.GPa}
+_OF_MISMATCH = {"energy_meV": 1e3, "partial_forces_meV_per_A": 1e3, "stress_GPa": 1.0 / units.GPa, "forces_meV_per_A": 1e3}
+QUANTITIES = {"expensive": _OF_DATA, "cheap": _OF_DATA, "mixed": _OF_DATA, "mismatch": _OF_MISMATCH}  # and their units per eV and Å
+
+
+def evaluate(experts: Sequence[Expert], params: Sequence[Params], prepared: Prepared, max_rows: int = 64) -> dict:
+    """Root mean square errors and mismatch over all frames.
+
+    Args:
+        experts, params: the two experts.
+        prepared: from `data.batching.prepare`.
+        max_rows: rows per batch.
+
+    Returns:
+        For `expensive`, `cheap` (frames in its domain) and `mixed` (the other
+        frames) a dict of `energy_meV_per_atom`, `forces_meV_per_A`,
+        `stress_GPa`; for `mismatch` a dict of `energy_meV`,
+        `partial_forces_meV_per_A`, `stress_GPa` and `forces_meV_per_A` (total
+        forces). None where nothing is labelled.
+    """
+    return scores_of(totals_of(jax.jit(partial(joint_terms, tuple(experts))), params, prepared, max_rows))
+
+
+def evaluate_by_kind(experts: Sequence[Expert], params: Sequence[Params], dataset: Dataset, max_rows: int = 64) -> dict:
+    """`evaluate` for each kind of frame and for `"all"`, each with its number of `frames`.
+
+    Args:
+        experts, params: the two experts.
+        dataset: frames; labels may be missing.
+        max_rows: rows per batch.
+
+    Raises:
+        ValueError: there is no frame, or a species is unknown to the experts.
+    """
+    terms_fn = jax.jit(partial(joint_terms, tuple(experts)))
+    cutoff = max(e.cutoff for e in experts)
+    dataset = dataset_from_frames(dataset.frames, experts[0].species)
+    report: dict[str, dict] = {}
+    overall: dict[str, np.ndarray] = {}
+    for kind in sorted({f.kind for f in dataset.frames}):
+        frames = tuple(f for f in dataset.frames if f.kind == kind)
+        totals = totals_of(terms_fn, params, prepare(dataset._replace(frames=frames), cutoff), max_rows)
+        report[kind or "unnamed"] = {"frames": len(frames), **scores_of(totals)}
+        overall = {name: overall.get(name, 0.0) + total for name, total in totals.items()}
+    return {**report, "all": {"frames": len(dataset.frames), **scores_of(overall)}}
+
+
+def totals_of(terms_fn: Callable, params: Sequence[Params], prepared: Prepared, max_rows: int) -> dict[str, np.ndarray]:
+    """Sums of squares and counts, `[2, len(QUANTITIES[part])]` for each part of a report."""
+    totals = {part: np.zeros((2, len(quantities))) for part, quantities in QUANTITIES.items()}
+    for batch in batches(prepared, max_rows=max_rows):
+        terms = jax.device_get(terms_fn(tuple(params), batch))
+        for name in ("expensive", "cheap", "mixed"):
+            e = getattr(terms, name)
+            totals[name] += _weighted([e.energy, e.forces, e.stress], e.count)
+        m = terms.mismatch
+        rows, stresses, forces = m.count
+        totals["mismatch"] += _weighted([m.energy, m.partial_forces, m.stress, m.forces], [rows, rows, stresses, forces])
+    return totals
+
+
+def _weighted(means, counts) -> np.ndarray:
+    counts = np.asarray(counts, float)
+    return np.stack([np.asarray(means, float) * counts, counts])
+
+
+def loss_of(totals: dict[str, np.ndarray], weights: Weights) -> float:
+    """The joint loss of all frames, agreement at its full weight, without mixtures by lot."""
+
+    def means(part: str) -> list[float]:
+        squares, counts = totals[part]
+        return (squares / np.maximum(counts, 1.0)).tolist()
+
+    data = {part: Errors(*means(part), 0) for part in ("expensive", "cheap", "mixed")}
+    return float(joint_loss(weights, Terms(**data, mismatch=Mismatch(*means("mismatch"), 0.0, 0))))
+
+
+def scores_of(totals: dict[str, np.ndarray]) -> dict:
+    """Roots of means, in the units that people read."""
+    return {
+        part: {
+            name: float(unit * np.sqrt(square / count)) if count else None
+            for (name, unit), square, count in zip(QUANTITIES[part].items(), squares, counts)
+        }
+        for part, (squares, counts) in totals.items()
+    }
+
+
+def describe(scores: dict) -> str:
+    """One line of errors, for people."""
+
+    def number(value, form):
+        return "-" if value is None else format(value, form)
+
+    parts = []
+    for name in ("expensive", "cheap", "mixed"):
+        e = scores[name]
+        energy, forces = number(e["energy_meV_per_atom"], ".1f"), number(e["forces_meV_per_A"], ".0f")
+        parts.append(f"{name} {energy} meV/atom {forces} meV/Å")
+    m = scores["mismatch"]
+    parts.append(f"mismatch {number(m['energy_meV'], '.1f')} meV {number(m['partial_forces_meV_per_A'], '.1f')} meV/Å")
+    return ", ".join(parts)
