@@ -152,7 +152,7 @@ def collect(arguments) -> None:
     frames = read(into, ":") if into.exists() else []
     seen = {frame_key(a) for a in frames}
     fresh = [read(p) for p in sorted(Path(arguments.labels).glob("*.xyz"))]
-    fresh = [a for a in fresh if frame_key(a) not in seen]
+    fresh = [a for a in fresh if frame_key(a) not in seen and np.abs(a.get_forces()).max() < arguments.max_force]
     fresh.sort(key=lambda a: (a.info["kind"], a.info["origin"], a.info.get("step", 0)))
     partial = into.with_name("partial-" + into.name)
     write(partial, frames + fresh, format="extxyz")
@@ -176,6 +176,7 @@ def main() -> None:
     sub = commands.add_parser("collect", help="merge label files into a collection")
     sub.add_argument("--labels", required=True)
     sub.add_argument("--into", required=True)
+    sub.add_argument("--max-force", type=float, default=np.inf, help="eV/Å: frames with a larger component are left out")
     sub.set_defaults(run=collect)
 
     arguments = parser.parse_args()

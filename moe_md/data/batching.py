@@ -242,13 +242,20 @@ def packing_plan(prepared: Prepared, max_rows: int) -> list[tuple[Shape, np.ndar
     return plan
 
 
-def batches(prepared: Prepared, *, max_rows: int, rng: np.random.Generator | None = None) -> Iterator[Batch]:
+def batches(
+    prepared: Prepared,
+    *,
+    max_rows: int,
+    rng: np.random.Generator | None = None,
+    weights: Sequence[float] | None = None,
+) -> Iterator[Batch]:
     """One epoch: every frame once, in batches of few shapes.
 
     Args:
         prepared: from `prepare`.
         max_rows: atoms per batch; a larger frame gets a batch of its own.
         rng: shuffles frames and batches; None keeps the order.
+        weights: of each frame's squared errors in the loss; by default one.
 
     Yields:
         Batches; their shapes are the same in each epoch (`packing_plan`).
@@ -277,4 +284,5 @@ def batches(prepared: Prepared, *, max_rows: int, rng: np.random.Generator | Non
             **shape._asdict(),
             dtype=dtype,
             cached_rows=[prepared.rows[i] for i in pack],
+            weights=None if weights is None else [weights[i] for i in pack],
         )

@@ -5,6 +5,7 @@ strained and hot crystals, vacancies, clean surfaces, steps, adatoms. Perfect
 crystals and slabs are here too.
 """
 
+from functools import lru_cache
 from typing import Sequence
 
 import numpy as np
@@ -200,7 +201,13 @@ def _slab(symbol: str, lattice_constant: float, size: Sequence[int], facet: str,
         raise ValueError(f"facet must be one of {tuple(_FACETS)}, got {facet!r}.")
     if min(size) < 1 or (facet == "211" and size[0] % 3):
         raise ValueError(f"size must be positive, its first a multiple of 3 for facet 211, got {size}.")
-    return _FACETS[facet](symbol, size=tuple(size), a=lattice_constant, vacuum=vacuum)
+    return _built_slab(symbol, lattice_constant, tuple(size), facet, vacuum).copy()
+
+
+@lru_cache(maxsize=256)
+def _built_slab(symbol: str, lattice_constant: float, size: tuple[int, ...], facet: str, vacuum: float) -> Atoms:
+    """To be copied: training asks for the same few thousands of times."""
+    return _FACETS[facet](symbol, size=size, a=lattice_constant, vacuum=vacuum)
 
 
 def _symmetric(rng: np.random.Generator, largest: float) -> np.ndarray:

@@ -31,6 +31,7 @@ from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Batch, Prepared, batches, collate, frame_rows, prepare
 from moe_md.data.crystals import metal_frames, perfect_crystals
 from moe_md.data.dataset import Dataset, dataset_from_frames, digest, force_rms, reference_energies, require_labels, summary
+from moe_md.data.extxyz import Frame
 from moe_md.experts import Expert, Params
 from moe_md.settings import check_fields
 from moe_md.training import progress as progress_file
@@ -57,6 +58,7 @@ class Settings:
     max_rattle: float = 0.2  # Å
     agreement_ramp: float = 2.0  # the weights of agreement grow as (step / steps)^this
     agreement_pull: float = 0.3  # share of agreement's gradient that reaches the expensive expert
+    soft_force: float = 3.0  # eV/Å: a frame whose root mean square force is beyond weighs less, by the square of the ratio
     learning_rate: float = 5e-3
     warmup_steps: int = 100
     final_learning_rate: float = 0.01  # share of the peak at the end of the cosine
@@ -70,7 +72,8 @@ class Settings:
 
     def __post_init__(self):
         check_fields(self)
-        positive = ("steps", "max_rows", "lattice_constant", "learning_rate", "clip_norm", "validate_every", "save_every")
+        positive = ("steps", "max_rows", "lattice_constant", "soft_force", "learning_rate", "clip_norm")
+        positive += ("validate_every", "save_every")
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
@@ -316,13 +319,24 @@ def _digest(params) -> str:
 
 def _labelled(train, settings: Settings, start: int) -> Iterator[Batch]:
     """Batches without end, shuffled anew each epoch, from the one of step `start`."""
-    epoch, seen = 0, 0
+    epoch, seen, weights = 0, 0, frame_weights(train.frames, settings.soft_force)
     while True:
-        for batch in batches(train, max_rows=settings.max_rows, rng=np.random.default_rng([settings.seed, 0, epoch])):
+        rng = np.random.default_rng([settings.seed, 0, epoch])
+        for batch in batches(train, max_rows=settings.max_rows, rng=rng, weights=weights):
             if seen >= start:
                 yield batch
             seen += 1
         epoch += 1
+
+
+def frame_weights(frames: Sequence[Frame], soft_force: float) -> list[float]:
+    """Weight of each frame: one, but (soft_force / F)^2 where its root mean square force F is larger; without forces one.
+
+    A few squeezed frames must be seen, so that dynamics finds them steep, but
+    squares of their forces would outweigh all the others.
+    """
+    sizes = [0.0 if f.forces is None else float(np.sqrt(np.mean(f.forces**2))) for f in frames]
+    return [min(1.0, soft_force / size) ** 2 if size else 1.0 for size in sizes]
 
 
 def _running(running: dict, terms: Terms) -> dict:

@@ -6,11 +6,11 @@ import pytest
 from ase.calculators.emt import EMT
 
 import moe_md as mm
-from moe_md.data.batching import prepare
+from moe_md.data.batching import batches, prepare
 from moe_md.data.crystals import random_metal
 from moe_md.data.dataset import dataset_from_frames, force_rms, split_by_group
 from moe_md.data.extxyz import frame_from_atoms, frame_to_atoms
-from moe_md.training.cotrain import Settings, cotrain, environment_batch
+from moe_md.training.cotrain import Settings, cotrain, environment_batch, frame_weights
 from moe_md.training.evaluation import describe, evaluate
 
 SPECIES = ("Pt", "C")
@@ -88,6 +88,23 @@ def test_references_and_scale_come_from_the_data(pair, metal):
         assert params["scale"][0] == pytest.approx(
             np.sqrt(np.mean(np.concatenate([f.forces for f in metal.frames]) ** 2)), rel=1e-5
         )
+
+
+def test_frames_of_large_forces_weigh_less(pair, metal, monkeypatch):
+    frames = [f._replace(forces=f.forces / np.sqrt(np.mean(f.forces**2)) * size) for f, size in zip(metal.frames, (1.0, 2.0, 8.0))]
+    assert frame_weights([*frames, frames[0]._replace(forces=None)], 2.0) == pytest.approx([1.0, 1.0, 1 / 16, 1.0])
+    seen = []
+
+    def watch(prepared, *, max_rows, rng=None, weights=None):
+        for batch in batches(prepared, max_rows=max_rows, rng=rng, weights=weights):
+            seen.extend(batch.weight[batch.n_atoms > 0].tolist())
+            yield batch
+
+    monkeypatch.setattr("moe_md.training.cotrain.environment_batch", lambda *_: None)
+    monkeypatch.setattr("moe_md.training.cotrain.batches", watch)
+    settings = Settings(**{**vars(SMALL), "steps": 1, "max_rows": 64, "soft_force": 2.0})
+    cotrain(pair, dataset_from_frames(frames), settings, progress=False)
+    assert sorted(seen) == pytest.approx([1 / 16, 1.0, 1.0])
 
 
 def test_start_moves_references_to_other_labels(pair, metal):
