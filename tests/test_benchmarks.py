@@ -67,18 +67,16 @@ def test_mixture(tmp_path, tables):
 
 def test_cotraining(tmp_path, tables):
     record = smoke("cotraining", tmp_path)
-    without, agreeing = record["runs"]["without"], record["runs"]["with"]
-    assert without["agree_energy"] == without["agree_partial_forces"] == 0
-    assert agreeing["agree_partial_forces"] > 0
-    assert set(record["ghost_force_ratio"]) == {"100", "111", "sphere"}
-    assert record["smallest_ratio"] == min(record["ghost_force_ratio"].values())
-    for run in (without, agreeing):
-        assert len(run["ghost_force_meV_per_A"]["100"]["max"]) == 3
-        assert run["validation"]["expensive"]["forces_meV_per_A"] > 0
-    # As a measurement it fills the table.
-    path = tmp_path / "cotraining.jsonl"
-    path.write_text(path.read_text().replace('"smoke": true', '"smoke": false'))
-    assert "ghost force, (111) plane" in tables.cotraining(tmp_path)
+    assert record["way"] == "lots" and record["weights"]["agree_lots"] > 0
+    assert len(record["ghost_force_meV_per_A"]["100"]["max"]) == 3
+    assert record["scores"]["expensive"]["forces_meV_per_A"] > 0 and record["stress_jump_GPa"] > 0
+    assert abs(record["drift"]["meV_per_atom_per_ps"]) < 1.0
+    # As measurements of two ways and two seeds lines fill the table.
+    record |= {"smoke": False, "crystal_difference": {"lattice_constant": -0.5, "C11": 1.0, "C12": -4.0, "C44": 2.0}}
+    lines = [json.dumps({**record, "way": way, "seed": seed}) for seed in (0, 1) for way in ("independent", "lots")]
+    (tmp_path / "cotraining.jsonl").write_text("\n".join(lines))
+    table = tables.cotraining(tmp_path)
+    assert "| independent | " in table and "| 0.50 (0.50, 0.50) | 4.0 (4.0, 4.0) |" in table
 
 
 def test_soak(tmp_path, tables):
