@@ -36,7 +36,7 @@ from moe_md.training.cotrain import Settings
 from moe_md.training.evaluation import describe
 from moe_md.training.losses import Weights
 
-SPECIES, METAL = ("Pt", "C", "O"), "Pt"
+SPECIES, METAL = harness.PTCO_SPECIES, "Pt"
 STRAINS = (0.98, 1.0, 1.02)
 ALONE = Weights(agree_energy=0.0, agree_partial_forces=0.0, agree_stress=0.0)
 PARTIAL = Weights(agree_stress=0.0)
@@ -53,29 +53,6 @@ WAYS: dict[str, dict] = {
     "lots": {"weights": Weights(agree_lots=3.0)},
 }
 DYNAMICS = {"size": (4, 6, 5), "temperature_K": 500.0, "warm_steps": 300, "steps": 2000}
-
-
-def two_experts(arguments) -> tuple:
-    """The pair of `ptco-small`, or a smaller one."""
-    expensive = mm.experts.allegro(
-        SPECIES,
-        arguments.cutoff,
-        l_max=arguments.l_max,
-        num_layers=arguments.layers,
-        num_scalar_features=arguments.scalar_features,
-        num_tensor_features=arguments.tensor_features,
-        scalar_embed_mlp=(arguments.scalar_features,),
-        allegro_mlp=(arguments.scalar_features,),
-    )
-    cheap = mm.experts.power_spectrum(
-        SPECIES,
-        arguments.cutoff,
-        domain=(METAL,),
-        l_max=arguments.cheap_l_max,
-        num_channels=arguments.cheap_channels,
-        hidden=(arguments.cheap_hidden, arguments.cheap_hidden),
-    )
-    return expensive, cheap
 
 
 def energy_drift(model: mm.Checkpoint, lattice_constant: float, *, size, temperature_K, warm_steps, steps) -> dict:
@@ -112,7 +89,7 @@ def measure(arguments, way: str, seed: int) -> dict:
         lattice_constant=arguments.lattice_constant,
     )
     settings = replace(settings, **WAYS[way])
-    model = mm.cotrain(two_experts(arguments), train, settings, validation=validation)
+    model = mm.cotrain(harness.small_experts(tiny=arguments.smoke), train, settings, validation=validation)
     scores = model.record["history"][-1]
     print(f"{way}, seed {seed}: " + describe(scores), flush=True)
     lattice_constants = [arguments.lattice_constant * strain for strain in STRAINS]
@@ -150,21 +127,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--lattice-constant", type=float, default=3.98, help="Å")
-    parser.add_argument("--cutoff", type=float, default=5.0, help="Å, of both experts")
-    parser.add_argument("--l-max", type=int, default=2)
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--scalar-features", type=int, default=32)
-    parser.add_argument("--tensor-features", type=int, default=16)
-    parser.add_argument("--cheap-l-max", type=int, default=3)
-    parser.add_argument("--cheap-channels", type=int, default=12)
-    parser.add_argument("--cheap-hidden", type=int, default=32)
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
     parser.add_argument("--smoke", action="store_true", help="a tiny pair, a few steps, one way")
     arguments = parser.parse_args()
     if arguments.smoke:
-        tiny = dict(steps=2, data="ptco_pbe", l_max=1, layers=1, scalar_features=8, tensor_features=4, cutoff=4.0)
-        tiny |= dict(cheap_l_max=1, cheap_channels=4, cheap_hidden=8, ways=["lots"], seeds=[0])
-        vars(arguments).update(tiny)
+        vars(arguments).update(steps=2, data="ptco_pbe", ways=["lots"], seeds=[0])
     for seed in arguments.seeds:
         for way in arguments.ways:
             record = measure(arguments, way, seed)

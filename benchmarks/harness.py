@@ -30,6 +30,37 @@ PTCO_CONFIGS = (
     {"builder": "power_spectrum", "species": PTCO_SPECIES, "domain": ("Pt",), "cutoff": 5.0, "l_max": 4},
 )
 
+# The pair of `ptco-small`, and one for smoke runs.
+SMALL_CONFIGS = (
+    {
+        "builder": "allegro",
+        "species": PTCO_SPECIES,
+        "cutoff": 5.0,
+        "l_max": 2,
+        "num_layers": 2,
+        "num_scalar_features": 32,
+        "num_tensor_features": 16,
+        "scalar_embed_mlp": (32,),
+        "allegro_mlp": (32,),
+        "readout_mlp": (32,),
+        "avg_num_neighbors": 40.0,
+    },
+    {
+        "builder": "power_spectrum",
+        "species": PTCO_SPECIES,
+        "domain": ("Pt",),
+        "cutoff": 5.0,
+        "l_max": 3,
+        "num_channels": 12,
+        "hidden": (32, 32),
+        "avg_num_neighbors": 40.0,
+    },
+)
+TINY = (
+    {"cutoff": 4.0, "l_max": 1, "num_layers": 1, "num_scalar_features": 8, "num_tensor_features": 4, "scalar_embed_mlp": (8,), "allegro_mlp": (8,)},
+    {"cutoff": 4.0, "l_max": 1, "num_channels": 4, "hidden": (8,)},
+)
+
 
 class Case:
     """A compiled program that carries its state from call to call.
@@ -138,6 +169,12 @@ def two_experts(name_or_path: str, *, random: bool = False) -> mm.Checkpoint:
     built = tuple(experts.build(config) for config in PTCO_CONFIGS)
     params = tuple(expert.init(jax.random.key(n)) for n, expert in enumerate(built))
     return checkpoint.Checkpoint(built, params, {}, {})
+
+
+def small_experts(*, tiny: bool = False) -> tuple[experts.Expert, experts.Expert]:
+    """The experts of `ptco-small`: two trainings of them take minutes. Tiny ones take seconds."""
+    shrunk = TINY if tiny else ({}, {})
+    return tuple(experts.build({**config, **change}) for config, change in zip(SMALL_CONFIGS, shrunk))
 
 
 def _git(*arguments: str) -> str | None:

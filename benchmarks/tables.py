@@ -78,12 +78,38 @@ def cotraining(folder: Path) -> str:
     return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
 
 
+def learning_curve(folder: Path) -> str:
+    """Errors against the number of labelled frames."""
+    command = "python benchmarks/bench_learning_curve.py"
+    parts = [f"`{command}`"]
+    groups: dict[tuple, dict[int, dict]] = {}
+    for record in harness.read(folder, "learning_curve"):
+        if not record["smoke"]:
+            groups.setdefault((record["device"], record["data"], record["start"] is None, record["steps"]), {})[record["seed"]] = record
+    for group in groups.values():
+        records = list(group.values())
+        record = records[-1]
+        rows = []
+        for n, point in enumerate(record["points"]):
+            of_seeds = [r["points"][n]["scores"] for r in records]
+            errors = [mean_of(of_seeds, lambda s: s[name]["forces_meV_per_A"]) for name in ("expensive", "cheap", "mixed")]
+            rows.append([f"{point['frames']:,}", *errors, mean_of(of_seeds, lambda s: s["expensive"]["energy_meV_per_atom"])])
+        begun = "random parameters" if record["start"] is None else f"a pair trained on {record['start']['data']:,} frames of the foundation model"
+        note = (
+            f"From {begun}; force errors in meV/Å and energy error of the expensive expert in meV/atom, against `{record['data']}`: "
+            f"{record['validation']['frames']} held-out frames, {record['steps']:,} steps at most, best of the validations; {len(records)} seeds. {where(record)}."
+        )
+        parts += [markdown(["frames", "expensive", "cheap", "mixed", "energy, expensive"], rows), note]
+    return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
+
+
 def mean_of(records: list[dict], value: Callable[[dict], float]) -> str:
-    """Mean over seeds, and each."""
+    """Mean over seeds, and each where there are several."""
     values = [value(record) for record in records]
     digits = 1 if sum(values) < 100 * len(values) else 0
     digits = 2 if sum(values) < 1.0 * len(values) else digits
-    return f"{sum(values) / len(values):.{digits}f} ({', '.join(f'{v:.{digits}f}' for v in values)})"
+    each = f" ({', '.join(f'{v:.{digits}f}' for v in values)})" if len(values) > 1 else ""
+    return f"{sum(values) / len(values):.{digits}f}{each}"
 
 
 def _largest_elastic_difference(record: dict) -> float:
@@ -160,6 +186,7 @@ KEYS = (("energy_meV_per_atom", 1), ("forces_meV_per_A", 0), ("stress_GPa", 2))
 TABLES: dict[str, Callable[[Path], str]] = {
     "mixture": mixture,
     "cotraining": cotraining,
+    "learning_curve": learning_curve,
     "ptco": ptco,
     "soak": soak,
     "halo": halo,

@@ -79,6 +79,15 @@ def test_cotraining(tmp_path, tables):
     assert "| independent | " in table and "| 0.50 (0.50, 0.50) | 4.0 (4.0, 4.0) |" in table
 
 
+def test_learning_curve(tmp_path, tables):
+    record = smoke("learning_curve", tmp_path)
+    few, more = record["points"]
+    assert 0 < few["frames"] < more["frames"] and few["groups"] < more["groups"]
+    path = tmp_path / "learning_curve.jsonl"
+    path.write_text(path.read_text().replace('"smoke": true', '"smoke": false'))
+    assert f"| {few['frames']} | " in tables.learning_curve(tmp_path) and "random parameters" in tables.learning_curve(tmp_path)
+
+
 def test_soak(tmp_path, tables):
     record = smoke("soak", tmp_path, "--out", str(tmp_path / "run"))
     assert record["steps"] == record["this_process_steps"] == 2000

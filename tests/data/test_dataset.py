@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from moe_md.data.dataset import (
+    PACKAGED,
     dataset_from_frames,
     folds_by_group,
     force_rms,
@@ -35,6 +36,21 @@ def test_species(ptco):
         load_dataset(ptco_pbe(), ("Pt", "O"))
     with pytest.raises(ValueError, match="must not repeat"):
         dataset_from_frames([], ("Pt", "Pt"))
+
+
+def test_tiers_are_what_their_cards_say():
+    """Counts of the data card; a test set shares neither kind nor trajectory with training."""
+    train, test = (load_dataset(PACKAGED[name]()) for name in ("ptco_fm", "ptco_fm_test"))
+    card = (PACKAGED["ptco_fm"]().parent / "README.md").read_text()
+    for part in (train, test):
+        counts = summary(part)
+        assert f"{counts['frames']:,} frames" in card and counts["energy"] == counts["forces"] == counts["frames"]
+        assert counts["stress"] == sum(bool(f.pbc.all()) for f in part.frames)
+    for key in ("kind", "group"):
+        assert not {getattr(f, key) for f in train.frames} & {getattr(f, key) for f in test.frames}
+    counted = {kind: c["frames"] for kind, c in summary(train)["kinds"].items()}
+    assert f"| `co-111` | {counted['co-111']} | " in card and f"| `contact` | {counted['contact']} | " in card
+    assert max(np.abs(f.forces).max() for f in train.frames + test.frames) < 60.0
 
 
 @pytest.mark.parametrize("seed", range(5))
