@@ -194,7 +194,7 @@ def edited(short, folder, edit) -> bytes:
 @pytest.mark.parametrize(
     "edit, message",
     [
-        (lambda c: c.update(format=1), "must have training format 2, got 1"),
+        (lambda c: c.update(format=1), "must have training format 3, got 1"),
         (lambda c: c.pop("format"), "must be a saved training.*format"),
         (lambda c: c.pop("running"), "must be a saved training, but it holds no running"),
         (lambda c: c["fingerprint"].update(data="0"), "no training of other data,"),
