@@ -286,6 +286,8 @@ def test_bad_input():
         elastic_constants(expert, params, lattice_constant=-1.0)
     with pytest.raises(ValueError, match="repeat .* got 0"):
         phonons(expert, params, lattice_constant=4.0, repeat=0)
+    with pytest.raises(ValueError, match="repeat must be of type int"):
+        phonons(expert, params, lattice_constant=4.0, repeat=2.5)
     with pytest.raises(ValueError, match="n_points .* and 1"):
         phonons(expert, params, lattice_constant=4.0, n_points=1)
     with pytest.raises(ValueError, match="lattice_constants must not be empty"):
