@@ -20,7 +20,7 @@ FLOORS = (
     ("derivatives", "integrators"),
     ("simulate", "adjoint", "distributed"),
     ("training", "interfaces", "analysis"),
-    ("demo",),
+    ("demo", "validate"),
     ("cli",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
