@@ -10,6 +10,7 @@ Each is a section of its own and can be left out. What is found goes to
 `validation.json`, and from there into `report.md` and its pictures.
 """
 
+import importlib.util
 import json
 import time
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +24,7 @@ from ase import Atoms
 
 from moe_md import checkpoint as checkpoints
 from moe_md.analysis import errors, paired_runs, seam, validation_plots, validation_report
-from moe_md.analysis.bulk import relax_fcc
+from moe_md.analysis.bulk import fcc_report, relax_fcc
 from moe_md.analysis.environments import SHELL, Rule, environments, near_foreign, top_layers
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.dataset import Dataset, digest
@@ -93,7 +94,7 @@ class Settings:
 
 def small(settings: Settings) -> Settings:
     """The same in little time: few steps. For tests."""
-    return replace(settings, relax_steps=5, equilibration_steps=50, production_steps=400, log_every=4, blocks=5)
+    return replace(settings, layers=4, relax_steps=5, equilibration_steps=50, production_steps=400, log_every=4, blocks=5)
 
 
 class Plan(NamedTuple):
@@ -122,6 +123,8 @@ def plan(model: Checkpoint, settings: Settings) -> Plan:
     for name, expert in zip(("expensive", "cheap"), model.experts):
         if settings.metal not in expert.domain:
             raise ValueError(f"metal must be in the domain of the {name} expert, {expert.domain}, got {settings.metal!r}.")
+    if "crystal" in settings.chosen and importlib.util.find_spec("phonopy") is None:
+        raise ValueError("sections must leave out crystal where phonopy is not installed: pip install 'moe_md[validate]'.")
     a = relax_fcc(expensive, model.params[0], settings.metal).lattice_constant
     rule = (
         near_foreign(cheap.domain, cheap.cutoff + settings.region_margin)
@@ -246,6 +249,10 @@ def _errors(shared: Plan, dataset: Dataset, stage) -> dict:
     return errors.report(compared, environment_fn)
 
 
+def _crystal(shared: Plan, dataset: Dataset, stage) -> dict:
+    return fcc_report(shared.model, shared.settings.metal, guess=shared.lattice_constant)
+
+
 def _seam(shared: Plan, dataset: Dataset, stage) -> dict:
     lattice_constants = [float(shared.lattice_constant * (1 + s)) for s in STRAINS]
     return {
@@ -275,4 +282,4 @@ def _dynamics(shared: Plan, dataset: Dataset, stage) -> dict:
     )
 
 
-_DO = {"errors": _errors, "seam": _seam, "dynamics": _dynamics}
+_DO = {"errors": _errors, "crystal": _crystal, "seam": _seam, "dynamics": _dynamics}

@@ -50,7 +50,7 @@ def errors_by_environment(errors: dict) -> Figure | None:
             for x, environment in zip(place, ENVIRONMENTS):
                 score = found[environment][name]
                 if score is None:
-                    panel.text(x, 0, "none", ha="center", va="bottom", rotation=90, fontsize=8, color=FAINT)
+                    panel.text(x, 2, "none", ha="center", va="bottom", rotation=90, fontsize=8, color=FAINT)
                     continue
                 panel.bar(x, score["rmse"], 0.36, color=COLOURS[name])
                 panel.plot([x - 0.17, x + 0.17], [score["mae"]] * 2, color=INK, lw=1.2)
@@ -59,6 +59,7 @@ def errors_by_environment(errors: dict) -> Figure | None:
         handles.append(Line2D([], [], color=INK, lw=1.2, label="mean absolute"))
         panel.legend(handles=handles, frameon=False, fontsize=9)
         panel.set_xticks(np.arange(len(ENVIRONMENTS)), ENVIRONMENTS)
+        panel.set_xlim(-0.55, len(ENVIRONMENTS) - 0.45)
         panel.set_title(title, fontsize=10, color=INK)
         plain(panel)
     figure.axes[0].set_ylabel("force error, root mean square\nmeV/Å (labelled atoms above)")
@@ -78,11 +79,12 @@ def errors_over_distance(errors: dict) -> Figure | None:
     for who in ("expensive", "mixed"):
         error = np.array([np.nan if b[who] is None else b[who] for b in bins])
         style = {"expensive": dict(marker="s", ms=8, mfc="none"), "mixed": dict(marker="o", ms=4)}[who]
-        above.plot(middle, error, color=COLOURS[who], lw=1.2, label=NAMES[who], **style)
+        for side, label in ((middle > 0, NAMES[who]), (middle < 0, None)):
+            above.plot(middle[side], error[side], color=COLOURS[who], lw=1.2, label=label, **style)
     for x, b in zip(middle, bins):
         above.text(x, 0.02, f"{b['atoms']}", ha="center", color=FAINT, fontsize=8, transform=above.get_xaxis_transform())
     below.bar(middle, [np.nan if b["change"] is None else b["change"] for b in bins], 0.8 * (bins[0]["to"] - bins[0]["from"]), color=MIXED)
-    above.set(ylabel="force error against labels\nmeV/Å (atoms below)", ylim=(0, None))
+    above.set(ylabel="force error against labels\nmeV/Å (atoms below)", ylim=(0, 1.25 * above.get_ylim()[1]))
     below.set(xlabel="distance to the nearest atom of the other expert / Å, positive inside the region")
     below.set_ylabel("mixture − expensive\nroot mean square, meV/Å")
     edge = max(abs(bins[0]["from"]), bins[-1]["to"]) + 0.5
@@ -91,7 +93,7 @@ def errors_over_distance(errors: dict) -> Figure | None:
         panel.axvspan(0, edge + 1, color=EXPENSIVE, alpha=0.14, lw=0, zorder=0)
         panel.axvline(0, color=FAINT, lw=0.8)
         plain(panel)
-    above.legend(frameon=False, loc="upper right")
+    above.legend(frameon=False, loc="upper right", ncols=2)
     return figure
 
 
@@ -112,7 +114,8 @@ def equation_of_state(crystal: dict) -> Figure:
             above.plot(curve["volume_A3_per_atom"], values, color=_line(who), label=NAMES[who], **style)
         # Each expert has its own volumes: compare at the expensive one's.
         x = np.array(curves[0]["volume_A3_per_atom"])
-        within = (x >= min(curves[1]["volume_A3_per_atom"])) & (x <= max(curves[1]["volume_A3_per_atom"]))
+        room = 0.02 * np.ptp(x)
+        within = (x >= min(curves[1]["volume_A3_per_atom"]) - room) & (x <= max(curves[1]["volume_A3_per_atom"]) + room)
         other = _smooth(curves[1]["volume_A3_per_atom"], curves[1][key], x)
         below.axhline(0, color=FAINT, lw=0.6)
         below.plot(x[within], unit * (other - curves[0][key])[within], color=INK, lw=1.0, marker="o", ms=3)
@@ -170,7 +173,7 @@ def seam_over_strain(found: dict) -> Figure:
         right.plot(100 * np.trace(strain_3) / 3, worst, marker="D", ms=5, mfc="none", mec="#c0392b", ls="none")
     handles, _ = right.get_legend_handles_labels()
     handles.append(Line2D([], [], marker="D", ms=5, mfc="none", mec="#c0392b", ls="none", label="stretched or sheared: largest component"))
-    reach = 1.7 * max(np.abs(right.get_ylim()).max(), 1.0)
+    reach = 1.4 * max(np.abs(right.get_ylim()).max(), 1.0)
     right.set(ylim=(-reach, reach), ylabel="stress jump, expensive − cheap, MPa")
     right.legend(handles=handles, frameon=False, loc="upper left", fontsize=9)
     for panel in (left, right):
