@@ -23,7 +23,7 @@ import numpy as np
 from ase import Atoms
 
 from moe_md import checkpoint as checkpoints
-from moe_md.analysis import errors, paired_runs, seam, validation_plots, validation_report
+from moe_md.analysis import errors, paired_runs, seam, surfaces, validation_plots, validation_report
 from moe_md.analysis.bulk import fcc_report, relax_fcc
 from moe_md.analysis.environments import SHELL, Rule, environments, near_foreign, top_layers
 from moe_md.checkpoint import Checkpoint
@@ -253,6 +253,24 @@ def _crystal(shared: Plan, dataset: Dataset, stage) -> dict:
     return fcc_report(shared.model, shared.settings.metal, guess=shared.lattice_constant)
 
 
+def _surfaces(shared: Plan, dataset: Dataset, stage) -> dict:
+    """Vacancy and surfaces under each expert, at its own lattice constant; CO under the expensive one and the mixture."""
+    model, metal = shared.model, shared.settings.metal
+    cheap = relax_fcc(model.experts[1], model.params[1], metal, guess=shared.lattice_constant).lattice_constant
+    found: dict = {"vacancy": {}, "surfaces": {}}
+    for who, region, a in (("expensive", 0, shared.lattice_constant), ("cheap", 1, cheap)):
+        found["vacancy"][who] = surfaces.vacancy_energy(model, region, metal, lattice_constant=a)
+        found["surfaces"][who] = surfaces.surface_energies(model, region, metal, lattice_constant=a)
+        stage(f"vacancy and surfaces of the {who} expert")
+    if {"C", "O"} <= set(model.experts[0].domain):
+        regions = {"expensive": 0, "mixed": lambda atoms: shared.rule(frame_from_atoms(atoms))}
+        found["adsorption"] = {
+            who: surfaces.adsorption(model, region, metal, lattice_constant=shared.lattice_constant)
+            for who, region in regions.items()
+        }
+    return found
+
+
 def _seam(shared: Plan, dataset: Dataset, stage) -> dict:
     lattice_constants = [float(shared.lattice_constant * (1 + s)) for s in STRAINS]
     return {
@@ -282,4 +300,4 @@ def _dynamics(shared: Plan, dataset: Dataset, stage) -> dict:
     )
 
 
-_DO = {"errors": _errors, "crystal": _crystal, "seam": _seam, "dynamics": _dynamics}
+_DO = {"errors": _errors, "crystal": _crystal, "surfaces": _surfaces, "seam": _seam, "dynamics": _dynamics}

@@ -33,6 +33,7 @@ from moe_md.experts import Expert
 from moe_md.mixture import mixture_neighbor_list
 
 HEIGHT = 1.85  # Å, of the adsorbate's lowest atom above a metal atom
+BIN = 0.05  # Å, of distances
 FRICTION = 0.02  # 1/fs, of the equilibration
 
 
@@ -259,8 +260,9 @@ def _curves(found: dict[str, Trajectory], box, masses, groups, interval_ps: floa
     metal, r_max = groups["metal"], min(8.0, 0.5 * float(np.min(box)))
 
     def structure(run: Trajectory, group):
-        n_bins = int(r_max / 0.08)
-        return dynamics.radial_distribution(run.position, box, group, metal, r_max=r_max, n_bins=n_bins, n_blocks=n_blocks)
+        return dynamics.radial_distribution(
+            run.position, box, group, metal, r_max=r_max, n_bins=int(r_max / BIN), n_blocks=n_blocks
+        )
 
     def motion(run: Trajectory, group):
         return dynamics.mean_square_displacement(run.position, interval_ps, group, n_blocks=n_blocks)
@@ -272,8 +274,8 @@ def _curves(found: dict[str, Trajectory], box, masses, groups, interval_ps: floa
 
     top = None
     whole = vibration(found["expensive"], metal)
-    # The band of the metal and a tenth more; beyond there is nothing to compare.
-    top = 1.1 * float(whole.x[np.searchsorted(np.cumsum(whole.value) / whole.value.sum(), 0.995)])
+    # The band of the metal and half as much again; beyond there is nothing to compare.
+    top = 1.5 * float(whole.x[np.searchsorted(np.cumsum(whole.value), 0.95 * whole.value.sum())])
     measures = (
         ("radial_distribution", structure, "distance / Å", "g"),
         ("mean_square_displacement", motion, "time / ps", "mean square displacement / Å²"),

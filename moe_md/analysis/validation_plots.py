@@ -26,6 +26,7 @@ def pictures(content: dict) -> dict[str, Figure]:
         ("errors", "seam_distance", errors_over_distance),
         ("crystal", "equation_of_state", equation_of_state),
         ("crystal", "phonons", phonons),
+        ("surfaces", "adsorption", adsorption_sites),
         ("seam", "seam", seam_over_strain),
         ("dynamics", "dynamics", runs_side_by_side),
     ]
@@ -153,6 +154,29 @@ def phonons(crystal: dict) -> Figure:
     return figure
 
 
+def adsorption_sites(surfaces: dict) -> Figure | None:
+    """Adsorption energy of each site, all expensive and mixture."""
+    found = surfaces.get("adsorption")
+    if found is None:
+        return None
+    sites = found["expensive"]["order"]
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    panel = figure.subplots()
+    for k, who in enumerate(("expensive", "mixed")):
+        energies = [found[who]["sites"][site]["energy_eV"] for site in sites]
+        place = np.arange(len(sites)) + 0.38 * (k - 0.5)
+        panel.bar(place, energies, 0.36, color=COLOURS[who], label={"expensive": "all expensive", "mixed": "mixture"}[who])
+        for x, energy in zip(place, energies):
+            panel.text(x, energy, f"{energy:.2f}", ha="center", va="top" if energy < 0 else "bottom", fontsize=8, color=INK)
+    panel.axhline(0, color=FAINT, lw=0.6)
+    panel.set_xticks(np.arange(len(sites)), sites)
+    panel.set(ylabel="adsorption energy / eV")
+    panel.margins(y=0.12)
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    plain(panel)
+    return figure
+
+
 def seam_over_strain(found: dict) -> Figure:
     """Ghost force and stress jump against the strain of the crystal."""
     figure = Figure(figsize=(9.0, 3.7), layout="constrained")
@@ -183,24 +207,35 @@ def seam_over_strain(found: dict) -> Figure:
 
 
 def runs_side_by_side(found: dict) -> Figure:
-    """Structure, motion and vibration of both runs, with bands of one standard error."""
+    """Structure, motion and vibration of both runs, with bands of one standard error; their difference below each."""
     curves = found["curves"]
-    figure = Figure(figsize=(11.0, 6.4), layout="constrained")
-    for panel, key in zip(figure.subplots(2, 3).T.flat, curves):
-        curve = curves[key]
+    figure = Figure(figsize=(11.0, 8.6), layout="constrained")
+    panels = figure.subplots(4, 3, height_ratios=(3, 1.3, 3, 1.3)).T.reshape(-1, 2)
+    for (panel, below), curve in zip(panels, curves.values(), strict=True):
         x = np.array(curve["x"])
-        for who in ("expensive", "mixed"):
-            value, error = np.array(curve[who]), np.array(curve[f"{who}_error"])
-            colour = {"expensive": _line("expensive"), "mixed": MIXED}[who]
-            panel.fill_between(x, value - error, value + error, color=colour, alpha=0.3, lw=0)
-            panel.plot(x, value, color=colour, lw=1.6 if who == "expensive" else 1.0, label={"expensive": "all expensive", "mixed": "mixture"}[who])
+        a, a_error, b, b_error = (np.array(curve[key]) for key in ("expensive", "expensive_error", "mixed", "mixed_error"))
+        panel.fill_between(x, a - a_error, a + a_error, color=EXPENSIVE, alpha=0.35, lw=0)
+        panel.fill_between(x, b - b_error, b + b_error, color=MIXED, alpha=0.3, lw=0)
+        panel.plot(x, a, color=EXPENSIVE, lw=2.8, label="all expensive")
+        panel.plot(x, b, color=MIXED, lw=1.0, label="mixture")
+        error = np.hypot(a_error, b_error)
+        below.fill_between(x, -error, error, color=FAINT, alpha=0.3, lw=0, label="one combined standard error")
+        below.plot(x, b - a, color=MIXED, lw=1.0, label="mixture − all expensive")
+        below.axhline(0, color=FAINT, lw=0.6)
         d = curve["deviation"]
         largest = "∞" if d["largest"] is None else f"{d['largest']:.1f}"
         text = f"{curve['label']}\nlargest deviation {largest} errors\n({d['by_chance']:.1f} by chance)"
         panel.text(0.97, 0.97, text, transform=panel.transAxes, ha="right", va="top", fontsize=8.5, color=INK)
-        panel.set(xlabel=curve["x_label"], ylabel=curve["y_label"], ylim=(0, 1.3 * panel.get_ylim()[1]), xlim=(x[0], x[-1]))
-        plain(panel)
-    figure.axes[0].legend(frameon=False, loc="upper left", fontsize=9)
+        occupied = x[np.flatnonzero(a > 0)[0]]
+        start = max(x[0], occupied - 0.1 * (x[-1] - occupied))  # no atoms are on top of each other
+        panel.set(ylabel=curve["y_label"], ylim=(0, 1.35 * panel.get_ylim()[1]))
+        below.set(xlabel=curve["x_label"], ylabel="difference")
+        for p in (panel, below):
+            p.set_xlim(start, x[-1])
+            plain(p)
+    above, below = panels[0]
+    handles = [h for p in (above, below) for h in p.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
     return figure
 
 

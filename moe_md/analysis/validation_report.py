@@ -40,6 +40,7 @@ def markdown(content: dict) -> str:
     for section, write in (
         ("errors", _errors),
         ("crystal", _crystal),
+        ("surfaces", _surfaces),
         ("seam", _seam),
         ("dynamics", _dynamics),
     ):
@@ -158,6 +159,64 @@ def _crystal(crystal: dict, content: dict) -> list[str]:
     ]
 
 
+def _surfaces(found: dict, content: dict) -> list[str]:
+    metal = content["settings"]["metal"]
+    both = [found["surfaces"][who] for who in ("expensive", "cheap")]
+    vacancies = [found["vacancy"][who] for who in ("expensive", "cheap")]
+    rows = [["vacancy, eV", *_two([v["energy_eV"] for v in vacancies], ".3f")]]
+    for facet in both[0]:
+        rows.append([f"surface ({facet}), J/m²", *_two([s[facet]["energy_J_per_m2"] for s in both], ".3f")])
+    for facet in both[0]:
+        spacings = [s[facet]["first_spacing_percent"] for s in both]
+        rows.append([f"first spacing of ({facet}), %", *(f"{x:+.2f}" for x in spacings), ""])
+    structures = [*vacancies, *(s[facet] for s in both for facet in s)]
+    lines = [
+        f"## Vacancies and surfaces of {metal}",
+        "",
+        "Relaxed, each expert at its own lattice constant. Surfaces are clean and not reconstructed; the first spacing is the change of the distance "
+        "between the two uppermost layers.",
+        "",
+        *_table(["", "expensive expert", "cheap expert", "difference, %"], rows),
+        "",
+    ]
+    if "adsorption" in found:
+        runs = [found["adsorption"][who] for who in ("expensive", "mixed")]
+        structures += [site for run in runs for site in run["sites"].values()]
+        sites = []
+        for site in runs[0]["order"]:
+            a, b = (run["sites"][site] for run in runs)
+            sites.append(
+                [
+                    site,
+                    *(f"{x['energy_eV']:.3f}" for x in (a, b)),
+                    f"{1e3 * (b['energy_eV'] - a['energy_eV']):+.1f}",
+                    *(f"{x['bond_A']:.3f}, {x['metal_carbon_A']:.3f}" for x in (a, b)),
+                    *(f"{x['stretch_cm1']:.0f}" for x in (a, b)),
+                    " of ".join(str(n) for n in (b["atoms_per_expert"][0], sum(b["atoms_per_expert"]))),
+                    "yes" if a["stayed"] and b["stayed"] else "no",
+                ]
+            )
+        lines += [
+            f"### CO on {metal}(111)",
+            "",
+            "One CO in each p(2×2) cell, all atoms on the expensive expert beside the mixture. Where the mixture's clean slab is all the cheap expert's, "
+            "its energies include what the experts differ by on the atoms that change hands. Sites are ordered by what the expensive expert binds most: "
+            f"{' < '.join(runs[0]['order'])}; the mixture's order is {' < '.join(runs[1]['order'])}.",
+            "",
+            *_table(
+                ["site", "energy, eV", "mixture", "difference, meV", "C–O and metal–C, Å", "mixture", "C–O stretch, cm⁻¹", "mixture", "atoms on the expensive expert", "stayed"],
+                sites,
+            ),
+            "",
+            "![Adsorption energies](adsorption.png)",
+            "",
+        ]
+    failed = sum(not s["converged"] for s in structures)
+    if failed:
+        lines += [f"**{failed} of {len(structures)} relaxations did not converge**; `validation.json` says which.", ""]
+    return lines
+
+
 def _seam(found: dict, content: dict) -> list[str]:
     ghost, jump = found["ghost_force"], found["stress_jump"]
     middle = len(found["strain"]) // 2
@@ -234,8 +293,9 @@ def _dynamics(found: dict, content: dict) -> list[str]:
         "",
         *trespass,
         f"Error bars are standard errors over {settings['blocks']} blocks. The largest deviation is in units of the combined error of a point; the last "
-        "column is the median of that for as many independent points of two equal curves: blocks are few, so it is not small. “At the seam” are "
-        "metal atoms with a nearest neighbour on the other expert.",
+        "column is the median of that for as many independent points of two equal curves: blocks are few, so it is not small. Runs that start alike stay "
+        "alike for a while, so less than chance is no merit, and more than chance a fault. “At the seam” are metal atoms with a nearest neighbour on "
+        "the other expert.",
         "",
         *_table(["curve", "largest deviation", "at", "root mean square", "largest by chance"], compared),
         "",
@@ -263,6 +323,11 @@ def _table(header: Sequence[str], rows: Sequence[Sequence]) -> list[str]:
         "| --- |" + " ---: |" * (len(header) - 1),
         *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows),
     ]
+
+
+def _two(values: Sequence[float], form: str) -> list[str]:
+    """Two numbers, and by how many percent the second differs."""
+    return [*(format(x, form) for x in values), f"{100 * (values[1] / values[0] - 1):+.2f}"]
 
 
 def _pair(score: dict | None, form: str) -> str:
