@@ -317,7 +317,9 @@ def fcc_report(checkpoint: Checkpoint, symbol: str = "Pt", *, guess: float | Non
     """
     for number, expert in enumerate(checkpoint.experts):
         if symbol not in expert.domain:
-            raise ValueError(f"symbol must be in the domain of every expert, {expert.domain} of expert {number}, got {symbol!r}.")
+            raise ValueError(
+                f"symbol must be in the domain of every expert, {expert.domain} of expert {number}, got {symbol!r}."
+            )
     _phonopy()
     with jax.enable_x64(True):
         pairs = zip(checkpoint.experts, checkpoint.params, strict=True)

@@ -1,0 +1,371 @@
+"""Energies of vacancies, of surfaces, and of CO on them, under a mixture or one expert.
+
+With e the energy per atom of the perfect crystal, all structures relaxed at its lattice constant,
+
+    vacancy      E(N - 1) - (N - 1) e
+    surface      (E(slab) - N e) / 2A
+    adsorption   E(slab + CO) - E(slab) - E(CO)        (negative: bound)
+
+A region is an expert's number, or a function of the ASE atoms that returns the
+expert of each, `[n_atoms]` int. It is asked once for every structure, before that
+relaxes, so that the energy has no jumps.
+"""
+
+from collections.abc import Callable, Sequence
+
+import ase.units
+import numpy as np
+from ase import Atoms
+from ase.build import add_adsorbate, bulk, fcc100, fcc110, fcc111
+from ase.constraints import FixAtoms, FixCartesian
+from ase.geometry import get_distances
+from ase.optimize import BFGS
+
+from moe_md.checkpoint import Checkpoint
+from moe_md.interfaces.ase import MixtureCalculator
+from moe_md.settings import check_positive, check_value
+
+Region = int | Callable[[Atoms], np.ndarray]
+
+FORCE_LIMIT = 0.01  # eV/Å, a structure is relaxed when no force is longer
+MARGIN = 0.5  # Å, kept between an adsorbate and atoms on the cheap expert, beyond its cutoff
+VACUUM = 10.0  # Å, on each side of a slab
+DISPLACEMENT = 0.01  # Å, of the finite differences of forces
+SOFT_CM1 = 30.0  # an imaginary mode below it is noise
+
+# Builder, and distance of layers in lattice constants.
+_FACETS = {"111": (fcc111, 3**-0.5), "100": (fcc100, 0.5), "110": (fcc110, 8**-0.5)}
+# ASE's name of a site, metal atoms around it, height of C in Å.
+_SITES = {"top": ("ontop", 1, 1.85), "bridge": ("bridge", 2, 1.45), "fcc": ("fcc", 3, 1.3), "hcp": ("hcp", 3, 1.3)}
+_GAS_BOND = 1.14  # Å, where relaxation of the molecule starts
+_OWNER = "moe_md_owner"  # name of the atoms' array that holds their experts
+
+
+def around_adsorbate(cutoff: float) -> Callable[[Atoms], np.ndarray]:
+    """The region that gives expert 0 all that an adsorbate of C and O is near to, and expert 1 the rest.
+
+    Args:
+        cutoff: Å, of expert 1; its atoms are this and half an ångström more
+            away from any C or O, so that it sees none.
+
+    Returns:
+        A function of ASE atoms: `[n_atoms]` int. Distances are to the nearest
+        image, along directions that are periodic.
+
+    Raises:
+        ValueError: the cutoff is not positive.
+
+    >>> slab = fcc111("Pt", (2, 2, 4), a=3.98, vacuum=8.0)
+    >>> add_adsorbate(slab, "C", 1.3, "fcc")
+    >>> around_adsorbate(5.0)(slab).reshape(-1)[:16].reshape(4, 4).sum(axis=1).tolist()  # by layer, from below
+    [4, 4, 0, 0]
+    """
+    check_positive("cutoff", cutoff)
+
+    def region(atoms: Atoms) -> np.ndarray:
+        seeds = np.flatnonzero(np.isin(atoms.symbols, ("C", "O")))
+        if len(seeds) == 0:
+            return np.ones(len(atoms), int)
+        _, distance = get_distances(atoms.positions, atoms.positions[seeds], cell=atoms.cell, pbc=atoms.pbc)
+        return (distance.min(axis=1) > cutoff + MARGIN).astype(int)
+
+    return region
+
+
+def vacancy_energy(
+    checkpoint: Checkpoint,
+    region: Region = 0,
+    symbol: str = "Pt",
+    *,
+    lattice_constant: float,
+    repeat: int = 3,
+    max_steps: int = 300,
+) -> dict:
+    """Energy to take one atom out of an fcc crystal, at constant volume.
+
+    Args:
+        checkpoint: the experts.
+        region: which computes what, as above; it is asked before the atom goes.
+        symbol: chemical symbol.
+        lattice_constant: Å.
+        repeat: cubic 4-atom cells along each axis, at least 2.
+        max_steps: of the relaxation.
+
+    Returns:
+        `energy_eV` of the relaxed vacancy, `unrelaxed_energy_eV`, `n_atoms` left,
+        `converged` (no force above 0.01 eV/Å) and `steps`. Fit for JSON.
+
+    Raises:
+        ValueError: an argument is out of range, or the region is none.
+
+    >>> import moe_md as mm
+    >>> expert = mm.experts.lennard_jones(("Pt",), 5.6, epsilon=0.6, sigma=2.5446)
+    >>> checkpoint = mm.Checkpoint((expert,), (expert.init(None),), {}, {})
+    >>> found = vacancy_energy(checkpoint, lattice_constant=3.95, repeat=2)
+    >>> 0 < found["energy_eV"] < found["unrelaxed_energy_eV"]
+    True
+    """
+    check_positive("lattice_constant", lattice_constant)
+    _check_count("repeat", repeat, 2)
+    _check_count("max_steps", max_steps, 1)
+    calculator = _calculator(checkpoint, region)
+    atoms = _owned(bulk(symbol, "fcc", a=lattice_constant, cubic=True) * repeat, region, calculator)
+    perfect = atoms.get_potential_energy() / len(atoms)
+    del atoms[0]
+    unrelaxed = atoms.get_potential_energy() - len(atoms) * perfect
+    converged, steps = _relax(atoms, max_steps)
+    return {
+        "energy_eV": atoms.get_potential_energy() - len(atoms) * perfect,
+        "unrelaxed_energy_eV": unrelaxed,
+        "n_atoms": len(atoms),
+        "converged": converged,
+        "steps": steps,
+    }
+
+
+def surface_energies(
+    checkpoint: Checkpoint,
+    region: Region = 0,
+    symbol: str = "Pt",
+    *,
+    lattice_constant: float,
+    facets: Sequence[str] = ("111", "100", "110"),
+    thickness: float = 15.0,
+    max_steps: int = 300,
+) -> dict:
+    """Energy per area of clean surfaces that are not reconstructed.
+
+    Slabs are one atom wide, as their neighbours are images, and both of their
+    faces relax alike.
+
+    Args:
+        checkpoint: the experts.
+        region: which computes what, as above.
+        symbol: chemical symbol.
+        lattice_constant: Å.
+        facets: of `"111"`, `"100"` and `"110"`.
+        thickness: Å, slabs are no thinner. Above three cutoffs the middle is
+            as in the crystal.
+        max_steps: of each relaxation.
+
+    Returns:
+        For each facet `energy_J_per_m2`, `unrelaxed_energy_J_per_m2`, `first_spacing_percent` (change
+        of the distance between the first two layers), `layers`, `converged`
+        (no force above 0.01 eV/Å) and `steps`. Fit for JSON.
+
+    Raises:
+        ValueError: an argument is out of range, or the region is none.
+    """
+    check_positive("lattice_constant", lattice_constant)
+    check_positive("thickness", thickness)
+    _check_count("max_steps", max_steps, 1)
+    _check_known("facets", facets, _FACETS)
+    calculator = _calculator(checkpoint, region)
+    perfect = _owned(bulk(symbol, "fcc", a=lattice_constant), region, calculator).get_potential_energy()
+    found = {}
+    for facet in facets:
+        build, spacing = _FACETS[facet]
+        layers = int(np.ceil(thickness / (spacing * lattice_constant))) + 1
+        atoms = _owned(build(symbol, (1, 1, layers), a=lattice_constant, vacuum=VACUUM), region, calculator)
+        two_areas = 2 * np.linalg.norm(np.cross(*atoms.cell.array[:2])) * ase.units.J / ase.units.m**2
+        unrelaxed = (atoms.get_potential_energy() - layers * perfect) / two_areas
+        converged, steps = _relax(atoms, max_steps)
+        height = np.sort(atoms.positions[:, 2])
+        found[facet] = {
+            "energy_J_per_m2": float((atoms.get_potential_energy() - layers * perfect) / two_areas),
+            "unrelaxed_energy_J_per_m2": float(unrelaxed),
+            "first_spacing_percent": float(100 * ((height[-1] - height[-2]) / (spacing * lattice_constant) - 1)),
+            "layers": layers,
+            "converged": converged,
+            "steps": steps,
+        }
+    return found
+
+
+def adsorption(
+    checkpoint: Checkpoint,
+    region: Region | None = None,
+    symbol: str = "Pt",
+    *,
+    lattice_constant: float,
+    size: tuple[int, int, int] = (2, 2, 4),
+    sites: Sequence[str] = ("top", "bridge", "fcc", "hcp"),
+    max_steps: int = 300,
+) -> dict:
+    """One CO per cell, carbon down, on the sites of an fcc (111) surface.
+
+    Carbon stays above its site (it moves up and down only), so that a site that is no
+    minimum has an energy too; oxygen and the upper half of the layers are
+    free, the lower half is held. The free molecule and the clean slab are relaxed under
+    the same experts: where the region gives a clean slab to expert 1, the
+    adsorption energy includes what the experts differ by on the atoms that
+    change hands.
+
+    Args:
+        checkpoint: the experts.
+        region: which computes what, as above. Default `around_adsorbate` of
+            expert 1's cutoff, or expert 0 where there is no other.
+        symbol: of the metal.
+        lattice_constant: Å.
+        size: atoms along both directions of the surface, at least 2, and layers, at least 2.
+        sites: of `"top"`, `"bridge"`, `"fcc"` and `"hcp"`.
+        max_steps: of each relaxation.
+
+    Returns:
+        Fit for JSON. `gas`: `bond_A`, `stretch_cm1`, `converged`, `steps`;
+        `clean`: `converged`, `steps`; `order`, the sites from the most bound;
+        and in that order `sites`, for each
+
+        - `energy_eV` of adsorption, negative where bound;
+        - `bond_A`, C to O, and `metal_carbon_A`, C to the nearest metal atom;
+        - `height_A` of C above the mean plane of the first layer;
+        - `stretch_cm1` of C-O, harmonic, with the metal held;
+        - `unstable_modes` of C and O, imaginary ones beyond 30 cm-1: such a site is no minimum;
+        - `lateral_force_eV_per_A` that would move C off its site;
+        - `stayed`: C is within 0.3 Å, sideways, of the middle of the site's metal atoms and within 3 Å
+          of the metal, and CO is tilted by less than 30 degrees;
+        - `atoms_per_expert`, `converged` (no force above 0.01 eV/Å, but the one that holds C) and `steps`.
+
+    Raises:
+        ValueError: an argument is out of range, the region is none, or the expert of the
+            adsorbate, 0 or the region's, may not meet C, O and the metal.
+    """
+    check_positive("lattice_constant", lattice_constant)
+    if len(size) != 3:
+        raise ValueError(f"size must be three numbers, got {size}.")
+    for number in size:
+        _check_count("each of size", number, 2)
+    _check_count("max_steps", max_steps, 1)
+    _check_known("sites", sites, _SITES)
+    if region is None:
+        region = around_adsorbate(checkpoint.experts[1].cutoff) if len(checkpoint.experts) > 1 else 0
+    calculator = _calculator(checkpoint, region)
+    domain = checkpoint.experts[0 if callable(region) else region].domain
+    if not {symbol, "C", "O"} <= set(domain):
+        raise ValueError(
+            f"region must name an expert that may meet {symbol}, C and O, got {region} of domain {domain}."
+        )
+
+    gas = _owned(Atoms("CO", [[0, 0, 0], [0, 0, _GAS_BOND]]), region, calculator)
+    gas_converged, gas_steps = _relax(gas, max_steps)
+    bond = gas.get_distance(0, 1)
+    gas_report = {
+        "bond_A": float(bond),
+        "stretch_cm1": float(_wavenumbers(gas, [0, 1])[-1]),
+        "converged": gas_converged,
+        "steps": gas_steps,
+    }
+
+    clean = _owned(fcc111(symbol, tuple(size), a=lattice_constant, vacuum=VACUUM), region, calculator)
+    clean.set_constraint(FixAtoms(mask=clean.get_tags() > (size[2] + 1) // 2))  # tags count layers from the top
+    clean_converged, clean_steps = _relax(clean, max_steps)
+    apart = clean.get_potential_energy() + gas.get_potential_energy()
+
+    found = {}
+    for site in sites:
+        name, n_around, height = _SITES[site]
+        atoms = clean.copy()
+        add_adsorbate(atoms, Atoms("CO", [[0, 0, 0], [0, 0, bond]]), height, name, mol_index=0)
+        found[site] = _adsorbed(_owned(atoms, region, calculator), n_around, apart, max_steps)
+    order = sorted(found, key=lambda site: found[site]["energy_eV"])
+    return {
+        "gas": gas_report,
+        "clean": {"converged": clean_converged, "steps": clean_steps},
+        "order": order,
+        "sites": {site: found[site] for site in order},
+    }
+
+
+def _adsorbed(atoms: Atoms, n_around: int, apart: float, max_steps: int) -> dict:
+    """One site: `atoms` end with C and O above it; `apart` is the energy of slab and molecule."""
+    carbon, oxygen = len(atoms) - 2, len(atoms) - 1
+    metal = np.arange(carbon)
+    first_layer = np.flatnonzero(atoms.get_tags() == 1)
+    atoms.set_constraint([*atoms.constraints, FixCartesian(carbon, mask=(True, True, False))])
+    around = np.argsort(np.linalg.norm(_to_nearest(atoms, carbon, metal), axis=1))[:n_around]
+    converged, steps = _relax(atoms, max_steps)
+    energy = atoms.get_potential_energy() - apart
+    lateral_force = atoms.get_forces(apply_constraint=False)[carbon, :2]
+    to_metal = _to_nearest(atoms, carbon, metal)
+    closest = np.linalg.norm(to_metal, axis=1).min()
+    axis = atoms.positions[oxygen] - atoms.positions[carbon]
+    bond = np.linalg.norm(axis)
+    off_site = np.linalg.norm(to_metal[around].mean(axis=0)[:2])
+    wavenumbers = _wavenumbers(atoms, [carbon, oxygen])
+    return {
+        "energy_eV": float(energy),
+        "bond_A": float(bond),
+        "metal_carbon_A": float(closest),
+        "height_A": float(atoms.positions[carbon, 2] - atoms.positions[first_layer, 2].mean()),
+        "stretch_cm1": float(wavenumbers[-1]),
+        "unstable_modes": int(np.sum(wavenumbers < -SOFT_CM1)),
+        "lateral_force_eV_per_A": float(np.linalg.norm(lateral_force)),
+        "stayed": bool(off_site < 0.3 and closest < 3.0 and axis[2] > bond * np.cos(np.pi / 6)),
+        "atoms_per_expert": np.bincount(atoms.get_array(_OWNER)).tolist(),
+        "converged": converged,
+        "steps": steps,
+    }
+
+
+def _to_nearest(atoms: Atoms, center: int, others: np.ndarray) -> np.ndarray:
+    """`[n, 3]` Å, from an atom to the nearest image of each of the others."""
+    vectors, _ = get_distances(atoms.positions[[center]], atoms.positions[others], cell=atoms.cell, pbc=atoms.pbc)
+    return vectors[0]
+
+
+def _wavenumbers(atoms: Atoms, moving: Sequence[int]) -> np.ndarray:
+    """1/cm, harmonic modes of some atoms while the others are held, rising; imaginary ones negative."""
+    hessian = []
+    for atom in moving:
+        for axis in range(3):
+            forces = []
+            for step in (DISPLACEMENT, -DISPLACEMENT):
+                moved = atoms.copy()
+                moved.positions[atom, axis] += step
+                moved.calc = atoms.calc
+                forces.append(moved.get_forces(apply_constraint=False)[moving].ravel())
+            hessian.append((forces[1] - forces[0]) / (2 * DISPLACEMENT))
+    root_mass = np.sqrt(np.repeat(atoms.get_masses()[moving], 3))
+    dynamical = np.array(hessian) / np.outer(root_mass, root_mass)
+    square = np.linalg.eigvalsh((dynamical + dynamical.T) / 2)
+    hbar = ase.units._hbar * ase.units.m / np.sqrt(ase.units._e * ase.units._amu)  # eV per sqrt(eV / Å^2 / amu)
+    return np.sign(square) * np.sqrt(np.abs(square)) * hbar / ase.units.invcm
+
+
+def _calculator(checkpoint: Checkpoint, region: Region) -> MixtureCalculator:
+    """One calculator for all structures, so that they share compiled programs; atoms carry their experts."""
+    if not callable(region):
+        check_value("region", region, int)
+        if not 0 <= region < len(checkpoint.experts):
+            last = len(checkpoint.experts) - 1
+            raise ValueError(f"region must be a function or lie between 0 and {last}, got {region}.")
+    return MixtureCalculator(checkpoint, lambda atoms: atoms.get_array(_OWNER))
+
+
+def _owned(atoms: Atoms, region: Region, calculator: MixtureCalculator) -> Atoms:
+    """The atoms with their experts, and the calculator that reads them."""
+    owner = np.asarray(region(atoms) if callable(region) else region)
+    if owner.ndim and owner.shape != (len(atoms),):
+        raise ValueError(f"region must assign each of the {len(atoms)} atoms, got shape {owner.shape}.")
+    atoms.set_array(_OWNER, None)
+    atoms.set_array(_OWNER, np.broadcast_to(owner, len(atoms)).copy())
+    atoms.calc = calculator
+    calculator.reset()  # the atoms may stand where others stood, under other experts
+    return atoms
+
+
+def _relax(atoms: Atoms, max_steps: int) -> tuple[bool, int]:
+    optimizer = BFGS(atoms, logfile=None)
+    converged = optimizer.run(fmax=FORCE_LIMIT, steps=max_steps)
+    return bool(converged), int(optimizer.nsteps)
+
+
+def _check_count(name: str, value, least: int) -> None:
+    check_value(name, value, int)
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}.")
+
+
+def _check_known(name: str, values: Sequence[str], known) -> None:
+    if isinstance(values, str) or not values or not set(values) <= set(known):
+        raise ValueError(f"{name} must be some of {tuple(known)}, got {values!r}.")

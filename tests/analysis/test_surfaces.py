@@ -1,0 +1,234 @@
+"""Defects, surfaces and adsorbates of the Lennard-Jones potential against closed forms and ASE's own."""
+
+import json
+
+import ase.units
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import add_adsorbate, bulk, fcc100, fcc110, fcc111
+from ase.calculators.lj import LennardJones
+from ase.constraints import FixAtoms, FixCartesian
+from ase.optimize import FIRE
+from ase.vibrations import Vibrations
+
+import moe_md as mm
+from moe_md.analysis.surfaces import _wavenumbers, adsorption, around_adsorbate, surface_energies, vacancy_energy
+
+SIGMA, EPSILON, CUTOFF = 2.5446, 0.6, 5.2
+A = 3.95  # Å, close to rest
+SPECIES = ("Pt", "C", "O")
+EXPERT = mm.experts.lennard_jones(SPECIES, CUTOFF, epsilon=EPSILON, sigma=SIGMA)
+J_PER_M2 = ase.units.J / ase.units.m**2
+# Energies of structures relaxed to 0.01 eV/Å, under springs of more than 1 eV/Å^2 per atom.
+RELAXED_EV = 2e-3
+
+
+def checkpoint(*experts):
+    return mm.Checkpoint(experts, tuple(e.init(None) for e in experts), {}, {})
+
+
+def ase_relaxed(atoms) -> float:
+    """eV, under ASE's potential, by another optimiser, tighter."""
+    atoms.calc = LennardJones(sigma=SIGMA, epsilon=EPSILON, rc=CUTOFF, ro=0.8 * CUTOFF, smooth=True)
+    assert FIRE(atoms, logfile=None).run(fmax=0.003, steps=500)
+    return atoms.get_potential_energy()
+
+
+def pair_energies(R):
+    """eV, of one pair at each of the distances."""
+    o2, c2 = (0.8 * CUTOFF) ** 2, CUTOFF**2
+    r2 = np.sum(R**2, axis=-1)
+    switch = np.where(r2 < o2, 1.0, (c2 - r2) ** 2 * (c2 + 2 * r2 - 3 * o2) / (c2 - o2) ** 3)
+    s6 = (SIGMA**2 / r2) ** 3
+    return np.where(r2 < c2, 4 * EPSILON * (s6**2 - s6) * switch, 0.0)
+
+
+def lattice():
+    """`[n, 3]` Å, from an atom of the crystal to all that it may see."""
+    n = np.stack(np.meshgrid(*[np.arange(-4, 5)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    return n[np.any(n != 0, axis=1)] @ bulk("Pt", "fcc", a=A).cell.array
+
+
+@pytest.fixture(scope="module")
+def one():
+    return checkpoint(EXPERT)
+
+
+def test_vacancy(one):
+    found = vacancy_energy(one, lattice_constant=A, repeat=2)
+    per_atom = pair_energies(lattice()).sum() / 2
+    assert found["unrelaxed_energy_eV"] == pytest.approx(-per_atom, rel=1e-9)  # an atom's bonds are worth 2 e
+    atoms = bulk("Pt", "fcc", a=A, cubic=True) * 2
+    del atoms[5]  # any
+    assert found["energy_eV"] == pytest.approx(ase_relaxed(atoms) - 31 * per_atom, abs=RELAXED_EV)
+    assert found["unrelaxed_energy_eV"] - found["energy_eV"] > 10 * RELAXED_EV
+    assert found["n_atoms"] == 31 and found["converged"] and found["steps"] > 1
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_surfaces(one):
+    found = surface_energies(one, lattice_constant=A)
+    assert list(found) == ["111", "100", "110"]
+    R = lattice()
+    pair, per_atom = pair_energies(R), pair_energies(R).sum() / 2
+    for facet, normal, build, layers in (
+        ("111", (1, 1, 1), fcc111, 7),
+        ("100", (1, 0, 0), fcc100, 7),
+        ("110", (1, 1, 0), fcc110, 11),
+    ):
+        here = found[facet]
+        assert here["converged"] and here["layers"] > 5
+        # Per volume, each bond R is cut |R.n| deep: half of it goes to each face.
+        cut = np.abs(R @ np.array(normal)) / np.linalg.norm(normal)
+        closed_form = -(pair * cut).sum() / (4 * A**3 / 4) / J_PER_M2
+        assert here["unrelaxed_energy_J_per_m2"] == pytest.approx(closed_form, rel=1e-9)
+        # Another thickness and width: the middle is as in the crystal.
+        atoms = build("Pt", (1, 2, layers), a=A, vacuum=6.0)
+        area = np.linalg.norm(np.cross(*atoms.cell.array[:2]))
+        relaxed = (ase_relaxed(atoms) - len(atoms) * per_atom) / (2 * area) / J_PER_M2
+        assert here["energy_J_per_m2"] == pytest.approx(relaxed, abs=RELAXED_EV / area / J_PER_M2)
+        height = np.unique(atoms.positions[:, 2].round(2))
+        ideal = A / (2 * np.linalg.norm(normal) / (2 if facet == "111" else 1))
+        assert here["first_spacing_percent"] == pytest.approx(100 * ((height[-1] - height[-2]) / ideal - 1), abs=1.0)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_adsorption(one):
+    found = adsorption(one, lattice_constant=A, sites=("top", "fcc"))
+    # Two atoms: at the minimum of the pair, whose curvature is k = 72 eps / 2^(1/3) sigma^2. A force of 0.01 eV/Å
+    # is 2e-3 Å away, where the curvature is another by 21 / bond times that.
+    assert found["gas"]["bond_A"] == pytest.approx(2 ** (1 / 6) * SIGMA, abs=2e-3)
+    reduced = 12.011 * 15.999 / (12.011 + 15.999) * ase.units._amu
+    frequency = np.sqrt(72 * EPSILON / 2 ** (1 / 3) / SIGMA**2 * ase.units._e * 1e20 / reduced) / (2 * np.pi)
+    assert found["gas"]["stretch_cm1"] == pytest.approx(frequency / (100 * ase.units._c), rel=7e-3)
+    # More neighbours, more bound.
+    assert found["order"] == list(found["sites"]) == ["fcc", "top"]
+    fcc, top = found["sites"].values()
+    assert fcc["energy_eV"] < top["energy_eV"] < 0
+    assert top["height_A"] > fcc["height_A"] > 1
+    assert fcc["metal_carbon_A"] == pytest.approx(2 ** (1 / 6) * SIGMA, abs=0.1)
+    assert fcc["stayed"] and fcc["converged"] and fcc["atoms_per_expert"] == [18]
+    assert fcc["lateral_force_eV_per_A"] < 1e-6  # threefold
+    assert json.loads(json.dumps(found)) == found
+
+    slab = fcc111("Pt", (2, 2, 4), a=A, vacuum=7.0)
+    fixed = FixAtoms(mask=slab.get_tags() > 2)
+    slab.set_constraint(fixed)
+    apart = ase_relaxed(slab) - EPSILON
+    add_adsorbate(slab, Atoms("CO", [[0, 0, 0], [0, 0, 2.86]]), 2.3, "fcc", mol_index=0)
+    slab.set_constraint([fixed, FixCartesian(16, (True, True, False))])
+    assert fcc["energy_eV"] == pytest.approx(ase_relaxed(slab) - apart, abs=RELAXED_EV)
+    assert fcc["bond_A"] == pytest.approx(slab.get_distance(16, 17), abs=5e-3)
+    height = slab.positions[16, 2] - slab.positions[12:16, 2].mean()
+    assert fcc["height_A"] == pytest.approx(height, abs=5e-3)
+
+
+def test_wavenumbers_agree_with_ase(tmp_path):
+    atoms = fcc111("Pt", (2, 2, 2), a=A, vacuum=7.0)
+    add_adsorbate(atoms, Atoms("CO", [[0, 0, 0], [0.2, 0, 2.7]]), 2.4, "bridge", mol_index=0)
+    atoms.set_constraint(FixCartesian(8, (True, True, False)))  # which modes do not feel
+    atoms.calc = LennardJones(sigma=SIGMA, epsilon=EPSILON, rc=CUTOFF, ro=0.8 * CUTOFF, smooth=True)
+    ours = _wavenumbers(atoms, [8, 9])
+    atoms.set_constraint()
+    vibrations = Vibrations(atoms, indices=[8, 9], delta=0.01, name=str(tmp_path / "modes"))
+    vibrations.run()
+    theirs = vibrations.get_frequencies()
+    np.testing.assert_allclose(ours, np.sort(theirs.real - np.abs(theirs.imag)), atol=1e-3)
+    assert ours[0] < -1 and ours[-1] > 100
+
+
+def test_what_experts_differ_by_on_atoms_that_change_hands():
+    """Equal forces, energies apart by a constant: the clean slab is expert 1's, later some atoms are expert 0's."""
+    apart = 0.01
+    energies = EXPERT.atom_energies
+    other = EXPERT._replace(atom_energies=lambda params, rows: energies(params, rows) + apart, domain=("Pt",))
+    kwargs = {"lattice_constant": A, "size": (2, 2, 5), "sites": ("fcc",)}
+    mixed = adsorption(checkpoint(EXPERT, other), around_adsorbate(CUTOFF), **kwargs)["sites"]["fcc"]
+    alone = adsorption(checkpoint(EXPERT, other), 0, **kwargs)["sites"]["fcc"]
+    owned, rest = mixed.pop("atoms_per_expert")
+    assert owned + rest == 22 and 2 < owned < 20
+    assert alone.pop("atoms_per_expert") == [22]
+    assert mixed.pop("energy_eV") == pytest.approx(alone.pop("energy_eV") - (owned - 2) * apart, abs=1e-9)
+    assert mixed == pytest.approx(alone, rel=1e-6, abs=1e-8)
+
+
+def test_around_adsorbate_sees_images():
+    """Against every image of a skewed cell no wider than the region."""
+    rng = np.random.default_rng(0)
+    atoms = Atoms("Pt60CO", rng.uniform(0, 1, (62, 3)), cell=np.eye(3), pbc=(True, True, False))
+    atoms.set_cell([[5.0, 0, 0], [2.3, 4.5, 0], [0, 0, 25.0]], scale_atoms=True)
+    region = around_adsorbate(3.2)(atoms)
+    shifts = np.array([[i, j, 0] for i in range(-4, 5) for j in range(-4, 5)]) @ atoms.cell.array
+    seeds = (atoms.positions[60:, None] + shifts).reshape(-1, 3)
+    nearest = np.linalg.norm(atoms.positions[:, None] - seeds, axis=-1).min(axis=1)
+    np.testing.assert_array_equal(region, nearest > 3.7)
+    assert 5 < region.sum() < 55
+    assert around_adsorbate(3.2)(atoms[:60]).tolist() == [1] * 60
+    with pytest.raises(ValueError, match="cutoff must be positive, got 0"):
+        around_adsorbate(0)
+
+
+def test_a_molecule_that_leaves_is_told():
+    """Nothing but repulsion, of the metal and C or O."""
+
+    def energies(params, rows):
+        r2 = jnp.sum(rows.displacement**2, axis=-1)
+        foreign = (rows.center_species[:, None] > 0) != (rows.neighbor_species > 0)
+        push = jnp.where(rows.mask & foreign & (r2 < CUTOFF**2), (1 - r2 / CUTOFF**2) ** 3, 0.0)
+        return EXPERT.atom_energies(params, rows) + 20 * jnp.sum(push, axis=1)
+
+    hostile = checkpoint(EXPERT._replace(atom_energies=energies))
+    found = adsorption(hostile, lattice_constant=A, sites=("top",), max_steps=60)["sites"]["top"]
+    assert not found["stayed"] and found["metal_carbon_A"] > 3
+
+
+def test_steps_run_out(one):
+    kwargs = {"lattice_constant": A, "max_steps": 1}
+    assert not vacancy_energy(one, repeat=2, **kwargs)["converged"]
+    assert not surface_energies(one, facets=("110",), **kwargs)["110"]["converged"]
+    found = adsorption(one, sites=("top",), **kwargs)
+    assert not found["sites"]["top"]["converged"] and found["sites"]["top"]["steps"] == 1
+    assert not found["gas"]["converged"]
+
+
+def test_the_shipped_mixture():
+    """PBE's order of CO on Pt(111), and the bond that weakens with coordination."""
+    found = adsorption(mm.load("ptco"), lattice_constant=3.985, size=(2, 2, 3), sites=("top", "fcc"))
+    assert found["gas"]["bond_A"] == pytest.approx(1.14, abs=0.01)
+    assert found["order"] == ["fcc", "top"]
+    fcc, top = found["sites"].values()
+    assert min(fcc["atoms_per_expert"]) > 3
+    assert all(site["converged"] and site["stayed"] and -2.2 < site["energy_eV"] < -1.2 for site in (fcc, top))
+    assert fcc["height_A"] < 1.6 < 1.8 < top["height_A"]
+    assert found["gas"]["stretch_cm1"] > top["stretch_cm1"] > fcc["stretch_cm1"] > 1600
+
+
+def test_bad_input(one):
+    for compute in (vacancy_energy, surface_energies, adsorption):
+        with pytest.raises(ValueError, match="lattice_constant must be positive, got -1"):
+            compute(one, lattice_constant=-1)
+        with pytest.raises(ValueError, match="max_steps must be at least 1, got 0"):
+            compute(one, lattice_constant=A, max_steps=0)
+        with pytest.raises(ValueError, match="region must be .* between 0 and 0, got 1"):
+            compute(one, 1, lattice_constant=A)
+        with pytest.raises(ValueError, match="region must be of type int"):
+            compute(one, [0, 0], lattice_constant=A)
+        with pytest.raises(ValueError, match=r"region must assign each of the \d+ atoms, got shape \(5,\)"):
+            compute(one, lambda atoms: np.zeros(5, int), lattice_constant=A)
+    with pytest.raises(ValueError, match="repeat must be at least 2, got 1"):
+        vacancy_energy(one, lattice_constant=A, repeat=1)
+    with pytest.raises(ValueError, match="facets must be some of .* got .'211',."):
+        surface_energies(one, lattice_constant=A, facets=("211",))
+    with pytest.raises(ValueError, match="facets must be some of .* got '111'"):
+        surface_energies(one, lattice_constant=A, facets="111")
+    with pytest.raises(ValueError, match="sites must be some of .* got .'step',."):
+        adsorption(one, lattice_constant=A, sites=("step",))
+    with pytest.raises(ValueError, match="each of size must be at least 2, got 1"):
+        adsorption(one, lattice_constant=A, size=(1, 2, 4))
+    with pytest.raises(ValueError, match="size must be three numbers"):
+        adsorption(one, lattice_constant=A, size=(2, 2))
+    metal = EXPERT._replace(domain=("Pt",))
+    with pytest.raises(ValueError, match="may meet Pt, C and O, got 1 of domain"):
+        adsorption(checkpoint(EXPERT, metal), 1, lattice_constant=A)
