@@ -16,7 +16,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Sequence
 
 import jax
 import numpy as np
@@ -32,7 +32,7 @@ from moe_md.data.extxyz import frame_from_atoms
 from moe_md.settings import check_fields
 
 SECTIONS = ("errors", "crystal", "surfaces", "seam", "dynamics")
-STRAINS = np.linspace(-0.02, 0.02, 9)  # of the crystals that are cut in two
+LARGEST_STRAIN = 0.02  # of the crystals that are cut in two
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Settings:
     region_margin: float = 0.5  # Å, near: beyond the cheap expert's cutoff
     region_layers: int = 3  # top_layers: how many
     max_rows: int = 64  # rows of a batch of labelled frames
+    surface_steps: int = 300  # at most, of each relaxation of a vacancy, surface or molecule
+    strains: int = 9  # of the crystal that is cut in two, odd: from -2 to 2 %
     columns: int = 4  # metal atoms along x, of the slab of dynamics
     rows: int = 6  # rows of metal atoms along y, even
     layers: int = 6
@@ -68,7 +70,7 @@ class Settings:
             raise ValueError(f"sections must name at least one of {SECTIONS}, got {self.sections!r}.")
         if self.region not in ("near", "top_layers"):
             raise ValueError(f"region must be one of ('near', 'top_layers'), got {self.region!r}.")
-        positive = ("region_layers", "max_rows", "columns", "rows", "layers", "vacuum", "timestep_fs", "log_every")
+        positive = ("region_layers", "max_rows", "columns", "rows", "layers", "vacuum", "timestep_fs", "log_every", "surface_steps")
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
@@ -77,6 +79,8 @@ class Settings:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         if self.rows % 2:
             raise ValueError(f"rows must be even, or the slab does not close on itself, got {self.rows}.")
+        if self.strains < 3 or self.strains % 2 == 0:
+            raise ValueError(f"strains must be odd and at least 3, or none is zero, got {self.strains}.")
         if self.blocks < 2:
             raise ValueError(f"blocks must be at least 2, got {self.blocks}.")
         shortest = 20 * self.blocks * self.log_every
@@ -94,7 +98,8 @@ class Settings:
 
 def small(settings: Settings) -> Settings:
     """The same in little time: few steps. For tests."""
-    return replace(settings, layers=4, relax_steps=5, equilibration_steps=50, production_steps=400, log_every=4, blocks=5)
+    dynamics = {"layers": 4, "relax_steps": 5, "equilibration_steps": 50, "production_steps": 400, "log_every": 4, "blocks": 5}
+    return replace(settings, surface_steps=5, strains=3, **dynamics)
 
 
 class Plan(NamedTuple):
@@ -212,20 +217,20 @@ def run(
             started = time.perf_counter()
             content[section] = _DO[section](shared, dataset, stage)
             content["about"]["seconds"][section] = time.perf_counter() - started
-            content = write(folder, content)  # what is found is kept, whatever comes next
+            content = write(folder, content, [section])  # what is found is kept, whatever comes next
             stage(f"{section}: done")
     stage(f"wrote {folder / 'report.md'}")
     return content
 
 
-def write(folder: Path, content: dict) -> dict:
-    """The files of a report; returns the content as `validation.json` holds it."""
+def write(folder: Path, content: dict, redraw: Sequence[str] = SECTIONS) -> dict:
+    """The files of a report, with the pictures of some sections; returns the content as `validation.json` holds it."""
     content = json.loads(json.dumps(_finite(content)))
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     checkpoints.write_atomic(folder / "validation.json", text.encode())
-    pictures = validation_plots.pictures(content)
-    for name, figure in pictures.items():
-        figure.savefig(folder / f"{name}.png", dpi=150)
+    for section in (s for s in redraw if s in content):
+        for name, figure in validation_plots.pictures(section, content[section]).items():
+            figure.savefig(folder / f"{name}.png", dpi=150)
     checkpoints.write_atomic(folder / "report.md", validation_report.markdown(content).encode())
     return content
 
@@ -259,22 +264,22 @@ def _surfaces(shared: Plan, dataset: Dataset, stage) -> dict:
     cheap = relax_fcc(model.experts[1], model.params[1], metal, guess=shared.lattice_constant).lattice_constant
     found: dict = {"vacancy": {}, "surfaces": {}}
     for who, region, a in (("expensive", 0, shared.lattice_constant), ("cheap", 1, cheap)):
-        found["vacancy"][who] = surfaces.vacancy_energy(model, region, metal, lattice_constant=a)
-        found["surfaces"][who] = surfaces.surface_energies(model, region, metal, lattice_constant=a)
+        given = {"lattice_constant": a, "max_steps": shared.settings.surface_steps}
+        found["vacancy"][who] = surfaces.vacancy_energy(model, region, metal, **given)
+        found["surfaces"][who] = surfaces.surface_energies(model, region, metal, **given)
         stage(f"vacancy and surfaces of the {who} expert")
     if {"C", "O"} <= set(model.experts[0].domain):
         regions = {"expensive": 0, "mixed": lambda atoms: shared.rule(frame_from_atoms(atoms))}
-        found["adsorption"] = {
-            who: surfaces.adsorption(model, region, metal, lattice_constant=shared.lattice_constant)
-            for who, region in regions.items()
-        }
+        given = {"lattice_constant": shared.lattice_constant, "max_steps": shared.settings.surface_steps}
+        found["adsorption"] = {who: surfaces.adsorption(model, region, metal, **given) for who, region in regions.items()}
     return found
 
 
 def _seam(shared: Plan, dataset: Dataset, stage) -> dict:
-    lattice_constants = [float(shared.lattice_constant * (1 + s)) for s in STRAINS]
+    strains = np.linspace(-LARGEST_STRAIN, LARGEST_STRAIN, shared.settings.strains)
+    lattice_constants = [float(shared.lattice_constant * (1 + s)) for s in strains]
     return {
-        "strain": STRAINS.tolist(),
+        "strain": strains.tolist(),
         "ghost_force": seam.ghost_force_report(shared.model, lattice_constants, symbol=shared.settings.metal),
         "stress_jump": seam.stress_jump(shared.model, lattice_constants, symbol=shared.settings.metal),
     }

@@ -66,14 +66,17 @@ def test_what_the_sections_say(whole):
     first, second = content["crystal"]["experts"]
     assert second["bulk_modulus_GPa"] / first["bulk_modulus_GPa"] == pytest.approx(0.59 / 0.6)
     pressure = content["seam"]["stress_jump"]["isotropic"]["pressure"]
-    assert pressure[4] == pytest.approx(0.0, abs=1e-6) and pressure[0] > 0 > pressure[-1]
-    assert content["seam"]["ghost_force"]["lattice_constants"][4] == pytest.approx(content["about"]["lattice_constant"])
+    assert pressure[1] == pytest.approx(0.0, abs=1e-6) and pressure[0] > 0 > pressure[-1]
+    vacancy = {who: found["energy_eV"] for who, found in content["surfaces"]["vacancy"].items()}
+    assert vacancy["cheap"] / vacancy["expensive"] == pytest.approx(0.59 / 0.6, rel=1e-2)  # relaxed by a few steps
+    assert set(content["surfaces"]["adsorption"]) == {"expensive", "mixed"}
+    assert content["seam"]["ghost_force"]["lattice_constants"][1] == pytest.approx(content["about"]["lattice_constant"])
     seam = content["errors"]["seam"]
     assert seam["frames"] == 2 and seam["inside"]["atoms"] == 18 and seam["outside"]["atoms"] == 16
     dynamics = content["dynamics"]
     assert dynamics["n_atoms"] == 4 * 6 * 4 and dynamics["n_expensive"] == 4 * 6 * 2 and dynamics["trespass"] == 0.0
-    cell = 4 * A0 / np.sqrt(2) * 6 * A0 * np.sqrt(3 / 8)
-    assert dynamics["seam_area_A2"] == pytest.approx(cell, rel=0.05)
+    a = content["about"]["lattice_constant"]
+    assert dynamics["seam_area_A2"] == pytest.approx(4 * a / np.sqrt(2) * 6 * a * np.sqrt(3 / 8))
     mixed = dynamics["mixed"]
     assert abs(mixed["drift_meV_per_atom_per_ps"]) < 5 * mixed["drift_stderr"] + 0.05
     to_flux = 1e-3 * dynamics["n_atoms"] / dynamics["seam_area_A2"]
@@ -81,7 +84,7 @@ def test_what_the_sections_say(whole):
     assert len(dynamics["curves"]) == 6
     for curve in dynamics["curves"].values():
         lengths = {len(curve[key]) for key in ("x", "expensive", "expensive_error", "mixed", "mixed_error")}
-        assert len(lengths) == 1 and lengths.pop() > 5
+        assert len(lengths) == 1 and lengths.pop() > 3
 
 
 def test_a_few_sections_by_command_line(capsys, tmp_path):
@@ -109,6 +112,7 @@ def test_a_few_sections_by_command_line(capsys, tmp_path):
         ({"region_margin": -1.0}, "region_margin must not be negative, got -1.0"),
         ({"region_layers": 0}, "region_layers must be positive, got 0"),
         ({"rows": 5}, "rows must be even.* got 5"),
+        ({"strains": 4}, "strains must be odd and at least 3.* got 4"),
         ({"blocks": 1}, "blocks must be at least 2, got 1"),
         ({"production_steps": 100}, "production_steps must be at least 20 x blocks x log_every = 400.* got 100"),
         ({"temperature_K": "hot"}, "temperature_K must be of type float, got 'hot'"),
@@ -179,4 +183,5 @@ def test_a_molecule_that_moves_is_noticed():
 def test_no_picture_of_nothing(whole):
     _, content, _ = whole
     empty = {**content["errors"], "seam": {**content["errors"]["seam"], "bins": []}}
-    assert set(validation_plots.pictures({"errors": empty})) == {"errors"}
+    assert set(validation_plots.pictures("errors", empty)) == {"errors"}
+    assert set(validation_plots.pictures("surfaces", {})) == set()

@@ -1,7 +1,7 @@
 """Pictures of a validation, drawn from what `validation.json` holds.
 
-Each function takes the part of a section that it draws and returns a figure;
-`pictures` makes all that the sections at hand allow.
+Each function takes a section and returns a figure; `pictures` makes all that a
+section allows.
 """
 
 from typing import Callable
@@ -19,18 +19,16 @@ NAMES = {"expensive": "expensive expert", "cheap": "cheap expert", "mixed": "mix
 CUTS = {"100": ("#4f7f6b", "plane (100)"), "111": ("#28527a", "plane (111)"), "sphere": ("#c77f1a", "sphere")}
 
 
-def pictures(content: dict) -> dict[str, Figure]:
-    """Every picture that the content of `validation.json` allows, by name."""
-    wanted: list[tuple[str, str, Callable]] = [
-        ("errors", "errors", errors_by_environment),
-        ("errors", "seam_distance", errors_over_distance),
-        ("crystal", "equation_of_state", equation_of_state),
-        ("crystal", "phonons", phonons),
-        ("surfaces", "adsorption", adsorption_sites),
-        ("seam", "seam", seam_over_strain),
-        ("dynamics", "dynamics", runs_side_by_side),
-    ]
-    drawn = {name: draw(content[section]) for section, name, draw in wanted if section in content}
+def pictures(section: str, found: dict) -> dict[str, Figure]:
+    """Every picture that a section of `validation.json` allows, by name."""
+    functions: dict[str, dict[str, Callable]] = {
+        "errors": {"errors": errors_by_environment, "seam_distance": errors_over_distance},
+        "crystal": {"equation_of_state": equation_of_state, "phonons": phonons},
+        "surfaces": {"adsorption": adsorption_sites},
+        "seam": {"seam": seam_over_strain},
+        "dynamics": {"dynamics": runs_side_by_side},
+    }
+    drawn = {name: draw(found) for name, draw in functions[section].items()}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
@@ -155,25 +153,26 @@ def phonons(crystal: dict) -> Figure:
 
 
 def adsorption_sites(surfaces: dict) -> Figure | None:
-    """Adsorption energy of each site, all expensive and mixture."""
+    """Adsorption energy of each site, all expensive and mixture, and their difference."""
     found = surfaces.get("adsorption")
     if found is None:
         return None
     sites = found["expensive"]["order"]
-    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
-    panel = figure.subplots()
-    for k, who in enumerate(("expensive", "mixed")):
-        energies = [found[who]["sites"][site]["energy_eV"] for site in sites]
-        place = np.arange(len(sites)) + 0.38 * (k - 0.5)
-        panel.bar(place, energies, 0.36, color=COLOURS[who], label={"expensive": "all expensive", "mixed": "mixture"}[who])
-        for x, energy in zip(place, energies):
-            panel.text(x, energy, f"{energy:.2f}", ha="center", va="top" if energy < 0 else "bottom", fontsize=8, color=INK)
-    panel.axhline(0, color=FAINT, lw=0.6)
-    panel.set_xticks(np.arange(len(sites)), sites)
-    panel.set(ylabel="adsorption energy / eV")
-    panel.margins(y=0.12)
-    figure.legend(*panel.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
-    plain(panel)
+    energies = {who: np.array([found[who]["sites"][site]["energy_eV"] for site in sites]) for who in ("expensive", "mixed")}
+    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    left.plot(energies["expensive"], color=EXPENSIVE, ls="none", marker="s", ms=11, mew=1.6, mfc="none", label="all expensive")
+    left.plot(energies["mixed"], color=MIXED, ls="none", marker="o", ms=5, label="mixture")
+    left.set_ylabel("adsorption energy / eV")
+    right.bar(np.arange(len(sites)), 1e3 * (energies["mixed"] - energies["expensive"]), 0.6, color=MIXED)
+    right.axhline(0, color=FAINT, lw=0.6)
+    right.set_ylabel("mixture − expensive / meV")
+    for panel in (left, right):
+        panel.set_xticks(np.arange(len(sites)), sites)
+        panel.set_xlim(-0.6, len(sites) - 0.4)
+        panel.margins(y=0.15)
+        plain(panel)
+    left.legend(frameon=False, loc="upper left")
     return figure
 
 
