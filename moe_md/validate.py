@@ -42,7 +42,9 @@ class Settings:
     sections: str = ",".join(SECTIONS)  # which to do, as errors,seam
     metal: str = "Pt"  # fcc, in the domain of both experts
     adsorbate: str = "CO"  # on the slab of dynamics: a molecule that ASE knows; empty for none
-    region: str = "near"  # near: what the cheap expert may not meet and all around it; top_layers: those of a slab instead
+    region: str = (
+        "near"  # near: what the cheap expert may not meet and all around it; top_layers: those of a slab instead
+    )
     region_margin: float = 0.5  # Å, near: beyond the cheap expert's cutoff
     region_layers: int = 3  # top_layers: how many
     max_rows: int = 64  # rows of a batch of labelled frames
@@ -70,7 +72,17 @@ class Settings:
             raise ValueError(f"sections must name at least one of {SECTIONS}, got {self.sections!r}.")
         if self.region not in ("near", "top_layers"):
             raise ValueError(f"region must be one of ('near', 'top_layers'), got {self.region!r}.")
-        positive = ("region_layers", "max_rows", "columns", "rows", "layers", "vacuum", "timestep_fs", "log_every", "surface_steps")
+        positive = (
+            "region_layers",
+            "max_rows",
+            "columns",
+            "rows",
+            "layers",
+            "vacuum",
+            "timestep_fs",
+            "log_every",
+            "surface_steps",
+        )
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
@@ -98,7 +110,14 @@ class Settings:
 
 def small(settings: Settings) -> Settings:
     """The same in little time: few steps. For tests."""
-    dynamics = {"layers": 4, "relax_steps": 5, "equilibration_steps": 50, "production_steps": 400, "log_every": 4, "blocks": 5}
+    dynamics = {
+        "layers": 4,
+        "relax_steps": 5,
+        "equilibration_steps": 50,
+        "production_steps": 400,
+        "log_every": 4,
+        "blocks": 5,
+    }
     return replace(settings, surface_steps=5, strains=3, **dynamics)
 
 
@@ -127,9 +146,13 @@ def plan(model: Checkpoint, settings: Settings) -> Plan:
     expensive, cheap = model.experts
     for name, expert in zip(("expensive", "cheap"), model.experts):
         if settings.metal not in expert.domain:
-            raise ValueError(f"metal must be in the domain of the {name} expert, {expert.domain}, got {settings.metal!r}.")
+            raise ValueError(
+                f"metal must be in the domain of the {name} expert, {expert.domain}, got {settings.metal!r}."
+            )
     if "crystal" in settings.chosen and importlib.util.find_spec("phonopy") is None:
-        raise ValueError("sections must leave out crystal where phonopy is not installed: pip install 'moe_md[validate]'.")
+        raise ValueError(
+            "sections must leave out crystal where phonopy is not installed: pip install 'moe_md[validate]'."
+        )
     a = relax_fcc(expensive, model.params[0], settings.metal).lattice_constant
     rule = (
         near_foreign(cheap.domain, cheap.cutoff + settings.region_margin)
@@ -150,7 +173,9 @@ def _check_slab(shared: Plan) -> None:
     known, settings = shared.model.experts[0].species, shared.settings
     unknown = sorted(set(shared.slab.symbols) - set(known))
     if unknown:
-        raise ValueError(f"adsorbate must be of the species {known} that the checkpoint knows, got {settings.adsorbate!r}.")
+        raise ValueError(
+            f"adsorbate must be of the species {known} that the checkpoint knows, got {settings.adsorbate!r}."
+        )
     cutoff = max(e.cutoff for e in shared.model.experts)
     for name, axis in (("columns", 0), ("rows", 1), ("vacuum", 2)):
         edge = shared.slab.cell.lengths()[axis]
@@ -271,7 +296,9 @@ def _surfaces(shared: Plan, dataset: Dataset, stage) -> dict:
     if {"C", "O"} <= set(model.experts[0].domain):
         regions = {"expensive": 0, "mixed": lambda atoms: shared.rule(frame_from_atoms(atoms))}
         given = {"lattice_constant": shared.lattice_constant, "max_steps": shared.settings.surface_steps}
-        found["adsorption"] = {who: surfaces.adsorption(model, region, metal, **given) for who, region in regions.items()}
+        found["adsorption"] = {
+            who: surfaces.adsorption(model, region, metal, **given) for who, region in regions.items()
+        }
     return found
 
 

@@ -40,9 +40,13 @@ def frames():
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("validate")
     said = []
-    settings = validate.small(validate.Settings(adsorbate="", region="top_layers", region_layers=2, temperature_K=100.0))
+    settings = validate.small(
+        validate.Settings(adsorbate="", region="top_layers", region_layers=2, temperature_K=100.0)
+    )
     names = {"checkpoint": "two springs", "data": "some frames", "split": "all"}
-    content = validate.run(lennard_jones(), Dataset(tuple(frames()), SPECIES), settings, folder, said.append, names=names)
+    content = validate.run(
+        lennard_jones(), Dataset(tuple(frames()), SPECIES), settings, folder, said.append, names=names
+    )
     return folder, content, said
 
 
@@ -51,7 +55,13 @@ def test_all_sections_are_written(whole):
     assert json.loads((folder / "validation.json").read_text()) == content
     assert set(validate.SECTIONS) <= set(content)
     report = (folder / "report.md").read_text()
-    for word in ("two springs", "some frames", "split “all”", "only on frames all of whose atoms are in its domain", "Vandermause"):
+    for word in (
+        "two springs",
+        "some frames",
+        "split “all”",
+        "only on frames all of whose atoms are in its domain",
+        "Vandermause",
+    ):
         assert word in report, word
     shown = {line.split("(")[-1].rstrip(")") for line in report.splitlines() if line.startswith("![")}
     assert shown == {p.name for p in folder.glob("*.png")} and len(shown) >= 6
@@ -91,8 +101,17 @@ def test_a_few_sections_by_command_line(capsys, tmp_path):
     checkpoint.save(tmp_path / "model.msgpack", lennard_jones())
     ase.io.write(tmp_path / "frames.extxyz", [frame_to_atoms(f) for f in frames()])
     (tmp_path / "settings.toml").write_text('[validate]\nsections = "seam"\nregion_margin = 0.0\n')
-    arguments = ["validate", tmp_path / "model.msgpack", "--data", tmp_path / "frames.extxyz", "--out", tmp_path / "out"]
-    code = cli.main([str(a) for a in (*arguments, "--settings", tmp_path / "settings.toml", "--sections", "errors", "--small")])
+    arguments = [
+        "validate",
+        tmp_path / "model.msgpack",
+        "--data",
+        tmp_path / "frames.extxyz",
+        "--out",
+        tmp_path / "out",
+    ]
+    code = cli.main(
+        [str(a) for a in (*arguments, "--settings", tmp_path / "settings.toml", "--sections", "errors", "--small")]
+    )
     assert code == 0, capsys.readouterr().err
     content = json.loads((tmp_path / "out" / "validation.json").read_text())
     assert "errors" in content and "seam" not in content
@@ -101,6 +120,10 @@ def test_a_few_sections_by_command_line(capsys, tmp_path):
     assert content["errors"]["kinds"]["slab-clean"]["cheap"]["forces_meV_per_A"]["count"] == 48
     code = cli.main([str(a) for a in (*arguments, "--split", "validation")])
     assert code == 2 and "validation_fraction must be given" in capsys.readouterr().err
+    (tmp_path / "settings.toml").write_text("[validate]\nsection = 'seam'\n")
+    code = cli.main([str(a) for a in (*arguments, "--settings", tmp_path / "settings.toml")])
+    err = capsys.readouterr().err
+    assert code == 2 and "'section'" in err and "[validate]" in err and "sections" in err
 
 
 @pytest.mark.parametrize(
@@ -150,7 +173,9 @@ def test_slab_with_adsorbate():
     height = atoms.positions[:, 2]
     assert height.min() == pytest.approx(5.0) and atoms.cell[2, 2] - height.max() == pytest.approx(5.0)
     bare = paired_runs.slab_with_adsorbate("Pt", A0, (2, 2, 3), adsorbate="")
-    assert set(bare.symbols) == {"Pt"} and len(paired_runs.slab_with_adsorbate("Pt", A0, (2, 2, 3), adsorbate="O")) == 13
+    assert (
+        set(bare.symbols) == {"Pt"} and len(paired_runs.slab_with_adsorbate("Pt", A0, (2, 2, 3), adsorbate="O")) == 13
+    )
     with pytest.raises(ValueError, match="size must be positive with an even number of rows"):
         paired_runs.slab_with_adsorbate("Pt", A0, (2, 3, 3))
 

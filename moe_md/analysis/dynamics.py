@@ -85,7 +85,9 @@ def radial_distribution(
     inverse = np.linalg.inv(box)
     width = 1 / np.linalg.norm(inverse, axis=1).max()
     if not 0 < r_max <= width / 2 + 1e-9:
-        raise ValueError(f"r_max must be positive and at most half the width of the box, {width / 2:.3f} Å, got {r_max}.")
+        raise ValueError(
+            f"r_max must be positive and at most half the width of the box, {width / 2:.3f} Å, got {r_max}."
+        )
     first, second = _group(centers, n_atoms, "centers"), _group(neighbors, n_atoms, "neighbors")
     edges = np.linspace(0.0, r_max, n_bins + 1)
     itself = np.equal.outer(first, second)
@@ -105,7 +107,9 @@ def radial_distribution(
     return _averaged(0.5 * (edges[:-1] + edges[1:]), values)
 
 
-def mean_square_displacement(position, interval_ps: float, atoms=None, *, n_lags: int | None = None, n_blocks: int = 5) -> Curve:
+def mean_square_displacement(
+    position, interval_ps: float, atoms=None, *, n_lags: int | None = None, n_blocks: int = 5
+) -> Curve:
     """Mean square displacement, over origins within each block.
 
     Args:
@@ -258,7 +262,9 @@ def _columns(box) -> np.ndarray:
 def _group(mask, n_atoms: int, name: str) -> np.ndarray:
     mask = np.ones(n_atoms, bool) if mask is None else np.asarray(mask)
     if mask.shape != (n_atoms,) or mask.dtype != bool or not mask.any():
-        raise ValueError(f"{name} must be {n_atoms} booleans, one of them true, got shape {mask.shape} of {mask.dtype}.")
+        raise ValueError(
+            f"{name} must be {n_atoms} booleans, one of them true, got shape {mask.shape} of {mask.dtype}."
+        )
     return np.flatnonzero(mask)
 
 

@@ -58,7 +58,9 @@ class Compared(NamedTuple):
         return getattr(self, who.removesuffix("_where_mixed")) if counts else None
 
 
-def compare(checkpoint: Checkpoint, dataset: Dataset, rule: Rule, *, max_rows: int = 64, dtype=np.float32) -> list[Compared]:
+def compare(
+    checkpoint: Checkpoint, dataset: Dataset, rule: Rule, *, max_rows: int = 64, dtype=np.float32
+) -> list[Compared]:
     """Both experts and their mixture on every frame.
 
     Args:

@@ -237,7 +237,9 @@ def check_shared(owner: np.ndarray) -> None:
     """Raise `ValueError` where one expert owns everything."""
     if np.ptp(owner) == 0:
         which = ("expensive", "cheap")[int(owner[0])]
-        raise ValueError(f"region must leave atoms to both experts, got all {len(owner)} of the slab on the {which} one.")
+        raise ValueError(
+            f"region must leave atoms to both experts, got all {len(owner)} of the slab on the {which} one."
+        )
 
 
 def _trespass(run: Trajectory, atoms: Atoms, owner: np.ndarray, cheap: Expert) -> float:
@@ -290,7 +292,10 @@ def _curves(found: dict[str, Trajectory], box, masses, groups, interval_ps: floa
                 "x_label": x_label,
                 "y_label": y_label,
                 "x": a.x.tolist(),
-                **{f"{who}{end}": v.tolist() for who, c in (("expensive", a), ("mixed", b)) for end, v in (("", c.value), ("_error", c.error))},
+                "expensive": a.value.tolist(),
+                "expensive_error": a.error.tolist(),
+                "mixed": b.value.tolist(),
+                "mixed_error": b.error.tolist(),
                 "deviation": dynamics.compare(a, b)._asdict(),
             }
     return curves

@@ -53,7 +53,9 @@ def errors_by_environment(errors: dict) -> Figure | None:
                     continue
                 panel.bar(x, score["rmse"], 0.36, color=COLOURS[name])
                 panel.plot([x - 0.17, x + 0.17], [score["mae"]] * 2, color=INK, lw=1.2)
-                panel.text(x, score["rmse"], f"{score['count'] // 3}", ha="center", va="bottom", fontsize=8, color=FAINT)
+                panel.text(
+                    x, score["rmse"], f"{score['count'] // 3}", ha="center", va="bottom", fontsize=8, color=FAINT
+                )
         handles = [_box(COLOURS[name], NAMES[name.removesuffix("_where_mixed")]) for name in who]
         handles.append(Line2D([], [], color=INK, lw=1.2, label="mean absolute"))
         panel.legend(handles=handles, frameon=False, fontsize=9)
@@ -81,8 +83,15 @@ def errors_over_distance(errors: dict) -> Figure | None:
         for side, label in ((middle > 0, NAMES[who]), (middle < 0, None)):
             above.plot(middle[side], error[side], color=COLOURS[who], lw=1.2, label=label, **style)
     for x, b in zip(middle, bins):
-        above.text(x, 0.02, f"{b['atoms']}", ha="center", color=FAINT, fontsize=8, transform=above.get_xaxis_transform())
-    below.bar(middle, [np.nan if b["change"] is None else b["change"] for b in bins], 0.8 * (bins[0]["to"] - bins[0]["from"]), color=MIXED)
+        above.text(
+            x, 0.02, f"{b['atoms']}", ha="center", color=FAINT, fontsize=8, transform=above.get_xaxis_transform()
+        )
+    below.bar(
+        middle,
+        [np.nan if b["change"] is None else b["change"] for b in bins],
+        0.8 * (bins[0]["to"] - bins[0]["from"]),
+        color=MIXED,
+    )
     above.set(ylabel="force error against labels\nmeV/Å (atoms below)", ylim=(0, 1.25 * above.get_ylim()[1]))
     below.set(xlabel="distance to the nearest atom of the other expert / Å, positive inside the region")
     below.set_ylabel("mixture − expensive\nroot mean square, meV/Å")
@@ -158,10 +167,14 @@ def adsorption_sites(surfaces: dict) -> Figure | None:
     if found is None:
         return None
     sites = found["expensive"]["order"]
-    energies = {who: np.array([found[who]["sites"][site]["energy_eV"] for site in sites]) for who in ("expensive", "mixed")}
+    energies = {
+        who: np.array([found[who]["sites"][site]["energy_eV"] for site in sites]) for who in ("expensive", "mixed")
+    }
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    left.plot(energies["expensive"], color=EXPENSIVE, ls="none", marker="s", ms=11, mew=1.6, mfc="none", label="all expensive")
+    left.plot(
+        energies["expensive"], color=EXPENSIVE, ls="none", marker="s", ms=11, mew=1.6, mfc="none", label="all expensive"
+    )
     left.plot(energies["mixed"], color=MIXED, ls="none", marker="o", ms=5, label="mixture")
     left.set_ylabel("adsorption energy / eV")
     right.bar(np.arange(len(sites)), 1e3 * (energies["mixed"] - energies["expensive"]), 0.6, color=MIXED)
@@ -195,7 +208,18 @@ def seam_over_strain(found: dict) -> Figure:
         worst = 1e3 * np.array(stress).flat[np.abs(stress).argmax()]
         right.plot(100 * np.trace(strain_3) / 3, worst, marker="D", ms=5, mfc="none", mec="#c0392b", ls="none")
     handles, _ = right.get_legend_handles_labels()
-    handles.append(Line2D([], [], marker="D", ms=5, mfc="none", mec="#c0392b", ls="none", label="stretched or sheared: largest component"))
+    handles.append(
+        Line2D(
+            [],
+            [],
+            marker="D",
+            ms=5,
+            mfc="none",
+            mec="#c0392b",
+            ls="none",
+            label="stretched or sheared: largest component",
+        )
+    )
     reach = 1.4 * max(np.abs(right.get_ylim()).max(), 1.0)
     right.set(ylim=(-reach, reach), ylabel="stress jump, expensive − cheap, MPa")
     right.legend(handles=handles, frameon=False, loc="upper left", fontsize=9)
@@ -212,7 +236,9 @@ def runs_side_by_side(found: dict) -> Figure:
     panels = figure.subplots(4, 3, height_ratios=(3, 1.3, 3, 1.3)).T.reshape(-1, 2)
     for (panel, below), curve in zip(panels, curves.values(), strict=True):
         x = np.array(curve["x"])
-        a, a_error, b, b_error = (np.array(curve[key]) for key in ("expensive", "expensive_error", "mixed", "mixed_error"))
+        a, a_error, b, b_error = (
+            np.array(curve[key]) for key in ("expensive", "expensive_error", "mixed", "mixed_error")
+        )
         panel.fill_between(x, a - a_error, a + a_error, color=EXPENSIVE, alpha=0.35, lw=0)
         panel.fill_between(x, b - b_error, b + b_error, color=MIXED, alpha=0.3, lw=0)
         panel.plot(x, a, color=EXPENSIVE, lw=2.8, label="all expensive")

@@ -64,7 +64,34 @@ def _head(content: dict) -> list[str]:
         f"The expensive expert is `{about['experts'][0]}`, the cheap one `{about['experts'][1]}`, made for {', '.join(about['domain'])} alone. "
         f"In the mixture the expensive expert owns {region}; the cheap one owns the rest.",
         "",
+        *_table(["in short", ""], _short(content)),
+        "",
     ]
+
+
+def _short(content: dict) -> list[list[str]]:
+    """The few numbers to look at first."""
+    rows = []
+    if "errors" in content:
+        errors = content["errors"]["all"]
+        for who in ("expensive", "cheap", "mixed", "expensive_where_mixed"):
+            score = errors[who]["forces_meV_per_A"]
+            if score is not None:
+                rows.append([f"force error, {WHO[who]}", f"{score['rmse']:.0f} meV/Å"])
+    if "crystal" in content:
+        differences = content["crystal"]["differences"]
+        for name in ("lattice_constant", "bulk_modulus", "C44"):
+            rows.append([f"{name.replace('_', ' ')}, cheap from expensive", f"{differences[name]:+.3f} %"])
+    if "seam" in content:
+        ghost, jump = content["seam"]["ghost_force"], content["seam"]["stress_jump"]
+        rows.append(["largest ghost force", f"{ghost['worst']:.1f} meV/Å"])
+        rows.append(["largest stress jump", f"{jump['worst']:.3f} GPa"])
+    if "dynamics" in content:
+        for who, label in (("mixed", "mixture"), ("expensive", "all expensive")):
+            run = content["dynamics"][who]
+            drift = f"{run['drift_meV_per_atom_per_ps']:+.5f} ± {run['drift_stderr']:.5f} meV/atom/ps"
+            rows.append([f"drift at constant energy, {label}", drift])
+    return rows
 
 
 def _errors(errors: dict, content: dict) -> list[str]:
@@ -74,8 +101,14 @@ def _errors(errors: dict, content: dict) -> list[str]:
         for who, label in WHO.items():
             scores = entry[who]
             if any(scores.values()):
-                numbers = (_pair(scores[name], form) for name, form in
-                           (("energy_meV_per_atom", ".1f"), ("forces_meV_per_A", ".0f"), ("stress_GPa", ".2f")))
+                numbers = (
+                    _pair(scores[name], form)
+                    for name, form in (
+                        ("energy_meV_per_atom", ".1f"),
+                        ("forces_meV_per_A", ".0f"),
+                        ("stress_GPa", ".2f"),
+                    )
+                )
                 rows.append([kind, entry["frames"] if who == "expensive" else "", label, *numbers])
     atoms = []
     for group in ("environments", "species"):
@@ -104,8 +137,9 @@ def _errors(errors: dict, content: dict) -> list[str]:
     ]
     if not seam["frames"]:
         return [*lines, "No frame has atoms of both experts: nothing to compare.", ""]
+    columns = (("expensive", ".1f"), ("mixed", ".1f"), ("excess", "+.1f"), ("change", ".1f"))
     where = [
-        [label, seam[key]["atoms"], *(_number(seam[key][name], ".1f") for name in ("expensive", "mixed")), _number(seam[key]["excess"], "+.1f"), _number(seam[key]["change"], ".1f")]
+        [label, seam[key]["atoms"], *(_number(seam[key][name], form) for name, form in columns)]
         for key, label in (("inside", "inside the region"), ("outside", "outside"), ("whole", "all"))
     ]
     return [
@@ -137,7 +171,10 @@ def _crystal(crystal: dict, content: dict) -> list[str]:
         values = [" ".join(f"{f:.2f}" for f in e["frequencies_THz"][point]) for e in experts[:2]]
         rows.append([f"phonons at {point}, THz", *(["", ""] if literature else []), *values, ""])
     source = (
-        ["", "PBE and experiment: Vandermause et al., Nat. Commun. 13, 5183 (2022). The labels of these experts need not be that PBE."]
+        [
+            "",
+            "PBE and experiment: Vandermause et al., Nat. Commun. 13, 5183 (2022). The labels of these experts need not be that PBE.",
+        ]
         if literature
         else []
     )
@@ -204,7 +241,18 @@ def _surfaces(found: dict, content: dict) -> list[str]:
             f"{' < '.join(runs[0]['order'])}; the mixture's order is {' < '.join(runs[1]['order'])}.",
             "",
             *_table(
-                ["site", "energy, eV", "mixture", "difference, meV", "C–O and metal–C, Å", "mixture", "C–O stretch, cm⁻¹", "mixture", "atoms on the expensive expert", "stayed"],
+                [
+                    "site",
+                    "energy, eV",
+                    "mixture",
+                    "difference, meV",
+                    "C–O and metal–C, Å",
+                    "mixture",
+                    "C–O stretch, cm⁻¹",
+                    "mixture",
+                    "atoms on the expensive expert",
+                    "stayed",
+                ],
                 sites,
             ),
             "",
@@ -224,16 +272,21 @@ def _seam(found: dict, content: dict) -> list[str]:
         [label, *(f"{ghost[key][name][middle]:.2f}" for name in ("max", "rms")), f"{max(ghost[key]['max']):.2f}"]
         for key, label in (("100", "plane (100)"), ("111", "plane (111)"), ("sphere", "sphere"))
     ]
-    jumps = [["at rest", _number(1e3 * _largest(jump["isotropic"]["stress"][middle]), "+.1f"), f"{1e3 * jump['isotropic']['pressure'][middle]:+.1f}"]]
-    for name, stress, pressure in zip(*(jump["strained"][key] for key in ("name", "stress", "pressure"))):
-        jumps.append([name, f"{1e3 * _largest(stress):+.1f}", f"{1e3 * pressure:+.1f}"])
+    at_rest = ("at rest", *(jump["isotropic"][key][middle] for key in ("stress", "pressure")))
+    strained = zip(*(jump["strained"][key] for key in ("name", "stress", "pressure")))
+    jumps = [
+        [name, f"{1e3 * _largest(stress):+.1f}", f"{1e3 * pressure:+.1f}"]
+        for name, stress, pressure in (at_rest, *strained)
+    ]
     reach = 100 * found["strain"][-1]
     return [
         "## The seam in a perfect crystal",
         "",
         "Every force should be zero; what a seam leaves is its ghost force, meV/Å.",
         "",
-        *_table(["cut", "largest, at rest", "root mean square near the seam", f"largest within {reach:g} % strain"], cuts),
+        *_table(
+            ["cut", "largest, at rest", "root mean square near the seam", f"largest within {reach:g} % strain"], cuts
+        ),
         "",
         "Under one strain the two experts' crystals carry different stresses, and the seam the difference: its in-plane components jump across a plane, "
         "its normal component pushes. A sphere is pushed by the pressure. MPa, expensive less cheap:",
@@ -256,7 +309,12 @@ def _dynamics(found: dict, content: dict) -> list[str]:
         else "an estimate: d²/(3√2) for each nearest-neighbour bond (of length d) that crosses the seam"
     )
     drifts = [
-        [label, f"{run['drift_meV_per_atom_per_ps']:+.5f} ± {run['drift_stderr']:.5f}", f"{run['temperature_K']:.0f}", f"{1e3 * run['seconds_per_step']:.0f}"]
+        [
+            label,
+            f"{run['drift_meV_per_atom_per_ps']:+.5f} ± {run['drift_stderr']:.5f}",
+            f"{run['temperature_K']:.0f}",
+            f"{1e3 * run['seconds_per_step']:.0f}",
+        ]
         for label, run in (("all expensive", expensive), ("mixture", mixed))
     ]
     compared = [

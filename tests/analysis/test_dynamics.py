@@ -119,7 +119,9 @@ def test_deviations_of_equal_curves_are_as_large_as_chance_says():
 
 def test_bad_input():
     gas = np.zeros((10, 4, 3)) + np.arange(4)[:, None]
-    with pytest.raises(ValueError, match="r_max must be positive and at most half the width of the box, 2.500 Å, got 3"):
+    with pytest.raises(
+        ValueError, match="r_max must be positive and at most half the width of the box, 2.500 Å, got 3"
+    ):
         radial_distribution(gas, [5, 5, 5], r_max=3)
     with pytest.raises(ValueError, match="box must be three edges"):
         radial_distribution(gas, 5, r_max=2)

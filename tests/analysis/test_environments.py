@@ -24,7 +24,15 @@ def slab(layers=6, rattle=0.0, **kwargs):
 def test_environments_of_a_slab(rattle):
     atoms = slab(rattle=rattle)
     found = environments(frame_from_atoms(atoms), ("Pt",), BOND)
-    assert found.tolist() == ["surface"] * 4 + ["subsurface"] * 4 + ["bulk"] * 8 + ["subsurface"] * 4 + ["surface"] * 4 + ["adsorbate"] * 2
+    assert (
+        found.tolist()
+        == ["surface"] * 4
+        + ["subsurface"] * 4
+        + ["bulk"] * 8
+        + ["subsurface"] * 4
+        + ["surface"] * 4
+        + ["adsorbate"] * 2
+    )
 
 
 def test_environments_of_defects():

@@ -61,6 +61,7 @@ def environment_fn(frame):
     return environments(frame, ("Pt",), 1.2 * A0 / np.sqrt(2))
 
 
+@pytest.mark.filterwarnings("ignore:region gives expert")
 def test_predictions_are_those_of_the_ase_calculator(model, dataset, compared):
     for frame, found in zip(dataset.frames, compared, strict=True):
         assert found.frame is frame
@@ -75,7 +76,6 @@ def test_predictions_are_those_of_the_ase_calculator(model, dataset, compared):
                 np.testing.assert_allclose(outcome.stress, atoms.get_stress(voigt=False), atol=1e-9)
 
 
-@pytest.mark.filterwarnings("ignore:region gives expert")
 def test_totals_are_those_of_evaluate(model, dataset, compared):
     report = errors.report(compared, environment_fn)
     expected = cotrain.evaluate_by_kind(model.experts, model.params, dataset)
@@ -102,7 +102,9 @@ def test_every_atom_is_in_one_environment_and_one_bin(compared, dataset):
     seam = report["seam"]
     assert seam["frames"] == 2 and seam["atoms"] == seam["whole"]["atoms"] == 36
     assert sum(b["atoms"] for b in seam["bins"]) == seam["inside"]["atoms"] + seam["outside"]["atoms"] == 36
-    assert report["all"]["expensive_where_mixed"]["forces_meV_per_A"]["rmse"] == pytest.approx(seam["whole"]["expensive"])
+    assert report["all"]["expensive_where_mixed"]["forces_meV_per_A"]["rmse"] == pytest.approx(
+        seam["whole"]["expensive"]
+    )
     for b in (*seam["bins"], seam["whole"]):
         assert b["excess"] == pytest.approx(b["mixed"] - b["expensive"])
         # Beyond the cutoff from the seam the mixture is the expensive expert.
@@ -116,7 +118,9 @@ def test_missing_labels_count_nowhere(model, dataset):
     bare = [f._replace(energy=None, forces=None, stress=None, group=f"bare {f.group}") for f in dataset.frames]
     half = bare[-1]._replace(energy=1.0)
     reports = [
-        errors.report(errors.compare(model, dataset._replace(frames=frames), RULE, max_rows=24, dtype=np.float64), environment_fn)
+        errors.report(
+            errors.compare(model, dataset._replace(frames=frames), RULE, max_rows=24, dtype=np.float64), environment_fn
+        )
         for frames in (dataset.frames, (*dataset.frames, *bare), (*dataset.frames, half))
     ]
     for who in errors.WHO:
