@@ -25,7 +25,7 @@ from moe_md import units
 from moe_md.checkpoint import Checkpoint
 from moe_md.experts import Expert, Params
 from moe_md.neighborhood import Neighborhood, rows_from_images
-from moe_md.settings import check_positive
+from moe_md.settings import check_positive, check_value
 
 EOS_STRAINS = np.linspace(-0.04, 0.04, 9)  # of the lattice constant, in a report
 SLOW_THZ = 0.3  # below it, next to Gamma, relative differences of frequencies mean nothing
@@ -273,6 +273,8 @@ def phonons(
     check_positive("lattice_constant", lattice_constant)
     if repeat is None:
         repeat = int(np.ceil(4 * np.sqrt(2) * expert.num_hops * expert.cutoff / lattice_constant))
+    check_value("repeat", repeat, int)
+    check_value("n_points", n_points, int)
     if repeat < 1 or n_points < 2:
         raise ValueError(f"repeat must be at least 1 and n_points at least 2, got {repeat} and {n_points}.")
     Phonopy, PhonopyAtoms = _phonopy()
