@@ -1,4 +1,4 @@
-"""The command line: `moe-md demo | train | evaluate | run | bench`.
+"""The command line: `moe-md demo | train | evaluate | validate | run | bench`.
 
 Settings come from dataclasses and builders; a TOML file (`--settings`) holds
 them under the same names, one table per command, and options override it. An
@@ -29,7 +29,8 @@ from ase import Atoms
 from jax_md import space
 
 from moe_md import checkpoint as checkpoints
-from moe_md import demo, experts, regions, simulate
+from moe_md import demo, experts, regions, simulate, validate
+from moe_md.analysis import errors
 from moe_md.analysis.bulk import relax_fcc
 from moe_md.analysis.h5md import H5MDWriter
 from moe_md.analysis.restart import Restart, load_restart
@@ -39,7 +40,8 @@ from moe_md.mixture import mixture_neighbor_list
 from moe_md.settings import check_fields, kind_of
 from moe_md.training import cotrain, evaluation
 
-TABLES = ("expensive", "cheap", "training", "demo", "run", "bench")
+TABLES = ("expensive", "cheap", "training", "demo", "validate", "run", "bench")
+DATA = "ptco_pbe"  # the packaged frames
 
 
 @dataclass(frozen=True)
@@ -190,17 +192,7 @@ def run_evaluate(parsed) -> None:
     model = checkpoints.load(parsed.checkpoint)
     if len(model.experts) != 2:
         raise ValueError(f"checkpoint must hold two experts, got {len(model.experts)}.")
-    dataset = _dataset(parsed, model.experts[0].species)
-    if parsed.split != "all":
-        fraction = parsed.validation_fraction
-        fraction = model.settings.get("validation_fraction") if fraction is None else fraction
-        if not fraction:
-            raise ValueError(
-                "validation_fraction must be given for a split: the checkpoint does not say how its data were split."
-            )
-        seed = model.settings.get("split_seed", model.settings.get("seed", 0))
-        train, validation = split_by_group(dataset, validation_fraction=fraction, seed=seed)
-        dataset = {"train": train, "validation": validation}[parsed.split]
+    dataset = _part(_dataset(parsed, model.experts[0].species), model, parsed.split, parsed.validation_fraction)
     scores = evaluation.evaluate_by_kind(model.experts, model.params, dataset)
     report = {"checkpoint": str(parsed.checkpoint), "data": str(parsed.data), "split": parsed.split, "kinds": scores}
     folder = Path(parsed.out)
@@ -208,6 +200,20 @@ def run_evaluate(parsed) -> None:
     _write_json(folder / "evaluation.json", report)
     _say(_table_of_errors(scores))
     _say(f"wrote {folder / 'evaluation.json'}")
+
+
+def run_validate(parsed) -> None:
+    """`moe-md validate`"""
+    settings = _settings(validate.Settings, "validate", parsed)
+    model = checkpoints.load(parsed.checkpoint)
+    errors.check_two(model)
+    split = parsed.split
+    if split is None:
+        known = parsed.validation_fraction or model.settings.get("validation_fraction")
+        split = "validation" if parsed.data == DATA and known else "all"
+    dataset = _part(_dataset(parsed, model.experts[0].species), model, split, parsed.validation_fraction)
+    names = {"checkpoint": str(parsed.checkpoint), "data": str(parsed.data), "split": split}
+    validate.run(model, dataset, validate.small(settings) if parsed.small else settings, parsed.out, _say, names=names)
 
 
 def run_dynamics(parsed) -> None:
@@ -434,6 +440,20 @@ def _dataset(parsed, species=None) -> Dataset:
     return load_dataset(path, species, **keys)
 
 
+def _part(dataset: Dataset, model: checkpoints.Checkpoint, split: str, fraction: float | None) -> Dataset:
+    """The frames of a split, made as training made it."""
+    if split == "all":
+        return dataset
+    fraction = model.settings.get("validation_fraction") if fraction is None else fraction
+    if not fraction:
+        raise ValueError(
+            "validation_fraction must be given for a split: the checkpoint does not say how its data were split."
+        )
+    seed = model.settings.get("split_seed", model.settings.get("seed", 0))
+    train, validation = split_by_group(dataset, validation_fraction=fraction, seed=seed)
+    return {"train": train, "validation": validation}[split]
+
+
 def _counts(name: str, dataset: Dataset) -> str:
     counts = summary(dataset)
     return f"{name}: {counts['frames']} frames of {counts['groups']} groups, {counts['atoms']} atoms"
@@ -527,7 +547,7 @@ def _table_of_errors(scores: dict) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="moe-md", description="Molecular dynamics with several potentials and one energy.")
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
-    commands = parser.add_subparsers(required=True, metavar="demo | train | evaluate | run | bench")
+    commands = parser.add_subparsers(required=True, metavar="demo | train | evaluate | validate | run | bench")
 
     def command(name: str, fn, out: str, text: str, settings_class=None, settings_file: bool = True):
         sub = commands.add_parser(name, help=text, description=text + ".")
@@ -558,6 +578,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--split", choices=("train", "validation", "all"), default="all", help="which frames (default all)")
     sub.add_argument("--validation-fraction", type=float, help="of the split; default what training used")
 
+    sub = command(
+        "validate", run_validate, "validation", "Errors, properties, seam and dynamics of a checkpoint, as a report", validate.Settings
+    )
+    sub.add_argument("checkpoint", help="name or path")
+    _data_options(sub)
+    sub.add_argument(
+        "--split",
+        choices=("train", "validation", "all"),
+        help="which frames (default validation for the packaged frames where the checkpoint says how it was split, else all)",
+    )
+    sub.add_argument("--validation-fraction", type=float, help="of the split; default what training used")
+    sub.add_argument("--small", action="store_true", help="few steps of dynamics, for tests")
+
     command("run", run_dynamics, "run", "Molecular dynamics of a structure", Run)
     command("bench", run_bench, "bench", "Time a mixture against either expert alone, on a slab", Bench)
     return parser
@@ -569,7 +602,7 @@ def _comment(cls, name: str) -> list[str]:
 
 
 def _data_options(sub) -> None:
-    sub.add_argument("--data", default="ptco_pbe", metavar="FILE", help=f"extended XYZ, or packaged frames: {', '.join(PACKAGED)} (default ptco_pbe)")
+    sub.add_argument("--data", default=DATA, metavar="FILE", help=f"extended XYZ, or packaged frames: {', '.join(PACKAGED)} (default {DATA})")
     sub.add_argument("--energy-key", help="name of the energy (default free_energy, else energy)")
     sub.add_argument("--forces-key", help="name of the forces (default forces)")
     sub.add_argument("--group-key", help="what frames of one trajectory share (default origin)")

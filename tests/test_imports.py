@@ -20,8 +20,8 @@ FLOORS = (
     ("derivatives", "integrators"),
     ("simulate", "adjoint", "distributed"),
     ("training", "interfaces"),
-    ("analysis",),  # of surfaces: through ASE
-    ("demo",),
+    ("analysis",),  # of surfaces: through ASE; of errors: as the loss has them
+    ("demo", "validate"),
     ("cli",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -132,7 +132,7 @@ def energy_over_time(
     below.set_ylim(span.min() - 0.1 * margin, span.max() + 0.3 * margin)
     below.legend(loc="upper left", frameon=False, ncols=2)
     for panel in (above, below):
-        _plain(panel)
+        plain(panel)
     if len(time) > 1:
         below.set_xlim(time[0], time[-1])
     return figure
@@ -177,7 +177,7 @@ def mismatch_over_height(height, energy, partial_force, in_domain, *, region: tu
         panel.yaxis.set_major_formatter(_short)
         decades = np.log10(np.divide(*panel.get_ylim()[::-1]))
         panel.yaxis.set_minor_formatter(_short if decades < 1.2 else NullFormatter())
-        _plain(panel)
+        plain(panel)
     panels[1].set_xlabel("height z / Å")
     handles = [
         Line2D([], [], ls="none", marker="o", ms=5, mfc="#28527a", mec="none", label="within both domains"),
@@ -265,7 +265,8 @@ def _short(value: float, _position=None) -> str:
     return f"{value:g}" if leading in (1, 2, 5) else ""
 
 
-def _plain(panel) -> None:
+def plain(panel) -> None:
+    """Axes as all pictures here have them: faint, no frame."""
     panel.spines[["top", "right"]].set_visible(False)
     panel.spines[["left", "bottom"]].set_color(FAINT)
     panel.tick_params(color=FAINT, labelcolor=INK)

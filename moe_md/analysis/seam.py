@@ -7,6 +7,9 @@ the crystal in two, give each side its expert, and what remains,
 
 is the ghost force: an artefact of the seam and of nothing else. It vanishes
 for every seam if the partial forces g_ik of the experts agree.
+
+What is left of them in the mean is a stress of its own: under one strain the
+experts' crystals carry different stresses, and a seam carries the difference.
 """
 
 from functools import partial
@@ -14,9 +17,9 @@ from typing import NamedTuple, Sequence
 
 import jax
 import numpy as np
-from ase.build import fcc100, fcc111
+from ase.build import bulk, fcc100, fcc111
 
-from moe_md import derivatives
+from moe_md import derivatives, units
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import frame_rows
 from moe_md.data.crystals import fcc_supercell
@@ -25,6 +28,14 @@ from moe_md.experts import Expert, Params, energies_and_partial_forces
 from moe_md.neighborhood import Neighborhood
 
 CHUNK = 64  # rows computed at a time
+STRAINS = (  # of the crystal in the middle of those asked for: name, strain
+    ("stretched along [100] by 1 %", np.diag([0.01, 0.0, 0.0])),
+    ("squeezed along [100] by 1 %", np.diag([-0.01, 0.0, 0.0])),
+    ("stretched along [111] by 1 %", np.full((3, 3), 0.01 / 3)),
+    ("squeezed along [111] by 1 %", np.full((3, 3), -0.01 / 3)),
+    ("sheared, [010] planes along [100], by 1 %", np.array([[0.0, 0.005, 0.0], [0.005, 0.0, 0.0], [0.0, 0.0, 0.0]])),
+    ("sheared at constant volume, [100] against [010], by 1 %", np.diag([0.005, -0.005, 0.0])),
+)
 
 
 class GhostForce(NamedTuple):
@@ -146,6 +157,65 @@ def ghost_force_report(
     report["rms"] = float(np.sqrt(np.mean([np.square(report[name]["rms"]) for name, _, _ in cuts])))
     report["lattice_constants"] = [float(a) for a in lattice_constants]
     return report
+
+
+def stress_jump(checkpoint: Checkpoint, lattice_constants: Sequence[float], *, symbol: str = "Pt") -> dict:
+    """Difference of the first two experts' stress in the same perfect crystal, expensive less cheap.
+
+    Across a planar seam the in-plane components jump by this; the component
+    along the normal cannot, and pushes the two sides instead until their
+    strains differ. A spherical seam in a crystal under isotropic strain is
+    pushed by the isotropic part, the pressure.
+
+    Args:
+        checkpoint: at least two experts.
+        lattice_constants: Å, crystals under isotropic strain; the one in the
+            middle of the list is also strained as `STRAINS` says.
+        symbol: the element of the crystal.
+
+    Returns:
+        In GPa, a stress as `[3][3]` numbers, the sign of ASE: for
+        `"isotropic"` the lists `lattice_constant` (Å), `stress` and `pressure`
+        (minus a third of the trace), for `"strained"` the lists `name`,
+        `strain`, `stress` and `pressure`; over all of them `worst`, the largest
+        absolute component, and `worst_pressure`. Fit for JSON.
+
+    Raises:
+        ValueError: there are fewer than two experts, no lattice constant, or
+            one that is not positive.
+    """
+    if len(checkpoint.experts) < 2:
+        raise ValueError(f"checkpoint must hold at least 2 experts, got {len(checkpoint.experts)}.")
+    if len(lattice_constants) == 0 or not all(0 < a < np.inf for a in lattice_constants):
+        raise ValueError(f"lattice_constants must be positive (Å), at least one, got {list(lattice_constants)}.")
+    experts, params = checkpoint.experts[:2], checkpoint.params[:2]
+    middle = lattice_constants[len(lattice_constants) // 2]
+    frames = []
+    for a, strain in [*((a, np.zeros((3, 3))) for a in lattice_constants), *((middle, strain) for _, strain in STRAINS)]:
+        atoms = bulk(symbol, "fcc", a=a)
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
+        frames.append(frame_from_atoms(atoms))
+    rows = _concatenate(_pad_slots([_rows(experts, frame) for frame in frames]))
+    virials = [np.asarray(derivatives.virial(_on_rows(e, p, rows)[1], rows)) for e, p in zip(experts, params, strict=True)]
+    volumes = np.array([abs(np.linalg.det(frame.cell)) for frame in frames])
+    jump = (virials[0] - virials[1]) / volumes[:, None, None] / units.GPa
+    pressure = -np.trace(jump, axis1=1, axis2=2) / 3
+    n = len(lattice_constants)
+    return {
+        "isotropic": {
+            "lattice_constant": [float(a) for a in lattice_constants],
+            "stress": jump[:n].tolist(),
+            "pressure": pressure[:n].tolist(),
+        },
+        "strained": {
+            "name": [name for name, _ in STRAINS],
+            "strain": [strain.tolist() for _, strain in STRAINS],
+            "stress": jump[n:].tolist(),
+            "pressure": pressure[n:].tolist(),
+        },
+        "worst": float(np.abs(jump).max()),
+        "worst_pressure": float(np.abs(pressure).max()),
+    }
 
 
 def mismatch(experts: Sequence[Expert], params: Sequence[Params], rows: Neighborhood) -> Mismatch:

@@ -242,6 +242,46 @@ def packing_plan(prepared: Prepared, max_rows: int) -> list[tuple[Shape, np.ndar
     return plan
 
 
+def packs(prepared: Prepared, *, max_rows: int, rng: np.random.Generator | None = None) -> list[tuple[Shape, list[int]]]:
+    """Which frames share a batch.
+
+    Args:
+        prepared, max_rows, rng: as in `batches`.
+
+    Returns:
+        The shape of each batch and the indices of its frames, in the order of
+        their rows.
+
+    Raises:
+        ValueError: `max_rows` is below 1.
+    """
+    found: list[tuple[Shape, list[int]]] = []
+    for shape, index in packing_plan(prepared, max_rows):
+        pack, room = [], shape.n_rows
+        for k in index if rng is None else rng.permutation(index):
+            size = len(prepared.frames[k].symbols)
+            if pack and (size > room or len(pack) == shape.n_frames):
+                found.append((shape, pack))
+                pack, room = [], shape.n_rows
+            pack.append(int(k))
+            room -= size
+        found.append((shape, pack))
+    return found
+
+
+def pack_batch(prepared: Prepared, shape: Shape, pack: Sequence[int], weights: Sequence[float] | None = None) -> Batch:
+    """The batch of some frames, by index, in a shape of `packs`; `weights` as in `batches`."""
+    return collate(
+        [prepared.frames[i] for i in pack],
+        prepared.species,
+        prepared.cutoff,
+        **shape._asdict(),
+        dtype=prepared.rows[0].displacement.dtype,
+        cached_rows=[prepared.rows[i] for i in pack],
+        weights=None if weights is None else [weights[i] for i in pack],
+    )
+
+
 def batches(
     prepared: Prepared,
     *,
@@ -263,26 +303,6 @@ def batches(
     Raises:
         ValueError: `max_rows` is below 1.
     """
-    dtype = prepared.rows[0].displacement.dtype
-    packs: list[tuple[Shape, list[int]]] = []
-    for shape, index in packing_plan(prepared, max_rows):
-        pack, room = [], shape.n_rows
-        for k in index if rng is None else rng.permutation(index):
-            size = len(prepared.frames[k].symbols)
-            if pack and (size > room or len(pack) == shape.n_frames):
-                packs.append((shape, pack))
-                pack, room = [], shape.n_rows
-            pack.append(int(k))
-            room -= size
-        packs.append((shape, pack))
-    for k in range(len(packs)) if rng is None else rng.permutation(len(packs)):
-        shape, pack = packs[k]
-        yield collate(
-            [prepared.frames[i] for i in pack],
-            prepared.species,
-            prepared.cutoff,
-            **shape._asdict(),
-            dtype=dtype,
-            cached_rows=[prepared.rows[i] for i in pack],
-            weights=None if weights is None else [weights[i] for i in pack],
-        )
+    found = packs(prepared, max_rows=max_rows, rng=rng)
+    for k in range(len(found)) if rng is None else rng.permutation(len(found)):
+        yield pack_batch(prepared, *found[k], weights)

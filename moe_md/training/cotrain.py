@@ -47,8 +47,8 @@ class Settings:
     """What training is told; keys of the `[training]` table of a settings file."""
 
     steps: int = 4000
-    max_rows: int = 64  # rows of a labelled batch
-    environment_rows: int = 48  # rows of unlabelled, distorted metal per step; 0 for none
+    max_rows: int = 32  # rows of a labelled batch; few suit a CPU, a GPU wants hundreds
+    environment_rows: int = 24  # rows of unlabelled, distorted metal per step; 0 for none
     perfect_crystals: int = 8  # strained one-atom cells beside them
     perfect_weight: float = 60.0  # of a perfect crystal's disagreement, against that of a distorted one
     metal: str = "Pt"  # what environments are made of

@@ -1,15 +1,20 @@
 """Ghost forces: zero where experts agree, the pair sum where they do not."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
+from ase.build import bulk
+from ase.units import GPa
 
 from moe_md import experts
-from moe_md.analysis.seam import ghost_force, ghost_force_report, mismatch, seams
+from moe_md.analysis.seam import STRAINS, ghost_force, ghost_force_report, mismatch, seams, stress_jump
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import frame_rows
 from moe_md.data.crystals import fcc_slab, fcc_supercell
 from moe_md.data.extxyz import Frame
+from moe_md.interfaces.ase import MixtureCalculator
 from moe_md.neighborhood import image_pairs
 
 SPECIES, CUTOFF, SIGMA, A0 = ("Pt", "C", "O"), 5.0, 2.5446, 3.92
@@ -111,6 +116,30 @@ def test_mismatch_and_domain():
     assert (found.partial_force > 0).all()
 
 
+def test_stress_jump_is_the_difference_of_ase_stresses():
+    checkpoint = two(0.6, 0.5)
+    lattice_constants = [0.98 * A0, A0, 1.02 * A0]
+    report = stress_jump(checkpoint, lattice_constants)
+    crystals = [(a, np.zeros((3, 3))) for a in lattice_constants] + [(A0, strain) for _, strain in STRAINS]
+    found = [*report["isotropic"]["stress"], *report["strained"]["stress"]]
+    pressures = [*report["isotropic"]["pressure"], *report["strained"]["pressure"]]
+    for (a, strain), jump, pressure in zip(crystals, found, pressures, strict=True):
+        stresses = []
+        for region in (0, 1):
+            atoms = bulk("Pt", a=a)
+            atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
+            atoms.calc = MixtureCalculator(checkpoint, region=region)
+            stresses.append(atoms.get_stress(voigt=False) / GPa)
+        np.testing.assert_allclose(jump, stresses[0] - stresses[1], atol=1e-9)
+        assert pressure == pytest.approx(-np.trace(jump) / 3)
+    assert report["worst"] == pytest.approx(np.abs(found).max()) and report["worst"] > 1.0
+    assert report["worst_pressure"] == pytest.approx(np.abs(pressures).max())
+    expert, params = lennard_jones(0.6)
+    same = stress_jump(Checkpoint((expert, expert), (params, params), {}, {}), [A0])
+    assert same["worst"] < 1e-12
+    assert json.loads(json.dumps(report)) == report
+
+
 def test_bad_input():
     checkpoint = two(0.6, 0.5)
     frame = fcc_supercell("Pt", A0, 1)
@@ -120,3 +149,7 @@ def test_bad_input():
         ghost_force(*checkpoint[:2], frame, np.array([0, 1, 2, 0]))
     with pytest.raises(ValueError, match="at least 2 experts"):
         ghost_force_report(Checkpoint(checkpoint.experts[:1], checkpoint.params[:1], {}, {}), [A0])
+    with pytest.raises(ValueError, match="at least 2 experts"):
+        stress_jump(Checkpoint(checkpoint.experts[:1], checkpoint.params[:1], {}, {}), [A0])
+    with pytest.raises(ValueError, match=r"lattice_constants must be positive .* got \[-1.0\]"):
+        stress_jump(checkpoint, [-1.0])

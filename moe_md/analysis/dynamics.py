@@ -1,0 +1,273 @@
+"""What a trajectory looks like: structure, motion, vibration, each with an error bar.
+
+A trajectory is cut into blocks of equal length. Each block gives a curve; the
+curve is their mean, its error the standard error of that mean. Blocks shorter
+than a correlation time claim too small an error.
+
+    g(r)   pairs at r over those of an ideal gas of the same density
+    MSD(t) mean over atoms and origins of |R(t0 + t) - R(t0)|^2
+    D(nu)  Fourier transform of the mass-weighted velocity autocorrelation
+           (Wiener-Khinchin), damped by half a Hann window, of area one
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+THZ_TO_INVERSE_CM = 33.35640951981521
+
+
+class Curve(NamedTuple):
+    """A function with error bars."""
+
+    x: np.ndarray  # [m]
+    value: np.ndarray  # [m]
+    error: np.ndarray  # [m] standard error of `value`
+    n_blocks: int
+
+
+class Deviation(NamedTuple):
+    """How far two curves are apart, in units of the combined error of a point."""
+
+    largest: float
+    at: float  # the x of the largest
+    rms: float  # root mean square over points, about 1 where the curves agree
+    by_chance: float  # median of the largest were all points independent and equal in truth
+
+
+def unwrap(position, box) -> np.ndarray:
+    """Positions that do not jump from one side of the box to the other.
+
+    Args:
+        position: `[n_frames, n_atoms, 3]` Å; between frames no atom moves by
+            half the box.
+        box: Å, `[3]` edges or `[3, 3]` columns.
+
+    Returns:
+        The same shape; the first frame as it was.
+    """
+    position, box = _trajectory(position, "position"), _columns(box)
+    step = np.diff(position, axis=0)
+    step -= np.round(step @ np.linalg.inv(box).T) @ box.T
+    return np.concatenate([position[:1], position[:1] + np.cumsum(step, axis=0)])
+
+
+def radial_distribution(
+    position, box, centers=None, neighbors=None, *, r_max: float, n_bins: int = 100, n_blocks: int = 5
+) -> Curve:
+    """Radial distribution function of one group of atoms around another.
+
+    Args:
+        position: `[n_frames, n_atoms, 3]` Å, wrapped or not.
+        box: Å, `[3]` edges or `[3, 3]` columns; periodic in all directions.
+        centers, neighbors: `[n_atoms]` bool, default all atoms. An atom is no
+            neighbour of itself.
+        r_max: Å, at most half the width of the box.
+        n_bins: of equal width.
+        n_blocks: see above.
+
+    Returns:
+        g at the middle of each bin, Å. Normalised by the density of the
+        neighbours in the whole box, vacuum included, where there is any.
+
+    Raises:
+        ValueError: shapes do not match, `r_max` is too large, a group is empty,
+            or there are fewer frames than blocks.
+
+    >>> gas = np.random.default_rng(0).uniform(0, 10, (20, 300, 3))
+    >>> g = radial_distribution(gas, [10, 10, 10], r_max=5.0, n_bins=10)
+    >>> bool(abs(g.value[2:] - 1).max() < 0.02)
+    True
+    """
+    position, box = _trajectory(position, "position"), _columns(box)
+    n_atoms = position.shape[1]
+    inverse = np.linalg.inv(box)
+    width = 1 / np.linalg.norm(inverse, axis=1).max()
+    if not 0 < r_max <= width / 2 + 1e-9:
+        raise ValueError(
+            f"r_max must be positive and at most half the width of the box, {width / 2:.3f} Å, got {r_max}."
+        )
+    first, second = _group(centers, n_atoms, "centers"), _group(neighbors, n_atoms, "neighbors")
+    edges = np.linspace(0.0, r_max, n_bins + 1)
+    itself = np.equal.outer(first, second)
+
+    def count(frame):
+        apart = (frame[None, second] - frame[first, None]) @ inverse.T
+        apart = (apart - np.round(apart)) @ box.T
+        square = np.where(itself, np.inf, np.einsum("ijd,ijd->ij", apart, apart))
+        return np.histogram(np.sqrt(square[square < (1 + 1e-9) * r_max**2]), edges)[0]
+
+    shells = 4 / 3 * np.pi * np.diff(edges**3)
+    pairs = itself.size - itself.sum()
+    if pairs == 0:
+        raise ValueError(f"neighbors must hold an atom beside the centers, got {len(second)} that are all their own.")
+    ideal = pairs * shells / abs(np.linalg.det(box))
+    values = [np.mean([count(frame) for frame in block], axis=0) / ideal for block in _blocks(position, n_blocks, 1)]
+    return _averaged(0.5 * (edges[:-1] + edges[1:]), values)
+
+
+def mean_square_displacement(
+    position, interval_ps: float, atoms=None, *, n_lags: int | None = None, n_blocks: int = 5
+) -> Curve:
+    """Mean square displacement, over origins within each block.
+
+    Args:
+        position: `[n_frames, n_atoms, 3]` Å, unwrapped (`unwrap`).
+        interval_ps: between frames.
+        atoms: `[n_atoms]` bool, default all.
+        n_lags: longest lag in frames; default half a block.
+        n_blocks: see above.
+
+    Returns:
+        Å^2 against ps, from zero.
+
+    Raises:
+        ValueError: shapes do not match, the group is empty, the interval is not
+            positive, or blocks are not longer than `n_lags`.
+
+    >>> line = np.arange(100.0)[:, None, None] * np.array([0.1, 0.0, 0.0])
+    >>> msd = mean_square_displacement(line, 0.5)
+    >>> float(msd.x[4]), float(msd.value[4].round(6))
+    (2.0, 0.16)
+    """
+    position = _trajectory(position, "position")
+    _check_interval(interval_ps)
+    blocks = _blocks(position[:, _group(atoms, position.shape[1], "atoms")], n_blocks, 2)
+    length = len(blocks[0])
+    n_lags = length // 2 if n_lags is None else n_lags
+    if not 0 < n_lags < length:
+        raise ValueError(f"n_lags must be at least 1 and less than the frames of a block, {length}, got {n_lags}.")
+
+    def of_block(block):
+        lags = [np.mean(np.sum((block[lag:] - block[: length - lag]) ** 2, axis=-1)) for lag in range(1, n_lags + 1)]
+        return np.array([0.0, *lags])
+
+    return _averaged(interval_ps * np.arange(n_lags + 1), [of_block(block) for block in blocks])
+
+
+def vibrational_density_of_states(
+    velocity, interval_ps: float, masses=None, atoms=None, *, max_THz: float | None = None, n_blocks: int = 5
+) -> Curve:
+    """Vibrational density of states.
+
+    Args:
+        velocity: `[n_frames, n_atoms, 3]`, any unit.
+        interval_ps: between frames; motion faster than 1 / (2 interval) is
+            folded back.
+        masses: `[n_atoms]`, any unit; default equal.
+        atoms: `[n_atoms]` bool, default all.
+        max_THz: highest frequency returned; default all.
+        n_blocks: see above. The resolution is about two over the length of a
+            block.
+
+    Returns:
+        1/THz against THz, of area one over all frequencies;
+        `THZ_TO_INVERSE_CM` times a frequency is its wave number in 1/cm.
+
+    Raises:
+        ValueError: shapes do not match, the group is empty, the interval is not
+            positive, blocks are shorter than 4 frames, or nothing moves.
+    """
+    velocity = _trajectory(velocity, "velocity")
+    _check_interval(interval_ps)
+    n_atoms = velocity.shape[1]
+    chosen = _group(atoms, n_atoms, "atoms")
+    masses = np.ones(n_atoms) if masses is None else np.asarray(masses, float)
+    if masses.shape != (n_atoms,):
+        raise ValueError(f"masses must have shape [{n_atoms}], got {masses.shape}.")
+    weighted = np.sqrt(masses[chosen])[:, None] * velocity[:, chosen]
+    blocks = _blocks(weighted, n_blocks, 4)
+    length = len(blocks[0])
+    frequency = np.fft.rfftfreq(2 * length, interval_ps)
+    window = np.cos(0.5 * np.pi * np.arange(length) / length) ** 2
+
+    def of_block(block):
+        power = np.sum(np.abs(np.fft.rfft(block, 2 * length, axis=0)) ** 2, axis=(1, 2))
+        correlation = np.fft.irfft(power)[:length] * window
+        density = 2 * np.fft.rfft(correlation, 2 * length).real - correlation[0]
+        area = np.trapezoid(density, frequency)
+        if not area > 0:
+            raise ValueError("velocity must not be zero throughout a block, got atoms at rest.")
+        return density / area
+
+    kept = frequency <= (np.inf if max_THz is None else max_THz)
+    return _averaged(frequency[kept], [of_block(block)[kept] for block in blocks])
+
+
+def compare(a: Curve, b: Curve) -> Deviation:
+    """Where two curves differ most, in units of their combined error.
+
+    Errors from few blocks scatter themselves: the ratio follows Student's t,
+    and the largest of many is not small. `by_chance` says how large, as if
+    points were independent.
+
+    Args:
+        a, b: at the same x.
+
+    Returns:
+        The deviation. Points at which both are exact and equal are left out.
+
+    Raises:
+        ValueError: the curves have different x.
+    """
+    if a.x.shape != b.x.shape or not np.allclose(a.x, b.x):
+        raise ValueError(f"curves must have the same x, got {len(a.x)} and {len(b.x)} points.")
+    difference, error = a.value - b.value, np.hypot(a.error, b.error)
+    told = (error > 0) | (difference != 0)
+    if not told.any():
+        return Deviation(0.0, float(a.x[0]), 0.0, 0.0)
+    with np.errstate(divide="ignore"):
+        ratio = np.abs(difference[told]) / error[told]
+    freedom, n = a.n_blocks + b.n_blocks - 2, int(told.sum())
+    by_chance = stats.t.ppf(0.5 * (1 + 0.5 ** (1 / n)), freedom)
+    worst = int(np.argmax(ratio))
+    return Deviation(float(ratio[worst]), float(a.x[told][worst]), float(np.sqrt(np.mean(ratio**2))), float(by_chance))
+
+
+def _averaged(x: np.ndarray, values) -> Curve:
+    values = np.asarray(values)
+    n = len(values)
+    return Curve(x, values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(n), n)
+
+
+def _blocks(values: np.ndarray, n_blocks: int, shortest: int) -> np.ndarray:
+    """`[n_blocks, length, ...]`; the oldest frames that fill no whole block are left out."""
+    if n_blocks < 2:
+        raise ValueError(f"n_blocks must be at least 2, got {n_blocks}.")
+    length = len(values) // n_blocks
+    if length < shortest:
+        raise ValueError(f"n_frames must be at least {shortest} per block, {shortest * n_blocks}, got {len(values)}.")
+    kept = values[len(values) - n_blocks * length :]
+    return kept.reshape(n_blocks, length, *values.shape[1:])
+
+
+def _trajectory(values, name: str) -> np.ndarray:
+    values = np.asarray(values, float)
+    if values.ndim != 3 or values.shape[2] != 3 or not np.isfinite(values).all():
+        raise ValueError(f"{name} must be finite and of shape [n_frames, n_atoms, 3], got shape {values.shape}.")
+    return values
+
+
+def _columns(box) -> np.ndarray:
+    box = np.asarray(box, float)
+    if box.shape not in ((3,), (3, 3)) or not np.isfinite(box).all():
+        raise ValueError(f"box must be three edges or [3, 3] columns (Å), got shape {box.shape}.")
+    box = np.diag(box) if box.ndim == 1 else box
+    if np.linalg.det(box) == 0:
+        raise ValueError(f"box must have a volume, got {box.tolist()}.")
+    return box
+
+
+def _group(mask, n_atoms: int, name: str) -> np.ndarray:
+    mask = np.ones(n_atoms, bool) if mask is None else np.asarray(mask)
+    if mask.shape != (n_atoms,) or mask.dtype != bool or not mask.any():
+        raise ValueError(
+            f"{name} must be {n_atoms} booleans, one of them true, got shape {mask.shape} of {mask.dtype}."
+        )
+    return np.flatnonzero(mask)
+
+
+def _check_interval(interval_ps: float) -> None:
+    if not 0 < interval_ps < np.inf:
+        raise ValueError(f"interval_ps must be positive, got {interval_ps}.")

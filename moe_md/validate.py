@@ -1,0 +1,335 @@
+"""Validation: what a checkpoint gets right, expert by expert and as a mixture.
+
+    errors    on labelled frames, by kind, species, environment and distance to the seam
+    crystal   lattice constant, elastic constants, equation of state, phonons
+    surfaces  vacancy and surface energies, adsorption
+    seam      ghost force and stress jump in perfect crystals
+    dynamics  a mixed run against an all-expensive one
+
+Each is a section of its own and can be left out. What is found goes to
+`validation.json`, and from there into `report.md` and its pictures.
+"""
+
+import importlib.util
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Callable, NamedTuple, Sequence
+
+import jax
+import numpy as np
+from ase import Atoms
+
+from moe_md import checkpoint as checkpoints
+from moe_md.analysis import errors, paired_runs, seam, surfaces, validation_plots, validation_report
+from moe_md.analysis.bulk import fcc_report, relax_fcc
+from moe_md.analysis.environments import SHELL, Rule, environments, near_foreign, top_layers
+from moe_md.checkpoint import Checkpoint
+from moe_md.data.dataset import Dataset, digest
+from moe_md.data.extxyz import frame_from_atoms
+from moe_md.settings import check_fields
+
+SECTIONS = ("errors", "crystal", "surfaces", "seam", "dynamics")
+LARGEST_STRAIN = 0.02  # of the crystals that are cut in two
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What validation is told; keys of the `[validate]` table of a settings file."""
+
+    sections: str = ",".join(SECTIONS)  # which to do, as errors,seam
+    metal: str = "Pt"  # fcc, in the domain of both experts
+    adsorbate: str = "CO"  # on the slab of dynamics: a molecule that ASE knows; empty for none
+    region: str = (
+        "near"  # near: what the cheap expert may not meet and all around it; top_layers: those of a slab instead
+    )
+    region_margin: float = 0.5  # Å, near: beyond the cheap expert's cutoff
+    region_layers: int = 3  # top_layers: how many
+    max_rows: int = 64  # rows of a batch of labelled frames
+    surface_steps: int = 300  # at most, of each relaxation of a vacancy, surface or molecule
+    strains: int = 9  # of the crystal that is cut in two, odd: from -2 to 2 %
+    columns: int = 4  # metal atoms along x, of the slab of dynamics
+    rows: int = 6  # rows of metal atoms along y, even
+    layers: int = 6
+    vacuum: float = 12.0  # Å
+    temperature_K: float = 300.0
+    timestep_fs: float = 1.0
+    relax_steps: int = 50
+    equilibration_steps: int = 1000
+    production_steps: int = 4000
+    log_every: int = 4  # steps
+    blocks: int = 5  # a run is cut into, for error bars
+    seed: int = 0
+
+    def __post_init__(self):
+        check_fields(self)
+        for name in self.chosen:
+            if name not in SECTIONS:
+                raise ValueError(f"sections must be of {SECTIONS}, got {name!r}.")
+        if not self.chosen:
+            raise ValueError(f"sections must name at least one of {SECTIONS}, got {self.sections!r}.")
+        if self.region not in ("near", "top_layers"):
+            raise ValueError(f"region must be one of ('near', 'top_layers'), got {self.region!r}.")
+        positive = (
+            "region_layers",
+            "max_rows",
+            "columns",
+            "rows",
+            "layers",
+            "vacuum",
+            "timestep_fs",
+            "log_every",
+            "surface_steps",
+        )
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        for name in ("region_margin", "temperature_K", "relax_steps", "equilibration_steps", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if self.rows % 2:
+            raise ValueError(f"rows must be even, or the slab does not close on itself, got {self.rows}.")
+        if self.strains < 3 or self.strains % 2 == 0:
+            raise ValueError(f"strains must be odd and at least 3, or none is zero, got {self.strains}.")
+        if self.blocks < 2:
+            raise ValueError(f"blocks must be at least 2, got {self.blocks}.")
+        shortest = 20 * self.blocks * self.log_every
+        if self.production_steps < shortest:
+            raise ValueError(
+                f"production_steps must be at least 20 x blocks x log_every = {shortest}, or error bars mean nothing, "
+                f"got {self.production_steps}."
+            )
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The sections, one by one."""
+        return tuple(name.strip() for name in self.sections.split(",") if name.strip())
+
+
+def small(settings: Settings) -> Settings:
+    """The same in little time: few steps. For tests."""
+    dynamics = {
+        "layers": 4,
+        "relax_steps": 5,
+        "equilibration_steps": 50,
+        "production_steps": 400,
+        "log_every": 4,
+        "blocks": 5,
+    }
+    return replace(settings, surface_steps=5, strains=3, **dynamics)
+
+
+class Plan(NamedTuple):
+    """What all sections share."""
+
+    model: Checkpoint
+    settings: Settings
+    lattice_constant: float  # Å, of the expensive expert
+    rule: Rule
+    slab: Atoms  # of the dynamics
+
+    @property
+    def nearest(self) -> float:
+        """Å, between nearest neighbours."""
+        return self.lattice_constant / np.sqrt(2)
+
+
+def plan(model: Checkpoint, settings: Settings) -> Plan:
+    """Check everything that can be checked before work begins.
+
+    Raises:
+        ValueError: the checkpoint does not fit the settings.
+    """
+    errors.check_two(model)
+    expensive, cheap = model.experts
+    for name, expert in zip(("expensive", "cheap"), model.experts):
+        if settings.metal not in expert.domain:
+            raise ValueError(
+                f"metal must be in the domain of the {name} expert, {expert.domain}, got {settings.metal!r}."
+            )
+    if "crystal" in settings.chosen and importlib.util.find_spec("phonopy") is None:
+        raise ValueError(
+            "sections must leave out crystal where phonopy is not installed: pip install 'moe_md[validate]'."
+        )
+    a = relax_fcc(expensive, model.params[0], settings.metal).lattice_constant
+    rule = (
+        near_foreign(cheap.domain, cheap.cutoff + settings.region_margin)
+        if settings.region == "near"
+        else top_layers(cheap.domain, settings.region_layers, a / np.sqrt(2))
+    )
+    size = (settings.columns, settings.rows, settings.layers)
+    slab = paired_runs.slab_with_adsorbate(
+        settings.metal, a, size, adsorbate=settings.adsorbate, vacuum=settings.vacuum
+    )
+    found = Plan(model, settings, a, rule, slab)
+    if "dynamics" in settings.chosen:
+        _check_slab(found)
+    return found
+
+
+def _check_slab(shared: Plan) -> None:
+    known, settings = shared.model.experts[0].species, shared.settings
+    unknown = sorted(set(shared.slab.symbols) - set(known))
+    if unknown:
+        raise ValueError(
+            f"adsorbate must be of the species {known} that the checkpoint knows, got {settings.adsorbate!r}."
+        )
+    cutoff = max(e.cutoff for e in shared.model.experts)
+    for name, axis in (("columns", 0), ("rows", 1), ("vacuum", 2)):
+        edge = shared.slab.cell.lengths()[axis]
+        if not edge > 2 * cutoff:
+            raise ValueError(
+                f"{name} must make the slab wider than twice the cutoff, 2 x {cutoff} Å, got {getattr(settings, name)} for {edge:.2f} Å."
+            )
+    paired_runs.check_shared(shared.rule(frame_from_atoms(shared.slab)))
+
+
+def run(
+    model: Checkpoint,
+    dataset: Dataset,
+    settings: Settings,
+    folder,
+    say: Callable[[str], None] = print,
+    *,
+    names: dict[str, str] | None = None,
+) -> dict:
+    """All sections that were chosen, in float64 (labelled frames in float32, as in training).
+
+    Args:
+        model: two experts, the expensive one first.
+        dataset: labelled frames.
+        settings: see `Settings`.
+        folder: where everything is written; made if it is not there.
+        say: told about each stage.
+        names: what the report calls `checkpoint`, `data` and `split`.
+
+    Returns:
+        What `validation.json` holds.
+
+    Raises:
+        ValueError: the checkpoint or the data do not fit the settings.
+        SimulationError: the dynamics failed.
+    """
+    begun = time.perf_counter()
+
+    def stage(text: str) -> None:
+        say(f"[{time.perf_counter() - begun:5.0f} s] {text}")
+
+    with jax.enable_x64(True):
+        shared = plan(model, settings)
+        names = {"checkpoint": "the checkpoint", "data": "the data", "split": "all", **(names or {})}
+        stage(f"lattice constant of {settings.metal} {shared.lattice_constant:.4f} Å (expensive expert)")
+        content: dict = {
+            "about": {
+                **names,
+                "frames": len(dataset.frames),
+                "data_digest": digest(dataset),
+                "experts": [e.config["builder"] for e in model.experts],
+                "domain": list(model.experts[1].domain),
+                "cutoff": model.experts[1].cutoff,
+                "lattice_constant": shared.lattice_constant,
+                "device": jax.devices()[0].device_kind,
+                "jax": jax.__version__,
+                "seconds": {},
+            },
+            "settings": asdict(settings),
+        }
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for section in (s for s in SECTIONS if s in settings.chosen):
+            started = time.perf_counter()
+            content[section] = _DO[section](shared, dataset, stage)
+            content["about"]["seconds"][section] = time.perf_counter() - started
+            content = write(folder, content, [section])  # what is found is kept, whatever comes next
+            stage(f"{section}: done")
+    stage(f"wrote {folder / 'report.md'}")
+    return content
+
+
+def write(folder: Path, content: dict, redraw: Sequence[str] = SECTIONS) -> dict:
+    """The files of a report, with the pictures of some sections; returns the content as `validation.json` holds it."""
+    content = json.loads(json.dumps(_finite(content)))
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    checkpoints.write_atomic(folder / "validation.json", text.encode())
+    for section in (s for s in redraw if s in content):
+        for name, figure in validation_plots.pictures(section, content[section]).items():
+            figure.savefig(folder / f"{name}.png", dpi=150)
+    checkpoints.write_atomic(folder / "report.md", validation_report.markdown(content).encode())
+    return content
+
+
+def _finite(value):
+    """Plain values; what is not finite, None."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    if hasattr(value, "tolist"):
+        return _finite(value.tolist())
+    return value if not isinstance(value, float) or np.isfinite(value) else None
+
+
+def _errors(shared: Plan, dataset: Dataset, stage) -> dict:
+    metal = [s for s in shared.model.experts[0].species if s in shared.model.experts[1].domain]
+    environment_fn = partial(environments, metal=metal, bond=SHELL * shared.nearest)
+    with jax.enable_x64(False):
+        compared = errors.compare(shared.model, dataset, shared.rule, max_rows=shared.settings.max_rows)
+    return errors.report(compared, environment_fn)
+
+
+def _crystal(shared: Plan, dataset: Dataset, stage) -> dict:
+    return fcc_report(shared.model, shared.settings.metal, guess=shared.lattice_constant)
+
+
+def _surfaces(shared: Plan, dataset: Dataset, stage) -> dict:
+    """Vacancy and surfaces under each expert, at its own lattice constant; CO under the expensive one and the mixture."""
+    model, metal = shared.model, shared.settings.metal
+    cheap = relax_fcc(model.experts[1], model.params[1], metal, guess=shared.lattice_constant).lattice_constant
+    found: dict = {"vacancy": {}, "surfaces": {}}
+    for who, region, a in (("expensive", 0, shared.lattice_constant), ("cheap", 1, cheap)):
+        given = {"lattice_constant": a, "max_steps": shared.settings.surface_steps}
+        found["vacancy"][who] = surfaces.vacancy_energy(model, region, metal, **given)
+        found["surfaces"][who] = surfaces.surface_energies(model, region, metal, **given)
+        stage(f"vacancy and surfaces of the {who} expert")
+    if {"C", "O"} <= set(model.experts[0].domain):
+        regions = {"expensive": 0, "mixed": lambda atoms: shared.rule(frame_from_atoms(atoms))}
+        given = {"lattice_constant": shared.lattice_constant, "max_steps": shared.settings.surface_steps}
+        found["adsorption"] = {
+            who: surfaces.adsorption(model, region, metal, **given) for who, region in regions.items()
+        }
+    return found
+
+
+def _seam(shared: Plan, dataset: Dataset, stage) -> dict:
+    strains = np.linspace(-LARGEST_STRAIN, LARGEST_STRAIN, shared.settings.strains)
+    lattice_constants = [float(shared.lattice_constant * (1 + s)) for s in strains]
+    return {
+        "strain": strains.tolist(),
+        "ghost_force": seam.ghost_force_report(shared.model, lattice_constants, symbol=shared.settings.metal),
+        "stress_jump": seam.stress_jump(shared.model, lattice_constants, symbol=shared.settings.metal),
+    }
+
+
+def _dynamics(shared: Plan, dataset: Dataset, stage) -> dict:
+    settings = shared.settings
+    return paired_runs.paired_runs(
+        shared.model,
+        shared.slab,
+        shared.rule,
+        nearest=shared.nearest,
+        planar=settings.region == "top_layers",
+        temperature_K=settings.temperature_K,
+        timestep_fs=settings.timestep_fs,
+        relax_steps=settings.relax_steps,
+        equilibration_steps=settings.equilibration_steps,
+        production_steps=settings.production_steps,
+        log_every=settings.log_every,
+        n_blocks=settings.blocks,
+        seed=settings.seed,
+        say=stage,
+    )
+
+
+_DO = {"errors": _errors, "crystal": _crystal, "surfaces": _surfaces, "seam": _seam, "dynamics": _dynamics}
