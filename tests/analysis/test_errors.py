@@ -12,7 +12,7 @@ from moe_md.checkpoint import Checkpoint
 from moe_md.data.dataset import Dataset
 from moe_md.data.extxyz import frame_from_atoms, frame_to_atoms
 from moe_md.interfaces.ase import MixtureCalculator
-from moe_md.training import cotrain
+from moe_md.training import evaluation
 
 SPECIES, CUTOFF, A0 = ("Pt", "C", "O"), 4.0, 3.92
 RULE = near_foreign(("Pt",), CUTOFF)  # as the loss has it
@@ -78,7 +78,7 @@ def test_predictions_are_those_of_the_ase_calculator(model, dataset, compared):
 
 def test_totals_are_those_of_evaluate(model, dataset, compared):
     report = errors.report(compared, environment_fn)
-    expected = cotrain.evaluate_by_kind(model.experts, model.params, dataset)
+    expected = evaluation.evaluate_by_kind(model.experts, model.params, dataset)
     for kind, entry in (("all", report["all"]), *report["kinds"].items()):
         assert entry["frames"] == expected[kind]["frames"]
         for who in ("expensive", "cheap", "mixed"):
