@@ -50,9 +50,9 @@ SMALL_CONFIGS = (
         "species": PTCO_SPECIES,
         "domain": ("Pt",),
         "cutoff": 5.0,
-        "l_max": 3,
-        "num_channels": 12,
-        "hidden": (32, 32),
+        "l_max": 4,
+        "num_channels": 16,
+        "hidden": (64, 64),
         "avg_num_neighbors": 40.0,
     },
 )
