@@ -214,6 +214,17 @@ def test_train_then_evaluate(folder, capsys, tmp_path):
                 key,
             )
 
+    # Another training begins there, with the same experts; its file names no others.
+    (tmp_path / "more.toml").write_text("[training]\nsteps = 2\nlearning_rate = 1e-12\nenvironment_rows = 4\nmax_rows = 16\n")
+    more = ("train", "--start", out / "checkpoint.msgpack", "--settings", tmp_path / "more.toml", "--out", tmp_path / "more", "--quiet")
+    code, _, err = moe_md(capsys, *more)
+    assert code == 0, err
+    went_on = checkpoint.load(tmp_path / "more" / "checkpoint.msgpack")
+    assert [e.config for e in went_on.experts] == [e.config for e in model.experts]
+    assert went_on.record["start"]["train"] == model.record["train"]
+    np.testing.assert_allclose(went_on.params[0]["scale"], model.params[0]["scale"])
+    assert "name_or_path" in failure(capsys, "train", "--start", "nowhere", "--out", tmp_path / "nothing")
+
 
 def test_evaluate_needs_the_fraction(folder, capsys, tmp_path):
     err = failure(capsys, "evaluate", folder / "model.msgpack", "--split", "train", "--out", tmp_path)
