@@ -183,7 +183,9 @@ def run_train(parsed) -> None:
     checkpoints.save(folder / "checkpoint.msgpack", result)
     _write_json(folder / "record.json", {"settings": result.settings, "experts": [first.config, second.config], **result.record})
     if result.record["history"]:
-        _say(evaluation.describe(result.record["history"][-1]))
+        kept = result.record["best_step"] or result.record["history"][-1]["step"]
+        (scores,) = (h for h in result.record["history"] if h["step"] == kept)
+        _say(f"step {kept}: " + evaluation.describe(scores))
     _say(f"wrote {folder / 'checkpoint.msgpack'}")
 
 

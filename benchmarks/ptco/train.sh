@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains a shipped pair again: train.sh ptco-small OUT [more arguments of moe-md train]
+# Trains a pair on both tiers: train.sh ptco-small OUT [more arguments of moe-md train]
 # Stopped and started again, it goes on where it was.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -379,18 +379,19 @@ def _check_finite(here: Progress, settings: Settings) -> None:
 
 
 def _result(experts, here: Progress, settings, dataset, validation, start) -> Checkpoint:
+    best = here.best.step if settings.patience else 0
     record = {
         "step": here.step,
+        "best_step": best or None,
         "seconds": round(here.seconds, 1),
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "train": summary(dataset),
         "validation": None if validation is None else summary(validation),
         "history": here.history,
-        "best_step": here.best.step if settings.patience else None,
         "start": None if start is None else {"digest": _digest(start.params), "train": start.record.get("train")},
     }
-    params = jax.tree.map(np.asarray, here.best.average if settings.patience and here.best.step else here.state.average)
+    params = jax.tree.map(np.asarray, here.best.average if best else here.state.average)
     return Checkpoint(tuple(experts), params, asdict(settings), record)
 
 
