@@ -182,12 +182,53 @@ def halo(folder: Path) -> str:
     return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
 
 
+def public_dft(folder: Path) -> str:
+    """Errors on public frames, beside a peer's."""
+    command = "python benchmarks/bench_public_dft.py --data frames.xyz.gz"
+    parts = [f"`{command}`"]
+    names = {"nothing": "none", "peer": "PyTorch Allegro", "expensive": "expensive expert", "mixture": "mixture"}
+    for r in newest(harness.read(folder, "public_dft")):
+        rows = [
+            [
+                name,
+                f"{s['energy_meV_per_atom']:.1f}",
+                f"{s['forces_meV_per_A']:.0f}",
+                f"{s['forces_mae_meV_per_A']:.0f}",
+                *("–" if v is None else f"{v:.0f}" for v in (*s["by_species"].values(), s["cheap_atoms"])),
+            ]
+            for key, name in names.items()
+            if (s := r["scores"].get(key))
+        ]
+        species = list(r["scores"]["mixture"]["by_species"])
+        head = ["", "energy, meV/atom", "forces, meV/Å", "mean absolute", *species, "atoms of the cheap expert"]
+        parts += [markdown(head, rows), public_dft_note(r)]
+    return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
+
+
+def public_dft_note(r: dict) -> str:
+    ours, peer = r["budgets"]["ours"], r["budgets"].get("peer")
+    beside = (
+        f" {r['peer']}, of the expensive expert's architecture and trained alone on the same batches, got the same processor "
+        f"time: {peer['steps']:,} steps, {peer['frames_seen']:,} frames."
+        if peer
+        else ""
+    )
+    return (
+        f"Root mean square errors on {r['held_out']['frames']} held-out frames ({r['held_out']['groups']} trajectories apart from the "
+        f"{r['train']['groups']} of {r['train']['frames']} training frames; {r['dropped']} with forces above {r['max_force']:g} eV/Å dropped). "
+        f"The mixture gives {r['cheap_share']:.0%} of atoms to the cheap expert. Both experts were co-trained for {ours['steps']:,} steps, "
+        f"{ours['frames_seen']:,} frames, in {ours['cpu_s'] / 60:.0f} minutes of one core.{beside} None: energies by composition, no forces. "
+        f"Largest ghost force {r['ghost_force_meV_per_A']['worst']:.1f} meV/Å. {where(r)}."
+    )
+
+
 KEYS = (("energy_meV_per_atom", 1), ("forces_meV_per_A", 0), ("stress_GPa", 2))
 TABLES: dict[str, Callable[[Path], str]] = {
     "mixture": mixture,
     "cotraining": cotraining,
     "learning_curve": learning_curve,
     "ptco": ptco,
+    "public_dft": public_dft,
     "soak": soak,
     "halo": halo,
 }

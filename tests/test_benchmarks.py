@@ -1,5 +1,6 @@
 """Every benchmark runs in a small form and leaves one line that the tables can read."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -8,6 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase import Atoms
+from ase.build import add_adsorbate, fcc111
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -86,6 +92,46 @@ def test_learning_curve(tmp_path, tables):
     path = tmp_path / "learning_curve.jsonl"
     path.write_text(path.read_text().replace('"smoke": true', '"smoke": false'))
     assert f"| {few['frames']} | " in tables.learning_curve(tmp_path) and "random parameters" in tables.learning_curve(tmp_path)
+
+
+def public_frames(path: Path) -> None:
+    """Frames of CO on Pt as the public ones are: a collection of surface cells, and a trajectory per origin."""
+    rng = np.random.default_rng(0)
+    frames = []
+    for origin, sizes in (("a/b/all.traj", (2, 3, 2, 3)), *((f"c/d/111/{k}.traj", (2, 2)) for k in range(3))):
+        for size in sizes:
+            atoms = fcc111("Pt", (size, 2, 3), a=3.98, vacuum=6.0)
+            add_adsorbate(atoms, Atoms("CO", [[0, 0, 0], [0, 0, 1.15]]), 1.85, "ontop")
+            atoms.positions += 0.05 * rng.standard_normal(atoms.positions.shape)
+            atoms.calc = EMT()
+            labels = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+            if len(frames) == 3:
+                labels["forces"][0] = 50.0
+            atoms.calc = SinglePointCalculator(atoms, **labels)
+            atoms.info["origin"] = origin
+            frames.append(atoms)
+    write(path, frames)
+
+
+def test_public_dft(tmp_path, tables):
+    public_frames(tmp_path / "frames.xyz")
+    record = smoke("public_dft", tmp_path, "--data", str(tmp_path / "frames.xyz"))
+    assert record["dropped"] == 1
+    assert record["train"]["frames"] + record["held_out"]["frames"] == 9
+    # Nobody's trajectory is on both sides, and every family is held out in part.
+    assert record["train"]["groups"] + record["held_out"]["groups"] == 5
+    assert set(record["held_out"]["kinds"]) == set(record["train"]["kinds"]) == {"a/b/all.traj", "c/d/111"}
+    has_torch = all(importlib.util.find_spec(name) for name in ("torch", "nequip", "allegro"))
+    assert set(record["scores"]) == {"nothing", "expensive", "mixture"} | ({"peer"} if has_torch else set())
+    for scores in record["scores"].values():
+        species = [scores["by_species"][s] for s in ("Pt", "C", "O")]
+        assert min(species) <= scores["forces_meV_per_A"] <= max(species)
+    if has_torch:
+        ours, peer = record["budgets"]["ours"], record["budgets"]["peer"]
+        assert ours["cpu_s"] <= peer["cpu_s"] < 1.1 * ours["cpu_s"] + 5.0
+    path = tmp_path / "public_dft.jsonl"
+    path.write_text(path.read_text().replace('"smoke": true', '"smoke": false'))
+    assert "mixture" in tables.public_dft(tmp_path)
 
 
 def test_soak(tmp_path, tables):
