@@ -69,7 +69,7 @@ def cotraining(folder: Path) -> str:
         record = list(group.values())[-1]
         seeds = sorted({seed for _, seed in group})
         note = (
-            f"Means over {len(seeds)} seeds (each in brackets), {record['steps']:,} steps of `{record['data']}`, {record['train']['frames']:,} frames; "
+            f"{seed_note(len(seeds))}, {record['steps']:,} steps of `{record['data']}`, {record['train']['frames']:,} frames; "
             f"errors on {record['validation']['frames']:,} others, meV/Å. Crystals: the largest difference of the experts in a0, and in C11, C12 and C44. Ghost force: "
             f"the longest, over three seams and lattice constants {', '.join(f'{s:g}' for s in record['strains'])} times {record['lattice_constant']:g} Å. "
             f"Drift of the mixture, 2 ps in float64. {where(record)}."
@@ -97,7 +97,7 @@ def learning_curve(folder: Path) -> str:
         begun = "random parameters" if record["start"] is None else f"a pair trained on {record['start']['data']:,} frames of the foundation model"
         note = (
             f"From {begun}; force errors in meV/Å and energy error of the expensive expert in meV/atom, against `{record['data']}`: "
-            f"{record['validation']['frames']} held-out frames, {record['steps']:,} steps at most, best of the validations; {len(records)} seeds. {where(record)}."
+            f"{record['validation']['frames']} held-out frames, {record['steps']:,} steps at most, best of the validations. {seed_note(len(records))}. {where(record)}."
         )
         parts += [markdown(["frames", "expensive", "cheap", "mixed", "energy, expensive"], rows), note]
     return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
@@ -110,6 +110,10 @@ def mean_of(records: list[dict], value: Callable[[dict], float]) -> str:
     digits = 2 if sum(values) < 1.0 * len(values) else digits
     each = f" ({', '.join(f'{v:.{digits}f}' for v in values)})" if len(values) > 1 else ""
     return f"{sum(values) / len(values):.{digits}f}{each}"
+
+
+def seed_note(count: int) -> str:
+    return "One seed" if count == 1 else f"Means over {count} seeds (each in brackets)"
 
 
 def _largest_elastic_difference(record: dict) -> float:
