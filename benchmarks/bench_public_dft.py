@@ -342,6 +342,7 @@ def rms(values: np.ndarray) -> float | None:
 
 def measure(arguments) -> dict:
     """Everything a line of the results says."""
+    environment = harness.environment()  # of the start: the checkout may move on in an hour
     whole = load_dataset(arguments.data, SPECIES)
     dataset = clean(whole, arguments.max_force)
     train, held_out = split(dataset, arguments.held_out, arguments.seed)
@@ -358,7 +359,8 @@ def measure(arguments) -> dict:
         seed=arguments.seed,
         save_every=arguments.steps,
     )
-    print(f"{len(train.frames)} frames to train on, {len(held_out.frames)} held out: {group_sizes(held_out)}", flush=True)
+    print(f"{len(train.frames)} frames to train on, {len(held_out.frames)} held out", flush=True)
+    print(group_sizes(held_out), flush=True)
     references = reference_energies(train)
     frames, cutoff = held_out.frames, arguments.cutoff
 
@@ -382,7 +384,7 @@ def measure(arguments) -> dict:
         print("no torch, nequip and nequip-allegro in this Python: no peer", flush=True)
     return {
         "benchmark": "public_dft",
-        **harness.environment(),
+        **environment,
         "smoke": arguments.smoke,
         "experts": [e.config for e in experts],
         "dtype": "float32",

@@ -15,8 +15,13 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
+import moe_md as mm
+from moe_md.data import collate, load_dataset
+from moe_md.training.losses import Weights, errors, predict
+
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
+HAS_TORCH = all(importlib.util.find_spec(name) for name in ("torch", "nequip", "allegro"))
 
 
 @pytest.fixture
@@ -108,7 +113,7 @@ def public_frames(path: Path) -> None:
             if len(frames) == 3:
                 labels["forces"][0] = 50.0
             atoms.calc = SinglePointCalculator(atoms, **labels)
-            atoms.info["origin"] = origin
+            atoms.info = {"origin": origin}
             frames.append(atoms)
     write(path, frames)
 
@@ -121,17 +126,38 @@ def test_public_dft(tmp_path, tables):
     # Nobody's trajectory is on both sides, and every family is held out in part.
     assert record["train"]["groups"] + record["held_out"]["groups"] == 5
     assert set(record["held_out"]["kinds"]) == set(record["train"]["kinds"]) == {"a/b/all.traj", "c/d/111"}
-    has_torch = all(importlib.util.find_spec(name) for name in ("torch", "nequip", "allegro"))
-    assert set(record["scores"]) == {"nothing", "expensive", "mixture"} | ({"peer"} if has_torch else set())
+    assert set(record["scores"]) == {"nothing", "expensive", "mixture"} | ({"peer"} if HAS_TORCH else set())
     for scores in record["scores"].values():
         species = [scores["by_species"][s] for s in ("Pt", "C", "O")]
         assert min(species) <= scores["forces_meV_per_A"] <= max(species)
-    if has_torch:
+    if HAS_TORCH:
         ours, peer = record["budgets"]["ours"], record["budgets"]["peer"]
         assert ours["cpu_s"] <= peer["cpu_s"] < 1.1 * ours["cpu_s"] + 5.0
     path = tmp_path / "public_dft.jsonl"
     path.write_text(path.read_text().replace('"smoke": true', '"smoke": false'))
     assert "mixture" in tables.public_dft(tmp_path)
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason="torch, nequip and nequip-allegro are not installed")
+def test_the_peer_gets_the_same_batches(tmp_path, harness):
+    """Its energies and forces of a batch are those of the expert that it is."""
+    import bench_public_dft as bench
+    from moe_md.interfaces.torch_allegro import from_module
+
+    public_frames(tmp_path / "frames.xyz")
+    frames = load_dataset(tmp_path / "frames.xyz", bench.SPECIES).frames[:3]
+    expert = mm.experts.allegro(bench.SPECIES, 4.0, l_max=1, num_scalar_features=8, num_tensor_features=4)
+    model = bench.torch_allegro(expert, 0.5, {"Pt": -6.0, "C": -7.0, "O": -7.5}, seed=1)
+    batch = collate(frames, bench.SPECIES, 4.0, n_rows=64, n_frames=5)
+    energy, forces = bench.torch_predict(model.eval(), batch)
+    reference = predict(*from_module(model), batch)
+    np.testing.assert_allclose(energy.detach(), reference.energy, rtol=1e-5)
+    n = int(batch.row_mask.sum())
+    np.testing.assert_allclose(forces.detach(), reference.forces[:n], atol=1e-4)
+    assert np.abs(reference.forces[:n]).max() > 0.1
+    weights, e = Weights(), errors(reference, batch, batch.n_atoms > 0)
+    expected = weights.energy * e.energy + weights.forces * e.forces
+    np.testing.assert_allclose(bench.torch_loss(model, batch, weights).item(), expected, rtol=1e-4)
 
 
 def test_soak(tmp_path, tables):
