@@ -474,7 +474,7 @@ def _experts(tables: dict, dataset: Dataset, metal: str, file) -> tuple:
         config = default if table is None else {**{k: default[k] for k in ("builder", "species", "cutoff")}, **table}
         builder = config["builder"]
         if not isinstance(builder, str) or builder not in experts.BUILDERS:
-            raise ValueError(f"builder of [{name}] must be one of {sorted(experts.BUILDERS)}, got {builder!r}.")
+            raise ValueError(f"builder of [{name}] of {file} must be one of {sorted(experts.BUILDERS)}, got {builder!r}.")
         allowed = ("builder", *inspect.signature(experts.BUILDERS[builder]).parameters)
         _check_keys(config, allowed, f"[{name}] of {file}")
         made.append(experts.build(config))

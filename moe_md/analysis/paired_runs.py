@@ -65,7 +65,7 @@ def slab_with_adsorbate(
             molecule.
 
     >>> str(slab_with_adsorbate("Pt", 3.98, (2, 2, 3)).symbols)
-    'Pt12CO'
+    'Pt12OC'
     """
     if min(size) < 1 or size[1] % 2:
         raise ValueError(f"size must be positive with an even number of rows, got {size}.")
