@@ -420,7 +420,7 @@ def main() -> None:
     defaults = Settings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="extended XYZ file of the public frames")
-    parser.add_argument("--steps", type=int, default=7000, help="of co-training; the peer gets the same processor time")
+    parser.add_argument("--steps", type=int, default=3000, help="of co-training; the peer gets the same processor time")
     parser.add_argument("--seed", type=int, default=3, help="of the split and of training")
     parser.add_argument("--held-out", type=float, default=0.2, help="share of frames")
     parser.add_argument("--max-force", type=float, default=20.0, help="eV/Å; frames with a longer force are dropped")
