@@ -80,7 +80,7 @@ def cotraining(folder: Path) -> str:
 
 def learning_curve(folder: Path) -> str:
     """Errors against the number of labelled frames."""
-    command = "python benchmarks/bench_learning_curve.py"
+    command = "python benchmarks/bench_learning_curve.py [--start CHECKPOINT]"
     parts = [f"`{command}`"]
     groups: dict[tuple, dict[int, dict]] = {}
     for record in harness.read(folder, "learning_curve"):
@@ -94,10 +94,12 @@ def learning_curve(folder: Path) -> str:
             of_seeds = [r["points"][n]["scores"] for r in records]
             errors = [mean_of(of_seeds, lambda s: s[name]["forces_meV_per_A"]) for name in ("expensive", "cheap", "mixed")]
             rows.append([f"{point['frames']:,}", *errors, mean_of(of_seeds, lambda s: s["expensive"]["energy_meV_per_atom"])])
+        cheap = record["experts"][1]
         begun = "random parameters" if record["start"] is None else f"a pair trained on {record['start']['data']:,} frames of the foundation model"
         note = (
             f"From {begun}; force errors in meV/Å and energy error of the expensive expert in meV/atom, against `{record['data']}`: "
-            f"{record['validation']['frames']} held-out frames, {record['steps']:,} steps at most, best of the validations. {seed_note(len(records))}. {where(record)}."
+            f"{record['validation']['frames']} held-out frames, {record['steps']:,} steps at most, best of the validations. "
+            f"Cheap expert: l_max {cheap['l_max']}, {cheap['num_channels']} channels. {seed_note(len(records))}. {where(record)}."
         )
         parts += [markdown(["frames", "expensive", "cheap", "mixed", "energy, expensive"], rows), note]
     return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)

@@ -17,16 +17,16 @@ from typing import Callable, NamedTuple, Sequence
 import jax
 import numpy as np
 
-from moe_md import units
 from moe_md.analysis.environments import ENVIRONMENTS, Rule, seam_distance
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Batch, pack_batch, packs, prepare
 from moe_md.data.dataset import Dataset, dataset_from_frames
 from moe_md.data.extxyz import Frame
+from moe_md.training.evaluation import QUANTITIES
 from moe_md.training.losses import frames_in_domain, mix, predict, rows_in_domain
 
 WHO = ("expensive", "cheap", "mixed", "expensive_where_mixed")
-UNITS = {"energy_meV_per_atom": 1e3, "forces_meV_per_A": 1e3, "stress_GPa": 1.0 / units.GPa}
+UNITS = QUANTITIES["expensive"]
 
 
 class Outcome(NamedTuple):

@@ -21,7 +21,9 @@ from ase.constraints import FixAtoms, FixCartesian
 from ase.geometry import get_distances
 from ase.optimize import BFGS
 
+from moe_md.analysis.environments import near_foreign
 from moe_md.checkpoint import Checkpoint
+from moe_md.data.extxyz import frame_from_atoms
 from moe_md.interfaces.ase import MixtureCalculator
 from moe_md.settings import check_positive, check_value
 
@@ -63,11 +65,8 @@ def around_adsorbate(cutoff: float) -> Callable[[Atoms], np.ndarray]:
     check_positive("cutoff", cutoff)
 
     def region(atoms: Atoms) -> np.ndarray:
-        seeds = np.flatnonzero(np.isin(atoms.symbols, ("C", "O")))
-        if len(seeds) == 0:
-            return np.ones(len(atoms), int)
-        _, distance = get_distances(atoms.positions, atoms.positions[seeds], cell=atoms.cell, pbc=atoms.pbc)
-        return (distance.min(axis=1) > cutoff + MARGIN).astype(int)
+        others = tuple(set(atoms.symbols) - {"C", "O"})
+        return near_foreign(others, cutoff + MARGIN)(frame_from_atoms(atoms))
 
     return region
 
