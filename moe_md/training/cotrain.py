@@ -38,6 +38,7 @@ from moe_md.training import progress as progress_file
 from moe_md.training.evaluation import describe, loss_of, scores_of, totals_of
 from moe_md.training.losses import Terms, Weights, joint_loss, joint_terms, predict
 from moe_md.training.progress import Best, Progress, State, is_finite
+from moe_md.training.soap import scale_by_soap
 
 SLOT_STEP = 16  # slots of environment batches are rounded up to this
 
@@ -48,7 +49,7 @@ class Settings:
 
     steps: int = 4000
     max_rows: int = 32  # rows of a labelled batch; few suit a CPU, a GPU wants hundreds
-    environment_rows: int = 24  # rows of unlabelled, distorted metal per step; 0 for none
+    environment_rows: int = 8  # rows of unlabelled, distorted metal per step; 0 for none
     perfect_crystals: int = 8  # strained one-atom cells beside them
     perfect_weight: float = 60.0  # of a perfect crystal's disagreement, against that of a distorted one
     metal: str = "Pt"  # what environments are made of
@@ -59,7 +60,7 @@ class Settings:
     agreement_ramp: float = 2.0  # the weights of agreement grow as (step / steps)^this
     agreement_pull: float = 0.3  # share of agreement's gradient that reaches the expensive expert
     soft_force: float = 3.0  # eV/Å: a frame whose root mean square force is beyond weighs less, by the square of the ratio
-    learning_rate: float = 5e-3
+    learning_rate: float = 1e-2
     warmup_steps: int = 100
     final_learning_rate: float = 0.01  # share of the peak at the end of the cosine
     clip_norm: float = 10.0
@@ -170,14 +171,15 @@ def cotrain(
     def result() -> Checkpoint:
         return _result(experts, here, settings, dataset, validation, start)
 
-    labelled = _labelled(train, settings, here.step)
+    inputs = _inputs(experts, train, settings, here.step)
+    batch = next(inputs)
     try:
         with tqdm(total=settings.steps, initial=here.step, disable=not progress, desc="co-training", unit="step") as bar:
             for step in range(here.step + 1, settings.steps + 1):
                 if _out_of_patience(here, settings):
                     break
-                environment = environment_batch(experts, settings, step - 1)
-                state, terms = step_fn(here.state, next(labelled), environment)
+                state, terms = step_fn(here.state, *batch)
+                batch = next(inputs)  # while the device works
                 # `here` changes all at once: an interrupt finds a whole step.
                 now = here._replace(state=state, running=_running(here.running, terms), seconds=time.monotonic() - started)
                 done = step == settings.steps
@@ -277,7 +279,9 @@ def _optimizer(settings: Settings) -> optax.GradientTransformation:
         settings.steps,
         settings.learning_rate * settings.final_learning_rate,
     )
-    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), optax.adam(schedule))
+    return optax.chain(
+        optax.clip_by_global_norm(settings.clip_norm), scale_by_soap(), optax.scale_by_learning_rate(schedule)
+    )
 
 
 def _initial_params(experts, dataset: Dataset, settings: Settings) -> tuple[Params, ...]:
@@ -317,7 +321,13 @@ def _digest(params) -> str:
     return hashlib.sha256(b"".join(leaves)).hexdigest()
 
 
-def _labelled(train, settings: Settings, start: int) -> Iterator[Batch]:
+def _inputs(experts, train: Prepared, settings: Settings, start: int) -> Iterator[tuple[Batch, Batch | None]]:
+    """What each step sees, without end, from step `start`."""
+    for step, labelled in enumerate(_labelled(train, settings, start), start):
+        yield labelled, environment_batch(experts, settings, step)
+
+
+def _labelled(train: Prepared, settings: Settings, start: int) -> Iterator[Batch]:
     """Batches without end, shuffled anew each epoch, from the one of step `start`."""
     epoch, seen, weights = 0, 0, frame_weights(train.frames, settings.soft_force)
     while True:

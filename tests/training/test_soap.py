@@ -1,0 +1,79 @@
+"""SOAP against what the paper says of it, and against optax's Adam."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from moe_md.training.soap import scale_by_soap
+
+
+
+def trajectory(optimizer, gradient_fn, params, steps: int):
+    state = optimizer.init(params)
+    for _ in range(steps):
+        updates, state = optimizer.update(gradient_fn(params), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def test_diagonal_gradients_make_it_adam():
+    """Where the covariances are diagonal, their eigenvectors are the axes."""
+    curvature = jnp.asarray([3.0, 0.5, 0.1])
+    start = {"w": jnp.diag(jnp.asarray([1.0, -2.0, 0.7])), "one": jnp.asarray([0.3])}
+
+    def gradient_fn(p):
+        return {"w": jnp.diag(curvature * jnp.diag(p["w"])), "one": 2.0 * p["one"]}
+
+    ours = trajectory(optax.chain(scale_by_soap(0.9, 0.95), optax.scale(-0.05)), gradient_fn, start, 25)
+    adam = trajectory(optax.chain(optax.scale_by_adam(0.9, 0.95), optax.scale(-0.05)), gradient_fn, start, 25)
+    assert abs(start["w"] - adam["w"]).max() > 0.5
+    for name in start:
+        np.testing.assert_allclose(ours[name], adam[name], rtol=1e-9, atol=1e-12)
+
+
+def turn(key):
+    return jnp.linalg.qr(jax.random.normal(key, (5, 5)))[0]
+
+
+def stretched(key):
+    """A quadratic of a matrix, narrow along directions that no axis has."""
+    a, b = map(turn, jax.random.split(key))
+    return a * jnp.logspace(-2, 0, 5) @ a.T, b * jnp.logspace(-2, 0, 5) @ b.T
+
+
+def test_rotated_parameters_take_rotated_steps():
+    """Turning both spaces of a matrix turns its whole path: Adam's depends on the axes."""
+    left, right = stretched(jax.random.key(0))
+    u, v = turn(jax.random.key(1)), turn(jax.random.key(2))
+    w = jax.random.normal(jax.random.key(3), (5, 5))
+    end = {}
+    for name, scale in (("soap", scale_by_soap), ("adam", optax.scale_by_adam)):
+        optimizer = optax.chain(scale(), optax.scale(-0.02))
+        plain = trajectory(optimizer, lambda x: left @ x @ right, w, 40)
+        turned = trajectory(optimizer, lambda x: u @ left @ u.T @ x @ v @ right @ v.T, u @ w @ v.T, 40)
+        end[name] = float(abs(u.T @ turned @ v - plain).max())
+    assert end["soap"] < 1e-6 < 1e-2 < end["adam"]
+
+
+def test_a_narrow_valley_is_walked_faster_than_by_adam():
+    left, right = stretched(jax.random.key(4))
+    w = jax.random.normal(jax.random.key(5), (5, 5))
+    schedule = optax.cosine_decay_schedule(-0.05, 300)
+
+    def loss(optimizer):
+        end = trajectory(optax.chain(optimizer, optax.scale_by_schedule(schedule)), lambda x: left @ x @ right, w, 300)
+        return float(jnp.sum(end * (left @ end @ right)))
+
+    assert loss(scale_by_soap()) < 0.2 * loss(optax.scale_by_adam(0.95, 0.95))
+
+
+def test_a_leaf_without_gradient_stays():
+    params = {"held": jnp.ones((3, 2)), "moved": jnp.ones((2, 2))}
+    end = trajectory(
+        optax.chain(scale_by_soap(refresh_every=2), optax.scale(-0.1)),
+        lambda p: {"held": jnp.zeros((3, 2)), "moved": p["moved"] * jnp.asarray([[1.0, 2.0], [3.0, 4.0]])},
+        params,
+        7,
+    )
+    assert (end["held"] == 1.0).all() and np.isfinite(end["moved"]).all() and (end["moved"] < 1.0).all()
