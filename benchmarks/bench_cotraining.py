@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--validation-fraction", type=float, default=0.1)
     parser.add_argument("--leave-out", nargs="*", default=["contact", "gas-co", "gas-pair"], help="kinds not to validate on")
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--learning-rate", type=float, default=5e-3)
+    parser.add_argument("--learning-rate", type=float, default=1e-2)
     parser.add_argument("--lattice-constant", type=float, default=3.98, help="Å")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
     parser.add_argument("--smoke", action="store_true", help="a tiny pair, a few steps, one way")

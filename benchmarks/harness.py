@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import time
+import tomllib
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Sequence
 
@@ -30,32 +31,7 @@ PTCO_CONFIGS = (
     {"builder": "power_spectrum", "species": PTCO_SPECIES, "domain": ("Pt",), "cutoff": 5.0, "l_max": 4},
 )
 
-# The pair of `ptco-small`, and one for smoke runs.
-SMALL_CONFIGS = (
-    {
-        "builder": "allegro",
-        "species": PTCO_SPECIES,
-        "cutoff": 5.0,
-        "l_max": 2,
-        "num_layers": 2,
-        "num_scalar_features": 32,
-        "num_tensor_features": 16,
-        "scalar_embed_mlp": (32,),
-        "allegro_mlp": (32,),
-        "readout_mlp": (32,),
-        "avg_num_neighbors": 40.0,
-    },
-    {
-        "builder": "power_spectrum",
-        "species": PTCO_SPECIES,
-        "domain": ("Pt",),
-        "cutoff": 5.0,
-        "l_max": 4,
-        "num_channels": 16,
-        "hidden": (64, 64),
-        "avg_num_neighbors": 40.0,
-    },
-)
+# What makes a pair tiny, for smoke runs.
 TINY = (
     {"cutoff": 4.0, "l_max": 1, "num_layers": 1, "num_scalar_features": 8, "num_tensor_features": 4, "scalar_embed_mlp": (8,), "allegro_mlp": (8,)},
     {"cutoff": 4.0, "l_max": 1, "num_channels": 4, "hidden": (8,)},
@@ -172,9 +148,10 @@ def two_experts(name_or_path: str, *, random: bool = False) -> mm.Checkpoint:
 
 
 def small_experts(*, tiny: bool = False) -> tuple[experts.Expert, experts.Expert]:
-    """The experts of `ptco-small`: two trainings of them take minutes. Tiny ones take seconds."""
+    """The experts of `ptco-small`; a few thousand steps of them take minutes. Tiny ones take seconds."""
+    settings = tomllib.loads((ROOT / "benchmarks/ptco/ptco-small.toml").read_text())
     shrunk = TINY if tiny else ({}, {})
-    return tuple(experts.build({**config, **change}) for config, change in zip(SMALL_CONFIGS, shrunk))
+    return tuple(experts.build({**settings[name], **change}) for name, change in zip(("expensive", "cheap"), shrunk))
 
 
 def _git(*arguments: str) -> str | None:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from moe_md import checkpoint
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Batch, Prepared, batches, collate, frame_rows, prepare
-from moe_md.data.crystals import metal_frames, perfect_crystals
+from moe_md.data.crystals import fcc_supercell, metal_frames, perfect_crystals
 from moe_md.data.dataset import Dataset, dataset_from_frames, digest, force_rms, reference_energies, require_labels, summary
 from moe_md.data.extxyz import Frame
 from moe_md.experts import Expert, Params
@@ -225,7 +225,9 @@ def environment_batch(experts: Sequence[Expert], settings: Settings, step: int) 
         weights += [1.0] * (len(frames) - len(weights))
     species, cutoff = experts[0].species, max(e.cutoff for e in experts)
     rows = [frame_rows(f, species, cutoff) for f in frames]
-    slots = max(r.mask.shape[1] for r in rows)
+    dense = fcc_supercell(settings.metal, settings.lattice_constant * (1 - settings.max_strain), 1)
+    wide = frame_rows(dense, species, cutoff + settings.max_rattle)
+    slots = max(r.mask.shape[1] for r in (wide, *rows))
     return collate(
         frames,
         species,

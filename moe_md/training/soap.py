@@ -65,9 +65,10 @@ def scale_by_soap(b1: float = 0.95, b2: float = 0.99, *, refresh_every: int = 10
             for cs, g in zip(state.covariance, gradients)
         )
         turn = jnp.where(count == 1, 0, jnp.where(count % refresh_every == 0, 1, 2))
-        basis = jax.lax.switch(turn, (_eigenvectors, _iterated, lambda _, basis: basis), covariance, state.basis)
+        kept = state.basis, state.square
+        basis, square = jax.lax.switch(turn, (_first, _refreshed, lambda _, basis, square: (basis, square)), covariance, *kept)
         mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, updates)
-        square = tuple(b2 * s + (1 - b2) * _rotated(g, q) ** 2 for s, g, q in zip(state.square, gradients, basis))
+        square = tuple(b2 * s + (1 - b2) * _rotated(g, q) ** 2 for s, g, q in zip(square, gradients, basis))
         steps = [
             _rotated(_rotated(m, q) / (1 - b1**count) / (jnp.sqrt(s / (1 - b2**count)) + eps), q, back=True)
             for m, s, q in zip(jax.tree.leaves(mean), square, basis)
@@ -93,9 +94,13 @@ def _rotated(x: Array, basis: tuple[Array, ...], back: bool = False) -> Array:
     return x
 
 
-def _eigenvectors(covariance, basis):
-    return jax.tree.map(lambda c: jnp.linalg.eigh(c)[1], covariance)
+def _first(covariance, basis, square):
+    return jax.tree.map(lambda c: jnp.linalg.eigh(c)[1], covariance), square
 
 
-def _iterated(covariance, basis):
-    return jax.tree.map(lambda c, q: jnp.linalg.qr(c @ q)[0], covariance, basis)
+def _refreshed(covariance, basis, square):
+    new = jax.tree.map(lambda c, q: jnp.linalg.qr(c @ q)[0], covariance, basis)
+    # Components that did not correlate keep their mean squares: those of the
+    # new directions are their means, by the squares of the turn.
+    turn = jax.tree.map(lambda q, n: (q.T @ n) ** 2, basis, new)
+    return new, tuple(_rotated(s, t) for s, t in zip(square, turn))

@@ -15,7 +15,7 @@ from moe_md.training.evaluation import describe, evaluate
 
 SPECIES = ("Pt", "C")
 SMALL = Settings(
-    steps=12, max_rows=16, environment_rows=8, warmup_steps=2, validate_every=6, save_every=4, learning_rate=1e-2
+    steps=12, max_rows=16, environment_rows=8, warmup_steps=2, validate_every=6, save_every=4, learning_rate=3e-2
 )
 
 
