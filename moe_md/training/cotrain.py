@@ -17,7 +17,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Callable, Iterator, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -151,8 +151,9 @@ def cotrain(
     train = prepare(dataset, cutoff)
     held_out = None if validation is None else prepare(dataset_from_frames(validation.frames, species), cutoff)
 
-    optimizer = _optimizer(settings)
-    step_fn = jax.jit(partial(_step, experts, optimizer, settings))
+    optimizer = optax.chain(optax.clip_by_global_norm(settings.clip_norm), scale_by_soap())
+    step_fn = jax.jit(partial(_step, experts, optimizer, settings.seed if weights.agree_lots else None))
+    knobs = _knobs(settings)
     terms_fn = jax.jit(partial(joint_terms, experts))
     fingerprint = {
         "settings": asdict(settings),
@@ -178,7 +179,7 @@ def cotrain(
             for step in range(here.step + 1, settings.steps + 1):
                 if _out_of_patience(here, settings):
                     break
-                state, terms = step_fn(here.state, *batch)
+                state, terms = step_fn(knobs(step - 1), here.state, *batch)
                 batch = next(inputs)  # while the device works
                 # `here` changes all at once: an interrupt finds a whole step.
                 now = here._replace(state=state, running=_running(here.running, terms), seconds=time.monotonic() - started)
@@ -240,40 +241,18 @@ def environment_batch(experts: Sequence[Expert], settings: Settings, step: int) 
     )
 
 
-def _step(experts, optimizer, settings: Settings, state: State, labelled: Batch, environment: Batch | None):
-    # Two experts agree soonest on nothing at all: let the data speak first.
-    agreement = ((state.step + 1) / settings.steps) ** settings.agreement_ramp
-    key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
+class Knobs(NamedTuple):
+    """What a step is told by numbers: another value compiles nothing anew."""
 
-    def terms_of(params, batch: Batch) -> Terms:
-        lots = jax.random.bernoulli(key, shape=batch.row_mask.shape) if settings.weights.agree_lots else None
-        return joint_terms(experts, params, batch, settings.agreement_pull, lots)
-
-    def loss_fn(params):
-        params = tuple(_frozen(p) for p in params)
-        terms = terms_of(params, labelled)
-        loss = joint_loss(settings.weights, terms, agreement)
-        if environment is not None:
-            unlabelled = terms_of(params, environment)
-            loss = loss + joint_loss(settings.weights, unlabelled, agreement)
-        return loss, terms
-
-    gradient, terms = jax.grad(loss_fn, has_aux=True)(state.params)
-    updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)
-    # An average that starts at the start: full weight to the newest at first.
-    decay = jnp.minimum(settings.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    average = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), state.average, params)
-    return State(state.step + 1, params, average, optimizer_state), terms
+    learning_rate: np.float32
+    agreement: np.float32  # share of the weights of agreement
+    pull: np.float32  # share of agreement's gradient that reaches the expensive expert
+    decay: np.float32  # of the average
+    weights: Weights
 
 
-def _frozen(params: Params) -> Params:
-    """Scale and shift come from the data and stay."""
-    held = {k: jax.lax.stop_gradient(params[k]) for k in ("scale", "shift") if k in params}
-    return {**params, **held}
-
-
-def _optimizer(settings: Settings) -> optax.GradientTransformation:
+def _knobs(settings: Settings) -> Callable[[int], Knobs]:
+    """What each step is told, counted from 0."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0,
         settings.learning_rate,
@@ -281,9 +260,45 @@ def _optimizer(settings: Settings) -> optax.GradientTransformation:
         settings.steps,
         settings.learning_rate * settings.final_learning_rate,
     )
-    return optax.chain(
-        optax.clip_by_global_norm(settings.clip_norm), scale_by_soap(), optax.scale_by_learning_rate(schedule)
-    )
+    learning_rates = np.asarray(schedule(jnp.arange(settings.steps)), np.float32)
+    weights = jax.tree.map(np.float32, settings.weights)
+
+    def knobs(step: int) -> Knobs:
+        # Two experts agree soonest on nothing at all: let the data speak first.
+        agreement = ((step + 1) / settings.steps) ** settings.agreement_ramp
+        # An average that starts at the start: full weight to the newest at first.
+        decay = min(settings.ema_decay, (1.0 + step) / (10.0 + step))
+        return Knobs(learning_rates[step], *map(np.float32, (agreement, settings.agreement_pull, decay)), weights)
+
+    return knobs
+
+
+def _step(experts, optimizer, lots_seed: int | None, knobs: Knobs, state: State, labelled: Batch, environment: Batch | None):
+    def terms_of(params, batch: Batch) -> Terms:
+        lots = None
+        if lots_seed is not None:
+            lots = jax.random.bernoulli(jax.random.fold_in(jax.random.key(lots_seed), state.step), shape=batch.row_mask.shape)
+        return joint_terms(experts, params, batch, knobs.pull, lots)
+
+    def loss_fn(params):
+        params = tuple(_frozen(p) for p in params)
+        terms = terms_of(params, labelled)
+        loss = joint_loss(knobs.weights, terms, knobs.agreement)
+        if environment is not None:
+            loss = loss + joint_loss(knobs.weights, terms_of(params, environment), knobs.agreement)
+        return loss, terms
+
+    gradient, terms = jax.grad(loss_fn, has_aux=True)(state.params)
+    updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+    params = jax.tree.map(lambda p, u: p - knobs.learning_rate * u, state.params, updates)
+    average = jax.tree.map(lambda a, p: a + (1.0 - knobs.decay) * (p - a), state.average, params)
+    return State(state.step + 1, params, average, optimizer_state), terms
+
+
+def _frozen(params: Params) -> Params:
+    """Scale and shift come from the data and stay."""
+    held = {k: jax.lax.stop_gradient(params[k]) for k in ("scale", "shift") if k in params}
+    return {**params, **held}
 
 
 def _initial_params(experts, dataset: Dataset, settings: Settings) -> tuple[Params, ...]:

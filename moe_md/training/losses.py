@@ -43,9 +43,10 @@ from moe_md.experts import Expert, Params, energies_and_partial_forces
 from moe_md.settings import check_fields
 
 
+@jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True)
 class Weights:
-    """Weights of the joint loss; energies per atom in eV, forces in eV/Å, stress in eV/Å^3."""
+    """Weights of the joint loss; energies per atom in eV, forces in eV/Å, stress in eV/Å^3. A pytree of numbers."""
 
     energy: float = 30.0
     forces: float = 1.0
@@ -63,6 +64,15 @@ class Weights:
         for name, value in vars(self).items():
             if not value >= 0:
                 raise ValueError(f"{name} must not be negative, got {value}.")
+
+    def tree_flatten(self):
+        return tuple(vars(self).values()), None
+
+    @classmethod
+    def tree_unflatten(cls, _, leaves):
+        weights = object.__new__(cls)  # leaves may be traced: unchecked
+        vars(weights).update(zip(cls.__dataclass_fields__, leaves))
+        return weights
 
 
 class Prediction(NamedTuple):
@@ -216,7 +226,7 @@ class Terms(NamedTuple):
 
 
 def joint_terms(
-    experts: Sequence[Expert], params: Sequence[Params], batch: Batch, pull: float = 1.0, lots: Array | None = None
+    experts: Sequence[Expert], params: Sequence[Params], batch: Batch, pull: float | Array = 1.0, lots: Array | None = None
 ) -> Terms:
     """Errors of both experts and of their mixture, and their disagreement.
 
@@ -241,7 +251,7 @@ def joint_terms(
     )
 
 
-def _pulled(prediction: Prediction, share: float) -> Prediction:
+def _pulled(prediction: Prediction, share: float | Array) -> Prediction:
     """The same numbers, with a share of their gradient."""
     held = jax.lax.stop_gradient(prediction)
     return jax.tree.map(lambda x, stopped: stopped + share * (x - stopped), prediction, held)

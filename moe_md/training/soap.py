@@ -70,12 +70,17 @@ def scale_by_soap(b1: float = 0.95, b2: float = 0.99, *, refresh_every: int = 10
         mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, updates)
         square = tuple(b2 * s + (1 - b2) * _rotated(g, q) ** 2 for s, g, q in zip(square, gradients, basis))
         steps = [
-            _rotated(_rotated(m, q) / (1 - b1**count) / (jnp.sqrt(s / (1 - b2**count)) + eps), q, back=True)
+            _rotated(_unbiased(_rotated(m, q), b1, count) / (jnp.sqrt(_unbiased(s, b2, count)) + eps), q, back=True)
             for m, s, q in zip(jax.tree.leaves(mean), square, basis)
         ]
         return tree.unflatten(steps), SoapState(count, mean, square, covariance, basis)
 
     return optax.GradientTransformation(init, update)
+
+
+def _unbiased(mean: Array, decay: float, count: Array) -> Array:
+    """A running mean that began at zero, without that zero."""
+    return mean / (1 - decay**count).astype(mean.dtype)
 
 
 def _axes(leaf: Array) -> list[int]:

@@ -104,7 +104,7 @@ def test_frames_of_large_forces_weigh_less(pair, metal, monkeypatch):
     monkeypatch.setattr("moe_md.training.cotrain.batches", watch)
     settings = Settings(**{**vars(SMALL), "steps": 1, "max_rows": 64, "soft_force": 2.0})
     cotrain(pair, dataset_from_frames(frames), settings, progress=False)
-    assert sorted(seen) == pytest.approx([1 / 16, 1.0, 1.0])
+    assert sorted(seen[:3]) == pytest.approx([1 / 16, 1.0, 1.0])  # the first epoch, a batch
 
 
 def test_start_moves_references_to_other_labels(pair, metal):

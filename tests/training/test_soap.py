@@ -10,11 +10,12 @@ from moe_md.training.soap import scale_by_soap
 
 
 def trajectory(optimizer, gradient_fn, params, steps: int):
-    state = optimizer.init(params)
-    for _ in range(steps):
+    def step(_, carry):
+        params, state = carry
         updates, state = optimizer.update(gradient_fn(params), state, params)
-        params = optax.apply_updates(params, updates)
-    return params
+        return optax.apply_updates(params, updates), state
+
+    return jax.lax.fori_loop(0, steps, step, (params, optimizer.init(params)))[0]
 
 
 def test_diagonal_gradients_make_it_adam():
