@@ -1,12 +1,14 @@
-"""A long run on a small crystal with a CO molecule: does anything creep?
+"""A long run of a crystal with a CO molecule: does anything creep, or break?
 
     python benchmarks/bench_soak.py [--steps 100000] [--checkpoint ptco] [--out DIR] [--smoke]
+    python benchmarks/bench_soak.py --checkpoint ptco-small --size 8 8 8 --dtype float32 --temperature-K 500
 
-Constant energy, float64, the expensive expert in a ball that follows C and O,
-with every file that a run writes. It reports drift, momentum, memory and
-programs compiled early and late, lists that grew, and time per step. A run that
-was stopped is taken up where it was. Results are appended to
-`benchmarks/results/soak.jsonl`.
+Constant energy, or with `--thermostat` constant temperature; the expensive
+expert in a ball that follows C and O, with every file that a run writes. It
+reports drift, momentum, how far the molecule went and how far its bond was
+stretched, memory and programs compiled early and late, lists that grew, and
+time per step. A run that was stopped is taken up where it was. Results are
+appended to `benchmarks/results/soak.jsonl`.
 """
 
 import argparse
@@ -21,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 from ase.build import add_adsorbate, fcc111, molecule
+from ase.geometry import find_mic
 from jax_md import space
 
 import moe_md as mm
@@ -29,22 +32,22 @@ from moe_md.analysis.h5md import H5MDWriter
 from moe_md.analysis.restart import Restart, load_restart
 from moe_md.analysis.trajectory import LogWriter, drift
 
-TIMESTEP_FS, TEMPERATURE_K, CHUNK = 1.0, 300.0, 100  # fs, K, steps
-R_CORE, R_BLEND = 5.0, 1.5  # Å; the core is as wide as what the cheap expert sees
+TIMESTEP_FS, CHUNK = 1.0, 100  # fs, steps
+R_BLEND = 1.5  # Å; the core is as wide as what the cheap expert sees
 
 
-def slab() -> Atoms:
-    """Three layers of 24 Pt and an upright CO, in vacuum."""
-    atoms = fcc111("Pt", (4, 6, 3), a=3.98, vacuum=7.0, orthogonal=True)
+def slab(size: tuple[int, int, int]) -> Atoms:
+    """Pt(111), of so many columns, rows and layers, and an upright CO, in vacuum."""
+    atoms = fcc111("Pt", size, a=3.98, vacuum=7.0, orthogonal=True)
     add_adsorbate(atoms, molecule("CO"), 1.85, "ontop", mol_index=1)
     atoms.pbc = True
     return atoms
 
 
-def prepare(checkpoint: str):
-    """Neighbours, energy, integrator and atoms."""
+def prepare(checkpoint: str, size: tuple[int, int, int]):
+    """Atoms, neighbours and energy, shift."""
     model = mm.load(checkpoint)
-    atoms = slab()
+    atoms = slab(size)
     known = model.experts[0].species
     box = jnp.asarray(atoms.cell.lengths())
     displacement_fn, shift_fn = space.periodic(box)
@@ -55,9 +58,30 @@ def prepare(checkpoint: str):
         model.experts,
         model.params,
         np.array([known.index(s) for s in atoms.symbols]),
-        mm.regions.around(seeds, R_CORE, R_BLEND),
+        mm.regions.around(seeds, model.experts[1].cutoff, R_BLEND),
     )
-    return atoms, fns, simulate.nve(shift_fn, TIMESTEP_FS), shift_fn
+    return atoms, fns, shift_fn
+
+
+class Molecule:
+    """Where C went, over all periodic images, and the bond to O, at each frame."""
+
+    def __init__(self, atoms: Atoms):
+        self._cell, self._carbon, self._oxygen = atoms.cell, atoms.symbols.search("C")[0], atoms.symbols.search("O")[0]
+        self._last, self._path, self.farthest, self.bonds = None, np.zeros(3), 0.0, []
+
+    def __call__(self, frame: simulate.Frame) -> None:
+        position = np.asarray(frame.position, float)
+        (bond,), _ = find_mic([position[self._oxygen] - position[self._carbon]], self._cell)
+        self.bonds.append(float(np.linalg.norm(bond)))
+        if self._last is not None:
+            (moved,), _ = find_mic([position[self._carbon] - self._last], self._cell)
+            self._path = self._path + moved
+            self.farthest = max(self.farthest, float(np.linalg.norm(self._path[:2])))
+        self._last = position[self._carbon]
+
+
+WHAT = ("checkpoint", "size", "dtype", "temperature_K", "thermostat")  # is run
 
 
 class Watch:
@@ -88,20 +112,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--checkpoint", default="ptco")
+    parser.add_argument("--size", type=int, nargs=3, default=(4, 6, 3), help="columns, rows (even) and layers of Pt")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float64")
+    parser.add_argument("--temperature-K", dest="temperature_K", type=float, default=300.0)
+    parser.add_argument("--thermostat", action="store_true", help="Langevin dynamics instead of constant energy")
     parser.add_argument("--out", type=Path, default=Path("soak"))
     parser.add_argument("--smoke", action="store_true", help="few steps: shows that it runs")
     parser.add_argument("--results", type=Path, default=harness.RESULTS)
     arguments = parser.parse_args()
-    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_enable_x64", arguments.dtype == "float64")
     if arguments.smoke:
         arguments.steps = 20 * CHUNK
     arguments.out.mkdir(parents=True, exist_ok=True)
 
-    atoms, (neighbor_fn, energy_fn), integrator, shift_fn = prepare(arguments.checkpoint)
+    atoms, (neighbor_fn, energy_fn), shift_fn = prepare(arguments.checkpoint, tuple(arguments.size))
+    integrator = simulate.nve(shift_fn, TIMESTEP_FS)
+    if arguments.thermostat:
+        integrator = simulate.langevin(shift_fn, TIMESTEP_FS, arguments.temperature_K, friction_per_fs=0.002)
     run = partial(simulate.run, neighbor_fn, energy_fn, integrator, chunk_steps=CHUNK)
-    begin = {"masses": atoms.get_masses(), "temperature_K": 2 * TEMPERATURE_K, "key": jax.random.key(0)}
+    begin = {"masses": atoms.get_masses(), "temperature_K": 2 * arguments.temperature_K, "key": jax.random.key(0)}
     position, restart, cut = jnp.asarray(atoms.get_positions(wrap=True)), arguments.out / "restart.msgpack", {}
-    n_steps, fingerprint = arguments.steps, {"checkpoint": arguments.checkpoint}
+    n_steps, fingerprint = arguments.steps, {name: str(getattr(arguments, name)) for name in WHAT}
     if restart.exists():
         like = run(position, n_steps=0, **begin)
         state, neighbors = load_restart(restart, like.state, like.neighbors, fingerprint)
@@ -110,7 +141,7 @@ def main() -> None:
     else:
         relaxed = simulate.relax(neighbor_fn, energy_fn, shift_fn, position, n_steps=200)
         begin |= {"position": relaxed.position, "neighbors": relaxed.neighbors}
-    watch = Watch()
+    watch, carbon_monoxide = Watch(), Molecule(atoms)
     writers = [
         LogWriter(arguments.out / "log.csv", **cut),
         H5MDWriter(arguments.out / "trajectory.h5", atoms.get_chemical_symbols(), atoms.cell.array, True, **cut),
@@ -118,7 +149,7 @@ def main() -> None:
     ]
     started = time.perf_counter()
     try:
-        result = run(n_steps=n_steps, reporters=[*writers, watch], **begin)
+        result = run(n_steps=n_steps, reporters=[*writers, watch, carbon_monoxide], **begin)
     finally:
         for writer in writers:
             writer.close()
@@ -132,8 +163,7 @@ def main() -> None:
         "benchmark": "soak",
         "smoke": arguments.smoke,
         **harness.environment(),
-        "dtype": "float64",
-        "checkpoint": arguments.checkpoint,
+        **{name: getattr(arguments, name) for name in WHAT},
         "atoms": len(atoms),
         "steps": int(log["step"][-1]),
         "this_process_steps": int(n_steps),
@@ -141,7 +171,9 @@ def main() -> None:
         "drift_meV_per_atom_per_ps": slope.slope,
         "drift_stderr": slope.standard_error,
         "momentum": float(log["momentum"].max()),
-        "temperature_K": float(log["temperature_K"].mean()),
+        "mean_temperature_K": float(log["temperature_K"][len(log) // 5 :].mean()),
+        "co_farthest_A": carbon_monoxide.farthest,  # of this process, along the surface
+        "co_bond_A": [min(carbon_monoxide.bonds), max(carbon_monoxide.bonds)],
         "memory_MB": [float(memory[early]), float(memory[-1])],
         "compiled": [int(compiled[early]), int(compiled[-1])],
         "lists_grown": int(log["n_regrown"][-1]),

@@ -134,6 +134,66 @@ ABLATION: dict[str, Callable[[dict], float]] = {
 }
 
 
+def accuracy(folder: Path) -> str:
+    """A pair beside its labels, and its experts beside each other."""
+    command = "python benchmarks/bench_accuracy.py CHECKPOINT [--data ptco_fm]"
+    parts = [f"`{command}`"]
+    newest_of = {(r["checkpoint"], r["data"]): r for r in harness.read(folder, "accuracy") if not r["smoke"]}
+    for r in newest_of.values():
+        rows = [
+            [
+                part["name"],
+                str(part["frames"]),
+                *(beside(part[who]["forces_meV_per_A"], part["wanted"].get(who)) for who in ("expensive", "cheap")),
+                *(f"{shown(part[where]['mixed'])} ({shown(part[where]['expensive'])})" if part[where]["mixed"] else "–" for where in ("inside", "outside")),
+                *(shown(part[who]["energy_meV_per_atom"], 1) for who in ("expensive", "cheap")),
+            ]
+            for part in r["parts"]
+        ]
+        head = ["frames held out", "", "expensive", "cheap", "mixture, its region", "mixture, elsewhere", "energy, expensive", "energy, cheap"]
+        parts += [markdown(head, rows), accuracy_note(r)]
+    return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
+
+
+def accuracy_note(r: dict) -> str:
+    first, second = r["agreement"]["crystal"]
+    crystal = ", ".join(
+        f"{name} {first[key]:.{digits}f} | {second[key]:.{digits}f} {unit}"
+        for name, key, digits, unit in (
+            ("a0", "lattice_constant_A", 4, "Å"),
+            ("B", "bulk_modulus_GPa", 0, "GPa"),
+            ("C11", "C11_GPa", 0, "GPa"),
+            ("C12", "C12_GPa", 0, "GPa"),
+            ("C44", "C44_GPa", 0, "GPa"),
+        )
+    )
+    differ = ", ".join(f"{name} {beside(r['agreement'][key], r['wanted'][key], 2)} {unit}" for key, (name, unit) in AGREEMENT.items())
+    return (
+        f"`{r['checkpoint']}`, {r['steps']:,} steps on {r['train']['frames']:,} frames, against the labels of `{r['data']}`: root mean square errors, "
+        "forces in meV/Å, energies in meV/atom; after a stroke what was wanted. The mixture's region is the adsorbates and two layers; in brackets "
+        f"the expensive expert on the same atoms. The crystal by expensive | cheap expert: {crystal}. They differ by: {differ}. {where(r)}."
+    )
+
+
+AGREEMENT = {
+    "lattice_constant": ("a0", "%"),
+    "bulk_modulus": ("B", "%"),
+    "C_ij": ("C_ij at most", "%"),
+    "phonons": ("phonons (rms)", "%"),
+    "ghost_force": ("ghost force at most", "meV/Å"),
+    "stress_jump": ("stress jump at most", "GPa"),
+}
+
+
+def shown(value: float | None, digits: int = 0) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def beside(value: float | None, wanted: float | None, digits: int = 0) -> str:
+    """A figure, and what was wanted of it."""
+    return shown(value, digits) + (f" / {wanted:g}" if wanted is not None and value is not None else "")
+
+
 def ptco(folder: Path) -> str:
     """What the shipped checkpoint's training recorded."""
     del folder
@@ -141,7 +201,8 @@ def ptco(folder: Path) -> str:
     if "ptco" not in checkpoint.names():
         return unmeasured(command)
     record = mm.load("ptco").record
-    last = record["history"][-1]
+    kept = record.get("best_step") or record["step"]
+    last = next(h for h in record["history"] if h["step"] == kept)
     rows = [
         [what, *("–" if last[name][key] is None else f"{last[name][key]:.{digits}f}" for key, digits in KEYS)]
         for name, what in (
@@ -154,21 +215,28 @@ def ptco(folder: Path) -> str:
     train, validation = record["train"], record["validation"]
     note = (
         f"Root mean square errors on {validation['frames']} validation frames ({validation['groups']} groups apart from the "
-        f"{train['frames']} training frames), after {record['step']:,} steps. Where both experts are at home they differ by "
+        f"{train['frames']} training frames), after {kept:,} steps. Where both experts are at home they differ by "
         f"{mismatch['energy_meV']:.1f} meV per atom and {mismatch['partial_forces_meV_per_A']:.1f} meV/Å in partial forces."
     )
     return "\n\n".join([markdown(["", "energy, meV/atom", "forces, meV/Å", "stress, GPa"], rows), note])
 
 
 def soak(folder: Path) -> str:
-    """What a hundred thousand steps did."""
+    """What long runs did: the newest of each kind."""
     command = "python benchmarks/bench_soak.py"
     parts = [f"`{command}`"]
-    for r in newest(harness.read(folder, "soak")):
+    runs = [r for r in harness.read(folder, "soak") if not r["smoke"]]
+    for r in {(r["device"], r["checkpoint"], str(r["size"]), r["dtype"], r["temperature_K"], r["thermostat"]): r for r in runs}.values():
+        conserved = (
+            f"{r['mean_temperature_K']:.0f} K under a thermostat"
+            if r["thermostat"]
+            else f"{r['mean_temperature_K']:.0f} K: drift {r['drift_meV_per_atom_per_ps']:+.5f} ± {r['drift_stderr']:.5f} meV/atom/ps, "
+            f"largest total momentum {r['momentum']:.0e}"
+        )
+        went = f" C went {r['co_farthest_A']:.1f} Å along the surface, C-O was {r['co_bond_A'][0]:.2f} to {r['co_bond_A'][1]:.2f} Å long." if r["co_bond_A"] else ""
         parts.append(
             f"{r['steps']:,} steps of {r['atoms']} atoms under `{r['checkpoint']}`, a CO with the expensive expert around it, "
-            f"{r['dtype']}, {r['temperature_K']:.0f} K: drift {r['drift_meV_per_atom_per_ps']:+.5f} ± {r['drift_stderr']:.5f} meV/atom/ps, "
-            f"largest total momentum {r['momentum']:.0e}, {r['lists_grown']} lists outgrown. Over the last nine tenths of "
+            f"{r['dtype']}, {conserved}, {r['lists_grown']} lists outgrown.{went} {1e3 * r['seconds_per_step']:.0f} ms per step. Over the last nine tenths of "
             f"{r['this_process_steps']:,} steps of one process memory went from {r['memory_MB'][0]:,.0f} to {r['memory_MB'][1]:,.0f} MB, "
             f"and {r['compiled'][1] - r['compiled'][0]} programs were compiled. {where(r)}."
         )
@@ -233,6 +301,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "mixture": mixture,
     "cotraining": cotraining,
     "learning_curve": learning_curve,
+    "accuracy": accuracy,
     "ptco": ptco,
     "public_dft": public_dft,
     "soak": soak,

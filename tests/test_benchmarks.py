@@ -90,6 +90,20 @@ def test_cotraining(tmp_path, tables):
     assert "| independent | " in table and "| 0.50 (0.50, 0.50) | 4.0 (4.0, 4.0) |" in table
 
 
+def test_accuracy(tmp_path, tables):
+    record = smoke("accuracy", tmp_path, "ptco")
+    bulk = record["parts"][0]
+    assert bulk["name"] == "bulk" and bulk["frames"] > 0 and bulk["inside"] == {"expensive": None, "mixed": None}
+    assert 0 < bulk["expensive"]["forces_meV_per_A"] < 500 and 0 < record["agreement"]["ghost_force"] < 50
+    crystal = {"lattice_constant_A": 3.98, "bulk_modulus_GPa": 250.0, "C11_GPa": 300.0, "C12_GPa": 220.0, "C44_GPa": 60.0}
+    measured = {"lattice_constant": 0.01, "bulk_modulus": 0.5, "C_ij": 1.2, "phonons": 1.5, "crystal": [crystal, crystal]}
+    record = {**record, "smoke": False, "agreement": {**record["agreement"], **measured}}
+    (tmp_path / "accuracy.jsonl").write_text(json.dumps(record))
+    table = tables.accuracy(tmp_path)
+    assert f"| bulk | {bulk['frames']} | {bulk['expensive']['forces_meV_per_A']:.0f} / 50 | " in table
+    assert "C_ij at most 1.20 / 3 %" in table and "a0 3.9800 | 3.9800 Å" in table
+
+
 def test_learning_curve(tmp_path, tables):
     record = smoke("learning_curve", tmp_path)
     few, more = record["points"]

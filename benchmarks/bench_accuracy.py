@@ -1,0 +1,163 @@
+"""How near a pair comes to its labels, and its experts to each other.
+
+    python benchmarks/bench_accuracy.py CHECKPOINT --data ptco_fm
+
+Errors of each expert, and of the mixture whose expensive expert owns the
+adsorbates and the two top layers, on frames that training held out (and on the
+test sets of `ptco_fm`: a larger cell, a hotter run, an unseen coverage, an
+unseen step); then what the experts make of one crystal, and what a seam between
+them does. What was wanted of a figure stands beside it.
+"""
+
+import argparse
+from typing import Callable, NamedTuple, Sequence
+
+import numpy as np
+
+import harness
+import moe_md as mm
+from moe_md.analysis import errors
+from moe_md.analysis.bulk import fcc_report
+from moe_md.analysis.environments import top_layers
+from moe_md.analysis.seam import ghost_force_report, stress_jump
+from moe_md.data import PACKAGED, Frame, dataset_from_frames, load_dataset, split_by_group
+
+METAL, LAYERS = "Pt", 2
+STRAINS = (0.98, 0.99, 1.0, 1.01, 1.02)
+WANTED = {"lattice_constant": 0.05, "bulk_modulus": 1.0, "C_ij": 3.0, "phonons": 2.0, "ghost_force": 5.0, "stress_jump": 0.2}
+
+
+class Part(NamedTuple):
+    """Frames that are looked at together."""
+
+    name: str
+    belongs: Callable[[Frame], bool]
+    wanted: dict[str, float] = {}  # force errors in meV/Å, by expert
+
+
+def _kinds(*starts: str, but: str = "none") -> Callable[[Frame], bool]:
+    return lambda f: f.kind.startswith(starts) and f"-{but}-" not in f.group
+
+
+PARTS = {
+    "ptco_fm": (
+        Part("bulk to 900 K", _kinds("bulk-hot", but="1200K"), {"expensive": 20.0, "cheap": 40.0}),
+        Part("strained bulk", _kinds("bulk-strained")),
+        Part("vacancies, interstitials", _kinds("bulk-vacancy", "bulk-interstitial")),
+        Part("clean faces to 900 K", _kinds("slab", but="1200K")),
+        Part("CO/Pt(111) to 600 K", _kinds("co-111", but="900K"), {"expensive": 50.0}),
+        Part("CO on other faces", _kinds("co-100", "co-110", "co-211")),
+    ),
+    "ptco_fm_test": tuple(
+        Part(f"test: {name}", _kinds(f"test-{name.replace(' ', '-')}"))
+        for name in ("larger cell", "hotter bulk", "hotter co", "unseen coverage", "unseen step")
+    ),
+    "ptco_pbe": (
+        Part("bulk", _kinds("bulk"), {"expensive": 50.0}),
+        Part("clean Pt(111)", _kinds("slab-clean", "slab-metal")),
+        Part("CO/Pt(111)", _kinds("slab-co"), {"expensive": 100.0}),
+    ),
+}
+
+
+def held_out(model: mm.Checkpoint, name: str) -> list[Frame]:
+    """Frames of packaged labels that training did not see."""
+    dataset = load_dataset(PACKAGED[name](), model.experts[0].species)
+    if name == "ptco_fm_test":
+        return list(dataset.frames)
+    told = model.settings
+    return list(split_by_group(dataset, validation_fraction=told["validation_fraction"], seed=told.get("split_seed", told["seed"]))[1].frames)
+
+
+def errors_of(model: mm.Checkpoint, frames: Sequence[Frame], nearest: float) -> dict:
+    """Of each expert, and of mixture and expensive expert in the region and elsewhere."""
+    dataset = dataset_from_frames(frames, model.experts[0].species)
+    compared = errors.compare(model, dataset, top_layers(model.experts[1].domain, LAYERS, nearest))
+    report = errors.report(compared, lambda frame: np.full(len(frame.symbols), "bulk"))["all"]
+    seams = [c for c in compared if c.has_seam]
+    return {
+        "frames": len(frames),
+        **{
+            who: {name: report[who][name] and report[who][name]["rmse"] for name in ("energy_meV_per_atom", "forces_meV_per_A")}
+            for who in ("expensive", "cheap")
+        },
+        **{
+            where: {who: _rms([getattr(c, who).forces - c.frame.forces for c in seams], [c.owner == owner for c in seams]) for who in ("expensive", "mixed")}
+            for owner, where in enumerate(("inside", "outside"))
+        },
+    }
+
+
+def _rms(differences: Sequence[np.ndarray], chosen: Sequence[np.ndarray]) -> float | None:
+    squares = [np.square(d[pick]).ravel() for d, pick in zip(differences, chosen)]
+    return 1e3 * float(np.sqrt(np.mean(np.concatenate(squares)))) if sum(map(len, squares)) else None
+
+
+def agreement(model: mm.Checkpoint, *, smoke: bool) -> dict:
+    """What the two experts make of one crystal, in % where no unit is named, and what their seam does."""
+    crystal = None if smoke else fcc_report(model, METAL)
+    a = 3.98 if smoke else crystal["experts"][0]["lattice_constant_A"]
+    lattice_constants = [a * strain for strain in STRAINS]
+    found = {
+        "ghost_force": ghost_force_report(model, lattice_constants, symbol=METAL)["worst"],  # meV/Å
+        "stress_jump": stress_jump(model, lattice_constants, symbol=METAL)["worst"],  # GPa
+    }
+    if smoke:
+        return found
+    differ = {name: abs(value) for name, value in crystal["differences"].items()}
+    names = ("lattice_constant_A", "bulk_modulus_GPa", "C11_GPa", "C12_GPa", "C44_GPa")
+    return {
+        **found,
+        "lattice_constant": differ["lattice_constant"],
+        "bulk_modulus": differ["bulk_modulus"],
+        "C_ij": max(differ[name] for name in ("C11", "C12", "C44")),
+        "phonons": differ["phonons_rms"],
+        "crystal": [{name: expert[name] for name in names} for expert in crystal["experts"]],
+    }
+
+
+def measure(arguments) -> dict:
+    """Everything a line of the results says."""
+    model = mm.load(arguments.checkpoint)
+    names = ("ptco_fm", "ptco_fm_test") if arguments.data == "ptco_fm" else (arguments.data,)
+    parts = []
+    for name in names:
+        frames = held_out(model, name)
+        for part in PARTS[name]:
+            chosen = list(filter(part.belongs, frames))
+            if not chosen or (arguments.smoke and parts):
+                continue
+            found = errors_of(model, chosen, arguments.lattice_constant / np.sqrt(2))
+            parts.append({"name": part.name, "wanted": part.wanted, **found})
+            print(part.name, {who: found[who] for who in ("expensive", "cheap", "inside", "outside")}, flush=True)
+    return {
+        "benchmark": "accuracy",
+        **harness.environment(),
+        "smoke": arguments.smoke,
+        "dtype": "float32",  # of errors; crystals and seams are in float64
+        "checkpoint": arguments.name or str(arguments.checkpoint),
+        "steps": model.record.get("best_step") or model.record["step"],
+        "train": model.record["train"],
+        "data": arguments.data,
+        "parts": parts,
+        "agreement": agreement(model, smoke=arguments.smoke),
+        "wanted": WANTED,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="name or path, trained on the labels named")
+    parser.add_argument("--data", choices=("ptco_fm", "ptco_pbe"), default="ptco_pbe", help="the labels to hold it against")
+    parser.add_argument("--name", help="of the pair, for the table; default the checkpoint's")
+    parser.add_argument("--lattice-constant", type=float, default=3.98, help="Å; tells layers apart")
+    parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
+    parser.add_argument("--smoke", action="store_true", help="one part, no crystal")
+    arguments = parser.parse_args()
+    record = measure(arguments)
+    print({name: record["agreement"].get(name) for name in WANTED})
+    harness.append(arguments.results, "accuracy", record)
+
+
+if __name__ == "__main__":
+    main()
