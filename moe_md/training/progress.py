@@ -14,7 +14,7 @@ import numpy as np
 
 from moe_md import checkpoint
 
-FORMAT = 3  # of training.msgpack
+FORMAT = 4  # of training.msgpack
 
 
 class State(NamedTuple):
