@@ -69,14 +69,12 @@ def held_out(model: mm.Checkpoint, name: str) -> list[Frame]:
     return list(split_by_group(dataset, validation_fraction=told["validation_fraction"], seed=told.get("split_seed", told["seed"]))[1].frames)
 
 
-def errors_of(model: mm.Checkpoint, frames: Sequence[Frame], nearest: float) -> dict:
+def errors_of(compared: Sequence[errors.Compared]) -> dict:
     """Of each expert, and of mixture and expensive expert in the region and elsewhere."""
-    dataset = dataset_from_frames(frames, model.experts[0].species)
-    compared = errors.compare(model, dataset, top_layers(model.experts[1].domain, LAYERS, nearest))
     report = errors.report(compared, lambda frame: np.full(len(frame.symbols), "bulk"))["all"]
     seams = [c for c in compared if c.has_seam]
     return {
-        "frames": len(frames),
+        "frames": len(compared),
         **{
             who: {name: report[who][name] and report[who][name]["rmse"] for name in ("energy_meV_per_atom", "forces_meV_per_A")}
             for who in ("expensive", "cheap")
@@ -120,14 +118,15 @@ def measure(arguments) -> dict:
     """Everything a line of the results says."""
     model = mm.load(arguments.checkpoint)
     names = ("ptco_fm", "ptco_fm_test") if arguments.data == "ptco_fm" else (arguments.data,)
+    rule = top_layers(model.experts[1].domain, LAYERS, arguments.lattice_constant / np.sqrt(2))
     parts = []
     for name in names:
-        frames = held_out(model, name)
+        compared = errors.compare(model, dataset_from_frames(held_out(model, name), model.experts[0].species), rule)
         for part in PARTS[name]:
-            chosen = list(filter(part.belongs, frames))
-            if not chosen or (arguments.smoke and parts):
+            chosen = [c for c in compared if part.belongs(c.frame)]
+            if not chosen:
                 continue
-            found = errors_of(model, chosen, arguments.lattice_constant / np.sqrt(2))
+            found = errors_of(chosen)
             parts.append({"name": part.name, "wanted": part.wanted, **found})
             print(part.name, {who: found[who] for who in ("expensive", "cheap", "inside", "outside")}, flush=True)
     return {
@@ -152,7 +151,7 @@ def main() -> None:
     parser.add_argument("--name", help="of the pair, for the table; default the checkpoint's")
     parser.add_argument("--lattice-constant", type=float, default=3.98, help="Å; tells layers apart")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
-    parser.add_argument("--smoke", action="store_true", help="one part, no crystal")
+    parser.add_argument("--smoke", action="store_true", help="no crystal")
     arguments = parser.parse_args()
     record = measure(arguments)
     print({name: record["agreement"].get(name) for name in WANTED})

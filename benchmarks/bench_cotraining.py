@@ -55,7 +55,7 @@ WAYS: dict[str, dict] = {
     "one-sided": {"weights": Weights(), "agreement_pull": 0.0},
     "lots": {"weights": Weights(agree_lots=3.0)},
 }
-DYNAMICS = {"size": (4, 6, 5), "temperature_K": 500.0, "warm_steps": 300, "steps": 2000}
+DYNAMICS = {"size": (6, 6, 5), "temperature_K": 500.0, "warm_steps": 300, "steps": 2000}
 
 
 def energy_drift(model: mm.Checkpoint, lattice_constant: float, *, size, temperature_K, warm_steps, steps) -> dict:

@@ -242,11 +242,18 @@ def packing_plan(prepared: Prepared, max_rows: int) -> list[tuple[Shape, np.ndar
     return plan
 
 
-def packs(prepared: Prepared, *, max_rows: int, rng: np.random.Generator | None = None) -> list[tuple[Shape, list[int]]]:
+def packs(
+    prepared: Prepared,
+    *,
+    max_rows: int,
+    rng: np.random.Generator | None = None,
+    apart: Sequence[str] | None = None,
+) -> list[tuple[Shape, list[int]]]:
     """Which frames share a batch.
 
     Args:
         prepared, max_rows, rng: as in `batches`.
+        apart: a label for each frame; frames of two labels share no batch.
 
     Returns:
         The shape of each batch and the indices of its frames, in the order of
@@ -258,9 +265,11 @@ def packs(prepared: Prepared, *, max_rows: int, rng: np.random.Generator | None 
     found: list[tuple[Shape, list[int]]] = []
     for shape, index in packing_plan(prepared, max_rows):
         pack, room = [], shape.n_rows
-        for k in index if rng is None else rng.permutation(index):
+        order = index if rng is None else rng.permutation(index)
+        for k in order if apart is None else sorted(order, key=lambda k: apart[k]):
             size = len(prepared.frames[k].symbols)
-            if pack and (size > room or len(pack) == shape.n_frames):
+            full = size > room or len(pack) == shape.n_frames
+            if pack and (full or (apart is not None and apart[k] != apart[pack[0]])):
                 found.append((shape, pack))
                 pack, room = [], shape.n_rows
             pack.append(int(k))

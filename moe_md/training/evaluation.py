@@ -1,13 +1,13 @@
 """Errors and mismatch of two experts over whole data sets."""
 
-from functools import partial
+from functools import partial, reduce
 from typing import Callable, Sequence
 
 import jax
 import numpy as np
 
 from moe_md import units
-from moe_md.data.batching import Prepared, batches, prepare
+from moe_md.data.batching import Prepared, batches, pack_batch, packs, prepare
 from moe_md.data.dataset import Dataset, dataset_from_frames
 from moe_md.experts import Expert, Params
 from moe_md.training.losses import Errors, Mismatch, Terms, Weights, joint_loss, joint_terms
@@ -47,30 +47,36 @@ def evaluate_by_kind(experts: Sequence[Expert], params: Sequence[Params], datase
         ValueError: there is no frame, or a species is unknown to the experts.
     """
     terms_fn = jax.jit(partial(joint_terms, tuple(experts)))
-    cutoff = max(e.cutoff for e in experts)
     dataset = dataset_from_frames(dataset.frames, experts[0].species)
-    report: dict[str, dict] = {}
-    overall: dict[str, np.ndarray] = {}
-    for kind in sorted({f.kind for f in dataset.frames}):
-        frames = tuple(f for f in dataset.frames if f.kind == kind)
-        totals = totals_of(terms_fn, params, prepare(dataset._replace(frames=frames), cutoff), max_rows)
-        report[kind or "unnamed"] = {"frames": len(frames), **scores_of(totals)}
-        overall = {name: overall.get(name, 0.0) + total for name, total in totals.items()}
+    prepared = prepare(dataset, max(e.cutoff for e in experts))
+    kinds = [f.kind for f in dataset.frames]
+    totals: dict[str, dict[str, np.ndarray]] = {}
+    for shape, pack in packs(prepared, max_rows=max_rows, apart=kinds):  # few shapes, for all kinds the same
+        found = _sums(jax.device_get(terms_fn(tuple(params), pack_batch(prepared, shape, pack))))
+        totals[kinds[pack[0]]] = _added(totals.get(kinds[pack[0]]), found)
+    report = {kind or "unnamed": {"frames": kinds.count(kind), **scores_of(totals[kind])} for kind in sorted(totals)}
+    overall = reduce(_added, totals.values())
     return {**report, "all": {"frames": len(dataset.frames), **scores_of(overall)}}
 
 
 def totals_of(terms_fn: Callable, params: Sequence[Params], prepared: Prepared, max_rows: int) -> dict[str, np.ndarray]:
     """Sums of squares and counts, `[2, len(QUANTITIES[part])]` for each part of a report."""
-    totals = {part: np.zeros((2, len(quantities))) for part, quantities in QUANTITIES.items()}
-    for batch in batches(prepared, max_rows=max_rows):
-        terms = jax.device_get(terms_fn(tuple(params), batch))
-        for name in ("expensive", "cheap", "mixed"):
-            e = getattr(terms, name)
-            totals[name] += _weighted([e.energy, e.forces, e.stress], e.count)
-        m = terms.mismatch
-        rows, stresses, forces = m.count
-        totals["mismatch"] += _weighted([m.energy, m.partial_forces, m.stress, m.forces], [rows, rows, stresses, forces])
-    return totals
+    found = (_sums(jax.device_get(terms_fn(tuple(params), batch))) for batch in batches(prepared, max_rows=max_rows))
+    return reduce(_added, found)
+
+
+def _sums(terms: Terms) -> dict[str, np.ndarray]:
+    m = terms.mismatch
+    rows, stresses, forces = m.count
+    of_labels = {name: getattr(terms, name) for name in ("expensive", "cheap", "mixed")}
+    return {
+        **{name: _weighted([e.energy, e.forces, e.stress], e.count) for name, e in of_labels.items()},
+        "mismatch": _weighted([m.energy, m.partial_forces, m.stress, m.forces], [rows, rows, stresses, forces]),
+    }
+
+
+def _added(first: dict[str, np.ndarray] | None, second: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return second if first is None else {part: first[part] + second[part] for part in first}
 
 
 def _weighted(means, counts) -> np.ndarray:

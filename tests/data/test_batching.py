@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from moe_md.data.batching import batches, collate, packing_plan, prepare
+from moe_md.data.batching import batches, collate, packing_plan, packs, prepare
 from moe_md.data.crystals import fcc_slab, fcc_supercell, metal_frames
 from moe_md.data.dataset import dataset_from_frames, load_dataset, ptco_pbe
 from moe_md.data.extxyz import Frame
@@ -112,6 +112,16 @@ def test_an_epoch_holds_every_frame_once_in_few_shapes(mixed, max_rows, seed):
     for b in epoch:
         assert b.rows.mask.shape[0] <= max_rows or b.energy_mask.sum() == 1
         assert b.row_mask.sum() == b.n_atoms.sum()
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_frames_of_two_labels_share_no_batch(mixed, seed):
+    labels = [str(len(f.symbols) % 3) for f in mixed.frames]
+    rng = None if seed is None else np.random.default_rng(seed)
+    found = packs(mixed, max_rows=64, rng=rng, apart=labels)
+    assert sorted(k for _, pack in found for k in pack) == list(range(len(mixed.frames)))
+    assert all(len({labels[k] for k in pack}) == 1 for _, pack in found)
+    assert {shape for shape, _ in found} == {shape for shape, _ in packing_plan(mixed, 64)}
 
 
 def test_epochs_are_shuffled_and_reproducible(mixed):
