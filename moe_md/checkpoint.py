@@ -59,7 +59,7 @@ def load(name_or_path) -> Checkpoint:
     """Read a checkpoint that comes with the package, or a file.
 
     Args:
-        name_or_path: `"ptco"`, or a path.
+        name_or_path: `"ptco"`, another of `names()`, or a path.
 
     Raises:
         ValueError: no such name or file, not a checkpoint, not as it was

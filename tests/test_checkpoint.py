@@ -2,15 +2,19 @@
 
 import os
 import pickle
+from pathlib import Path
 
 import flax.serialization
 import jax
 import numpy as np
 import pytest
+from ase import Atoms
+from ase.build import add_adsorbate, fcc111
 
 import moe_md as mm
 from contract import ATOMS, POSITION, cluster_rows, randomized, small_allegro, small_lennard_jones, small_power_spectrum
-from moe_md.checkpoint import Checkpoint, load, save, write_atomic
+from moe_md.checkpoint import Checkpoint, load, names, save, write_atomic
+from moe_md.interfaces.ase import MixtureCalculator
 
 
 def make():
@@ -213,6 +217,24 @@ def test_the_new_file_appears_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", spy)
     write_atomic(path, b"new")
     assert seen == [(b"new", b"old")] and path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("name", names())
+def test_shipped_pairs_tell_their_training_and_hold_a_molecule_on_metal(name):
+    """They load, say how they were trained, and know which way a stretched CO wants to go."""
+    model = load(name)
+    assert [e.config["builder"] for e in model.experts] == ["allegro", "power_spectrum"]
+    assert model.record["history"] and model.record["train"]["frames"] > 50 and "weights" in model.settings
+    atoms = fcc111("Pt", (2, 2, 3), a=3.98, vacuum=8.0)
+    add_adsorbate(atoms, Atoms("CO", [[0, 0, 0], [0, 0, 1.4]]), 1.85, "fcc")
+    atoms.pbc = (True, True, False)
+    atoms.calc = MixtureCalculator(name, region=np.array([0] * 14))
+    on_oxygen, on_carbon = atoms.get_forces()[[13, 12], 2]
+    assert on_oxygen < -5.0 and on_carbon > 2.0
+
+
+def test_shipped_pairs_are_small():
+    assert sum(p.stat().st_size for p in Path(mm.__file__).parent.glob("checkpoints/*.msgpack")) < 10e6
 
 
 def test_a_folder_of_the_same_name_hides_nothing(tmp_path, monkeypatch):

@@ -337,6 +337,29 @@ def pbe_frames(rng, arguments) -> Iterator[list[Atoms]]:
         yield [named(molecule, "gas-co", "gas-scan", i)]
 
 
+def pbe_test(arguments) -> None:
+    rng = np.random.default_rng([arguments.seed, 2])
+    _write(arguments.out, small_test_families(rng, mover(arguments.model)))
+
+
+def small_test_families(rng, calc) -> Iterator[list[Atoms]]:
+    """The kinds of `test_families` in cells as small as they can be, four trajectories of each, one frame of a trajectory."""
+    for i in range(4):
+        cell = bulk("Pt", cubic=True, a=LATTICE * rng.uniform(1.0, 1.03)) * (2, 1, 1)
+        yield metal_dynamics(cell, 1500, 1, rng, "test-hotter-bulk", f"hotter-bulk-{i}")
+        step = step_slab(((3, 1, 1), (2, 2, 1))[i % 2], 3)
+        for kind, atoms, n_co, temperature in (
+            ("hotter-co", slab("111", (2, 2, 3), rng), 1, 1200),
+            ("unseen-coverage", slab("111", (2, 2, 3), rng), 2, 500),
+            ("unseen-step", step, 1, 500),
+            ("larger-cell", slab("111", (2, 3, 3), rng), 1, 500),
+        ):
+            moved = covered_dynamics(covered(atoms, n_co, rng), calc, temperature, 1, rng, f"test-{kind}", f"{kind}-{i}")
+            for frame in moved[1:]:
+                frame.center(vacuum=6.0, axis=2)
+                yield [frame]
+
+
 def _write(path, trajectories: Iterable[list[Atoms]]) -> None:
     """A trajectory at a time, so that labelling may begin before sampling ends."""
     sizes = []
@@ -362,11 +385,13 @@ def main() -> None:
     for name, run, what in (
         ("fm", fm, "1 to 100 atoms, for a foundation model; about 2,000 frames"),
         ("fm-test", fm_test, "its test sets, of kinds of their own; about 120"),
+        ("pbe-test", pbe_test, "test sets of the same kinds in small cells; 20 at most"),
     ):
         sub = commands.add_parser(name, help=what)
         sub.add_argument("--out", required=True)
         sub.add_argument("--model", default="ptco", help="checkpoint that moves metal with CO")
-        sub.add_argument("--share", type=float, default=1.0, help="of those frames")
+        if run is not pbe_test:
+            sub.add_argument("--share", type=float, default=1.0, help="of those frames")
         sub.add_argument("--seed", type=int, default=0)
         sub.set_defaults(run=run)
 
