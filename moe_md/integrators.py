@@ -302,15 +302,20 @@ class NPT:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Fire(_OneForce):
-    """FIRE descent with unit masses (Bitzek et al., PRL 97, 170201)."""
+    """FIRE descent with unit masses (Bitzek et al., PRL 97, 170201), no step longer than `max_step`, as ASE's."""
 
     shift_fn: Callable = field(metadata={"static": True})
     dt_start: float = field(default=0.05, metadata={"static": True})  # Å sqrt(amu / eV)
-    dt_max: float = field(default=0.2, metadata={"static": True})
+    dt_max: float = field(default=0.1, metadata={"static": True})  # steps stay stable up to 2 / omega, 0.13 for C-O
+    max_step: float = field(default=0.1, metadata={"static": True})  # Å, of the atom that moves most
 
     def functions(self, force_fn):
         """jax-md's `(init_fn, apply_fn)`."""
-        return minimize.fire_descent(force_fn, self.shift_fn, self.dt_start, self.dt_max)
+        return minimize.fire_descent(force_fn, self._shift, self.dt_start, self.dt_max)
+
+    def _shift(self, R: Array, dR: Array, **kwargs) -> Array:
+        longest = jnp.sqrt(jnp.max(jnp.sum(dR**2, axis=-1)))
+        return self.shift_fn(R, dR * (self.max_step / jnp.maximum(longest, self.max_step)), **kwargs)
 
     def start(self, position):
         """jax-md's state, forces yet unknown."""

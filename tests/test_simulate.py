@@ -351,6 +351,20 @@ def test_velocities_are_maxwell_boltzmann(slab):
         assert abs(kT.mean() / units.kB - 400) < 4 * 400 * np.sqrt(2 / kT.size)
 
 
+def test_relaxation_takes_no_long_step():
+    """Two atoms deep in each other's repulsion come apart by as much as they must, and no farther."""
+    displacement_fn, shift_fn = space.free()
+    pair = mm.experts.lennard_jones(("Ar",), 8.0)
+    params = pair.init(jax.random.key(0))
+    neighbor_fn, energy_fn = mm.mixture_neighbor_list(
+        displacement_fn, None, (pair,), (params,), np.zeros(2, int), mm.regions.fixed(np.zeros(2, int))
+    )
+    R = jnp.asarray([[0.0, 0.0, 0.0], [0.5, 0.3, 0.1]]) * 0.5
+    out = simulate.relax(neighbor_fn, energy_fn, shift_fn, R, n_steps=400, force_tolerance=1e-3)
+    apart = float(jnp.linalg.norm(out.position[1] - out.position[0]))
+    assert out.converged and 0.9 < apart < 5.0 and out.energy < 0.0
+
+
 def test_relax(slab):
     atoms, neighbor_fn, energy_fn, shift_fn = slab
     R = jnp.asarray(atoms.positions + np.random.default_rng(1).normal(scale=0.1, size=(len(atoms), 3)))
