@@ -353,13 +353,13 @@ def test_velocities_are_maxwell_boltzmann(slab):
 
 def test_relaxation_takes_no_long_step():
     """Two atoms deep in each other's repulsion come apart by as much as they must, and no farther."""
-    displacement_fn, shift_fn = space.free()
+    displacement_fn, shift_fn = space.periodic(30.0)
     pair = mm.experts.lennard_jones(("Ar",), 8.0)
     params = pair.init(jax.random.key(0))
     neighbor_fn, energy_fn = mm.mixture_neighbor_list(
-        displacement_fn, None, (pair,), (params,), np.zeros(2, int), mm.regions.fixed(np.zeros(2, int))
+        displacement_fn, 30.0, (pair, pair), (params, params), np.zeros(2, int), mm.regions.fixed(np.zeros(2, int))
     )
-    R = jnp.asarray([[0.0, 0.0, 0.0], [0.5, 0.3, 0.1]]) * 0.5
+    R = 15.0 + jnp.asarray([[0.0, 0.0, 0.0], [0.25, 0.15, 0.05]])
     out = simulate.relax(neighbor_fn, energy_fn, shift_fn, R, n_steps=400, force_tolerance=1e-3)
     apart = float(jnp.linalg.norm(out.position[1] - out.position[0]))
     assert out.converged and 0.9 < apart < 5.0 and out.energy < 0.0
