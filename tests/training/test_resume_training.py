@@ -148,7 +148,7 @@ def test_an_interrupt_saves_the_last_whole_step(short, tmp_path, monkeypatch, st
         with pytest.raises(KeyboardInterrupt):
             small_training.train(tmp_path, FEW)
             time.sleep(1.0)  # the training was faster than the timer
-    assert saved_step(tmp_path) - began[-1] in (0, 1)
+    assert saved_step(tmp_path) - began[-1] in (-1, 0, 1)  # a batch begins while the step before it is computed
     check_result(short, tmp_path)
 
 
@@ -194,7 +194,7 @@ def edited(short, folder, edit) -> bytes:
 @pytest.mark.parametrize(
     "edit, message",
     [
-        (lambda c: c.update(format=1), "must have training format 3, got 1"),
+        (lambda c: c.update(format=1), "must have training format 4, got 1"),
         (lambda c: c.pop("format"), "must be a saved training.*format"),
         (lambda c: c.pop("running"), "must be a saved training, but it holds no running"),
         (lambda c: c["fingerprint"].update(data="0"), "no training of other data,"),
