@@ -8,7 +8,6 @@ import optax
 from moe_md.training.soap import scale_by_soap
 
 
-
 def trajectory(optimizer, gradient_fn, params, steps: int):
     def step(_, carry):
         params, state = carry
