@@ -23,7 +23,7 @@ from moe_md.models.message_passing import NequIPNetwork
 from moe_md.models.mlp import NONLINEARITIES
 from moe_md.models.power_spectrum import PowerSpectrumNetwork
 from moe_md.models.radial import pair_cutoff
-from moe_md.neighborhood import Neighborhood
+from moe_md.neighborhood import Neighborhood, map_rows
 from moe_md.settings import check_value
 
 Params = Any
@@ -100,35 +100,18 @@ def chunked_atom_energies(expert: Expert, chunk_size: int) -> Callable:
     if expert.num_hops > 1:
         return expert.atom_energies
 
-    def in_chunks(fn, rows: Neighborhood):
-        n = rows.mask.shape[0]
-        if n <= chunk_size:
-            return fn(rows)
-        n_chunks = -(-n // chunk_size)
-        # Equal chunks, as few padded rows as possible.
-        size = -(-n // n_chunks)
-
-        def fold(x):
-            x = jnp.pad(x, [(0, n_chunks * size - n)] + [(0, 0)] * (x.ndim - 1))
-            return x.reshape(n_chunks, size, *x.shape[1:])
-
-        # A padded row is all masked; its displacement must still be no zero vector.
-        padded = jax.tree.map(fold, rows)
-        padded = padded._replace(displacement=jnp.where(padded.mask[..., None], padded.displacement, 1.0))
-        out = jax.lax.map(fn, padded)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], out)
-
     @jax.custom_jvp
     def energies(params, displacement, rest):
         rows = Neighborhood(displacement, *rest)
-        return in_chunks(lambda chunk: expert.atom_energies(params, chunk), rows)
+        return map_rows(lambda chunk: expert.atom_energies(params, chunk), rows, chunk_size)
 
     def jvp(primals, tangents):
         params, displacement, rest = primals
         params_dot, displacement_dot, _ = tangents
-        e, g = in_chunks(
+        e, g = map_rows(
             lambda chunk: energies_and_partial_forces(expert, params, chunk),
             Neighborhood(displacement, *rest),
+            chunk_size,
         )
         e_dot = jnp.zeros_like(e)
         if not isinstance(displacement_dot, SymbolicZero):
@@ -140,7 +123,7 @@ def chunked_atom_energies(expert: Expert, chunk_size: int) -> Callable:
 
             def of_params(p):
                 rows = Neighborhood(displacement, *rest)
-                return in_chunks(lambda chunk: expert.atom_energies(p, chunk), rows)
+                return map_rows(lambda chunk: expert.atom_energies(p, chunk), rows, chunk_size)
 
             e_dot = e_dot + jax.jvp(of_params, (params,), (dot,))[1]
         return e, e_dot

@@ -14,7 +14,7 @@ all atoms within `num_hops - 1` neighbours of them. Their energies are not used.
 import warnings
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Callable, NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from jax import Array
 from moe_md import neighbor_list as lists
 from moe_md.experts import Expert, Params, chunked_atom_energies
 from moe_md.neighborhood import Neighborhood, rows_from_neighbor_list
-from moe_md.regions import Region, check_region
+from moe_md.regions import Region, Sphere, Surroundings, check_region
 from moe_md.settings import check_value
 
 MAX_EDGE = 1e4  # Å, of a box
@@ -38,6 +38,7 @@ class MixtureNeighbors:
     list: lists.NeighborList  # neighbours of all atoms, for each cutoff
     centers: tuple[Array, ...]  # per expert [capacity] int, the atoms it computes, n_atoms where none
     halo: tuple[Array, ...]  # per expert [capacity] int, other atoms whose rows it needs, n_atoms where none
+    spheres: Any  # lists of what is near the atoms that the region follows, as it wants them
     centers_overflow: Array  # bool, an expert was given more atoms than it holds rows
     update_fn: Callable = field(metadata={"static": True})
 
@@ -59,12 +60,17 @@ class MixtureNeighbors:
     @property
     def did_buffer_overflow(self) -> Array:
         """Results are wrong: allocate again, larger, and go back to the last good state."""
-        return self.list.did_buffer_overflow | self.centers_overflow
+        return self._list_overflow | self.centers_overflow
 
     @property
     def error(self) -> Array:
         """Bits: 1 where rows or cells of the list ran out or the box became too narrow, 256 where an expert ran out of rows."""
-        return jnp.where(self.list.did_buffer_overflow, 1, 0) | jnp.where(self.centers_overflow, 256, 0)
+        return jnp.where(self._list_overflow, 1, 0) | jnp.where(self.centers_overflow, 256, 0)
+
+    @property
+    def _list_overflow(self) -> Array:
+        made = [self.list, *jax.tree.leaves(self.spheres, is_leaf=lambda x: isinstance(x, lists.NeighborList))]
+        return jnp.any(jnp.stack([each.did_buffer_overflow for each in made]))
 
 
 class MixtureNeighborFns(NamedTuple):
@@ -146,10 +152,13 @@ def mixture_neighbor_list(
             raise ValueError("box can be given only where fractional_coordinates = True: positions in Å stay behind.")
         return {k: v for k, v in (("box", box), ("perturbation", perturbation)) if v is not None}
 
-    def support(position, region, **kwargs) -> Array:
+    def surroundings(neighbors_list, spheres) -> Surroundings:
+        return Surroundings(species, neighbors_list.idx[0], cutoffs[0], spheres)
+
+    def support(position, owner: Region, neighbors_list, spheres, **kwargs) -> Array:
         """Which atoms each expert computes, `[n_atoms, n_experts]` bool."""
-        owner = builder_region if region is None else region
-        return owner.support(position, partial(displacement_fn, **kwargs), dr_threshold)
+        near = surroundings(neighbors_list, spheres)
+        return owner.support(position, partial(displacement_fn, **kwargs), dr_threshold, near)
 
     def halos_of(held, full_list) -> list[Array]:
         """Which atoms each expert needs besides, `[n_atoms]` bool each."""
@@ -166,25 +175,39 @@ def mixture_neighbor_list(
         _check_position(position, n_atoms)
         _check_box(lists.strained(kwargs.get("box", box), kwargs.get("perturbation")), cutoffs[0])
         owner = builder_region if region is None else region
-        held = support(position, region, **kwargs)
-        _check_held(np.asarray(held), n_atoms, len(experts))
         full_list = list_fns.allocate(position, extra_capacity=extra_capacity, **kwargs)
+
+        def listed(wanted: Sphere):
+            _check_seeds(wanted.centers, n_atoms)
+            return list_fns.allocate(position, extra_capacity, cutoffs=[wanted.reach], centers=wanted.centers, **kwargs)
+
+        spheres = jax.tree.map(listed, owner.spheres(dr_threshold), is_leaf=_is_sphere)
+        held = support(position, owner, full_list, spheres, **kwargs)
+        _check_held(np.asarray(held), n_atoms, len(experts))
         halos = halos_of(held, full_list)
         slack = capacity_multiplier if owner.moves else 1.0
         sizes = tuple(_capacity(n, slack, n_atoms) for n in np.sum(held, axis=0))
         halo_sizes = tuple(_capacity(np.sum(mask), capacity_multiplier, n_atoms) for mask in halos)
         centers, halo, overflow = select(held, halos, sizes, halo_sizes)
-        neighbors = MixtureNeighbors(full_list, centers, halo, overflow, update)
+        neighbors = MixtureNeighbors(full_list, centers, halo, spheres, overflow, update)
         check_domains(position, neighbors, region=region, **kwargs)
         return neighbors
 
     def update(position, neighbors: MixtureNeighbors, *, region: Region | None = None, **kwargs):
         kwargs = given(**kwargs)
         full_list = list_fns.update(position, neighbors.list, **kwargs)
-        held = support(position, region, **kwargs)
+        owner = builder_region if region is None else region
+
+        def listed(wanted: Sphere, old: lists.NeighborList):
+            return list_fns.update(position, old, cutoffs=wanted.reach[None], centers=wanted.centers, **kwargs)
+
+        wanted = owner.spheres(dr_threshold)
+        _check_spheres(wanted, neighbors.spheres)
+        spheres = jax.tree.map(listed, wanted, neighbors.spheres, is_leaf=_is_sphere)
+        held = support(position, owner, full_list, spheres, **kwargs)
         sizes = (tuple(c.shape[0] for c in each) for each in (neighbors.centers, neighbors.halo))
         centers, halo, overflow = select(held, halos_of(held, full_list), *sizes)
-        return MixtureNeighbors(full_list, centers, halo, neighbors.centers_overflow | overflow, update)
+        return MixtureNeighbors(full_list, centers, halo, spheres, neighbors.centers_overflow | overflow, update)
 
     def rows_of(e: int, position, neighbors: MixtureNeighbors, moved) -> Neighborhood:
         """Rows of an expert's centres, then of its halo."""
@@ -200,9 +223,10 @@ def mixture_neighbor_list(
         params = builder_params if params is None else params
         region = builder_region if region is None else region
         moved = partial(displacement_fn, **given(box, perturbation))
-        gate = region.gate(R, moved)
+        _check_spheres(region.spheres(dr_threshold), neighbor.spheres)
+        gate = region.gate(R, moved, surroundings(neighbor.list, neighbor.spheres))
         energies = jnp.zeros(n_atoms, R.dtype)
-        missing = jnp.zeros((), bool)  # an atom with weight, outside the rows held
+        missing = ~jnp.all(gate >= 0)  # a region that does not know, or an atom with weight outside the rows held
         for e, centers in enumerate(neighbor.centers):
             wanted = jnp.sum(gate[:, e] > 0)
             if centers.shape[0] == 0:
@@ -221,7 +245,8 @@ def mixture_neighbor_list(
     def count_foreign(position, neighbors: MixtureNeighbors, region, kwargs) -> Array:
         """Atoms with weight on each expert that are, or see, what it does not know."""
         moved = partial(displacement_fn, **kwargs)
-        gate = (builder_region if region is None else region).gate(position, moved)
+        owner = builder_region if region is None else region
+        gate = owner.gate(position, moved, surroundings(neighbors.list, neighbors.spheres))
         counts = []
         for e, (expert, centers) in enumerate(zip(experts, neighbors.centers)):
             if set(expert.domain) == set(expert.species):
@@ -340,6 +365,27 @@ def _check_position(position, n_atoms: int) -> None:
         raise ValueError("position must be finite, got NaN or infinity.")
 
 
+def _is_sphere(x) -> bool:
+    return isinstance(x, Sphere)
+
+
+def _check_spheres(wanted, spheres) -> None:
+    """What the region wants must be what the neighbours hold."""
+    wishes = jax.tree.leaves(wanted, is_leaf=_is_sphere)
+    held = jax.tree.leaves(spheres, is_leaf=lambda x: isinstance(x, lists.NeighborList))
+    sizes = [[len(wish.centers) for wish in wishes], [len(each.centers) for each in held]]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"neighbors must be allocated for the region that is used, allocate(position, region=region): "
+            f"it follows {sizes[0]} seeds, they know of {sizes[1]}."
+        )
+
+
+def _check_seeds(seeds: Array, n_atoms: int) -> None:
+    if not (np.asarray(seeds) < n_atoms).all():
+        raise ValueError(f"seeds must be atoms, 0 to {n_atoms - 1}, got {int(np.max(seeds))}.")
+
+
 def _check_held(held: np.ndarray, n_atoms: int, n_experts: int) -> None:
     if held.shape != (n_atoms, n_experts):
         raise ValueError(
@@ -347,6 +393,5 @@ def _check_held(held: np.ndarray, n_atoms: int, n_experts: int) -> None:
         )
     if not held.any(axis=1).all():
         raise ValueError(
-            f"region must give every atom to some expert, got none for {int(np.sum(~held.any(axis=1)))} of {n_atoms} atoms "
-            f"(a seed that is no atom?)."
+            f"region must give every atom to some expert, got none for {int(np.sum(~held.any(axis=1)))} of {n_atoms} atoms."
         )

@@ -12,7 +12,8 @@ A list stays whole while, with L the longest cutoff and s the skin,
 
 where H maps coordinates to Å and H_0 did when the list was made: a pair that
 was more than L + s apart is then still more than L apart. One list serves
-several cutoffs; shorter ones have rows of their own, with fewer slots.
+several cutoffs; shorter ones have rows of their own, with fewer slots. A list
+of a few centres costs what they cost: of each, all atoms around it.
 """
 
 from dataclasses import dataclass, field
@@ -35,9 +36,11 @@ BREATHING = 1.05  # cells of boxes that may change are made wider by this
 class NeighborList:
     """Dense rows of neighbours for each of several cutoffs, longest first."""
 
-    idx: tuple[Array, ...]  # per cutoff [n_atoms, K] int, n_atoms where none
+    idx: tuple[Array, ...]  # per cutoff [n_atoms or n centres, K] int, n_atoms where none
     reference_position: Array  # [n_atoms, 3], where the list was made
     reference_frame: Array  # [3, 3] Å, what mapped fractions of the box to Å then
+    cutoffs: Array  # [n_cutoffs] Å, up to which the rows are whole
+    centers: Array | None  # [n] int, the atoms that have rows; None where every atom has one
     did_buffer_overflow: Array  # bool; sticky
     grid: tuple[int, int, int] = field(metadata={"static": True})
     cell_capacity: int = field(metadata={"static": True})
@@ -46,8 +49,8 @@ class NeighborList:
 class NeighborListFns(NamedTuple):
     """As jax-md's: `allocate` on the host, `update` under jit."""
 
-    allocate: Callable  # (position, extra_capacity=0, *, box=None, perturbation=None) -> NeighborList
-    update: Callable  # (position, neighbors, *, box=None, perturbation=None) -> NeighborList
+    allocate: Callable  # (position, extra_capacity=0, *, cutoffs=None, centers=None, box=None, perturbation=None) -> NeighborList
+    update: Callable  # (position, neighbors, *, cutoffs=None, centers=None, box=None, perturbation=None) -> NeighborList
 
 
 def neighbor_list(
@@ -72,11 +75,15 @@ def neighbor_list(
 
     Returns:
         allocate: a list as large as these positions need; it must not be traced.
-        update: the same list, made anew where atoms or box moved too far. It
-            sets `did_buffer_overflow` where rows or cells run out, or where the
-            box became too narrow for its cells or for its cutoff.
+            `centers=` (`[n]` int) asks for the rows of some atoms only, and
+            `cutoffs=` replaces the builder's; such a list holds nearest images
+            only, and may reach further than half the box.
+        update: the same list, made anew where atoms or box moved too far, or
+            where `centers` changed or `cutoffs` grew. It sets
+            `did_buffer_overflow` where rows or cells run out, or where the box
+            became too narrow for its cells or for its cutoff.
     """
-    longest = cutoffs[0] + dr_threshold
+    builder_cutoffs = tuple(cutoffs)
 
     def frame_of(box=None, perturbation=None):
         return strained(builder_box if box is None else box, perturbation)
@@ -90,10 +97,11 @@ def neighbor_list(
         sides = jnp.asarray(grid, jnp.int32)
         return jnp.minimum((fraction * sides).astype(jnp.int32), sides - 1)
 
-    @partial(jax.jit, static_argnums=(1, 2, 3))
-    def build(position, grid, cell_capacity, n_slots, **kwargs):
+    @partial(jax.jit, static_argnums=(3, 4, 5))
+    def build(position, cutoffs, centers, grid, cell_capacity, n_slots, **kwargs):
         """Rows of every cutoff, the neighbours of the fullest row of each, and the atoms of the fullest cell."""
         n_atoms = position.shape[0]
+        reach = cutoffs.astype(position.dtype) + dr_threshold
         place = cells_of(position, grid)
         cell = _number(place, grid)
         order = jnp.argsort(cell, stable=True).astype(jnp.int32)
@@ -112,72 +120,90 @@ def neighbor_list(
             cells = _number((place[jnp.minimum(atoms, n_atoms - 1)][:, None] + around) % jnp.asarray(grid), grid)
             rows = members[cells].reshape(atoms.shape[0], -1)
             made, fullest = [], []
-            for cutoff, size in zip(cutoffs, n_slots):
-                near = squared(atoms, rows) < (cutoff + dr_threshold) ** 2
+            for level, size in enumerate(n_slots):
+                near = squared(atoms, rows) < reach[level] ** 2
                 keep = near & (rows < n_atoms) & (rows != atoms[:, None]) & (atoms < n_atoms)[:, None]
                 rows, needed = _compacted(rows, keep, size, n_atoms)
                 made.append(rows)
                 fullest.append(needed)
             return tuple(made), jnp.stack(fullest)
 
-        size = min(BLOCK.get(jax.default_backend(), LARGE_BLOCK), n_atoms)
-        n_blocks = -(-n_atoms // size)
-        atoms = jnp.arange(n_blocks * size, dtype=jnp.int32).reshape(n_blocks, size)
-        made, fullest = jax.lax.map(block, jnp.minimum(atoms, n_atoms))
-        rows = tuple(r.reshape(-1, r.shape[-1])[:n_atoms] for r in made)
+        n_rows = n_atoms if centers is None else centers.shape[0]
+        atoms = jnp.arange(n_atoms, dtype=jnp.int32) if centers is None else centers.astype(jnp.int32)
+        size = min(BLOCK.get(jax.default_backend(), LARGE_BLOCK), n_rows)
+        atoms = jnp.pad(atoms, (0, -n_rows % size), constant_values=n_atoms).reshape(-1, size)
+        made, fullest = jax.lax.map(block, atoms)
+        rows = tuple(r.reshape(-1, r.shape[-1])[:n_rows] for r in made)
         return rows, jnp.max(fullest, axis=0), jnp.max(count)
 
     @partial(jax.jit, static_argnums=1)
     def fullest_cell(position, grid):
         return jnp.max(jnp.zeros(int(np.prod(grid)), jnp.int32).at[_number(cells_of(position, grid), grid)].add(1))
 
-    def allocate(position, extra_capacity: int = 0, **kwargs) -> NeighborList:
+    def allocate(position, extra_capacity: int = 0, *, cutoffs=None, centers=None, **kwargs) -> NeighborList:
         n_atoms = position.shape[0]
+        cutoffs = jnp.asarray(builder_cutoffs if cutoffs is None else cutoffs, float)
         frame = frame_of(**kwargs)
-        wanted = longest * (BREATHING if fractional_coordinates else 1.0)
+        wanted = (float(cutoffs[0]) + dr_threshold) * (BREATHING if fractional_coordinates else 1.0)
         grid = _grid(perpendicular_widths(frame), wanted, n_atoms)
         roomy = partial(_roomy, capacity_multiplier, extra_capacity)
         most = int(fullest_cell(position, grid))
         cell_capacity = min(roomy(most), n_atoms)
         candidates = min(len(_offsets(grid)) * cell_capacity, n_atoms)
+        made = partial(build, position, cutoffs, centers, grid, cell_capacity, **kwargs)
         # Once to count, once to keep: nothing is ever as large as all candidates.
         guess = tuple(min(candidates, 32) for _ in cutoffs)
-        _, needed, _ = build(position, grid, cell_capacity, guess, **kwargs)
+        _, needed, _ = made(guess)
         # Rows cut short at the guess hide how many the shorter cutoffs need.
         while (np.asarray(needed) > np.asarray(guess)).any():
             guess = tuple(min(max(int(n), g), candidates) for n, g in zip(np.asarray(needed), guess))
-            _, needed, _ = build(position, grid, cell_capacity, guess, **kwargs)
+            _, needed, _ = made(guess)
         n_slots = tuple(max(1, min(roomy(int(n)), n_atoms - 1)) for n in np.asarray(needed))
-        rows, _, _ = build(position, grid, cell_capacity, n_slots, **kwargs)
+        rows, _, _ = made(n_slots)
         reference = jnp.asarray(frame, position.dtype)
-        return NeighborList(rows, jnp.asarray(position), reference, jnp.zeros((), bool), grid, cell_capacity)
+        no = jnp.zeros((), bool)
+        return NeighborList(rows, jnp.asarray(position), reference, cutoffs, centers, no, grid, cell_capacity)
 
-    def update(position, neighbors: NeighborList, **kwargs) -> NeighborList:
-        position = jax.lax.stop_gradient(position)
-        kwargs = jax.lax.stop_gradient(kwargs)
+    def update(position, neighbors: NeighborList, *, cutoffs=None, centers=None, **kwargs) -> NeighborList:
+        position, kwargs, cutoffs = jax.lax.stop_gradient((position, kwargs, cutoffs))
         dtype = position.dtype
+        everyone = neighbors.centers is None
+        changed, narrow = jnp.zeros((), bool), jnp.zeros((), bool)
+        if cutoffs is None:
+            cutoffs = neighbors.cutoffs
+        else:
+            cutoffs = jnp.asarray(cutoffs, neighbors.cutoffs.dtype)
+            changed = changed | jnp.any(cutoffs > neighbors.cutoffs)  # shorter ones are whole in what there is
+        if centers is None:
+            centers = neighbors.centers
+        else:
+            centers = jnp.asarray(centers, neighbors.centers.dtype)
+            changed = changed | jnp.any(centers != neighbors.centers)
+        longest = (neighbors.cutoffs[0] + dr_threshold).astype(dtype)
         move = jax.vmap(partial(displacement_fn, **kwargs))(position, neighbors.reference_position)
         slack = dr_threshold - 2.0 * jnp.sqrt(jnp.max(jnp.sum(move**2, axis=-1)))
-        narrow = jnp.zeros((), bool)
         frame = jnp.asarray(frame_of(**kwargs), dtype)
         if kwargs:
             stretch = frame @ jnp.linalg.inv(neighbors.reference_frame) - jnp.eye(3, dtype=dtype)
             slack = slack - jnp.sqrt(jnp.sum(stretch**2)) * longest
+        if kwargs or not everyone:
             widths, sides = 1.0 / jnp.linalg.norm(jnp.linalg.inv(frame), axis=1), np.asarray(neighbors.grid)
-            narrow = jnp.any((sides >= 3) & (widths < sides * longest)) | jnp.any(widths <= 2 * cutoffs[0])
+            narrow = jnp.any((sides >= 3) & (widths < sides * (cutoffs[0] + dr_threshold).astype(dtype)))
+            if everyone:
+                narrow = narrow | jnp.any(widths <= 2 * cutoffs[0].astype(dtype))
         n_slots = tuple(rows.shape[1] for rows in neighbors.idx)
 
         def renewed(old: NeighborList):
-            rows, needed, most = build(position, old.grid, old.cell_capacity, n_slots, **kwargs)
+            rows, needed, most = build(position, cutoffs, centers, old.grid, old.cell_capacity, n_slots, **kwargs)
             overflow = jnp.any(needed > jnp.asarray(n_slots)) | (most > old.cell_capacity)
-            return rows, position, frame, overflow
+            return rows, position, frame, cutoffs, centers, overflow
 
         def kept(old: NeighborList):
-            return old.idx, old.reference_position, old.reference_frame, jnp.zeros((), bool)
+            return old.idx, old.reference_position, old.reference_frame, old.cutoffs, old.centers, jnp.zeros((), bool)
 
-        rows, reference, frame, overflow = jax.lax.cond(slack < 0.0, renewed, kept, neighbors)
+        *made, overflow = jax.lax.cond((slack < 0.0) | changed, renewed, kept, neighbors)
         overflow = overflow | narrow | neighbors.did_buffer_overflow
-        return NeighborList(rows, reference, frame, overflow, neighbors.grid, neighbors.cell_capacity)
+        return NeighborList(*made, overflow, neighbors.grid, neighbors.cell_capacity)
 
     return NeighborListFns(allocate, update)
 

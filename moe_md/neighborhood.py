@@ -71,6 +71,35 @@ def rows_from_neighbor_list(
     )
 
 
+def map_rows(fn: Callable, rows: Neighborhood, chunk_size: int):
+    """What `fn` makes of rows, so many at a time.
+
+    Args:
+        fn: of a `Neighborhood`, row by row: returns arrays of `n` rows.
+        rows: `n` rows.
+        chunk_size: at most so many rows are handed to `fn`.
+
+    Returns:
+        What `fn` returns, for all rows.
+    """
+    n = rows.mask.shape[0]
+    if n <= chunk_size:
+        return fn(rows)
+    n_chunks = -(-n // chunk_size)
+    # Equal chunks, as few padded rows as possible.
+    size = -(-n // n_chunks)
+
+    def fold(x):
+        x = jnp.pad(x, [(0, n_chunks * size - n)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(n_chunks, size, *x.shape[1:])
+
+    # A padded row is all masked; its displacement must still be no zero vector.
+    padded = jax.tree.map(fold, rows)
+    padded = padded._replace(displacement=jnp.where(padded.mask[..., None], padded.displacement, 1.0))
+    out = jax.lax.map(fn, padded)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], out)
+
+
 def image_pairs(
     position: np.ndarray, cell: np.ndarray, pbc: Sequence[bool], cutoff: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

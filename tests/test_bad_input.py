@@ -728,12 +728,18 @@ BASE = {
         "displacement_fn": None,
     },
     mm.regions.around: {"seeds": [0, 1], "r_core": 2.0, "r_blend": 1.0},
+    mm.regions.coordination: {"low": 1.0, "high": 2.0, "r_full": 1.6, "r_none": 2.4, "slack": 0.1},
+    mm.regions.descriptor: {"scalar_fn": lambda _, rows: jax.numpy.sum(rows.mask, axis=1) * 0.5, "low": 1.0, "high": 2.0, "cutoff": 2.0},
 }
 
 
 def usable(builder, made) -> None:
     free, _ = space.free()
-    weights = np.asarray(made.gate(jax.numpy.asarray(POSITION), free))
+    everyone = jax.numpy.asarray([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
+    near = None
+    if builder in (mm.regions.coordination, mm.regions.descriptor):
+        near = mm.regions.Surroundings(jax.numpy.zeros(4, int), everyone, np.inf, None)
+    weights = np.asarray(made.gate(jax.numpy.asarray(POSITION), free, near))
     assert np.isfinite(weights).all() and (weights >= 0).all()
     np.testing.assert_allclose(weights.sum(axis=1), 1.0, atol=1e-6)
 
@@ -746,7 +752,7 @@ CASES = [(builder, name) for builder, base in BASE.items() for name in base]
 def test_arguments_of_regions(case, value):
     builder, name = case
     made = valid_or_clear(lambda: builder(**{**BASE[builder], name: value}), name)
-    if made is not None and name not in ("assignment", "position", "seeds"):
+    if made is not None and name not in ("assignment", "position", "seeds", "scalar_fn"):
         usable(builder, made)
 
 

@@ -18,7 +18,20 @@ from moe_md.experts import energies_and_partial_forces
 from moe_md.mixture import mixture_neighbor_list
 from moe_md.neighbor_list import perpendicular_widths
 from moe_md.neighborhood import rows_from_images
-from moe_md.regions import around, complement, custom, fixed, nested, slab, sphere, switch, union
+from moe_md.regions import (
+    Surroundings,
+    around,
+    committee,
+    complement,
+    coordination,
+    custom,
+    fixed,
+    nested,
+    slab,
+    sphere,
+    switch,
+    union,
+)
 
 LJ, SPECTRUM = contract.small_lennard_jones(), contract.small_power_spectrum(l_max=1)
 SHORT = contract.small_lennard_jones(2.2)
@@ -210,12 +223,23 @@ def test_identical_experts_give_one_energy_for_any_blend():
 
 @pytest.mark.parametrize(
     "region",
-    [around([0], 1.2, 1.3), around([0, 3, 4], 0.8, 1.6), complement(around([2], 1.2, 1.3)), union(around([0], 1.0, 1.3), around([5], 0.9, 1.1))],
-    ids=["one seed", "three seeds", "complement", "union"],
+    [
+        around([0], 1.2, 1.3),
+        around([0, 3, 4], 0.8, 1.6),
+        complement(around([2], 1.2, 1.3)),
+        union(around([0], 1.0, 1.3), around([5], 0.9, 1.1)),
+        coordination(1.0, 2.0, r_full=1.5, r_none=2.6),
+        committee(SPECTRUM, [randomized(SPECTRUM), randomized(SPECTRUM, 7)], 0.05, 0.1),
+    ],
+    ids=["one seed", "three seeds", "complement", "union", "coordination", "committee"],
 )
 def test_a_blend_obeys_the_contract(region):
     """Forces hold the gate's gradient; momentum and torque stay zero."""
     blend = contract.mixture_potential(PAIR, PAIR_PARAMS, lambda owner: region)
+    nbrs = build(PAIR, PAIR_PARAMS, region)[2]
+    near = Surroundings(jnp.asarray(ATOMS), nbrs.idx, 3.0, nbrs.spheres)
+    inside = region.gate(jnp.asarray(POSITION), displacement_fn, near)[:, 0]
+    assert np.sum((inside > 0.01) & (inside < 0.99)) >= 2
     contract.check_central_differences(blend)
     contract.check_momentum_and_torque(blend)
     contract.check_translation(blend)
@@ -317,7 +341,7 @@ def test_three_experts_in_nested_regions_obey_the_contract():
 
 
 def test_a_seed_that_is_no_atom_is_refused():
-    refused("region must give every atom to some expert, got none for 6 of 6 atoms", region=around([6], 1.0, 1.0))
+    refused("seeds must be atoms, 0 to 5, got 6", region=around([6], 1.0, 1.0))
 
 
 def test_one_expert_is_a_mixture_too():

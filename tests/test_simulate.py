@@ -273,6 +273,30 @@ def test_compiles_once(slab, warm):
     assert compilations == [] and simulate._advance._cache_size() == size
 
 
+def test_atoms_that_change_hands_compile_nothing(slab, warm):
+    """Centres enter and leave the rows of both experts inside the compiled loop, within their capacity."""
+    _, neighbor_fn, energy_fn, shift_fn = slab
+    region = mm.regions.around([40], 2.6, 1.2)
+    given = dict(region=region, chunk_steps=10)
+    first = simulate.run(neighbor_fn, energy_fn, simulate.nve(shift_fn, 2.0), state=warm.state, n_steps=10, **given)
+    size, owned = simulate._advance._cache_size(), set()
+
+    def look(state, neighbors):
+        owned.add(tuple(tuple(np.asarray(c).tolist()) for c in neighbors.centers))
+
+    class Watch:
+        def __call__(self, frame):
+            pass
+
+        on_state = staticmethod(look)
+
+    out = simulate.run(
+        neighbor_fn, energy_fn, simulate.nve(shift_fn, 2.0), state=first.state, neighbors=first.neighbors, n_steps=400, reporters=[Watch()], **given
+    )  # fmt: skip
+    assert len(owned) >= 3 and out.log.n_regrown[-1] == 0
+    assert simulate._advance._cache_size() == size
+
+
 def test_params_and_region_are_arguments(slab):
     atoms, neighbor_fn, energy_fn, shift_fn = slab
     _, other_fn, other_energy_fn, _ = pt_slab(epsilon=(0.50, 0.50))
