@@ -22,7 +22,7 @@ import numpy as np
 from moe_md import checkpoint
 from moe_md.simulate import Frame, State
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Restart:
