@@ -11,7 +11,7 @@ from jax_md import space
 
 import moe_md as mm
 from moe_md import simulate
-from moe_md.analysis.restart import Restart, load_restart
+from moe_md.analysis.restart import FORMAT, Restart, load_restart
 
 SETTINGS = {"timestep_fs": 1.0, "region": [3.0, 1.5], "checkpoint": "abc"}
 
@@ -153,8 +153,8 @@ def test_damage_is_refused(path, tmp_path):
         with pytest.raises(ValueError, match="restart.msgpack must (be a whole moe_md restart|have restart format)"):
             load_restart(path, state(), neighbors(), SETTINGS)
     content = flax.serialization.msgpack_restore(whole)
-    path.write_bytes(flax.serialization.msgpack_serialize({**content, "format": 2}))
-    with pytest.raises(ValueError, match="must have restart format 1, got 2"):
+    path.write_bytes(flax.serialization.msgpack_serialize({**content, "format": FORMAT + 1}))
+    with pytest.raises(ValueError, match=f"must have restart format {FORMAT}, got {FORMAT + 1}"):
         load_restart(path, state(), neighbors(), SETTINGS)
     with pytest.raises(ValueError, match="nowhere must be a whole moe_md restart, but it cannot be read"):
         load_restart(tmp_path / "nowhere", state(), neighbors())
