@@ -233,7 +233,11 @@ def soak(folder: Path) -> str:
             else f"{r['mean_temperature_K']:.0f} K: drift {r['drift_meV_per_atom_per_ps']:+.5f} ± {r['drift_stderr']:.5f} meV/atom/ps, "
             f"largest total momentum {r['momentum']:.0e}"
         )
-        went = f" C went {r['co_farthest_A']:.1f} Å along the surface, C-O was {r['co_bond_A'][0]:.2f} to {r['co_bond_A'][1]:.2f} Å long." if r["co_bond_A"] else ""
+        went = (
+            f" In the last {r['this_process_steps']:,} C went {r['co_farthest_A']:.1f} Å along the surface, C-O was {r['co_bond_A'][0]:.2f} to {r['co_bond_A'][1]:.2f} Å long."
+            if r["co_bond_A"]
+            else ""
+        )
         parts.append(
             f"{r['steps']:,} steps of {r['atoms']} atoms under `{r['checkpoint']}`, a CO with the expensive expert around it, "
             f"{r['dtype']}, {conserved}, {r['lists_grown']} lists outgrown.{went} {1e3 * r['seconds_per_step']:.0f} ms per step. Over the last nine tenths of "

@@ -17,6 +17,7 @@ from typing import Any, Callable, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax_md import minimize, simulate
 
@@ -111,7 +112,7 @@ class Langevin(_OneForce):
 
     timestep_fs: float
     temperature_K: float
-    friction_per_fs: float
+    friction_per_fs: float | Array  # a number, or [n_atoms]
     shift_fn: Callable = field(metadata={"static": True})
 
     conserves_momentum = False
@@ -119,17 +120,22 @@ class Langevin(_OneForce):
 
     def functions(self, force_fn):
         """jax-md's `(init_fn, apply_fn)`."""
+        friction = self.friction_per_fs[:, None] if jnp.ndim(self.friction_per_fs) else self.friction_per_fs
         return simulate.nvt_langevin(
             force_fn,
             self.shift_fn,
             self.timestep_fs * units.fs,
             self.temperature_K * units.kB,
-            self.friction_per_fs / units.fs,
+            friction / units.fs,
         )
 
     def start(self, position, momentum, mass, key, box):
         """jax-md's state, forces yet unknown."""
         del box
+        if jnp.shape(self.friction_per_fs) not in ((), (len(position),)):
+            raise ValueError(
+                f"friction_per_fs must be a number or one for each of {len(position)} atoms, got {jnp.shape(self.friction_per_fs)[0]}."
+            )
         return simulate.NVTLangevinState(position, momentum, jnp.zeros_like(position), mass[:, None], key)
 
     def reservoir(self, state):
@@ -392,7 +398,7 @@ def nve(shift_fn: Callable, timestep_fs: float) -> NVE:
     return NVE(float(timestep_fs), shift_fn)
 
 
-def langevin(shift_fn: Callable, timestep_fs: float, temperature_K: float, friction_per_fs: float) -> Langevin:
+def langevin(shift_fn: Callable, timestep_fs: float, temperature_K: float, friction_per_fs) -> Langevin:
     """Constant temperature: Langevin dynamics. Total momentum is not conserved.
 
     Args:
@@ -400,15 +406,22 @@ def langevin(shift_fn: Callable, timestep_fs: float, temperature_K: float, frict
         timestep_fs: positive.
         temperature_K: not negative.
         friction_per_fs: rate at which velocities are forgotten, positive; 0.01
-            equilibrates in a fraction of a picosecond.
+            equilibrates in a fraction of a picosecond. Or `[n_atoms]` rates,
+            zero for atoms that move freely: a thermostat on the atoms of one
+            expert, say, far from where things happen.
 
     Raises:
         ValueError: an argument is out of range.
     """
     check_positive("timestep_fs", timestep_fs)
     check_not_negative("temperature_K", temperature_K)
-    check_positive("friction_per_fs", friction_per_fs)
-    return Langevin(float(timestep_fs), float(temperature_K), float(friction_per_fs), shift_fn)
+    if np.ndim(friction_per_fs) == 0:
+        check_positive("friction_per_fs", friction_per_fs)
+        return Langevin(float(timestep_fs), float(temperature_K), float(friction_per_fs), shift_fn)
+    rates = np.asarray(friction_per_fs)
+    if rates.ndim != 1 or rates.dtype.kind not in "iuf" or not (rates >= 0).all() or not 0 < rates.max(initial=0) < np.inf:
+        raise ValueError(f"friction_per_fs must be rates that are finite, not negative and not all zero, got {friction_per_fs!r:.80}.")
+    return Langevin(float(timestep_fs), float(temperature_K), jnp.asarray(rates, float), shift_fn)
 
 
 def nose_hoover(shift_fn: Callable, timestep_fs: float, temperature_K: float, tau_fs: float = 100.0) -> NoseHoover:

@@ -350,6 +350,27 @@ def test_langevin_holds_the_temperature(slab, warm):
     assert error < 15 and abs(blocks.mean() - 500) < 4 * error
 
 
+def test_a_thermostat_on_one_experts_atoms(slab, warm):
+    """Atoms without friction feel forces only; the heat bath of the others warms them too."""
+    atoms, neighbor_fn, energy_fn, shift_fn = slab
+    lower = atoms.positions[:, 2] < np.median(atoms.positions[:, 2])
+    start = dict(state=warm.state, neighbors=warm.neighbors, key=jax.random.key(11))
+    strong = simulate.langevin(shift_fn, 4.0, 800.0, 0.02 * lower)
+    one = simulate.run(neighbor_fn, energy_fn, strong, n_steps=1, **start)
+    free = simulate.run(neighbor_fn, energy_fn, simulate.nve(shift_fn, 4.0), state=warm.state, neighbors=warm.neighbors, n_steps=1)
+    apart = np.abs(np.asarray(one.state.position - free.state.position)).max(axis=1)
+    assert apart[~lower].max() < 1e-12 and apart[lower].min() > 1e-6
+    out = simulate.run(neighbor_fn, energy_fn, strong, n_steps=2200, chunk_steps=5, **start)
+    blocks = out.log.temperature_K[40:].reshape(10, -1).mean(axis=1)
+    error = blocks.std(ddof=1) / np.sqrt(10)
+    assert error < 30 and abs(blocks.mean() - 800) < 4 * error
+    with pytest.raises(ValueError, match="friction_per_fs must be a number or one for each of 72 atoms, got 3"):
+        simulate.run(neighbor_fn, energy_fn, simulate.langevin(shift_fn, 4.0, 800.0, np.ones(3)), n_steps=1, **start)
+    for rates in (np.zeros(72), -np.ones(72), np.ones((72, 3)), [np.nan] * 72):
+        with pytest.raises(ValueError, match="friction_per_fs must be rates that are finite, not negative and not all zero"):
+            simulate.langevin(shift_fn, 4.0, 800.0, rates)
+
+
 def test_velocities_are_maxwell_boltzmann(slab):
     atoms, neighbor_fn, energy_fn, shift_fn = slab
     masses = np.where(np.arange(len(atoms)) % 2, 195.0, 16.0)
