@@ -90,7 +90,8 @@ def chunked_atom_energies(expert: Expert, chunk_size: int) -> Callable:
         chunk_size: rows per chunk, at least 1.
 
     Returns:
-        `(params, Neighborhood) -> [n] eV`, differentiable to any order.
+        `(params, Neighborhood, wanted=None) -> [n] eV`, differentiable to any
+        order; `wanted` as in `map_rows`.
 
     Raises:
         ValueError: `chunk_size` is not positive.
@@ -101,17 +102,18 @@ def chunked_atom_energies(expert: Expert, chunk_size: int) -> Callable:
         return expert.atom_energies
 
     @jax.custom_jvp
-    def energies(params, displacement, rest):
+    def energies(params, displacement, rest, wanted):
         rows = Neighborhood(displacement, *rest)
-        return map_rows(lambda chunk: expert.atom_energies(params, chunk), rows, chunk_size)
+        return map_rows(lambda chunk: expert.atom_energies(params, chunk), rows, chunk_size, wanted)
 
     def jvp(primals, tangents):
-        params, displacement, rest = primals
-        params_dot, displacement_dot, _ = tangents
+        params, displacement, rest, wanted = primals
+        params_dot, displacement_dot, *_ = tangents
         e, g = map_rows(
             lambda chunk: energies_and_partial_forces(expert, params, chunk),
             Neighborhood(displacement, *rest),
             chunk_size,
+            wanted,
         )
         e_dot = jnp.zeros_like(e)
         if not isinstance(displacement_dot, SymbolicZero):
@@ -123,15 +125,15 @@ def chunked_atom_energies(expert: Expert, chunk_size: int) -> Callable:
 
             def of_params(p):
                 rows = Neighborhood(displacement, *rest)
-                return map_rows(lambda chunk: expert.atom_energies(p, chunk), rows, chunk_size)
+                return map_rows(lambda chunk: expert.atom_energies(p, chunk), rows, chunk_size, wanted)
 
             e_dot = e_dot + jax.jvp(of_params, (params,), (dot,))[1]
         return e, e_dot
 
     energies.defjvp(jvp, symbolic_zeros=True)
 
-    def atom_energies(params, rows: Neighborhood):
-        return energies(params, rows.displacement, rows[1:])
+    def atom_energies(params, rows: Neighborhood, wanted: Array | None = None):
+        return energies(params, rows.displacement, rows[1:], wanted)
 
     return atom_energies
 

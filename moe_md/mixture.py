@@ -73,12 +73,22 @@ class MixtureNeighbors:
         return jnp.any(jnp.stack([each.did_buffer_overflow for each in made]))
 
 
+class Parts(NamedTuple):
+    """What a mixture's energy is made of: the sum of their product."""
+
+    weight: Array  # [n_atoms, n_experts]
+    energy: Array  # [n_atoms, n_experts] eV, zero without weight
+
+
 class MixtureNeighborFns(NamedTuple):
     """Host-side allocation and jitted update, as jax-md's `NeighborListFns`."""
 
     allocate: Callable  # (position, extra_capacity=0, *, region=None, **kwargs) -> MixtureNeighbors
     update: Callable  # (position, neighbors, *, region=None, **kwargs) -> MixtureNeighbors
     check_domains: Callable  # (position, neighbors, *, region=None, **kwargs) -> bool, all at home; warns
+    parts: Callable  # (position, neighbors, *, params=None, region=None, **kwargs) -> Parts
+    gate: Callable  # (position, neighbors, *, region=None, **kwargs) -> [n_atoms, n_experts], weights
+    assign: Callable  # (position, neighbors, region, **kwargs) -> a region of `regions.hard`, atoms dealt out anew
 
 
 def mixture_neighbor_list(
@@ -114,7 +124,8 @@ def mixture_neighbor_list(
 
     Returns:
         neighbor_fn: `allocate(R)` on the host, then `nbrs.update(R)` under jit.
-            `check_domains(R, nbrs)` warns of rows outside an expert's domain.
+            `check_domains(R, nbrs)` warns of rows outside an expert's domain;
+            `parts(R, nbrs)` are weights and energies, atom by atom and expert by expert.
         energy_fn: `energy_fn(R, neighbor, *, params=, region=, box=,
         perturbation=)` in eV, the builder's values as defaults; box and
         perturbation (a number or `[3, 3]`, applied to displacements) reach
@@ -177,8 +188,11 @@ def mixture_neighbor_list(
         owner = builder_region if region is None else region
         full_list = list_fns.allocate(position, extra_capacity=extra_capacity, **kwargs)
 
+        narrowest = lists.perpendicular_widths(lists.strained(kwargs.get("box", box), kwargs.get("perturbation"))).min()
+
         def listed(wanted: Sphere):
             _check_seeds(wanted.centers, n_atoms)
+            _warn_of_wide_spheres(float(wanted.reach) - dr_threshold, narrowest)
             return list_fns.allocate(position, extra_capacity, cutoffs=[wanted.reach], centers=wanted.centers, **kwargs)
 
         spheres = jax.tree.map(listed, owner.spheres(dr_threshold), is_leaf=_is_sphere)
@@ -209,9 +223,9 @@ def mixture_neighbor_list(
         centers, halo, overflow = select(held, halos_of(held, full_list), *sizes)
         return MixtureNeighbors(full_list, centers, halo, spheres, neighbors.centers_overflow | overflow, update)
 
-    def rows_of(e: int, position, neighbors: MixtureNeighbors, moved) -> Neighborhood:
+    def rows_of(e: int, centers, position, neighbors: MixtureNeighbors, moved) -> Neighborhood:
         """Rows of an expert's centres, then of its halo."""
-        centers = jnp.concatenate([neighbors.centers[e], neighbors.halo[e]])
+        centers = jnp.concatenate([centers, neighbors.halo[e]])
         rows = rows_from_neighbor_list(position, species, neighbors.list.idx[level[e]], moved, centers)
         if experts[e].num_hops == 1:
             return rows
@@ -219,27 +233,50 @@ def mixture_neighbor_list(
         row_of = jnp.full(n_atoms + 1, n_rows).at[centers].set(jnp.arange(n_rows)).at[n_atoms].set(n_rows)
         return rows._replace(neighbor=row_of[rows.neighbor])
 
-    def energy_fn(R, neighbor: MixtureNeighbors, *, params=None, region=None, box=None, perturbation=None, **_):
+    def parts(R, neighbor: MixtureNeighbors, *, params=None, region=None, box=None, perturbation=None) -> Parts:
         params = builder_params if params is None else params
         region = builder_region if region is None else region
         moved = partial(displacement_fn, **given(box, perturbation))
         _check_spheres(region.spheres(dr_threshold), neighbor.spheres)
-        gate = region.gate(R, moved, surroundings(neighbor.list, neighbor.spheres))
-        energies = jnp.zeros(n_atoms, R.dtype)
-        missing = ~jnp.all(gate >= 0)  # a region that does not know, or an atom with weight outside the rows held
+        weight = region.gate(R, moved, surroundings(neighbor.list, neighbor.spheres))
+        # A region that does not know, or an atom with weight outside the rows held. Weights may be below zero by rounding.
+        missing = jnp.any(jnp.isnan(weight))
+        columns = []
         for e, centers in enumerate(neighbor.centers):
-            wanted = jnp.sum(gate[:, e] > 0)
+            wanted = jnp.sum(weight[:, e] > 0)
             if centers.shape[0] == 0:
                 missing = missing | (wanted > 0)
+                columns.append(jnp.zeros(n_atoms, R.dtype))
                 continue
-            weight = jnp.where(centers < n_atoms, gate[jnp.minimum(centers, n_atoms - 1), e], 0.0)
-            computed = energies_of[e](params[e], rows_of(e, R, neighbor, moved))[: centers.shape[0]]
-            contribution = jnp.where(weight > 0, weight * computed, 0.0)
-            energies = energies.at[centers].add(contribution, mode="drop")
-            missing = missing | (wanted > jnp.sum(weight > 0))
-        # A product, so that the forces are NaN too: behind a `where` they would be zero.
-        energies = energies * jnp.where(missing, jnp.nan, 1.0).astype(R.dtype)
+            weighted = weight.at[centers, e].get(mode="fill", fill_value=0.0) > 0
+            only = {}
+            if region.moves and experts[e].num_hops == 1:
+                # Rows of the margin, and those held in reserve, come last and are left out.
+                order = jnp.argsort(~weighted)
+                centers, weighted, only = centers[order], weighted[order], {"wanted": jnp.sum(weighted)}
+            rows = rows_of(e, centers, R, neighbor, moved)
+            computed = energies_of[e](params[e], rows, **only)[: centers.shape[0]]
+            columns.append(jnp.zeros(n_atoms, R.dtype).at[centers].set(jnp.where(weighted, computed, 0.0), mode="drop"))
+            missing = missing | (wanted > jnp.sum(weighted))
+        # A product with all positions, so that all forces are NaN too: behind a `where` they would be zero.
+        unknown = jnp.where(missing, jnp.nan, 0.0).astype(R.dtype) * jnp.sum(R)
+        return Parts(weight, jnp.stack(columns, axis=1) + unknown)
+
+    def energy_fn(R, neighbor: MixtureNeighbors, *, params=None, region=None, box=None, perturbation=None, **_):
+        weight, energy = parts(R, neighbor, params=params, region=region, box=box, perturbation=perturbation)
+        energies = jnp.sum(weight * energy, axis=1)
         return energies if per_particle else jnp.sum(energies)
+
+    @jax.jit
+    def gate(position, neighbors: MixtureNeighbors, *, region=None, **kwargs):
+        owner = builder_region if region is None else region
+        moved = partial(displacement_fn, **given(**kwargs))
+        return owner.gate(position, moved, surroundings(neighbors.list, neighbors.spheres))
+
+    @jax.jit
+    def assign(position, neighbors: MixtureNeighbors, region, **kwargs):
+        moved = partial(displacement_fn, **given(**kwargs))
+        return region.assigned(position, moved, surroundings(neighbors.list, neighbors.spheres))
 
     @jax.jit
     def count_foreign(position, neighbors: MixtureNeighbors, region, kwargs) -> Array:
@@ -271,7 +308,7 @@ def mixture_neighbor_list(
             )
         return not counts.any()
 
-    return MixtureNeighborFns(allocate, update, check_domains), energy_fn
+    return MixtureNeighborFns(allocate, update, check_domains, parts, gate, assign), energy_fn
 
 
 def _first(mask: Array, size: int) -> Array:
@@ -384,6 +421,15 @@ def _check_spheres(wanted, spheres) -> None:
 def _check_seeds(seeds: Array, n_atoms: int) -> None:
     if not (np.asarray(seeds) < n_atoms).all():
         raise ValueError(f"seeds must be atoms, 0 to {n_atoms - 1}, got {int(np.max(seeds))}.")
+
+
+def _warn_of_wide_spheres(reach: float, width: float) -> None:
+    if 2 * reach > width:
+        warnings.warn(
+            f"region follows atoms in spheres of {reach:.2f} Å, wider than half the box, {width / 2:.2f} Å: the weights of atoms "
+            "midway between two images of a sphere have a kink, and energy is conserved the worse. Repeat the cell.",
+            stacklevel=3,
+        )
 
 
 def _check_held(held: np.ndarray, n_atoms: int, n_experts: int) -> None:

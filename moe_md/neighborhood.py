@@ -71,13 +71,15 @@ def rows_from_neighbor_list(
     )
 
 
-def map_rows(fn: Callable, rows: Neighborhood, chunk_size: int):
+def map_rows(fn: Callable, rows: Neighborhood, chunk_size: int, wanted: Array | None = None):
     """What `fn` makes of rows, so many at a time.
 
     Args:
         fn: of a `Neighborhood`, row by row: returns arrays of `n` rows.
         rows: `n` rows.
         chunk_size: at most so many rows are handed to `fn`.
+        wanted: int, how many of the first rows matter; default all. Chunks of
+            none that do cost nothing, and are zero.
 
     Returns:
         What `fn` returns, for all rows.
@@ -96,7 +98,12 @@ def map_rows(fn: Callable, rows: Neighborhood, chunk_size: int):
     # A padded row is all masked; its displacement must still be no zero vector.
     padded = jax.tree.map(fold, rows)
     padded = padded._replace(displacement=jnp.where(padded.mask[..., None], padded.displacement, 1.0))
-    out = jax.lax.map(fn, padded)
+    if wanted is None:
+        out = jax.lax.map(fn, padded)
+    else:
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fn, jax.tree.map(lambda x: x[0], padded)))
+        first = size * jnp.arange(n_chunks)
+        out = jax.lax.map(lambda chunk: jax.lax.cond(chunk[0] < wanted, fn, lambda _: nothing, chunk[1]), (first, padded))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], out)
 
 

@@ -339,6 +339,33 @@ def test_one_parameter_tangent_is_enough():
     assert abs(found) > 1e-3
 
 
+def test_rows_that_do_not_matter_are_left_out():
+    """Chunks of none that do are never computed; derivatives of the others are those of all rows."""
+    expert, params = made("power_spectrum")
+    rows = jax.tree.map(lambda x: jnp.concatenate([x, x, x]), cluster_rows(POSITION, ATOMS))
+    n, wanted = len(rows.mask), 5
+    called = []
+
+    def counted(params, chunk):
+        jax.debug.callback(lambda: called.append(chunk.mask.shape[0]))
+        return expert.atom_energies(params, chunk)
+
+    some = chunked_atom_energies(expert._replace(atom_energies=counted), 4)
+
+    def energy(displacement, wanted):
+        energies = some(params, rows._replace(displacement=displacement), wanted)
+        return jnp.sum(energies[:5]), energies
+
+    (_, energies), slope = jax.jit(jax.value_and_grad(energy, has_aux=True))(rows.displacement, wanted)
+    jax.effects_barrier()
+    size = -(-n // -(-n // 4))
+    computed = -(-wanted // size)
+    assert len(called) == computed < -(-n // size) and not np.asarray(energies)[computed * size :].any()
+    expected = jax.grad(lambda d: jnp.sum(expert.atom_energies(params, rows._replace(displacement=d))[:5]))(rows.displacement)
+    close(slope, expected, 1e-11)
+    close(energies[:5], expert.atom_energies(params, rows)[:5], 1e-12)
+
+
 def test_no_rows_at_all():
     expert, params = made("power_spectrum")
     rows = jax.tree.map(lambda x: x[:0], cluster_rows(POSITION, ATOMS))

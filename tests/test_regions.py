@@ -1,5 +1,7 @@
 """Who owns what."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,13 +189,13 @@ LATTICE = 2.2  # Å, of a simple cubic crystal with 8 x 7 x 6 atoms
 CUBIC = np.stack(np.meshgrid(*(np.arange(n) for n in (8, 7, 6)), indexing="ij"), -1).reshape(-1, 3) * LATTICE
 EDGES = LATTICE * np.array([8.0, 7.0, 6.0])
 LJ = lennard_jones(("Pt",), 3.2, epsilon=0.4, sigma=1.8)
+FLUIDS = [{"epsilon": jnp.asarray(e), "sigma": jnp.asarray(1.8)} for e in (0.4, 0.3)]
 
 
 def crystal(region, **kwargs):
     """A mixture of two Lennard-Jones fluids on that crystal."""
     D, _ = space.periodic(EDGES)
-    pair = [{"epsilon": jnp.asarray(e), "sigma": jnp.asarray(1.8)} for e in (0.4, 0.3)]
-    return D, *mixture_neighbor_list(D, EDGES, (LJ, LJ), pair, np.zeros(len(CUBIC), int), region, **kwargs)
+    return D, *mixture_neighbor_list(D, EDGES, (LJ, LJ), FLUIDS, np.zeros(len(CUBIC), int), region, **kwargs)
 
 
 def shaken(seed, size=0.1):
@@ -206,11 +208,8 @@ def shaken(seed, size=0.1):
     ids=["around", "combined"],
 )
 def test_lists_of_a_mixture_say_what_every_pair_says(region):
-    D, neighbor_fn, energy_fn = crystal(region)
-    plain = mixture_neighbor_list(
-        D, EDGES, (LJ, LJ), [{"epsilon": jnp.asarray(e), "sigma": jnp.asarray(1.8)} for e in (0.4, 0.3)], np.zeros(len(CUBIC), int),
-        custom(lambda _, R, d: region.gate(R, d)),
-    )  # fmt: skip
+    _, neighbor_fn, energy_fn = crystal(region)
+    _, *plain = crystal(custom(lambda _, R, d: region.gate(R, d)))
     nbrs, every = neighbor_fn.allocate(shaken(0)), plain[0].allocate(shaken(0))
     update = jax.jit(lambda R, nbrs: nbrs.update(R))
     value, theirs = (jax.jit(jax.value_and_grad(f)) for f in (energy_fn, plain[1]))
@@ -226,6 +225,29 @@ def test_lists_of_a_mixture_say_what_every_pair_says(region):
         np.testing.assert_allclose(slope, its, atol=1e-11)
         assert sum(c.shape[0] for c in nbrs.centers) < 1.6 * len(CUBIC)
     assert rebuilt >= 1
+
+
+def test_rounding_at_the_rim_is_no_reason_for_nan():
+    """In float32 a switch may end below zero by a few parts in ten millions; that is not a region that does not know."""
+    R = jnp.asarray(CUBIC)
+
+    def weighing(w):
+        weight = jnp.zeros(len(R)).at[1].set(w)
+        return crystal(custom(lambda *_: jnp.stack([weight, 1 - weight], -1)))[1:]
+
+    neighbor_fn, energy_fn = weighing(-1e-7)
+    nbrs = neighbor_fn.allocate(R)
+    assert np.isfinite(energy_fn(R, nbrs)) and np.isnan(weighing(jnp.nan)[1](R, nbrs))
+
+
+def test_a_sphere_wider_than_half_the_box_warns():
+    """The narrowest edge is 13.2 Å."""
+    R = jnp.asarray(CUBIC)
+    with pytest.warns(UserWarning, match="spheres of 6.70 Å, wider than half the box, 6.60 Å"):
+        crystal(around([0], 4.7, 2.0))[1].allocate(R)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        crystal(around([0], 4.5, 2.0))[1].allocate(R)
 
 
 def test_no_array_holds_every_pair_of_seeds_and_atoms():
@@ -278,8 +300,7 @@ def test_coordination_counts_neighbors():
     region = coordination(4.5, 5.6, r_full=2.4, r_none=2.8)
     hole = np.delete(CUBIC, 100, axis=0)
     D, _ = space.periodic(EDGES)
-    pair = [{"epsilon": jnp.asarray(e), "sigma": jnp.asarray(1.8)} for e in (0.4, 0.3)]
-    neighbor_fn, energy_fn = mixture_neighbor_list(D, EDGES, (LJ, LJ), pair, np.zeros(len(hole), int), region)
+    neighbor_fn, energy_fn = mixture_neighbor_list(D, EDGES, (LJ, LJ), FLUIDS, np.zeros(len(hole), int), region)
     nbrs = neighbor_fn.allocate(jnp.asarray(hole))
     near = Surroundings(jnp.zeros(len(hole), int), nbrs.idx, 3.2, None)
     numbers = np.asarray(region.numbers(jnp.asarray(hole), D, near))
@@ -294,7 +315,7 @@ def test_coordination_counts_neighbors():
         region.gate(jnp.asarray(hole), D)
     with pytest.raises(ValueError, match="near must hold neighbours within 3.5 Å, the region's cutoff, got 3.2"):
         mixture_neighbor_list(
-            D, EDGES, (LJ, LJ), pair, np.zeros(len(hole), int), coordination(4.0, 5.0, r_full=2.4, r_none=3.5)
+            D, EDGES, (LJ, LJ), FLUIDS, np.zeros(len(hole), int), coordination(4.0, 5.0, r_full=2.4, r_none=3.5)
         )[0].allocate(jnp.asarray(hole))  # fmt: skip
 
 

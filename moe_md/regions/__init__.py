@@ -22,7 +22,8 @@ a function says. Gates are part of the energy and their gradient part of the
 force, so energy is conserved while weights change; momentum is where gates
 depend on atoms relative to atoms.
 
-`union`, `complement` and `nested` build on any of them.
+`union`, `complement` and `nested` build on any of them; `hard` makes any of them
+switch at once, and `simulate.run` books the work.
 """
 
 from moe_md.regions.combined import Complement, Custom, Nested, Union, complement, custom, nested, union
@@ -30,6 +31,7 @@ from moe_md.regions.described import Descriptor, committee, coordination, descri
 from moe_md.regions.following import Around, around
 from moe_md.regions.protocol import Region, Sphere, Surroundings, check_region, switch
 from moe_md.regions.static import Fixed, Weighted, fixed, slab, sphere
+from moe_md.regions.switching import Hard, hard
 
 __all__ = [
     "Around",
@@ -37,6 +39,7 @@ __all__ = [
     "Custom",
     "Descriptor",
     "Fixed",
+    "Hard",
     "Nested",
     "Region",
     "Sphere",
@@ -51,6 +54,7 @@ __all__ = [
     "custom",
     "descriptor",
     "fixed",
+    "hard",
     "nested",
     "slab",
     "sphere",

@@ -164,11 +164,7 @@ def union(*regions: Region) -> Union:
     Raises:
         ValueError: there is none.
     """
-    if not regions:
-        raise ValueError("regions must be at least one, got none.")
-    for region in regions:
-        check_region(region)
-    return Union(regions)
+    return Union(_checked(regions))
 
 
 def complement(region: Region) -> Complement:
@@ -191,11 +187,15 @@ def nested(*regions: Region) -> Nested:
     Raises:
         ValueError: there is none.
     """
+    return Nested(_checked(regions))
+
+
+def _checked(regions: tuple[Region, ...]) -> tuple[Region, ...]:
     if not regions:
         raise ValueError("regions must be at least one, got none.")
     for region in regions:
         check_region(region)
-    return Nested(regions)
+    return regions
 
 
 def _part(near: Surroundings | None, n: int) -> Surroundings | None:
