@@ -114,9 +114,16 @@ class Langevin(_OneForce):
     temperature_K: float
     friction_per_fs: float | Array  # a number, or [n_atoms]
     shift_fn: Callable = field(metadata={"static": True})
+    expert_friction: Array | None = None  # [n_experts] per fs, from which `follow` makes that of the atoms
 
     conserves_momentum = False
     needs_key = True
+
+    def follow(self, weight: Array) -> "Langevin":
+        """The friction of each atom, from its weights `[n_atoms, n_experts]` on the experts."""
+        if len(self.expert_friction) != weight.shape[1]:
+            raise ValueError(f"friction_per_fs must have a rate for each of {weight.shape[1]} experts, got {len(self.expert_friction)}.")
+        return replace(self, friction_per_fs=jnp.maximum(weight @ self.expert_friction.astype(weight.dtype), 0.0))
 
     def functions(self, force_fn):
         """jax-md's `(init_fn, apply_fn)`."""
@@ -398,7 +405,9 @@ def nve(shift_fn: Callable, timestep_fs: float) -> NVE:
     return NVE(float(timestep_fs), shift_fn)
 
 
-def langevin(shift_fn: Callable, timestep_fs: float, temperature_K: float, friction_per_fs) -> Langevin:
+def langevin(
+    shift_fn: Callable, timestep_fs: float, temperature_K: float, friction_per_fs, *, per_expert: bool = False
+) -> Langevin:
     """Constant temperature: Langevin dynamics. Total momentum is not conserved.
 
     Args:
@@ -407,21 +416,26 @@ def langevin(shift_fn: Callable, timestep_fs: float, temperature_K: float, frict
         temperature_K: not negative.
         friction_per_fs: rate at which velocities are forgotten, positive; 0.01
             equilibrates in a fraction of a picosecond. Or `[n_atoms]` rates,
-            zero for atoms that move freely: a thermostat on the atoms of one
-            expert, say, far from where things happen.
+            zero for atoms that move freely.
+        per_expert: the rates are those of the experts: (0.0, 0.01) leaves the
+            atoms of the first, where things happen, to themselves. An atom has
+            the mean of its experts' rates, looked up at each chunk of
+            `simulate.run`, so that the thermostat follows a region that moves.
 
     Raises:
         ValueError: an argument is out of range.
     """
     check_positive("timestep_fs", timestep_fs)
     check_not_negative("temperature_K", temperature_K)
-    if np.ndim(friction_per_fs) == 0:
+    if np.ndim(friction_per_fs) == 0 and not per_expert:
         check_positive("friction_per_fs", friction_per_fs)
         return Langevin(float(timestep_fs), float(temperature_K), float(friction_per_fs), shift_fn)
     rates = np.asarray(friction_per_fs)
     if rates.ndim != 1 or rates.dtype.kind not in "iuf" or not (rates >= 0).all() or not 0 < rates.max(initial=0) < np.inf:
         raise ValueError(f"friction_per_fs must be rates that are finite, not negative and not all zero, got {friction_per_fs!r:.80}.")
-    return Langevin(float(timestep_fs), float(temperature_K), jnp.asarray(rates, float), shift_fn)
+    rates = jnp.asarray(rates, float)
+    # Of the atoms nothing is known yet.
+    return Langevin(float(timestep_fs), float(temperature_K), 0.0 if per_expert else rates, shift_fn, rates if per_expert else None)
 
 
 def nose_hoover(shift_fn: Callable, timestep_fs: float, temperature_K: float, tau_fs: float = 100.0) -> NoseHoover:

@@ -15,6 +15,7 @@ carries the last good state.
 Pure: no files, no printing. Reporters (`moe_md.analysis.trajectory`) write.
 """
 
+from dataclasses import replace
 from functools import partial
 from numbers import Integral
 from typing import Any, Callable, NamedTuple, Sequence
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from moe_md import units
+from moe_md import interrupts, units
 from moe_md.integrators import (
     CellFire,
     Evaluation,
@@ -52,9 +53,10 @@ class Frame(NamedTuple):
     total: float  # eV
     temperature_K: float
     momentum: float  # norm of the total momentum, amu Å / (Å sqrt(amu / eV))
-    conserved: float  # eV, what this integrator conserves; NaN for Langevin dynamics
+    conserved: float  # eV, what this integrator conserves, less `work`; NaN for Langevin dynamics
     pressure_GPa: float  # NaN where the integrator does not ask for it
     volume: float  # Å^3; NaN where the box is not known
+    work: float  # eV, put in so far by dealing atoms out anew
     n_regrown: int  # neighbour lists enlarged so far
     position: np.ndarray  # [n_atoms, 3], fractions of the box where the energy takes those
     velocity: np.ndarray  # [n_atoms, 3] Å / (Å sqrt(amu / eV)), as ASE
@@ -75,6 +77,7 @@ class Log(NamedTuple):
     conserved: np.ndarray  # [n_frames] eV
     pressure_GPa: np.ndarray  # [n_frames]
     volume: np.ndarray  # [n_frames] Å^3
+    work: np.ndarray  # [n_frames] eV
     n_regrown: np.ndarray  # [n_frames] int
 
 
@@ -86,6 +89,8 @@ class State(NamedTuple):
     time_ps: float
     box: Array | None = None  # [3, 3] Å, columns; None where it was not given
     n_regrown: int = 0  # neighbour lists enlarged so far
+    work: float = 0.0  # eV, put in so far by dealing atoms out anew
+    weights: Array | None = None  # [n_atoms, n_experts], as a region of `regions.hard` dealt atoms out; None where none does
 
     @property
     def position(self) -> Array:
@@ -144,6 +149,7 @@ def run(
     neighbors=None,
     params=None,
     region=None,
+    reassign_steps: int | None = None,
     chunk_steps: int = 50,
     reporters: Sequence[Callable] = (),
     max_regrow: int = 8,
@@ -176,6 +182,10 @@ def run(
         state: where to continue, instead of the six arguments above.
         neighbors: a list to use; default a new one.
         params, region: default the builder's.
+        reassign_steps: steps after which the atoms of a region of
+            `regions.hard`, which must then be given, are dealt out anew. What
+            that does to the energy is `work` in frames, log and state, and left
+            out of `conserved`.
         chunk_steps: steps between looks at the flags, and between frames.
         reporters: called with a `Frame` at the start (unless continuing) and
             after each chunk. One that has `on_state` is then called with the
@@ -196,6 +206,7 @@ def run(
     _check_count("n_steps", n_steps, 0)
     _check_count("chunk_steps", chunk_steps, 1)
     _check_count("max_regrow", max_regrow, 0)
+    _check_reassignment(neighbor_fn, region, reassign_steps)
     continues = state is not None
     if continues:
         if not all(x is None for x in (position, masses, velocity, temperature_K, box)):
@@ -203,33 +214,89 @@ def run(
         start = _adopt(state, integrator, key)
     else:
         start = _begin(integrator, position, masses, velocity, temperature_K, key, box)
+    if reassign_steps is None:
+        start = start._replace(weights=None)
 
     frames: list[tuple] = []
     good = start
-    advance = partial(_advance_and_heal, neighbor_fn, energy_fn, integrator, params, region, max_regrow)
+
+    def advance(good: State, neighbors, first: bool, n: int) -> tuple[State, _Chunk]:
+        following = _following(neighbor_fn, integrator, good, neighbors, region)
+        return _advance_and_heal(neighbor_fn, energy_fn, following, params, region, max_regrow, good, neighbors, first, n)
+
     try:
-        if neighbors is None:
-            neighbors = _allocate(neighbor_fn, integrator, start, region)
-        # Forces of the first positions; also those that continue, as params may be new.
-        done, first, at_home = 0, True, True
-        while first or done < n_steps:
-            n = 0 if first else min(chunk_steps, n_steps - done)
-            good, chunk = advance(good, neighbors, first, n)
-            done, neighbors = done + n, chunk.neighbors
-            at_home = at_home and _check_domains(neighbor_fn, integrator, good, neighbors, region)
-            if not (first and continues):
-                frame = _frame(integrator, good, chunk)
-                frames.append(tuple(getattr(frame, name) for name in Log._fields))
-                for report in reporters:
-                    report(frame)
-                _tell(reporters, "on_state", good, neighbors)
-            first = False
+        with interrupts.kept() as check_interrupt:
+            if reassign_steps is not None and start.weights is None:
+                near = _allocate(neighbor_fn, integrator, start, region.region)
+                good = start = _reassigned(neighbor_fn, integrator, start, region, near)
+            if neighbors is None:
+                neighbors = _allocate(neighbor_fn, integrator, start, region)
+            # Forces of the first positions; also those that continue, as params may be new.
+            good, chunk = advance(good, neighbors, True, 0)
+            done, at_home, switched_at = 0, True, start.step if not continues else None
+            while True:
+                check_interrupt()
+                neighbors = chunk.neighbors
+                if done % chunk_steps == 0 or done == n_steps:
+                    at_home = at_home and _check_domains(neighbor_fn, integrator, good, neighbors, region)
+                    if done > 0 or not continues:
+                        frame = _frame(integrator, good, chunk)
+                        frames.append(tuple(getattr(frame, name) for name in Log._fields))
+                        for report in reporters:
+                            report(frame)
+                        _tell(reporters, "on_state", good, neighbors)
+                if done == n_steps:
+                    break
+                n = min(chunk_steps - done % chunk_steps, n_steps - done)
+                if reassign_steps is not None:
+                    if good.step % reassign_steps == 0 and good.step != switched_at:
+                        good, neighbors = _switch(advance, neighbor_fn, integrator, good, region, chunk)
+                    n = min(n, reassign_steps - good.step % reassign_steps)
+                good, chunk = advance(good, neighbors, False, n)
+                done += n
     except (SimulationError, KeyboardInterrupt) as error:
         if isinstance(error, SimulationError):
             error.log = _log(frames)
         _tell(reporters, "on_failure", good)
         raise
     return Result(good, neighbors, _log(frames))
+
+
+def _check_reassignment(neighbor_fn, region, reassign_steps) -> None:
+    if reassign_steps is None:
+        return
+    _check_count("reassign_steps", reassign_steps, 1)
+    if not hasattr(region, "assigned"):
+        raise ValueError(f"region must be given, one of regions.hard, where reassign_steps is, got {region!r:.80}.")
+    if not hasattr(neighbor_fn, "assign"):
+        raise ValueError("neighbor_fn must be of mixture_neighbor_list where reassign_steps is given.")
+
+
+def _reassigned(neighbor_fn, dynamics, state: State, region, neighbors) -> State:
+    """Every atom with the expert that has most of it now."""
+    position, box = dynamics.place(state.dynamics, state.box)
+    return state._replace(weights=neighbor_fn.assign(position, neighbors, region, **_given(box=box)).weights)
+
+
+def _switch(advance, neighbor_fn, dynamics, good: State, region, chunk: "_Chunk") -> tuple[State, Any]:
+    """The atoms dealt out anew, forces of the new owners, and the work booked."""
+    good, after = advance(_reassigned(neighbor_fn, dynamics, good, region, chunk.neighbors), chunk.neighbors, True, 0)
+    return good._replace(work=good.work + float(after.energy) - float(chunk.energy)), after.neighbors
+
+
+def _following(neighbor_fn, integrator, state: State, neighbors, region):
+    """The integrator; a thermostat on experts with the friction of their atoms of now."""
+    if getattr(integrator, "expert_friction", None) is None:
+        return integrator
+    if not hasattr(neighbor_fn, "gate"):
+        raise ValueError("neighbor_fn must be of mixture_neighbor_list where a thermostat is on experts.")
+    position, box = integrator.place(state.dynamics, state.box)
+    return integrator.follow(neighbor_fn.gate(position, neighbors, **_given(region=_owner(region, state), box=box)))
+
+
+def _owner(region, state: State):
+    """The region in force: what was dealt out is part of the state."""
+    return region if state.weights is None else replace(region, weights=state.weights)
 
 
 def relax(
@@ -409,8 +476,9 @@ def _advance_and_heal(
     """One chunk from the last good state, with as large a list as it takes: where it led, and how it ended."""
     start = good
     for _ in range(max_regrow + 1):
+        owner = _owner(region, start)
         chunk = _advance(
-            energy_fn, dynamics, start.dynamics, neighbors, params, region, start.box, first, n_steps, float(tolerance)
+            energy_fn, dynamics, start.dynamics, neighbors, params, owner, start.box, first, n_steps, float(tolerance)
         )
         taken = max(int(chunk.last), 0)
         at = start.step + taken
@@ -424,7 +492,7 @@ def _advance_and_heal(
             # Added chunk by chunk, so that a run that was resumed tells the same time.
             time_ps = start.time_ps + 1e-3 * taken * getattr(dynamics, "timestep_fs", 0.0)
             box = dynamics.place(chunk.state, start.box)[1]
-            return State(chunk.state, at, time_ps, box, start.n_regrown), chunk
+            return start._replace(dynamics=chunk.state, step=at, time_ps=time_ps, box=box), chunk
         # Only the list was too small: this position itself comes from good forces.
         reached = start._replace(dynamics=chunk.state)
         if not bool(jnp.all(jnp.isfinite(chunk.state.position))):
@@ -444,7 +512,7 @@ def _advance_and_heal(
 
 def _allocate(neighbor_fn, dynamics, state: State, region, **kwargs):
     position, box = dynamics.place(state.dynamics, state.box)
-    return neighbor_fn.allocate(position, **_given(region=region, box=box), **kwargs)
+    return neighbor_fn.allocate(position, **_given(region=_owner(region, state), box=box), **kwargs)
 
 
 def _check_domains(neighbor_fn, dynamics, state: State, neighbors, region) -> bool:
@@ -453,7 +521,7 @@ def _check_domains(neighbor_fn, dynamics, state: State, neighbors, region) -> bo
     if check is None:
         return True
     position, box = dynamics.place(state.dynamics, state.box)
-    return check(position, neighbors, **_given(region=region, box=box))
+    return check(position, neighbors, **_given(region=_owner(region, state), box=box))
 
 
 def _tell(reporters, what: str, *news) -> None:
@@ -547,9 +615,10 @@ def _frame(integrator, state: State, chunk: _Chunk) -> Frame:
         total=total,
         temperature_K=2 * kinetic / (counts * units.kB),
         momentum=float(np.linalg.norm(momentum.sum(axis=0))),
-        conserved=total + float(integrator.reservoir(state.dynamics)),
+        conserved=total + float(integrator.reservoir(state.dynamics)) - state.work,
         pressure_GPa=(2 * kinetic - virial) / (3 * volume) / units.GPa,
         volume=volume,
+        work=state.work,
         n_regrown=state.n_regrown,
         position=np.asarray(state.position),
         velocity=np.asarray(state.velocity),

@@ -13,7 +13,7 @@ ROOT = Path(moe_md.__file__).parent
 
 # From the ground up. A module imports from floors below its own, or from its own package.
 FLOORS = (
-    ("units", "settings", "neighborhood", "neighbor_list"),  # rows are the language of the models: a type, and lists that fill it
+    ("units", "settings", "interrupts", "neighborhood", "neighbor_list"),  # rows are the language of the models: a type, and lists that fill it
     ("models",),
     ("experts", "regions", "data"),
     ("mixture", "checkpoint"),

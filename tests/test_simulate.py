@@ -371,6 +371,50 @@ def test_a_thermostat_on_one_experts_atoms(slab, warm):
             simulate.langevin(shift_fn, 4.0, 800.0, rates)
 
 
+def test_a_thermostat_on_an_expert_is_one_on_its_atoms(slab, warm):
+    atoms, neighbor_fn, energy_fn, shift_fn = slab
+    lower = atoms.positions[:, 2] < np.median(atoms.positions[:, 2])
+    runs = [
+        simulate.run(
+            neighbor_fn, energy_fn, thermostat, state=warm.state, neighbors=warm.neighbors, key=jax.random.key(11), n_steps=20
+        ).state.position
+        for thermostat in (
+            simulate.langevin(shift_fn, 4.0, 800.0, 0.02 * lower),
+            simulate.langevin(shift_fn, 4.0, 800.0, (0.0, 0.02), per_expert=True),
+        )
+    ]
+    assert (np.asarray(runs[0]) == np.asarray(runs[1])).all()
+
+
+def test_a_thermostat_follows_its_region(slab, warm):
+    """Chunk by chunk, it is that of the weights at the beginning of the chunk."""
+    _, neighbor_fn, energy_fn, shift_fn = slab
+    region, rates = mm.regions.around([70], 2.0, 3.0), (0.0, 0.05)
+    neighbors = neighbor_fn.allocate(warm.state.position, region=region)
+    options = dict(region=region, key=jax.random.key(12))
+    follows = simulate.langevin(shift_fn, 4.0, 800.0, rates, per_expert=True)
+    whole = simulate.run(neighbor_fn, energy_fn, follows, state=warm.state, neighbors=neighbors, n_steps=40, chunk_steps=20, **options)
+    state, frictions = warm.state, []
+    for part in range(2):
+        weight = neighbor_fn.gate(state.position, neighbors, region=region)
+        frictions.append(np.asarray(weight) @ rates)
+        by_hand = simulate.langevin(shift_fn, 4.0, 800.0, frictions[-1])
+        given = options if part == 0 else {"region": region}
+        result = simulate.run(neighbor_fn, energy_fn, by_hand, state=state, neighbors=neighbors, n_steps=20, **given)
+        state, neighbors = result.state, result.neighbors
+    assert np.abs(frictions[1] - frictions[0]).max() > 1e-3 and frictions[0].min() == 0
+    assert np.allclose(state.position, whole.state.position, atol=1e-12)
+
+
+def test_a_thermostat_wants_a_rate_for_each_expert(slab, warm):
+    _, neighbor_fn, energy_fn, shift_fn = slab
+    three = simulate.langevin(shift_fn, 4.0, 800.0, (0.0, 0.1, 0.2), per_expert=True)
+    with pytest.raises(ValueError, match="friction_per_fs must have a rate for each of 2 experts, got 3"):
+        simulate.run(neighbor_fn, energy_fn, three, state=warm.state, key=jax.random.key(0), n_steps=1)
+    with pytest.raises(ValueError, match="friction_per_fs must be rates"):
+        simulate.langevin(shift_fn, 4.0, 800.0, 0.1, per_expert=True)
+
+
 def test_velocities_are_maxwell_boltzmann(slab):
     atoms, neighbor_fn, energy_fn, shift_fn = slab
     masses = np.where(np.arange(len(atoms)) % 2, 195.0, 16.0)

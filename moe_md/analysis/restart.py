@@ -22,7 +22,7 @@ import numpy as np
 from moe_md import checkpoint
 from moe_md.simulate import Frame, State
 
-FORMAT = 2
+FORMAT = 3
 
 
 class Restart:

@@ -26,7 +26,7 @@ import optax
 from ase.data import chemical_symbols
 from tqdm import tqdm
 
-from moe_md import checkpoint
+from moe_md import checkpoint, interrupts
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Batch, Prepared, batches, collate, frame_rows, prepare
 from moe_md.data.crystals import fcc_supercell, metal_frames, perfect_crystals
@@ -175,8 +175,10 @@ def cotrain(
     inputs = _inputs(experts, train, settings, here.step)
     batch = next(inputs)
     try:
-        with tqdm(total=settings.steps, initial=here.step, disable=not progress, desc="co-training", unit="step") as bar:
+        bar_of = partial(tqdm, initial=here.step, disable=not progress, desc="co-training", unit="step")
+        with interrupts.kept() as check_interrupt, bar_of(total=settings.steps) as bar:
             for step in range(here.step + 1, settings.steps + 1):
+                check_interrupt()
                 if _out_of_patience(here, settings):
                     break
                 state, terms = step_fn(knobs(step - 1), here.state, *batch)

@@ -31,6 +31,7 @@ def frame(atoms, step, box=None):
         pressure_GPa=np.nan,
         volume=np.nan,
         momentum=1e-15,
+        work=0.0,
         n_regrown=0,
         position=position,
         velocity=velocity,
