@@ -31,6 +31,7 @@ from jax_md import space
 from moe_md import checkpoint as checkpoints
 from moe_md import demo, experts, regions, simulate, validate
 from moe_md.analysis import errors
+from moe_md.analysis.blending import BlendWatch
 from moe_md.analysis.bulk import relax_fcc
 from moe_md.analysis.h5md import H5MDWriter
 from moe_md.analysis.restart import Restart, load_restart
@@ -292,6 +293,7 @@ def _dynamics(settings: Run, folder: Path) -> None:
         if settings.trajectory_format == "extxyz"
         else H5MDWriter(folder / "trajectory.h5", **system, **cut)
     )
+    watch = BlendWatch(neighbor_fn)
     keeper = Restart(restart, every=settings.restart_every // settings.log_every, fingerprint=fingerprint)
     last: list[simulate.Frame] = []
 
@@ -307,7 +309,7 @@ def _dynamics(settings: Run, folder: Path) -> None:
 
     started = time.perf_counter()
     try:
-        result = run(n_steps=n_steps, reporters=[report, say, keeper, LastState(folder / "last_good.npz")], **begin)
+        result = run(n_steps=n_steps, reporters=[report, say, *([watch] if region.moves else []), keeper, LastState(folder / "last_good.npz")], **begin)
     finally:
         keeper.close()
         log.close()
@@ -323,6 +325,11 @@ def _dynamics(settings: Run, folder: Path) -> None:
         slope = drift(times, energies, n_atoms)
         record |= {"drift_meV_per_atom_per_ps": slope.slope, "drift_stderr": slope.standard_error}
         _say(f"drift {slope.slope:+.5f} ± {slope.standard_error:.5f} meV/atom/ps")
+    if region.moves and n_steps:
+        record["blend"] = blend = watch.summary()
+        if "gate_over_thermal" in blend:
+            _, least, most = blend["share"][0]
+            _say(f"{least:.1%} to {most:.1%} of the atoms on the expensive expert; the gate's force is {blend['gate_over_thermal']:.2%} of all force in the blend")
     _write_json(folder / "run.json", record)
     _say(f"{n_steps} steps in {seconds:.1f} s, compilation included; wrote {folder / 'log.csv'}")
 
@@ -561,7 +568,7 @@ def _parser() -> argparse.ArgumentParser:
             kind = kind_of(typing.get_type_hints(settings_class)[item.name])
             if kind in (int, float, str):
                 default = [] if item.default in (None, "") else [f"default {item.default}"]
-                text = "; ".join(_comment(settings_class, item.name) + default)
+                text = "; ".join(_comment(settings_class, item.name) + default).replace("%", "%%")
                 sub.add_argument(f"--{item.name.replace('_', '-')}", type=kind, help=text, metavar=kind.__name__)
         return sub
 

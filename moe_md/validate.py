@@ -50,8 +50,8 @@ class Settings:
     max_rows: int = 64  # rows of a batch of labelled frames
     surface_steps: int = 300  # at most, of each relaxation of a vacancy, surface or molecule
     strains: int = 9  # of the crystal that is cut in two, odd: from -2 to 2 %
-    columns: int = 4  # metal atoms along x, of the slab of dynamics
-    rows: int = 6  # rows of metal atoms along y, even
+    columns: int | None = None  # metal atoms along x, of the slab of dynamics; default wider than twice the cutoff
+    rows: int | None = None  # rows of metal atoms along y, even; default as columns
     layers: int = 6
     vacuum: float = 12.0  # Å
     temperature_K: float = 300.0
@@ -84,12 +84,12 @@ class Settings:
             "surface_steps",
         )
         for name in positive:
-            if not getattr(self, name) > 0:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
         for name in ("region_margin", "temperature_K", "relax_steps", "equilibration_steps", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
-        if self.rows % 2:
+        if self.rows is not None and self.rows % 2:
             raise ValueError(f"rows must be even, or the slab does not close on itself, got {self.rows}.")
         if self.strains < 3 or self.strains % 2 == 0:
             raise ValueError(f"strains must be odd and at least 3, or none is zero, got {self.strains}.")
@@ -159,6 +159,7 @@ def plan(model: Checkpoint, settings: Settings) -> Plan:
         if settings.region == "near"
         else top_layers(cheap.domain, settings.region_layers, a / np.sqrt(2))
     )
+    settings = _sized(settings, a / np.sqrt(2), max(expensive.cutoff, cheap.cutoff))
     size = (settings.columns, settings.rows, settings.layers)
     slab = paired_runs.slab_with_adsorbate(
         settings.metal, a, size, adsorbate=settings.adsorbate, vacuum=settings.vacuum
@@ -167,6 +168,17 @@ def plan(model: Checkpoint, settings: Settings) -> Plan:
     if "dynamics" in settings.chosen:
         _check_slab(found)
     return found
+
+
+def _sized(settings: Settings, nearest: float, cutoff: float) -> Settings:
+    """With as many columns and rows as a cutoff asks for, 4 x 6 at least, where nobody said."""
+    columns = max(4, int(2 * cutoff / nearest) + 1)
+    rows = max(6, 2 * int(2 * cutoff / (np.sqrt(3) * nearest)) + 2)
+    return replace(
+        settings,
+        columns=columns if settings.columns is None else settings.columns,
+        rows=rows if settings.rows is None else settings.rows,
+    )
 
 
 def _check_slab(shared: Plan) -> None:
@@ -234,7 +246,7 @@ def run(
                 "jax": jax.__version__,
                 "seconds": {},
             },
-            "settings": asdict(settings),
+            "settings": asdict(shared.settings),
         }
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

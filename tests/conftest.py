@@ -12,11 +12,23 @@ jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent 
 jax.config.update("jax_logging_level", "CRITICAL")
 
 
+MAPS = Path("/proc/self/maps")  # Linux
+MANY_MAPS = 45_000  # of 65,530 that a process may have
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs():
     """Compiled programs take memory maps, of which a process has so many: XLA's compiler crashed late in a whole run."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def _forget_many_programs():
+    """One module may have too many of them."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY_MAPS:
+        jax.clear_caches()
 
 
 def pytest_collection_modifyitems(items):

@@ -100,6 +100,23 @@ def test_run(folder, capsys, tmp_path):
     assert log[1]["kinetic"][0] == pytest.approx(log[0]["kinetic"][-1], abs=1e-5)
 
 
+def test_a_region_that_moves_is_reported(folder, capsys, tmp_path):
+    """What the blend did stands in the record; a run that had nothing to do says nothing."""
+    atoms = ase.io.read(folder / "slab.extxyz")
+    atoms.symbols[int(np.argmax(atoms.positions[:, 2]))] = "C"
+    atoms.write(tmp_path / "carbon.extxyz")
+    options = ("--checkpoint", folder / "model.msgpack", "--structure", tmp_path / "carbon.extxyz", "--region-around", "C")
+    radii = ("--region-core", 3.0, "--region-blend", 1.5, "--steps", 20, "--log-every", 5, "--trajectory-every", 20, "--restart-every", 20)
+    for _ in range(2):
+        code, out, err = moe_md(capsys, "run", *options, *radii, "--out", tmp_path / "a")
+        assert code == 0, err
+    assert "blend" not in json.loads((tmp_path / "a" / "run.json").read_text())
+    code, out, err = moe_md(capsys, "run", *options, *radii, "--out", tmp_path / "b")
+    blend = json.loads((tmp_path / "b" / "run.json").read_text())["blend"]
+    assert blend["looks"] == 5 and 0 < blend["share"][0][0] < 1 and blend["gate_over_thermal"] > 0 and blend["power_rms"] > 0
+    assert "of the atoms on the expensive expert; the gate's force is" in out
+
+
 def test_run_langevin_float32_in_a_skewed_cell(folder, capsys, tmp_path):
     atoms = fcc111("Pt", (4, 4, 4), a=3.92, vacuum=6.0)
     atoms.pbc = True
@@ -419,6 +436,13 @@ def test_entry_point(capsys):
         cli.main(["demo", "--help"])
     out = capsys.readouterr().out
     assert stop.value.code == 0 and "--production-steps" in out and "name or path; default ptco" in out
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "validate", "run", "bench"])
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0 and "--out DIR" in capsys.readouterr().out
 
 
 def test_packaged_frames_have_a_name():

@@ -164,6 +164,14 @@ def test_checked_before_any_work(changes, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("cutoff", "columns", "rows"), [(4.0, 4, 6), (6.0, 5, 6), (8.0, 6, 8)])
+def test_the_slab_is_wide_enough_for_any_cutoff(cutoff, columns, rows):
+    settings = validate._sized(validate.Settings(), A0 / np.sqrt(2), cutoff)
+    assert (settings.columns, settings.rows) == (columns, rows)
+    atoms = paired_runs.slab_with_adsorbate("Pt", A0, (columns, rows, 3))
+    assert atoms.cell.lengths()[:2].min() > 2 * cutoff
+
+
 def test_slab_with_adsorbate():
     atoms = paired_runs.slab_with_adsorbate("Pt", A0, (4, 6, 6), vacuum=10.0)
     carbon, oxygen = (atoms.positions[np.array(atoms.symbols) == s][0] for s in "CO")
