@@ -6,8 +6,8 @@ trajectory. They are not shipped: `--data` says where they are.
 
 The pair is co-trained for a number of steps. PyTorch Allegro (nequip-allegro
 0.8.3) of the expensive expert's architecture is then trained on the same
-batches in the same order with the same loss, optimiser and schedule, for as many
-seconds of processor time as co-training took, compilation included. That is the
+batches in the same order with the same loss, learning rate and schedule, by Adam,
+for as many seconds of processor time as co-training took, compilation included. That is the
 budget; how many frames each saw is reported beside it. Without torch in this
 Python ours is reported alone.
 

@@ -68,9 +68,14 @@ def cotraining(folder: Path) -> str:
         rows = [[way, *(mean_of([r for (w, _), r in group.items() if w == way], value) for value in ABLATION.values())] for way in ways]
         record = list(group.values())[-1]
         seeds = sorted({seed for _, seed in group})
+        of_seed = {seed: r for (_, seed), r in group.items()}
+
+        def frames(part: str) -> str:
+            return " and ".join(f"{of_seed[seed][part]['frames']:,}" for seed in seeds)
+
         note = (
-            f"{seed_note(len(seeds))}, {record['steps']:,} steps of `{record['data']}`, {record['train']['frames']:,} frames; "
-            f"errors on {record['validation']['frames']:,} others, meV/Å. Crystals: the largest difference of the experts in a0, and in C11, C12 and C44. Ghost force: "
+            f"{seed_note(len(seeds))}, {record['steps']:,} steps of `{record['data']}`, {frames('train')} frames; "
+            f"errors on {frames('validation')} others, meV/Å. Crystals: the largest difference of the experts in a0, and in C11, C12 and C44. Ghost force: "
             f"the longest, over three seams and lattice constants {', '.join(f'{s:g}' for s in record['strains'])} times {record['lattice_constant']:g} Å. "
             f"Drift of the mixture, 2 ps in float64. {where(record)}."
         )
@@ -300,9 +305,77 @@ def public_dft_note(r: dict) -> str:
     )
 
 
+def moving(folder: Path) -> str:
+    """What regions that move do to energy and momentum: the newest of each run."""
+    command = "python benchmarks/bench_moving.py"
+    newest_of = {(r["device"], r["checkpoint"], str(r["size"]), r["run"]): r for r in harness.read(folder, "moving") if not r["smoke"]}
+    groups: dict[tuple, list[dict]] = {}
+    for key, r in newest_of.items():
+        groups.setdefault(key[:3], []).append(r)
+    parts = [f"`{command}`"]
+    for records in groups.values():
+        rows = []
+        for r in sorted(records, key=lambda r: list(RUNS).index(r["run"])):
+            blend = r["blend"]
+            _, least, most = blend["share"][0]
+            rows.append(
+                [
+                    f"{RUNS[r['run']]}, {r['ps']:g} ps",
+                    f"{least:.0%} to {most:.0%}",
+                    f"{1e3 * r['drift_meV_per_atom_per_ps']:+.2f} ± {1e3 * r['drift_stderr']:.2f}",
+                    f"{r['fluctuation_meV']:.2f}",
+                    f"{r['momentum']:.0e}",
+                    f"{blend['gate_over_thermal']:.2%}" if "gate_over_thermal" in blend else "–",
+                    f"{1e6 * blend['flux_rms']:.0f}" if "flux_rms" in blend else "–",
+                    f"{r['farthest']:.0f}",
+                ]
+            )
+        r = max(records, key=lambda r: r["n_atoms"])
+        head = ["run", "on the expensive expert", "drift, µeV/atom/ps", "fluctuation, meV", "momentum", "gate's force", "flux, µeV/ps/Å²", "way of a CO, Å"]
+        note = (
+            f"{r['n_atoms']} atoms under `{r['checkpoint']}`, {r['molecules']} of them CO molecules, a kick of {r['kick_eV']:g} eV for each every {r['kick_every_ps']:g} ps. Energy less the work of kicks and of "
+            "atoms that change hands at once; fluctuation: standard deviation about the line of the drift. Momentum: the largest of the whole, "
+            "amu Å / (Å sqrt(amu / eV)). The gate's force over all force on atoms of the blend, and the energy that passes "
+            f"through the blend, are root mean squares. {where(r)}."
+        )
+        parts += [markdown(head, rows), note]
+    return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
+
+
+RUNS = {
+    "moving": "balls that follow each CO, float64, 1 fs",
+    "half step": "the same, 0.5 fs",
+    "no slope": "the same, 1 fs, without ∂w/∂R in the forces",
+    "hard": "the same, atoms change hands at once",
+    "one": "one CO",
+    "none": "nothing moves",
+    "float32": "balls that follow each CO, float32",
+}
+
+
+def regions(folder: Path) -> str:
+    """What it costs to follow atoms."""
+    command = "python benchmarks/bench_regions.py"
+    parts = [f"`{command}`"]
+    for r in newest(harness.read(folder, "regions")):
+        rows = [
+            [f"{row['atoms']:,}", f"{row['seeds']:,}", *(f"{row[f'{name}_ms'][0]:.2f}" for name in ("gate", "update", "rebuild", "touch"))]
+            for row in r["rows"]
+        ]
+        near = sum(row["near_a_seed"] for row in r["rows"]) / len(r["rows"])
+        note = (
+            f"Milliseconds, {r['dtype']}; {near:.0f} atoms near a seed (balls of {r['r_core']:g} Å, {r['r_blend']:g} Å of blend, and the skin). Gate: with the gradient of its sum. "
+            f"One pass: the sum of squares of all positions and its gradient. {where(r)}."
+        )
+        parts += [markdown(["atoms", "seeds", "gate", "list, looked at", "list, rebuilt", "one pass over positions"], rows), note]
+    return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
+
+
 KEYS = (("energy_meV_per_atom", 1), ("forces_meV_per_A", 0), ("stress_GPa", 2))
 TABLES: dict[str, Callable[[Path], str]] = {
     "mixture": mixture,
+    "moving": moving,
+    "regions": regions,
     "cotraining": cotraining,
     "learning_curve": learning_curve,
     "accuracy": accuracy,

@@ -71,6 +71,9 @@ def test_mixture(tmp_path, tables):
             assert sum(row["capacity"]) == 256
             assert row["capacity"][0] == round(256 * float(row["name"].split()[1]))
             assert row["s_max"] == pytest.approx(1 / (row["f"] + (1 - row["f"]) / record["r"]))
+    ball = rows["moving, 1 ball"]
+    assert ball["f"] + ball["f_cheap"] > 1  # some are shared
+    assert ball["s_max"] == pytest.approx(1 / (ball["f"] + ball["f_cheap"] / record["r"]))
     assert rows["all cheap"]["s_max"] == pytest.approx(record["r"])
     # A smoke run is no measurement.
     assert tables.mixture(tmp_path).startswith("Not measured yet")
@@ -194,6 +197,23 @@ def test_halo(tmp_path, tables):
     path = tmp_path / "halo.jsonl"
     path.write_text(path.read_text().replace('"smoke": true', '"smoke": false'))
     assert "halo" in tables.halo(tmp_path)
+
+
+def test_moving(tmp_path, tables):
+    record = smoke("moving", tmp_path, "--runs", "moving")
+    assert record["momentum"] < 1e-10 and record["kicks_work_eV"] > 1 and record["farthest"] > 1
+    assert record["fluctuation_meV"] < 5 and record["blend"]["looks"] == 21
+    path = tmp_path / "moving.jsonl"
+    path.write_text(path.read_text().replace('"smoke": true', '"smoke": false'))
+    assert "| balls that follow each CO, float64, 1 fs, 0.2 ps |" in tables.moving(tmp_path)
+
+
+def test_regions(tmp_path, tables):
+    record = smoke("regions", tmp_path)
+    assert [row["seeds"] for row in record["rows"]] == [5, 10] and all(100 < row["near_a_seed"] < 200 for row in record["rows"])
+    path = tmp_path / "regions.jsonl"
+    path.write_text(path.read_text().replace('"smoke": true', '"smoke": false'))
+    assert "| 1,960 | 10 |" in tables.regions(tmp_path)
 
 
 def test_interleave_times_each_case_in_turn(harness):
