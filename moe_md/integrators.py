@@ -6,6 +6,13 @@ the force once per step, at positions that do not depend on that force:
 `simulate` takes the step without force to find them, evaluates there, and takes
 the step again with what it found.
 
+With multiple time steps (r-RESPA: Tuckerman, Berne, Martyna, J. Chem. Phys. 97,
+1990, 1992) what an expensive expert adds to a cheap guide is a slow force, felt
+as an impulse at every n-th step. The half kicks of its outer step and those of
+the inner ones fall together there, so it is velocity Verlet (or BAOAB) under
+the force fast + n slow at every n-th step and fast at the others: symmetric in
+time, and symplectic.
+
 jax-md supplies velocity Verlet, Langevin (BAOAB), Nosé-Hoover chains and FIRE.
 The barostat is ours: in fractional coordinates jax-md's (0.2.29) moves atoms by
 their *fractions* times the growth of the box, so a trajectory depends on where
@@ -13,6 +20,7 @@ the origin is.
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Callable, NamedTuple, Protocol
 
 import jax
@@ -23,13 +31,13 @@ from jax_md import minimize, simulate
 
 from moe_md import units
 from moe_md.neighbor_list import box_matrix
-from moe_md.settings import check_not_negative, check_positive, check_value
+from moe_md.settings import check_count, check_not_negative, check_positive, check_value
 
 
 class Evaluation(NamedTuple):
     """What an energy says about positions and box."""
 
-    force: Array  # [n_atoms, 3] eV/Å
+    force: Array  # [n_atoms, 3] eV/Å; with multiple time steps slow forces count n times at an outer step, and not between
     strain_gradient: Array | None  # [3, 3] eV, dE/d strain; None where no one asked
 
 
@@ -39,6 +47,7 @@ class Integrator(Protocol):
     conserves_momentum: bool
     needs_key: bool
     moves_box: bool  # then `Evaluation` holds the strain gradient
+    slow_every: int  # steps between slow forces
 
     def start(self, position: Array, momentum: Array, mass: Array, key, box) -> Any:
         """A state, forces yet unknown."""
@@ -65,6 +74,7 @@ class _OneForce:
     """What integrators have in common that move atoms in a box that stands still."""
 
     moves_box = False
+    slow_every = 1
 
     def place(self, state, box):
         """The positions, in the box given."""
@@ -87,6 +97,7 @@ class NVE(_OneForce):
 
     timestep_fs: float
     shift_fn: Callable = field(metadata={"static": True})
+    slow_every: int = field(default=1, metadata={"static": True})
 
     conserves_momentum = True
     needs_key = False
@@ -115,6 +126,7 @@ class Langevin(_OneForce):
     friction_per_fs: float | Array  # a number, or [n_atoms]
     shift_fn: Callable = field(metadata={"static": True})
     expert_friction: Array | None = None  # [n_experts] per fs, from which `follow` makes that of the atoms
+    slow_every: int = field(default=1, metadata={"static": True})
 
     conserves_momentum = False
     needs_key = True
@@ -232,6 +244,7 @@ class NPT:
     conserves_momentum = True
     needs_key = False
     moves_box = True
+    slow_every = 1
 
     def start(self, position, momentum, mass, key, box):
         """A state, forces yet unknown."""
@@ -352,6 +365,7 @@ class CellFire:
     mask: Array  # [3, 3], one where the cell may strain, zero where not
 
     moves_box = True
+    slow_every = 1
 
     def start(self, fraction):
         """FIRE's state, forces yet unknown."""
@@ -391,22 +405,27 @@ class CellFire:
         return jnp.concatenate([found.force @ deformation, on_cell])
 
 
-def nve(shift_fn: Callable, timestep_fs: float) -> NVE:
+def nve(shift_fn: Callable, timestep_fs: float, *, slow_every: int = 1) -> NVE:
     """Constant energy: velocity Verlet.
 
     Args:
         shift_fn: from `jax_md.space`.
         timestep_fs: positive.
+        slow_every: steps between evaluations of the expensive expert, where
+            the mixture has a guide: multiple time steps. Energies and forces
+            that are told are the whole ones, at those steps. A guide that knows
+            a bond's stiffness lets 3 to 4 fs pass; an outer step near half or a
+            third of the period of what it does not know is unstable.
 
     Raises:
-        ValueError: the time step is not positive.
+        ValueError: the time step or `slow_every` is not positive.
     """
     check_positive("timestep_fs", timestep_fs)
-    return NVE(float(timestep_fs), shift_fn)
+    return NVE(float(timestep_fs), shift_fn, check_count("slow_every", slow_every, 1))
 
 
 def langevin(
-    shift_fn: Callable, timestep_fs: float, temperature_K: float, friction_per_fs, *, per_expert: bool = False
+    shift_fn: Callable, timestep_fs: float, temperature_K: float, friction_per_fs, *, per_expert: bool = False, slow_every: int = 1
 ) -> Langevin:
     """Constant temperature: Langevin dynamics. Total momentum is not conserved.
 
@@ -421,21 +440,24 @@ def langevin(
             atoms of the first, where things happen, to themselves. An atom has
             the mean of its experts' rates, looked up at each chunk of
             `simulate.run`, so that the thermostat follows a region that moves.
+        slow_every: as in `nve`.
 
     Raises:
         ValueError: an argument is out of range.
     """
     check_positive("timestep_fs", timestep_fs)
     check_not_negative("temperature_K", temperature_K)
+    check_count("slow_every", slow_every, 1)
+    build = partial(Langevin, float(timestep_fs), float(temperature_K), shift_fn=shift_fn, slow_every=slow_every)
     if np.ndim(friction_per_fs) == 0 and not per_expert:
         check_positive("friction_per_fs", friction_per_fs)
-        return Langevin(float(timestep_fs), float(temperature_K), float(friction_per_fs), shift_fn)
+        return build(float(friction_per_fs))
     rates = np.asarray(friction_per_fs)
     if rates.ndim != 1 or rates.dtype.kind not in "iuf" or not (rates >= 0).all() or not 0 < rates.max(initial=0) < np.inf:
         raise ValueError(f"friction_per_fs must be rates that are finite, not negative and not all zero, got {friction_per_fs!r:.80}.")
     rates = jnp.asarray(rates, float)
     # Of the atoms nothing is known yet.
-    return Langevin(float(timestep_fs), float(temperature_K), 0.0 if per_expert else rates, shift_fn, rates if per_expert else None)
+    return build(0.0, expert_friction=rates) if per_expert else build(rates)
 
 
 def nose_hoover(shift_fn: Callable, timestep_fs: float, temperature_K: float, tau_fs: float = 100.0) -> NoseHoover:

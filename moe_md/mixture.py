@@ -89,6 +89,8 @@ class MixtureNeighborFns(NamedTuple):
     parts: Callable  # (position, neighbors, *, params=None, region=None, **kwargs) -> Parts
     gate: Callable  # (position, neighbors, *, region=None, **kwargs) -> [n_atoms, n_experts], weights
     assign: Callable  # (position, neighbors, region, **kwargs) -> a region of `regions.hard`, atoms dealt out anew
+    fast: Callable | None  # (position, neighbors, *, params=None, region=None, **kwargs) -> eV, the guide in expert 0's place; None without one
+    split: Callable | None  # the same -> [2] eV, that energy and what is missing from the whole
 
 
 def mixture_neighbor_list(
@@ -104,6 +106,7 @@ def mixture_neighbor_list(
     per_particle: bool = False,
     fractional_coordinates: bool = False,
     chunk_size: int = 64,
+    guide: tuple[Expert, Params] | None = None,
 ) -> tuple[MixtureNeighborFns, Callable]:
     """A mixture of experts as jax-md's `(neighbor_fn, energy_fn)`.
 
@@ -121,11 +124,16 @@ def mixture_neighbor_list(
         fractional_coordinates: positions are fractions of the box; without
             them the box cannot change.
         chunk_size: rows computed at a time.
+        guide: a cheap expert and its parameters, of any domain, that stands in
+            for expert 0 between two of its forces: for multiple time steps,
+            `simulate.nve(..., slow_every=)`. It may be expert 1 itself.
 
     Returns:
         neighbor_fn: `allocate(R)` on the host, then `nbrs.update(R)` under jit.
             `check_domains(R, nbrs)` warns of rows outside an expert's domain;
             `parts(R, nbrs)` are weights and energies, atom by atom and expert by expert.
+            With a guide, `fast(R, nbrs)` is the energy with it in expert 0's
+            place, `split(R, nbrs)` that and what is missing from the energy.
         energy_fn: `energy_fn(R, neighbor, *, params=, region=, box=,
         perturbation=)` in eV, the builder's values as defaults; box and
         perturbation (a number or `[3, 3]`, applied to displacements) reach
@@ -142,13 +150,16 @@ def mixture_neighbor_list(
     experts, params = tuple(experts), tuple(params)
     species = _checked_species(experts, params, species)
     n_atoms = species.shape[0]
-    cutoffs = sorted({e.cutoff for e in experts}, reverse=True)
-    level = [cutoffs.index(e.cutoff) for e in experts]
+    if guide is not None:
+        _check_guide(guide, experts)
+    potentials = experts if guide is None else (*experts, guide[0])
+    cutoffs = sorted({e.cutoff for e in potentials}, reverse=True)
+    level = [cutoffs.index(e.cutoff) for e in potentials]
     if not dr_threshold >= 0:
         raise ValueError(f"dr_threshold must not be negative (Å), got {dr_threshold}.")
     _check_box(box, cutoffs[0])
     builder_region, builder_params = region, params
-    energies_of = [chunked_atom_energies(e, chunk_size) for e in experts]
+    energies_of = [chunked_atom_energies(e, chunk_size) for e in potentials]
     list_fns = lists.neighbor_list(
         displacement_fn,
         box,
@@ -224,48 +235,66 @@ def mixture_neighbor_list(
         return MixtureNeighbors(full_list, centers, halo, spheres, neighbors.centers_overflow | overflow, update)
 
     def rows_of(e: int, centers, position, neighbors: MixtureNeighbors, moved) -> Neighborhood:
-        """Rows of an expert's centres, then of its halo."""
-        centers = jnp.concatenate([centers, neighbors.halo[e]])
+        """Rows for a potential of its centres, then of its halo."""
+        hops = potentials[e].num_hops
+        if hops > 1:
+            centers = jnp.concatenate([centers, neighbors.halo[e]])
         rows = rows_from_neighbor_list(position, species, neighbors.list.idx[level[e]], moved, centers)
-        if experts[e].num_hops == 1:
+        if hops == 1:
             return rows
         n_rows = centers.shape[0]
         row_of = jnp.full(n_atoms + 1, n_rows).at[centers].set(jnp.arange(n_rows)).at[n_atoms].set(n_rows)
         return rows._replace(neighbor=row_of[rows.neighbor])
 
-    def parts(R, neighbor: MixtureNeighbors, *, params=None, region=None, box=None, perturbation=None) -> Parts:
-        params = builder_params if params is None else params
+    def column(R, neighbor: MixtureNeighbors, weight, moves: bool, moved, e: int, tree, of: int) -> tuple[Array, Array]:
+        """Energies by potential `e` of the atoms with weight on expert `of`, `[n_atoms]`; whether rows are missing."""
+        centers, wanted = neighbor.centers[of], jnp.sum(weight[:, of] > 0)
+        if centers.shape[0] == 0:
+            return jnp.zeros(n_atoms, R.dtype), wanted > 0
+        weighted = weight.at[centers, of].get(mode="fill", fill_value=0.0) > 0
+        only = {}
+        if moves and potentials[e].num_hops == 1:
+            # Rows of the margin, and those held in reserve, come last and are left out.
+            order = jnp.argsort(~weighted)
+            centers, weighted, only = centers[order], weighted[order], {"wanted": jnp.sum(weighted)}
+        computed = energies_of[e](tree, rows_of(e, centers, R, neighbor, moved), **only)[: centers.shape[0]]
+        energies = jnp.zeros(n_atoms, R.dtype).at[centers].set(jnp.where(weighted, computed, 0.0), mode="drop")
+        return energies, wanted > jnp.sum(weighted)
+
+    def evaluated(R, neighbor, of: Sequence[tuple[int, int]], params=None, region=None, box=None, perturbation=None) -> Parts:
+        """Weights, and the energies by some potentials of the atoms that are on some experts."""
+        trees = builder_params if params is None else params
+        trees = (*trees[: len(experts)], *(() if guide is None else guide[1:]))
         region = builder_region if region is None else region
         moved = partial(displacement_fn, **given(box, perturbation))
         _check_spheres(region.spheres(dr_threshold), neighbor.spheres)
         weight = region.gate(R, moved, surroundings(neighbor.list, neighbor.spheres))
+        columns = [column(R, neighbor, weight, region.moves, moved, e, trees[e], expert) for e, expert in of]
         # A region that does not know, or an atom with weight outside the rows held. Weights may be below zero by rounding.
-        missing = jnp.any(jnp.isnan(weight))
-        columns = []
-        for e, centers in enumerate(neighbor.centers):
-            wanted = jnp.sum(weight[:, e] > 0)
-            if centers.shape[0] == 0:
-                missing = missing | (wanted > 0)
-                columns.append(jnp.zeros(n_atoms, R.dtype))
-                continue
-            weighted = weight.at[centers, e].get(mode="fill", fill_value=0.0) > 0
-            only = {}
-            if region.moves and experts[e].num_hops == 1:
-                # Rows of the margin, and those held in reserve, come last and are left out.
-                order = jnp.argsort(~weighted)
-                centers, weighted, only = centers[order], weighted[order], {"wanted": jnp.sum(weighted)}
-            rows = rows_of(e, centers, R, neighbor, moved)
-            computed = energies_of[e](params[e], rows, **only)[: centers.shape[0]]
-            columns.append(jnp.zeros(n_atoms, R.dtype).at[centers].set(jnp.where(weighted, computed, 0.0), mode="drop"))
-            missing = missing | (wanted > jnp.sum(weighted))
+        missing = jnp.any(jnp.isnan(weight)) | jnp.any(jnp.stack([lacks for _, lacks in columns]))
         # A product with all positions, so that all forces are NaN too: behind a `where` they would be zero.
         unknown = jnp.where(missing, jnp.nan, 0.0).astype(R.dtype) * jnp.sum(R)
-        return Parts(weight, jnp.stack(columns, axis=1) + unknown)
+        return Parts(weight, jnp.stack([energies for energies, _ in columns], axis=1) + unknown)
+
+    every = [(e, e) for e in range(len(experts))]
+    guided = [(len(experts), 0), *every[1:]]
+
+    def parts(R, neighbor: MixtureNeighbors, **kwargs) -> Parts:
+        return evaluated(R, neighbor, every, **kwargs)
 
     def energy_fn(R, neighbor: MixtureNeighbors, *, params=None, region=None, box=None, perturbation=None, **_):
         weight, energy = parts(R, neighbor, params=params, region=region, box=box, perturbation=perturbation)
         energies = jnp.sum(weight * energy, axis=1)
         return energies if per_particle else jnp.sum(energies)
+
+    def fast(R, neighbor: MixtureNeighbors, **kwargs) -> Array:
+        weight, energy = evaluated(R, neighbor, guided, **kwargs)
+        return jnp.sum(weight * energy)
+
+    def split(R, neighbor: MixtureNeighbors, **kwargs) -> Array:
+        weight, energy = evaluated(R, neighbor, [*guided, every[0]], **kwargs)
+        slow = jnp.sum(weight[:, 0] * (energy[:, -1] - energy[:, 0]))
+        return jnp.stack([jnp.sum(weight * energy[:, :-1]), slow])
 
     @jax.jit
     def gate(position, neighbors: MixtureNeighbors, *, region=None, **kwargs):
@@ -308,7 +337,8 @@ def mixture_neighbor_list(
             )
         return not counts.any()
 
-    return MixtureNeighborFns(allocate, update, check_domains, parts, gate, assign), energy_fn
+    timescales = (None, None) if guide is None else (fast, split)
+    return MixtureNeighborFns(allocate, update, check_domains, parts, gate, assign, *timescales), energy_fn
 
 
 def _first(mask: Array, size: int) -> Array:
@@ -348,6 +378,19 @@ def _check_builder_arguments(experts, params, region, dr_threshold, capacity_mul
     check_value("chunk_size", chunk_size, int)
     if capacity_multiplier < 1:
         raise ValueError(f"capacity_multiplier must be at least 1, got {capacity_multiplier}.")
+
+
+def _check_guide(guide, experts) -> None:
+    if not (isinstance(guide, (tuple, list)) and len(guide) == 2 and isinstance(guide[0], Expert)):
+        raise ValueError(f"guide must be an expert and its parameters, got {guide!r:.80}.")
+    expert, params = guide
+    if jax.tree.structure(params) != _structure_of(expert.init):
+        raise ValueError(f"guide must have parameters that fit its expert, got {jax.tree.structure(params)!s:.80}.")
+    if expert.num_hops > 1 or expert.species != experts[0].species:
+        raise ValueError(
+            f"guide must be an expert of the species {experts[0].species} that passes no messages, "
+            f"got {expert.species} and num_hops {expert.num_hops}."
+        )
 
 
 def _checked_species(experts, params, species) -> Array:

@@ -73,6 +73,13 @@ def check_not_negative(name: str, value) -> None:
         raise ValueError(f"{name} must not be negative, got {value}.")
 
 
+def check_count(name: str, value, least: int) -> int:
+    """The number; raises `ValueError` where it is not a whole one of at least `least`."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value <= LARGEST_WHOLE:
+        raise ValueError(f"{name} must be a whole number, at least {least}, got {value}.")
+    return int(value)
+
+
 def kind_of(hint) -> type:
     """`float` of `float | None`."""
     if isinstance(hint, types.UnionType):

@@ -17,7 +17,6 @@ Pure: no files, no printing. Reporters (`moe_md.analysis.trajectory`) write.
 
 from dataclasses import replace
 from functools import partial
-from numbers import Integral
 from typing import Any, Callable, NamedTuple, Sequence
 
 import jax
@@ -38,7 +37,7 @@ from moe_md.integrators import (
     nve,
 )
 from moe_md.neighbor_list import box_matrix
-from moe_md.settings import check_not_negative, check_positive, check_value
+from moe_md.settings import check_count, check_not_negative, check_positive, check_value
 
 __all__ = ["Frame", "Log", "Relaxation", "Result", "SimulationError", "State", "langevin", "nose_hoover", "npt", "nve", "relax", "run"]
 
@@ -150,7 +149,7 @@ def run(
     params=None,
     region=None,
     reassign_steps: int | None = None,
-    chunk_steps: int = 50,
+    chunk_steps: int | None = None,
     reporters: Sequence[Callable] = (),
     max_regrow: int = 8,
 ) -> Result:
@@ -186,7 +185,8 @@ def run(
             `regions.hard`, which must then be given, are dealt out anew. What
             that does to the energy is `work` in frames, log and state, and left
             out of `conserved`.
-        chunk_steps: steps between looks at the flags, and between frames.
+        chunk_steps: steps between looks at the flags, and between frames;
+            default 50, or more where slow forces want it.
         reporters: called with a `Frame` at the start (unless continuing) and
             after each chunk. One that has `on_state` is then called with the
             `State` and the neighbours: run again with both, it goes on bit for
@@ -203,10 +203,11 @@ def run(
         SimulationError: energy or positions are not finite, or lists overflow
             again and again.
     """
-    _check_count("n_steps", n_steps, 0)
-    _check_count("chunk_steps", chunk_steps, 1)
-    _check_count("max_regrow", max_regrow, 0)
+    check_count("n_steps", n_steps, 0)
+    chunk_steps = _whole(50, integrator.slow_every) if chunk_steps is None else check_count("chunk_steps", chunk_steps, 1)
+    check_count("max_regrow", max_regrow, 0)
     _check_reassignment(neighbor_fn, region, reassign_steps)
+    _check_slow(neighbor_fn, integrator, n_steps=n_steps, chunk_steps=chunk_steps, reassign_steps=reassign_steps)
     continues = state is not None
     if continues:
         if not all(x is None for x in (position, masses, velocity, temperature_K, box)):
@@ -265,11 +266,27 @@ def run(
 def _check_reassignment(neighbor_fn, region, reassign_steps) -> None:
     if reassign_steps is None:
         return
-    _check_count("reassign_steps", reassign_steps, 1)
+    check_count("reassign_steps", reassign_steps, 1)
     if not hasattr(region, "assigned"):
         raise ValueError(f"region must be given, one of regions.hard, where reassign_steps is, got {region!r:.80}.")
     if not hasattr(neighbor_fn, "assign"):
         raise ValueError("neighbor_fn must be of mixture_neighbor_list where reassign_steps is given.")
+
+
+def _whole(steps: int, every: int) -> int:
+    """The next multiple."""
+    return -(-steps // every) * every
+
+
+def _check_slow(neighbor_fn, integrator, **counts) -> None:
+    every = integrator.slow_every
+    if every == 1:
+        return
+    if getattr(neighbor_fn, "split", None) is None:
+        raise ValueError(f"neighbor_fn must be of mixture_neighbor_list(..., guide=...) where slow_every = {every}.")
+    for name, count in counts.items():
+        if count is not None and count % every:
+            raise ValueError(f"{name} must be a multiple of slow_every = {every}, got {count}.")
 
 
 def _reassigned(neighbor_fn, dynamics, state: State, region, neighbors) -> State:
@@ -340,9 +357,9 @@ def relax(
     Raises:
         ValueError, SimulationError: as in `run`.
     """
-    _check_count("n_steps", n_steps, 0)
-    _check_count("chunk_steps", chunk_steps, 1)
-    _check_count("max_regrow", max_regrow, 0)
+    check_count("n_steps", n_steps, 0)
+    check_count("chunk_steps", chunk_steps, 1)
+    check_count("max_regrow", max_regrow, 0)
     check_positive("force_tolerance", force_tolerance)
     position = _checked_position(position)
     box = None if box is None else _checked_box(box, position.dtype)
@@ -396,29 +413,42 @@ class _Chunk(NamedTuple):
     neighbors: Any
     energy: Array
     strain_gradient: Array  # [3, 3] eV; NaN where the integrator does not ask for it
+    force: Array  # [n_atoms, 3] eV/Å
     last: Array  # int, the last step tried
     overflow: Array  # bool
     finite: Array  # bool
     converged: Array  # bool
 
 
+class _Energies(NamedTuple):
+    """Functions of positions."""
+
+    whole: Callable
+    fast: Callable | None  # without what is slow
+    split: Callable | None  # fast and slow
+
+
 @partial(jax.jit, static_argnums=0)
-def _advance(energy_fn, dynamics, state, neighbors, params, region, box, first, n_steps, tolerance) -> _Chunk:
+def _advance(energies: _Energies, dynamics, state, neighbors, params, region, box, first, n_steps, tolerance) -> _Chunk:
     """`n_steps` steps, less where something stops them; step 0 (if `first`) only evaluates forces."""
     dtype = state.position.dtype
     unstrained = jnp.eye(3, dtype=dtype)
 
-    def evaluate(position, neighbors, current_box):
+    def evaluate(position, neighbors, current_box, k):
+        """Energy and force, and what the integrator is told."""
         given = _given(params=params, region=region, box=current_box)
+        if dynamics.slow_every > 1:
+            energy, force, impulse = _timescales(energies, dynamics.slow_every, k, position, neighbors, given)
+            return energy, force, Evaluation(impulse, None)
         if not dynamics.moves_box:
-            energy, gradient = jax.value_and_grad(lambda R: energy_fn(R, neighbor=neighbors, **given))(position)
-            return energy, Evaluation(-gradient, None)
+            energy, gradient = jax.value_and_grad(lambda R: energies.whole(R, neighbor=neighbors, **given))(position)
+            return energy, -gradient, Evaluation(-gradient, None)
 
         def strained(R, strain):
-            return energy_fn(R, neighbor=neighbors, perturbation=unstrained + strain, **given)
+            return energies.whole(R, neighbor=neighbors, perturbation=unstrained + strain, **given)
 
         energy, (gradient, slope) = jax.value_and_grad(strained, argnums=(0, 1))(position, jnp.zeros_like(unstrained))
-        return energy, Evaluation(-gradient, 0.5 * (slope + slope.T))
+        return energy, -gradient, Evaluation(-gradient, 0.5 * (slope + slope.T))
 
     def step(carry: _Chunk) -> _Chunk:
         state, k = carry.state, carry.last + 1
@@ -428,7 +458,7 @@ def _advance(energy_fn, dynamics, state, neighbors, params, region, box, first, 
         proposed = jax.tree.map(partial(_either, k == 0), state, dynamics.step(state, nothing, box))
         position, new_box = dynamics.place(proposed, box)
         neighbors = carry.neighbors.update(position, **_given(region=region, box=new_box))
-        energy, found = evaluate(position, neighbors, new_box)
+        energy, force, found = evaluate(position, neighbors, new_box, k)
         stepped = jax.tree.map(
             partial(_either, k == 0), dynamics.receive(state, found), dynamics.step(state, found, box)
         )
@@ -438,6 +468,7 @@ def _advance(energy_fn, dynamics, state, neighbors, params, region, box, first, 
             neighbors,
             energy.astype(dtype),
             carry.strain_gradient if found.strain_gradient is None else found.strain_gradient.astype(dtype),
+            force.astype(dtype),
             last=k,
             overflow=jnp.asarray(neighbors.did_buffer_overflow, bool),
             finite=jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in numbers])),
@@ -450,8 +481,23 @@ def _advance(energy_fn, dynamics, state, neighbors, params, region, box, first, 
     no, yes = jnp.zeros((), bool), jnp.ones((), bool)
     before = jnp.where(first, -1, 0).astype(jnp.int32)
     unknown = jnp.full((3, 3), jnp.nan, dtype)
-    energy = jnp.zeros((), dtype)
-    return jax.lax.while_loop(more, step, _Chunk(state, neighbors, energy, unknown, before, no, yes, no))
+    energy, force = jnp.zeros((), dtype), jnp.zeros_like(dynamics.place(state, box)[0])
+    return jax.lax.while_loop(more, step, _Chunk(state, neighbors, energy, unknown, force, before, no, yes, no))
+
+
+def _timescales(energies: _Energies, slow_every: int, k, position, neighbors, given) -> tuple[Array, Array, Array]:
+    """Energy, force and impulse of step `k`: slow forces only at every so many steps, but as often as they stand for."""
+
+    def outer(R):
+        (fast, slow), pull = jax.vjp(lambda R: energies.split(R, neighbors, **given), R)
+        (of_fast,), (of_slow,) = (pull(jnp.asarray(one, R.dtype)) for one in ([1.0, 0.0], [0.0, 1.0]))
+        return fast + slow, -(of_fast + of_slow), -(of_fast + slow_every * of_slow)
+
+    def inner(R):
+        energy, gradient = jax.value_and_grad(lambda R: energies.fast(R, neighbors, **given))(R)
+        return energy, -gradient, -gradient
+
+    return jax.lax.cond(k % slow_every == 0, outer, inner, position)
 
 
 def _either(condition: Array, first: Array, second: Array) -> Array:
@@ -477,8 +523,9 @@ def _advance_and_heal(
     start = good
     for _ in range(max_regrow + 1):
         owner = _owner(region, start)
+        energies = _Energies(energy_fn, *(getattr(neighbor_fn, name, None) for name in ("fast", "split")))
         chunk = _advance(
-            energy_fn, dynamics, start.dynamics, neighbors, params, owner, start.box, first, n_steps, float(tolerance)
+            energies, dynamics, start.dynamics, neighbors, params, owner, start.box, first, n_steps, float(tolerance)
         )
         taken = max(int(chunk.last), 0)
         at = start.step + taken
@@ -622,7 +669,7 @@ def _frame(integrator, state: State, chunk: _Chunk) -> Frame:
         n_regrown=state.n_regrown,
         position=np.asarray(state.position),
         velocity=np.asarray(state.velocity),
-        force=np.asarray(state.dynamics.force),
+        force=np.asarray(chunk.force),
         box=None if state.box is None else np.asarray(state.box, float),
     )
 
@@ -675,8 +722,3 @@ def _checked_box(box, dtype) -> Array:
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-6:
         raise ValueError(f"box must be a number, three edges or three independent columns (Å), got {box!r}.")
     return jnp.asarray(matrix, dtype)
-
-
-def _check_count(name: str, value, least: int) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value < 2**31:
-        raise ValueError(f"{name} must be a whole number, at least {least}, got {value}.")

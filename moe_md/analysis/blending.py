@@ -65,10 +65,12 @@ class BlendWatch:
         self._given = {k: v for k, v in (("params", params), ("region", region)) if v is not None}
         self._atomic_volume = np.nan if atomic_volume is None else float(atomic_volume)
         self._costs = None if costs is None else np.asarray(costs, float)
+        self._force = None
         self._rows: list[Blend] = []
 
     def __call__(self, frame: Frame) -> None:
-        del frame
+        """Keep the force: that of the state may be an impulse."""
+        self._force = frame.force
 
     def on_state(self, state: State, neighbors) -> None:
         """Look."""
@@ -76,7 +78,7 @@ class BlendWatch:
         if state.weights is not None:
             given["region"] = replace(given["region"], weights=state.weights)
         dynamics = state.dynamics
-        seen = self._look(dynamics.position, dynamics.velocity, dynamics.force, neighbors, given)
+        seen = self._look(dynamics.position, dynamics.velocity, self._force, neighbors, given)
         seen = {name: np.asarray(value, float) for name, value in seen.items()}
         seen["area"] = seen["area"] * self._atomic_volume
         self._rows.append(Blend(step=state.step, time_ps=state.time_ps, **seen))

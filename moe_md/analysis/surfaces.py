@@ -25,7 +25,7 @@ from moe_md.analysis.environments import near_foreign
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.extxyz import frame_from_atoms
 from moe_md.interfaces.ase import MixtureCalculator
-from moe_md.settings import check_positive, check_value
+from moe_md.settings import check_count, check_positive, check_value
 
 Region = int | Callable[[Atoms], np.ndarray]
 
@@ -105,8 +105,8 @@ def vacancy_energy(
     True
     """
     check_positive("lattice_constant", lattice_constant)
-    _check_count("repeat", repeat, 2)
-    _check_count("max_steps", max_steps, 1)
+    check_count("repeat", repeat, 2)
+    check_count("max_steps", max_steps, 1)
     calculator = _calculator(checkpoint, region)
     atoms = _owned(bulk(symbol, "fcc", a=lattice_constant, cubic=True) * repeat, region, calculator)
     perfect = atoms.get_potential_energy() / len(atoms)
@@ -157,7 +157,7 @@ def surface_energies(
     """
     check_positive("lattice_constant", lattice_constant)
     check_positive("thickness", thickness)
-    _check_count("max_steps", max_steps, 1)
+    check_count("max_steps", max_steps, 1)
     _check_known("facets", facets, _FACETS)
     calculator = _calculator(checkpoint, region)
     perfect = _owned(bulk(symbol, "fcc", a=lattice_constant), region, calculator).get_potential_energy()
@@ -233,8 +233,8 @@ def adsorption(
     if len(size) != 3:
         raise ValueError(f"size must be three numbers, got {size}.")
     for number in size:
-        _check_count("each of size", number, 2)
-    _check_count("max_steps", max_steps, 1)
+        check_count("each of size", number, 2)
+    check_count("max_steps", max_steps, 1)
     _check_known("sites", sites, _SITES)
     if region is None:
         region = around_adsorbate(checkpoint.experts[1].cutoff) if len(checkpoint.experts) > 1 else 0
@@ -357,12 +357,6 @@ def _relax(atoms: Atoms, max_steps: int) -> tuple[bool, int]:
     optimizer = BFGS(atoms, logfile=None)
     converged = optimizer.run(fmax=FORCE_LIMIT, steps=max_steps)
     return bool(converged), int(optimizer.nsteps)
-
-
-def _check_count(name: str, value, least: int) -> None:
-    check_value(name, value, int)
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}.")
 
 
 def _check_known(name: str, values: Sequence[str], known) -> None:

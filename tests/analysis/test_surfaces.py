@@ -215,7 +215,7 @@ def test_bad_input(one):
     for compute in (vacancy_energy, surface_energies, adsorption):
         with pytest.raises(ValueError, match="lattice_constant must be positive, got -1"):
             compute(one, lattice_constant=-1)
-        with pytest.raises(ValueError, match="max_steps must be at least 1, got 0"):
+        with pytest.raises(ValueError, match="max_steps must be a whole number, at least 1, got 0"):
             compute(one, lattice_constant=A, max_steps=0)
         with pytest.raises(ValueError, match="region must be .* between 0 and 0, got 1"):
             compute(one, 1, lattice_constant=A)
@@ -223,7 +223,7 @@ def test_bad_input(one):
             compute(one, [0, 0], lattice_constant=A)
         with pytest.raises(ValueError, match=r"region must assign each of the \d+ atoms, got shape \(5,\)"):
             compute(one, lambda atoms: np.zeros(5, int), lattice_constant=A)
-    with pytest.raises(ValueError, match="repeat must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="repeat must be a whole number, at least 2, got 1"):
         vacancy_energy(one, lattice_constant=A, repeat=1)
     with pytest.raises(ValueError, match="facets must be some of .* got .'211',."):
         surface_energies(one, lattice_constant=A, facets=("211",))
@@ -231,7 +231,7 @@ def test_bad_input(one):
         surface_energies(one, lattice_constant=A, facets="111")
     with pytest.raises(ValueError, match="sites must be some of .* got .'step',."):
         adsorption(one, lattice_constant=A, sites=("step",))
-    with pytest.raises(ValueError, match="each of size must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="each of size must be a whole number, at least 2, got 1"):
         adsorption(one, lattice_constant=A, size=(1, 2, 4))
     with pytest.raises(ValueError, match="size must be three numbers"):
         adsorption(one, lattice_constant=A, size=(2, 2))
