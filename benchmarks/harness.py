@@ -138,11 +138,11 @@ def read(folder, name: str) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.exists() else []
 
 
-def two_experts(name_or_path: str, *, random: bool = False) -> mm.Checkpoint:
-    """The pair to time: of a checkpoint, or of the same build with random parameters."""
-    if not random:
+def two_experts(name_or_path: str, *, random: bool = False, tiny: bool = False) -> mm.Checkpoint:
+    """The pair to time: of a checkpoint, or of the same build, or a tiny one, with random parameters."""
+    if not (random or tiny):
         return mm.load(name_or_path)
-    built = tuple(experts.build(config) for config in PTCO_CONFIGS)
+    built = small_experts(tiny=True) if tiny else tuple(experts.build(config) for config in PTCO_CONFIGS)
     params = tuple(expert.init(jax.random.key(n)) for n, expert in enumerate(built))
     return checkpoint.Checkpoint(built, params, {}, {})
 

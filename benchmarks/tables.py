@@ -54,6 +54,48 @@ def mixture_note(record: dict) -> str:
     )
 
 
+def respa(folder: Path) -> str:
+    """Multiple time steps: energy against the outer step, and speed beside its bound."""
+    command = "python benchmarks/bench_respa.py"
+    records = harness.read(folder, "respa")
+    parts = [f"`{command}`"]
+    for record in newest([r for r in records if "conservation" in r]):
+        rows = record["conservation"]
+        head = ["guide", "expensive forces every, fs", "drift, µeV/atom/ps", "fluctuation, meV", "C-O, Å"]
+        note = (
+            f"{rows[0]['ps']:g} ps of {rows[0]['n_atoms']} atoms under `{record['checkpoint']}`, one CO and a ball about it on the expensive expert, float64, 1 fs. "
+            f"The guide: l_max {record['guide']['l_max']}, {record['guide']['num_channels']} channels. {where(record)}."
+        )
+        parts += [markdown(head, [[row["guide"], f"{row['slow_every']}", *_energy_of(row)] for row in rows]), note]
+    for record in newest([r for r in records if "speed" in r]):
+        timed = record["speed"]
+        rows = [
+            [
+                f"{row['f']:.2f}",
+                f"{row['slow_every']}",
+                f"{1e3 * row['median_s']:,.0f} ({1e3 * row['quartiles_s'][0]:,.0f} to {1e3 * row['quartiles_s'][1]:,.0f})",
+                f"{row['gain']:.2f}",
+                f"{row['bound']:.2f}",
+                f"{row['gain'] / row['bound']:.2f}",
+                f"{row['speedup']:.1f}",
+            ]
+            for row in timed["rows"]
+        ]
+        head = ["f", "expensive forces every, steps", "ms per step (quartiles)", "gain", "bound", "of bound", "over all expensive"]
+        parts += [markdown(head, rows), f"{timed['atoms']:,} atoms under `{record['speed_checkpoint']}`, float32; r = {timed['r']:.1f}. {where(record)}."]
+    return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
+
+
+def _energy_of(row: dict) -> list[str]:
+    if row["failed"]:
+        return ["–", "–", "failed"]
+    return [
+        f"{1e3 * row['drift_meV_per_atom_per_ps']:+.2f} ± {1e3 * row['drift_stderr']:.2f}",
+        f"{row['fluctuation_meV']:.2f}",
+        f"{row['bond'][0]:.2f} to {row['bond'][1]:.2f}",
+    ]
+
+
 def cotraining(folder: Path) -> str:
     """Ways of training a pair, side by side."""
     command = "python benchmarks/bench_cotraining.py"
@@ -375,6 +417,7 @@ KEYS = (("energy_meV_per_atom", 1), ("forces_meV_per_A", 0), ("stress_GPa", 2))
 TABLES: dict[str, Callable[[Path], str]] = {
     "mixture": mixture,
     "moving": moving,
+    "respa": respa,
     "regions": regions,
     "cotraining": cotraining,
     "learning_curve": learning_curve,

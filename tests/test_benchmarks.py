@@ -199,6 +199,20 @@ def test_halo(tmp_path, tables):
     assert "halo" in tables.halo(tmp_path)
 
 
+def test_respa(tmp_path, tables):
+    record = smoke("respa", tmp_path)
+    (run,) = record["conservation"]
+    assert run["slow_every"] == 4 and not run["failed"] and 0 < run["fluctuation_meV"] < 50 and run["momentum"] < 1e-10
+    assert mm.load(tmp_path / "guide.msgpack").experts[0].domain == ("Pt", "C", "O")
+    once, twice = record["speed"]["rows"]
+    assert once["gain"] == 1.0 and twice["gain"] == pytest.approx(once["median_s"] / twice["median_s"])
+    r = record["speed"]["r"]
+    assert twice["bound"] == pytest.approx((0.25 + 0.75 / r) / (1 / r + 0.25 / 2))
+    path = tmp_path / "respa.jsonl"
+    path.write_text(json.dumps({**record, "smoke": False}) + "\n")
+    assert "| guide | 4 |" in tables.respa(tmp_path) and "256 atoms under `ptco`" in tables.respa(tmp_path)
+
+
 def test_moving(tmp_path, tables):
     record = smoke("moving", tmp_path, "--runs", "moving")
     assert record["momentum"] < 1e-10 and record["kicks_work_eV"] > 1 and record["farthest"] > 1

@@ -1,0 +1,205 @@
+"""Multiple time steps: how far apart may the expensive expert's forces be, and what is gained?
+
+    python benchmarks/bench_respa.py [--guide FILE] [--parts conservation speed] [--smoke]
+
+A guide, a small power spectrum that knows C and O, is trained on what the
+expensive expert says of frames of `ptco_fm`, and written to `--guide` if it is not
+there yet. It gives the forces between two of the expensive expert's. The cheap
+expert, to which C and O are invisible, serves as a guide for comparison: then
+the C-O bond, whose period is 16 fs, is among the slow forces.
+
+    conservation   CO on Pt(111), a ball about it on the expensive expert, float64, constant energy
+    speed          a crystal, the highest atoms on the expensive expert, float32; bound: with f the share
+                   and r the ratio of costs, (f + (1 - f) / r) / (1 / r + f / k) over steps of one force
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import harness
+import jax
+import jax.numpy as jnp
+import numpy as np
+from bench_mixture import SYMBOL, crystal, upper_share
+from bench_moving import CHUNK_FS, LATTICE, R_BLEND, terrace
+from jax_md import space
+
+import moe_md as mm
+from moe_md import checkpoint, experts, simulate
+from moe_md.analysis.environments import near_foreign
+from moe_md.analysis.errors import compare
+from moe_md.analysis.trajectory import drift
+from moe_md.data.dataset import dataset_from_frames
+from moe_md.training import cotrain
+from moe_md.training.losses import Weights
+
+GUIDE = {"builder": "power_spectrum", "cutoff": 5.0, "l_max": 3, "num_channels": 12, "hidden": [32, 32], "avg_num_neighbors": 40.0}
+LONE = {"builder": "power_spectrum", "cutoff": 3.0, "l_max": 0, "num_channels": 1, "num_bessels": 2, "hidden": [2]}  # `cotrain` wants two
+EVERY = (1, 2, 3, 4, 5, 6, 8)
+
+
+def trained_guide(arguments) -> mm.Checkpoint:
+    """A guide for the checkpoint's expensive expert."""
+    path = Path(arguments.guide)
+    if path.exists():
+        return mm.load(path)
+    model = mm.load(arguments.checkpoint)
+    species = model.experts[0].species
+    frames = [f for f in mm.data.read_frames(mm.data.ptco_fm()) if len(f.symbols) <= 40][:: 40 if arguments.smoke else 2]
+    rule = near_foreign(model.experts[1].domain, model.experts[1].cutoff)
+    said = [c.expensive for c in compare(model, dataset_from_frames(frames, species), rule)]
+    frames = [f._replace(energy=o.energy, forces=o.forces, stress=o.stress) for f, o in zip(frames, said)]
+    pair = (experts.build({**GUIDE, "species": species}), experts.build({**LONE, "species": species, "domain": ("Pt",)}))
+    alone = Weights(agree_energy=0.0, agree_partial_forces=0.0, agree_stress=0.0, mixed=0.0)
+    settings = cotrain.Settings(
+        steps=20 if arguments.smoke else arguments.guide_steps, weights=alone, environment_rows=0, perfect_crystals=0, max_rows=64
+    )
+    guide = mm.cotrain(pair, dataset_from_frames(frames, species), settings)
+    checkpoint.save(path, guide)
+    return guide
+
+
+def conservation(model, guides: dict, arguments) -> list[dict]:
+    """Runs from one start, by guide and by steps between forces of the expensive expert."""
+    atoms = terrace(tuple(arguments.size), 1)
+    box, known = atoms.cell.lengths(), model.experts[0].species
+    species = np.array([known.index(s) for s in atoms.symbols])
+    carbon, oxygen = (int(np.flatnonzero(atoms.numbers == n)[0]) for n in (6, 8))
+    region = mm.regions.around([carbon, oxygen], model.experts[1].cutoff, R_BLEND)
+    displacement_fn, shift_fn = space.periodic(jnp.asarray(box))
+    rows, warm = [], None
+    for name, guide in guides.items():
+        fns = mm.mixture_neighbor_list(displacement_fn, box, model.experts, model.params, species, region, guide=guide)
+        if warm is None:
+            start = dict(masses=atoms.get_masses(), temperature_K=2 * arguments.temperature_K, key=jax.random.key(0))
+            warm = simulate.run(*fns, simulate.nve(shift_fn, 1.0), jnp.asarray(atoms.positions), n_steps=arguments.warmup, **start).state
+        for every in arguments.every:
+            bonds: list[float] = []
+
+            def look(frame: simulate.Frame) -> None:
+                apart = frame.position[carbon] - frame.position[oxygen]
+                bonds.append(float(np.linalg.norm(apart - box * np.round(apart / box))))
+
+            chunk = max(1, round(min(CHUNK_FS, 40 * arguments.ps) / every)) * every  # at least 25 frames
+            steps = -(-round(1e3 * arguments.ps) // chunk) * chunk
+            row = {"guide": name, "slow_every": every, "ps": 1e-3 * steps}
+            try:
+                result = simulate.run(*fns, simulate.nve(shift_fn, 1.0, slow_every=every), state=warm, n_steps=steps, chunk_steps=chunk, reporters=[look])
+            except simulate.SimulationError:
+                rows.append(row | {"failed": True})
+            else:
+                line = drift(result.log.time_ps, result.log.total, len(atoms))
+                rest = result.log.total - np.polyval(np.polyfit(result.log.time_ps, result.log.total, 1), result.log.time_ps)
+                rows.append(
+                    row
+                    | {
+                        "failed": False,
+                        "drift_meV_per_atom_per_ps": line.slope,
+                        "drift_stderr": line.standard_error,
+                        "fluctuation_meV": 1e3 * float(np.std(rest)),
+                        "temperature_K": float(np.mean(result.log.temperature_K)),
+                        "momentum": float(np.max(result.log.momentum)),
+                        "bond": [min(bonds), max(bonds)],
+                    }
+                )
+            rows[-1]["n_atoms"] = len(atoms)
+            print(rows[-1], flush=True)
+    return rows
+
+
+def speed(model, guide, arguments) -> dict:
+    """Time per inner step beside its bound."""
+    position, edges = crystal(arguments.atoms)
+    species = np.full(len(position), model.experts[0].species.index(SYMBOL))
+    displacement_fn, shift_fn = space.periodic(edges)
+    build = partial(mm.mixture_neighbor_list, displacement_fn, edges, species=species, chunk_size=arguments.chunk_size)
+    masses = np.full(len(position), 195.08)
+
+    def case(fns, every: int) -> harness.Case:
+        """`every` inner steps."""
+        start = dict(masses=masses, temperature_K=300.0, key=jax.random.key(0))
+        begun = simulate.run(*fns, simulate.nve(shift_fn, 1.0, slow_every=every), jnp.asarray(position), n_steps=0, **start)
+        energies = simulate._Energies(fns[1], fns[0].fast, fns[0].split)
+        dynamics = simulate.nve(shift_fn, 1.0, slow_every=every)
+
+        def advance(carry):
+            chunk = simulate._advance(energies, dynamics, *carry, None, None, None, False, every, 0.0)
+            return chunk.state, chunk.neighbors
+
+        return harness.Case(advance, (begun.state.dynamics, begun.neighbors))
+
+    alone = mm.regions.fixed(np.zeros(len(position), int), n_experts=1)
+    counts = {"all expensive": 1, "all cheap": 1}
+    cases = {
+        "all expensive": case(build(experts=model.experts[:1], params=model.params[:1], region=alone), 1),
+        "all cheap": case(build(experts=model.experts[1:], params=model.params[1:], region=alone), 1),
+    }
+    for share in arguments.shares:
+        fns = build(experts=model.experts, params=model.params, region=upper_share(position, share), guide=guide)
+        for every in arguments.speed_every:
+            counts[f"{share:g}, {every}"] = every
+            cases[f"{share:g}, {every}"] = case(fns, every)
+            print(f"f = {share:g}, every {every}: compiled in {cases[f'{share:g}, {every}'].compile_seconds:.0f} s", flush=True)
+    timings = harness.interleave(cases, repeats=arguments.repeats)
+    for name, each in cases.items():
+        state, neighbors = each.state
+        if bool(neighbors.did_buffer_overflow) or not np.isfinite(np.asarray(state.force)).all():
+            raise RuntimeError(f"{name}: lists overflowed or forces are not finite; its time means nothing.")
+    per_step = {name: np.array([t.median, t.lower, t.upper]) / counts[name] for name, t in timings.items()}
+    expensive, cheap = per_step["all expensive"][0], per_step["all cheap"][0]
+    rows = []
+    for share in arguments.shares:
+        f, r = round(share * len(position)) / len(position), expensive / cheap
+        for every in arguments.speed_every:
+            spent = per_step[f"{share:g}, {every}"]
+            gain = per_step[f"{share:g}, {arguments.speed_every[0]}"][0] / spent[0]
+            bound = (f + (1 - f) / r) / (1 / r + f / every) if every > 1 else 1.0
+            rows.append({"f": f, "slow_every": every, "median_s": spent[0], "quartiles_s": spent[1:].tolist(), "gain": gain, "bound": bound,
+                         "speedup": expensive / spent[0]})  # fmt: skip
+            print(rows[-1], flush=True)
+    return {"atoms": len(position), "repeats": arguments.repeats, "r": expensive / cheap,
+            "expensive_s": expensive, "cheap_s": cheap, "rows": rows}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", default="ptco-small", help="name or path, for conservation")
+    parser.add_argument("--speed-checkpoint", default="ptco", help="name or path, for speed")
+    parser.add_argument("--guide", default="guide.msgpack", help="file of the guide")
+    parser.add_argument("--guide-steps", type=int, default=6000)
+    parser.add_argument("--parts", nargs="+", choices=("conservation", "speed"), default=("conservation", "speed"))
+    parser.add_argument("--every", type=int, nargs="+", default=EVERY, help="steps of 1 fs between forces of the expensive expert")
+    # Wider than twice the ball, or the weights of atoms between two images of it have a kink.
+    parser.add_argument("--size", type=int, nargs=3, default=(6, 8, 4), help="columns, rows (even), layers of Pt")
+    parser.add_argument("--ps", type=float, default=5.0)
+    parser.add_argument("--warmup", type=int, default=500, help="steps")
+    parser.add_argument("--temperature-K", type=float, default=500.0)
+    parser.add_argument("--atoms", type=int, default=8064)
+    parser.add_argument("--shares", type=float, nargs="+", default=(0.05, 0.25))
+    parser.add_argument("--speed-every", type=int, nargs="+", default=(1, 2, 3, 4), help="the first is what others are compared to")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--chunk-size", type=int, default=64, help="rows computed at a time")
+    parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
+    parser.add_argument("--smoke", action="store_true", help="fs of a small slab, a few hundred atoms, two repeats")
+    arguments = parser.parse_args()
+    if arguments.smoke:
+        vars(arguments).update(ps=0.1, warmup=4, every=(4,), size=(6, 8, 3), atoms=256, shares=(0.25,), speed_every=(1, 2), repeats=2)
+    guide = trained_guide(arguments)
+    record = {"benchmark": "respa", **harness.environment(), "smoke": arguments.smoke, "checkpoint": arguments.checkpoint,
+              "speed_checkpoint": arguments.speed_checkpoint, "dtype": "float64 and float32", "lattice_constant": LATTICE, "guide": guide.experts[0].config}  # fmt: skip
+    if "conservation" in arguments.parts:
+        model = mm.load(arguments.checkpoint)
+        guides = {"guide": (guide.experts[0], guide.params[0]), "cheap expert": (model.experts[1], model.params[1])}
+        if arguments.smoke:
+            del guides["cheap expert"]
+        with jax.enable_x64(True):
+            record["conservation"] = conservation(model, guides, arguments)
+    if "speed" in arguments.parts:
+        timed = harness.two_experts(arguments.speed_checkpoint, tiny=arguments.smoke)
+        record["speed"] = speed(timed, (guide.experts[0], guide.params[0]), arguments)
+    harness.append(arguments.results, "respa", record)
+
+
+if __name__ == "__main__":
+    main()
