@@ -50,6 +50,7 @@ class Expert(NamedTuple):
     domain: tuple[str, ...]  # species it may meet, as centre or neighbour
     config: dict  # builder name and keyword arguments: what a checkpoint stores
     num_hops: int = 1  # an energy depends on rows within num_hops - 1 neighbours of its centre
+    dear_slots: bool = False  # a slot costs so much that a mixture hands it rows without the skin's
 
 
 def energies_and_partial_forces(expert: Expert, params: Params, rows: Neighborhood) -> tuple[Array, Array]:
@@ -232,7 +233,7 @@ def allegro(
         nonlinearity=nonlinearity,
         pair_cutoffs=pair_cutoffs,
     )
-    return _network_expert("allegro", network, config)
+    return _network_expert("allegro", network, config)._replace(dear_slots=True)
 
 
 def power_spectrum(

@@ -23,11 +23,12 @@ from jax import Array
 
 from moe_md import neighbor_list as lists
 from moe_md.experts import Expert, Params, chunked_atom_energies
-from moe_md.neighborhood import Neighborhood, rows_from_neighbor_list
+from moe_md.neighborhood import Neighborhood, fullest_row, near_rows, rows_from_neighbor_list
 from moe_md.regions import Region, Sphere, Surroundings, check_region
 from moe_md.settings import check_value
 
 MAX_EDGE = 1e4  # Å, of a box
+THERMAL_ROOM = 0.3  # of the room for neighbours within the skin, what those within a cutoff want: there are fewer, and they vary less
 
 
 @jax.tree_util.register_dataclass
@@ -39,7 +40,8 @@ class MixtureNeighbors:
     centers: tuple[Array, ...]  # per expert [capacity] int, the atoms it computes, n_atoms where none
     halo: tuple[Array, ...]  # per expert [capacity] int, other atoms whose rows it needs, n_atoms where none
     spheres: Any  # lists of what is near the atoms that the region follows, as it wants them
-    centers_overflow: Array  # bool, an expert was given more atoms than it holds rows
+    centers_overflow: Array  # bool, an expert was given more atoms than it holds rows, or more neighbours than slots
+    slots: tuple[int | None, ...] = field(metadata={"static": True})  # per potential, in a row without skin; None where the list's will do
     update_fn: Callable = field(metadata={"static": True})
 
     def update(self, position: Array, *, region: Region | None = None, **kwargs) -> "MixtureNeighbors":
@@ -64,7 +66,7 @@ class MixtureNeighbors:
 
     @property
     def error(self) -> Array:
-        """Bits: 1 where rows or cells of the list ran out or the box became too narrow, 256 where an expert ran out of rows."""
+        """Bits: 1 where rows or cells of the list ran out or the box became too narrow, 256 where an expert ran out of rows or slots."""
         return jnp.where(self._list_overflow, 1, 0) | jnp.where(self.centers_overflow, 256, 0)
 
     @property
@@ -192,6 +194,15 @@ def mixture_neighbor_list(
         needed = jnp.concatenate([jnp.sum(held, axis=0), jnp.stack([jnp.sum(mask) for mask in halos])])
         return centers, halo, jnp.any(needed > jnp.asarray([*centers_sizes, *halo_sizes]))
 
+    packed = [potential.dear_slots and potential.num_hops == 1 for potential in potentials]
+
+    def fullest(position, centers, full_list, **kwargs) -> list[Array | None]:
+        """The most neighbours within its cutoff that a row of each potential with dear slots has."""
+        moved, held = partial(displacement_fn, **kwargs), [*centers, centers[0]]
+        return [
+            fullest_row(position, full_list.idx[level[e]], moved, held[e], p.cutoff) if packed[e] else None for e, p in enumerate(potentials)
+        ]
+
     def allocate(position, extra_capacity: int = 0, *, region: Region | None = None, **kwargs):
         kwargs = given(**kwargs)
         _check_position(position, n_atoms)
@@ -214,7 +225,10 @@ def mixture_neighbor_list(
         sizes = tuple(_capacity(n, slack, n_atoms) for n in np.sum(held, axis=0))
         halo_sizes = tuple(_capacity(np.sum(mask), capacity_multiplier, n_atoms) for mask in halos)
         centers, halo, overflow = select(held, halos, sizes, halo_sizes)
-        neighbors = MixtureNeighbors(full_list, centers, halo, spheres, overflow, update)
+        room = 1.0 + THERMAL_ROOM * (capacity_multiplier - 1.0)
+        most = fullest(position, centers, full_list, **kwargs)
+        slots = tuple(None if n is None else max(1, lists.roomy(room, extra_capacity, int(n))) for n in most)
+        neighbors = MixtureNeighbors(full_list, centers, halo, spheres, overflow, slots, update)
         check_domains(position, neighbors, region=region, **kwargs)
         return neighbors
 
@@ -232,19 +246,24 @@ def mixture_neighbor_list(
         held = support(position, owner, full_list, spheres, **kwargs)
         sizes = (tuple(c.shape[0] for c in each) for each in (neighbors.centers, neighbors.halo))
         centers, halo, overflow = select(held, halos_of(held, full_list), *sizes)
-        return MixtureNeighbors(full_list, centers, halo, spheres, neighbors.centers_overflow | overflow, update)
+        overflow = overflow | neighbors.centers_overflow
+        for n, size in zip(fullest(position, centers, full_list, **kwargs), neighbors.slots):
+            overflow = overflow if n is None else overflow | (n > size)
+        return MixtureNeighbors(full_list, centers, halo, spheres, overflow, neighbors.slots, update)
 
-    def rows_of(e: int, centers, position, neighbors: MixtureNeighbors, moved) -> Neighborhood:
-        """Rows for a potential of its centres, then of its halo."""
-        hops = potentials[e].num_hops
-        if hops > 1:
-            centers = jnp.concatenate([centers, neighbors.halo[e]])
-        rows = rows_from_neighbor_list(position, species, neighbors.list.idx[level[e]], moved, centers)
-        if hops == 1:
-            return rows
+    def rows_of(e: int, centers, position, neighbors: MixtureNeighbors, moved) -> tuple[Neighborhood, Array]:
+        """Rows for a potential of its centres, then of its halo; whether slots ran out."""
+        idx, no = neighbors.list.idx[level[e]], jnp.zeros((), bool)
+        if packed[e]:
+            rows, n = near_rows(position, species, idx, moved, centers, potentials[e].cutoff, neighbors.slots[e])
+            return rows, n > neighbors.slots[e]
+        if potentials[e].num_hops == 1:
+            return rows_from_neighbor_list(position, species, idx, moved, centers), no
+        centers = jnp.concatenate([centers, neighbors.halo[e]])
+        rows = rows_from_neighbor_list(position, species, idx, moved, centers)
         n_rows = centers.shape[0]
         row_of = jnp.full(n_atoms + 1, n_rows).at[centers].set(jnp.arange(n_rows)).at[n_atoms].set(n_rows)
-        return rows._replace(neighbor=row_of[rows.neighbor])
+        return rows._replace(neighbor=row_of[rows.neighbor]), no
 
     def column(R, neighbor: MixtureNeighbors, weight, moves: bool, moved, e: int, tree, of: int) -> tuple[Array, Array]:
         """Energies by potential `e` of the atoms with weight on expert `of`, `[n_atoms]`; whether rows are missing."""
@@ -257,9 +276,10 @@ def mixture_neighbor_list(
             # Rows of the margin, and those held in reserve, come last and are left out.
             order = jnp.argsort(~weighted)
             centers, weighted, only = centers[order], weighted[order], {"wanted": jnp.sum(weighted)}
-        computed = energies_of[e](tree, rows_of(e, centers, R, neighbor, moved), **only)[: centers.shape[0]]
+        rows, lacking = rows_of(e, centers, R, neighbor, moved)
+        computed = energies_of[e](tree, rows, **only)[: centers.shape[0]]
         energies = jnp.zeros(n_atoms, R.dtype).at[centers].set(jnp.where(weighted, computed, 0.0), mode="drop")
-        return energies, wanted > jnp.sum(weighted)
+        return energies, lacking | (wanted > jnp.sum(weighted))
 
     def evaluated(R, neighbor, of: Sequence[tuple[int, int]], params=None, region=None, box=None, perturbation=None) -> Parts:
         """Weights, and the energies by some potentials of the atoms that are on some experts."""

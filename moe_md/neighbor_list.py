@@ -26,6 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from moe_md.neighborhood import compacted
+
 BLOCK = {"cpu": 256}  # atoms whose candidates are compared at a time, by backend
 LARGE_BLOCK = 16_384
 BREATHING = 1.05  # cells of boxes that may change are made wider by this
@@ -123,7 +125,7 @@ def neighbor_list(
             for level, size in enumerate(n_slots):
                 near = squared(atoms, rows) < reach[level] ** 2
                 keep = near & (rows < n_atoms) & (rows != atoms[:, None]) & (atoms < n_atoms)[:, None]
-                rows, needed = _compacted(rows, keep, size, n_atoms)
+                rows, needed = compacted(rows, keep, size, n_atoms)
                 made.append(rows)
                 fullest.append(needed)
             return tuple(made), jnp.stack(fullest)
@@ -146,9 +148,9 @@ def neighbor_list(
         frame = frame_of(**kwargs)
         wanted = (float(cutoffs[0]) + dr_threshold) * (BREATHING if fractional_coordinates else 1.0)
         grid = _grid(perpendicular_widths(frame), wanted, n_atoms)
-        roomy = partial(_roomy, capacity_multiplier, extra_capacity)
+        room = partial(roomy, capacity_multiplier, extra_capacity)
         most = int(fullest_cell(position, grid))
-        cell_capacity = min(roomy(most), n_atoms)
+        cell_capacity = min(room(most), n_atoms)
         candidates = min(len(_offsets(grid)) * cell_capacity, n_atoms)
         made = partial(build, position, cutoffs, centers, grid, cell_capacity, **kwargs)
         # Once to count, once to keep: nothing is ever as large as all candidates.
@@ -158,7 +160,7 @@ def neighbor_list(
         while (np.asarray(needed) > np.asarray(guess)).any():
             guess = tuple(min(max(int(n), g), candidates) for n, g in zip(np.asarray(needed), guess))
             _, needed, _ = made(guess)
-        n_slots = tuple(max(1, min(roomy(int(n)), n_atoms - 1)) for n in np.asarray(needed))
+        n_slots = tuple(max(1, min(room(int(n)), n_atoms - 1)) for n in np.asarray(needed))
         rows, _, _ = made(n_slots)
         reference = jnp.asarray(frame, position.dtype)
         no = jnp.zeros((), bool)
@@ -249,14 +251,6 @@ def _number(place: Array, grid: tuple[int, int, int]) -> Array:
     return (place[..., 0] * grid[1] + place[..., 1]) * grid[2] + place[..., 2]
 
 
-def _compacted(values: Array, keep: Array, size: int, fill: int) -> tuple[Array, Array]:
-    """The kept values of each row in `size` slots, in their order, and how many the fullest row has."""
-    place = jnp.cumsum(keep, axis=1)
-    rows = jnp.arange(values.shape[0])[:, None]
-    target = jnp.where(keep, place - 1, size)
-    made = jnp.full((values.shape[0], size), fill, jnp.int32).at[rows, target].set(values, mode="drop")
-    return made, jnp.max(place[:, -1])
-
-
-def _roomy(multiplier: float, extra: int, n: int) -> int:
+def roomy(multiplier: float, extra: int, n: int) -> int:
+    """What is allocated where `n` are needed."""
     return int(np.ceil(n * multiplier)) + extra

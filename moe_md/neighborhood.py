@@ -52,21 +52,83 @@ def rows_from_neighbor_list(
     Returns:
         `n` rows; `neighbor` indexes atoms. Differentiable in `position`.
     """
-    n_atoms = position.shape[0]
+    return _rows(position, species, neighbors_of(centers, idx), displacement_fn, centers, **kwargs)
+
+
+def near_rows(
+    position: Array,
+    species: Array,
+    idx: Array,
+    displacement_fn: Callable,
+    centers: Array,
+    cutoff: float,
+    n_slots: int,
+    **kwargs,
+) -> tuple[Neighborhood, Array]:
+    """Rows without skin: the neighbours within a cutoff only, in fewer slots.
+
+    Args:
+        cutoff: Å.
+        n_slots: of the rows that are made.
+        others: as in `rows_from_neighbor_list`.
+
+    Returns:
+        Those rows, and the neighbours of the fullest one: where there are more
+        than `n_slots`, some are left out.
+    """
+    neighbor, fullest = _near(position, idx, displacement_fn, centers, cutoff, n_slots, **kwargs)
+    return _rows(position, species, neighbor, displacement_fn, centers, **kwargs), fullest
+
+
+def fullest_row(position: Array, idx: Array, displacement_fn: Callable, centers: Array, cutoff: float, **kwargs) -> Array:
+    """The most neighbours within a cutoff that any of some centres has; arguments as in `near_rows`."""
+    if centers.shape[0] == 0:
+        return jnp.zeros((), jnp.int32)
+    return _near(position, idx, displacement_fn, centers, cutoff, 1, **kwargs)[1]
+
+
+def compacted(values: Array, keep: Array, size: int, fill: int) -> tuple[Array, Array]:
+    """The kept values of each row in `size` slots, in their order, and how many the fullest row has."""
+    place = jnp.cumsum(keep, axis=1)
+    rows = jnp.arange(values.shape[0])[:, None]
+    target = jnp.where(keep, place - 1, size)
+    made = jnp.full((values.shape[0], size), fill, jnp.int32).at[rows, target].set(values, mode="drop")
+    return made, jnp.max(place[:, -1])
+
+
+def neighbors_of(centers: Array, idx: Array) -> Array:
+    """`[n, K]` int, neighbours of some centres; the number of atoms where there is none."""
+    n_atoms = idx.shape[0]
     real = centers < n_atoms
-    center = jnp.where(real, centers, 0)
-    neighbor = jnp.where(real[:, None], idx[center], n_atoms)
-    mask = neighbor < n_atoms
-    # A padded slot reads atom 0; the mask removes it.
-    safe = jnp.where(mask, neighbor, 0)
+    return jnp.where(real[:, None], idx[jnp.where(real, centers, 0)], n_atoms)
+
+
+def _near(position, idx, displacement_fn, centers, cutoff, n_slots, **kwargs) -> tuple[Array, Array]:
+    position, kwargs = jax.lax.stop_gradient((position, kwargs))
+    neighbor, n_atoms = neighbors_of(centers, idx), position.shape[0]
+    D = _displacements(position, neighbor, displacement_fn, centers, **kwargs)
+    keep = (neighbor < n_atoms) & (jnp.sum(D**2, axis=-1) < cutoff**2)
+    return compacted(neighbor, keep, n_slots, n_atoms)
+
+
+def _displacements(position, neighbor, displacement_fn, centers, **kwargs) -> Array:
+    n_atoms = position.shape[0]
+    # A padded slot reads atom 0; masks remove it.
+    safe, center = jnp.where(neighbor < n_atoms, neighbor, 0), jnp.where(centers < n_atoms, centers, 0)
     to_neighbor = jax.vmap(jax.vmap(lambda b, a: displacement_fn(b, a, **kwargs), (0, None)))
     # A float64 box must not turn float32 positions into float64 rows.
-    displacement = to_neighbor(position[safe], position[center]).astype(position.dtype)
+    return to_neighbor(position[safe], position[center]).astype(position.dtype)
+
+
+def _rows(position, species, neighbor, displacement_fn, centers, **kwargs) -> Neighborhood:
+    n_atoms = position.shape[0]
+    mask = neighbor < n_atoms
+    displacement = _displacements(position, neighbor, displacement_fn, centers, **kwargs)
     return Neighborhood(
         displacement=jnp.where(mask[..., None], displacement, 1.0),
         mask=mask,
-        center_species=species[center],
-        neighbor_species=species[safe],
+        center_species=species[jnp.where(centers < n_atoms, centers, 0)],
+        neighbor_species=species[jnp.where(mask, neighbor, 0)],
         neighbor=neighbor,
     )
 

@@ -13,8 +13,8 @@ ROOT = Path(moe_md.__file__).parent
 
 # From the ground up. A module imports from floors below its own, or from its own package.
 FLOORS = (
-    ("units", "settings", "interrupts", "neighborhood", "neighbor_list"),  # rows are the language of the models: a type, and lists that fill it
-    ("models",),
+    ("units", "settings", "interrupts", "neighborhood"),  # rows are the language of the models
+    ("neighbor_list", "models"),  # lists fill them
     ("experts", "regions", "data"),
     ("mixture", "checkpoint"),
     ("derivatives", "integrators"),

@@ -106,7 +106,7 @@ class AllegroNetwork(nn.Module):
             neighbors = neighbors[rows.center_species]
         per_edge = (neighbors**-0.5)[..., None, None]  # of a sum over edges; [n, 1, 1] or [1, 1]
         mlp = partial(ScalarMLP, nonlinearity=NONLINEARITIES[self.nonlinearity])
-        harmonics = angular.spherical_harmonics(self.l_max, vector)  # [n, K, (l_max + 1)^2]
+        harmonics = angular.spherical_harmonics(self.l_max, vector, axis=-2)  # [n, (l_max + 1)^2, K]
 
         # Two-body embedding. No network here has a bias, so a masked slot,
         # whose radial basis is zero, stays exactly zero in every feature.
@@ -134,7 +134,7 @@ class AllegroNetwork(nn.Module):
         chain = None  # M_1 ... M_t, [n, (l_max + 1)^2, dim(track[t]), C]
         for layer in range(self.num_layers):
             # Sums over neighbours and products with them: small matrix products per centre and l.
-            sums = [jnp.einsum("nkm,nkc->nmc", harmonics[..., s], weights[..., l, :]) for l, s in blocks]
+            sums = [jnp.einsum("nmk,nkc->nmc", harmonics[:, s], weights[..., l, :]) for l, s in blocks]
             environment = jnp.concatenate(sums, axis=1) * per_edge
             matrix = EnvironmentMatrix(
                 track[layer], irreps, track[layer + 1], self.path_channel_coupling, name=f"tensor_product_{layer}"
@@ -142,7 +142,7 @@ class AllegroNetwork(nn.Module):
             chain = matrix if layer == 0 else jnp.einsum("naic,nioc->naoc", chain, matrix)
             column = chain[:, :, 0]
             scalars = sum(
-                tensor_weights[..., l, :] * jnp.einsum("nkm,nmc->nkc", harmonics[..., s], column[:, s])
+                tensor_weights[..., l, :] * jnp.einsum("nmk,nmc->nkc", harmonics[:, s], column[:, s])
                 for l, s in blocks
             )
             last = layer == self.num_layers - 1

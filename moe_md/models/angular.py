@@ -11,7 +11,7 @@ from jax import Array
 Irrep = tuple[int, int]  # (l, parity)
 
 
-def spherical_harmonics(l_max: int, displacement: Array) -> Array:
+def spherical_harmonics(l_max: int, displacement: Array, axis: int = -1) -> Array:
     """Real spherical harmonics of the directions, "component" normalisation.
 
     The sum of squares over m is 2l + 1. Components, signs and axes are those of
@@ -21,6 +21,8 @@ def spherical_harmonics(l_max: int, displacement: Array) -> Array:
     Args:
         l_max: highest order.
         displacement: `[..., 3]`; zero vectors are not allowed: mask first.
+        axis: of the result, along which components lie; -2 for rows keeps
+            neighbours side by side, which is faster on CPU.
 
     Returns:
         `[..., (l_max + 1)^2]`, l blocks in ascending order.
@@ -29,7 +31,8 @@ def spherical_harmonics(l_max: int, displacement: Array) -> Array:
         Associated Legendre functions without the phase (-1)^m, by recursion
         in l (DLMF 14.10.3), times the real and imaginary part of (z + i x)^m.
     """
-    x, y, z = jnp.moveaxis(displacement / jnp.sqrt(jnp.sum(displacement**2, axis=-1, keepdims=True)), -1, 0)
+    inverse = 1.0 / jnp.sqrt(jnp.sum(displacement**2, axis=-1))
+    x, y, z = (displacement[..., i] * inverse for i in range(3))
     one = jnp.ones_like(y)
     cosine, sine = [one], [jnp.zeros_like(y)]
     for m in range(l_max):
@@ -47,7 +50,7 @@ def spherical_harmonics(l_max: int, displacement: Array) -> Array:
         for m in range(-l, l + 1):
             size = sqrt((2 * l + 1) * factorial(l - abs(m)) / factorial(l + abs(m)) * (1 if m == 0 else 2))
             components.append(size * legendre[l, abs(m)] * (sine[-m] if m < 0 else cosine[m]))
-    return jnp.stack(components, axis=-1)
+    return jnp.stack(components, axis=axis)
 
 
 def harmonic_irreps(l_max: int) -> tuple[Irrep, ...]:

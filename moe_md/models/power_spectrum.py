@@ -41,13 +41,13 @@ class PowerSpectrumNetwork(nn.Module):
         place = jnp.full(self.num_species, -1).at[jnp.asarray(self.domain)].set(jnp.arange(len(self.domain)))
         neighbor = place[rows.neighbor_species]
         mask = rows.mask & (distance < self.cutoff) & (neighbor >= 0)
-        basis = radial_basis(distance, mask, self.cutoff, self.num_bessels, self.polynomial_cutoff_p)
+        # Neighbours lie along the last axis: [n, q, K] and [n, m, K].
+        basis = radial_basis(distance, mask, self.cutoff, self.num_bessels, self.polynomial_cutoff_p, axis=-2)
         if len(self.domain) > 1:
-            of_species = jax.nn.one_hot(neighbor, len(self.domain), dtype=basis.dtype)
-            blocks = of_species[..., None] * basis[..., None, :]
-            basis = blocks.reshape(*basis.shape[:-1], len(self.domain) * self.num_bessels)
-        harmonics = angular.spherical_harmonics(self.l_max, vector)
-        density = jnp.einsum("nkq,nkm->nqm", basis, harmonics) / self.avg_num_neighbors**0.5
+            of_species = jax.nn.one_hot(neighbor, len(self.domain), dtype=basis.dtype, axis=-2)
+            basis = (of_species[:, :, None] * basis[:, None]).reshape(basis.shape[0], -1, basis.shape[-1])
+        harmonics = angular.spherical_harmonics(self.l_max, vector, axis=-2)
+        density = jnp.einsum("nqk,nmk->nqm", basis, harmonics) / self.avg_num_neighbors**0.5
 
         center = jnp.maximum(place[rows.center_species], 0)
         radials = density.shape[1]

@@ -25,12 +25,13 @@ def polynomial_cutoff(x: Array, p: float) -> Array:
     return jnp.where(x < 1.0, u, 0.0)
 
 
-def bessel(x: Array, num_bessels: int) -> Array:
+def bessel(x: Array, num_bessels: int, axis: int = -1) -> Array:
     """Bessel functions sin(n pi x) / (pi x), n = 1 .. num_bessels.
 
     Args:
         x: distance over cutoff, any shape, positive.
         num_bessels: number of functions.
+        axis: of the result, along which the functions lie.
 
     Returns:
         `[..., num_bessels]`.
@@ -44,7 +45,7 @@ def bessel(x: Array, num_bessels: int) -> Array:
     waves = [jnp.zeros_like(sine), sine]
     for _ in range(num_bessels - 1):
         waves.append(twice_cosine * waves[-1] - waves[-2])
-    return jnp.stack(waves[1:], axis=-1) / y[..., None]
+    return jnp.stack(waves[1:], axis=axis) / jnp.expand_dims(y, axis)
 
 
 def pair_cutoff(rows: Neighborhood, cutoff: float, pair_cutoffs: Sequence[Sequence[float]] | None) -> float | Array:
@@ -55,8 +56,8 @@ def pair_cutoff(rows: Neighborhood, cutoff: float, pair_cutoffs: Sequence[Sequen
     return table[rows.center_species[:, None], rows.neighbor_species]
 
 
-def radial_basis(distance: Array, mask: Array, cutoff: float | Array, num_bessels: int, p: float) -> Array:
-    """Bessel functions times the envelope, zero on masked slots: `[..., num_bessels]`."""
+def radial_basis(distance: Array, mask: Array, cutoff: float | Array, num_bessels: int, p: float, axis: int = -1) -> Array:
+    """Bessel functions times the envelope, zero on masked slots: `[..., num_bessels]`; `axis` as in `bessel`."""
     x = distance / cutoff
     envelope = jnp.where(mask, polynomial_cutoff(x, p), 0.0)
-    return bessel(x, num_bessels) * envelope[..., None]
+    return bessel(x, num_bessels, axis) * jnp.expand_dims(envelope, axis)
