@@ -54,6 +54,35 @@ def mixture_note(record: dict) -> str:
     )
 
 
+def roofline(folder: Path) -> str:
+    """Each expert beside what its products and its bytes allow."""
+    command = "python benchmarks/bench_roofline.py"
+    parts = [f"`{command}`"]
+    for record in newest(harness.read(folder, "roofline")):
+        kinds = ["embedding", "latents", "readout", "environment", "radial, harmonics, sums"]
+        rows = [
+            [
+                f"{row['expert']}, {row['pass']}",
+                f"{row['neighbours']:.0f} in {row['slots']}",
+                f"{1e-6 * row['product_flops']:.2f} of {1e-6 * row['flops']:.2f}",
+                f"{1e-3 * row['bytes']:,.0f}",
+                f"{1e6 * row['product_s']:.1f}",
+                f"{1e6 * row['memory_s']:.1f}",
+                f"{1e6 * row['measured_s']:.1f}",
+                f"{row['reached']:.2f}",
+                ", ".join(f"{row['parts'].get(kind, 0):.0%}" for kind in kinds),
+            ]
+            for row in record["rows"]
+        ]
+        head = ["expert", "neighbours", "MFLOP, in products", "kB", "products alone, µs", "bytes alone, µs", "measured, µs", "reached", "where the time goes"]
+        note = (
+            f"Per atom of bulk Pt, chunks of {record['rows'][0]['rows']} rows, float32. A large product runs at {1e-9 * record['peak_flops']:.0f} GFLOP/s, memory at {1e-9 * record['bandwidth']:.0f} GB/s. "
+            f"Where the time goes: {', '.join(kinds)}. {where(record)}."
+        )
+        parts += [markdown(head, rows), note]
+    return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
+
+
 def respa(folder: Path) -> str:
     """Multiple time steps: energy against the outer step, and speed beside its bound."""
     command = "python benchmarks/bench_respa.py"
@@ -418,6 +447,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "mixture": mixture,
     "moving": moving,
     "respa": respa,
+    "roofline": roofline,
     "regions": regions,
     "cotraining": cotraining,
     "learning_curve": learning_curve,

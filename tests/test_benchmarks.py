@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from ase import Atoms
@@ -197,6 +198,30 @@ def test_halo(tmp_path, tables):
     path = tmp_path / "halo.jsonl"
     path.write_text(path.read_text().replace('"smoke": true', '"smoke": false'))
     assert "halo" in tables.halo(tmp_path)
+
+
+def test_roofline(tmp_path, tables):
+    record = smoke("roofline", tmp_path)
+    assert [(row["expert"], row["pass"]) for row in record["rows"]] == [
+        (expert, name) for expert in ("allegro", "power_spectrum") for name in ("energy", "energy and forces")
+    ]
+    for row in record["rows"]:
+        assert 0 < row["product_flops"] < row["flops"] and row["measured_s"] > 0 and row["product_s"] > 0 and row["memory_s"] > 0
+        assert 12 <= row["neighbours"] <= row["slots"]
+    path = tmp_path / "roofline.jsonl"
+    path.write_text(json.dumps({**record, "smoke": False}) + "\n")
+    assert "| allegro, energy and forces |" in tables.roofline(tmp_path)
+
+
+def test_products_are_counted(harness):
+    import bench_roofline
+
+    def f(x, w):
+        return jax.lax.map(lambda row: row @ w, x) + x @ w
+
+    found = bench_roofline.products(jax.make_jaxpr(f)(np.zeros((5, 8, 3)), np.zeros((3, 2))).jaxpr)
+    flops = {shape[0]: bench_roofline.flops_of(*shape) for shape in found}
+    assert flops == {(8, 3): 2 * 8 * 3 * 2, (5, 8, 3): 2 * 5 * 8 * 3 * 2}  # a loop's body counts once
 
 
 def test_respa(tmp_path, tables):

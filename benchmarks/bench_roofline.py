@@ -1,0 +1,205 @@
+"""How near is each expert to what arithmetic and memory allow, and where does its time go?
+
+    python benchmarks/bench_roofline.py [--checkpoint ptco] [--rows 64] [--smoke]
+
+A chunk of rows of hot metal, float32, as a mixture computes them: energies alone, and energies with their
+gradient. Two bounds stand beside the measured time:
+
+    products   every matrix product of the program (found in its jaxpr), timed alone at its very shape
+    memory     all bytes that XLA's kernels read and write, at the rate of a triad on arrays as large as the chunk's
+               spherical harmonics: the cache that they live in, or the memory of a GPU
+
+The share reached is the larger bound over the measured time. Where the time goes is what the profiler saw, by part
+of the network.
+"""
+
+import argparse
+import collections
+import glob
+import gzip
+import json
+import re
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import harness
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase.build import bulk
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from moe_md.experts import Expert, energies_and_partial_forces
+from moe_md.neighborhood import Neighborhood, rows_from_images
+
+SYMBOL, LATTICE, RATTLE = "Pt", 3.98, 0.1  # Å
+PARTS = {  # the first that the name of an operation holds
+    "embedding": r"embed|first_projection|basis_linear",
+    "latents": r"latent_",
+    "readout": r"readout|_centre_network",
+    "environment": r"tensor_product|,n[a-z]{2}->n|naic|_mixed",
+}
+
+
+def sample(expert: Expert, n_rows: int, skin: float) -> Neighborhood:
+    """Rows of a rattled crystal, packed as a mixture packs them for this expert."""
+    atoms = bulk(SYMBOL, cubic=True, a=LATTICE) * ((int(np.ceil((n_rows / 4) ** (1 / 3))),) * 3)
+    position = atoms.positions + RATTLE * np.random.default_rng(0).standard_normal(atoms.positions.shape)
+    kinds = np.full(len(atoms), expert.species.index(SYMBOL))
+    make = partial(rows_from_images, position, kinds, atoms.cell.array, atoms.pbc, centers=np.arange(n_rows), dtype=np.float32)
+    reach = expert.cutoff + (0.0 if expert.dear_slots else skin)
+    needed = make(reach).mask.shape[1]
+    room = 1.075 if expert.dear_slots else 1.25  # as the mixture's defaults
+    return jax.tree.map(jnp.asarray, make(reach, n_slots=int(np.ceil(room * needed))))
+
+
+def products(jaxpr: Jaxpr) -> collections.Counter:
+    """The matrix products of a program: (left shape, right shape, dimension numbers) and how often."""
+    found: collections.Counter = collections.Counter()
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            left, right = (v.aval.shape for v in equation.invars)
+            found[left, right, equation.params["dimension_numbers"]] += 1
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(inner, (Jaxpr, ClosedJaxpr)):
+                    found.update(products(getattr(inner, "jaxpr", inner)))
+    return found
+
+
+def flops_of(left, right, numbers) -> float:
+    (contracted, _), (_, batch) = numbers
+    others = [n for axis, n in enumerate(right) if axis not in (*numbers[0][1], *batch)]
+    del contracted
+    return 2.0 * np.prod(left) * np.prod(others)
+
+
+def seconds_of(fn, arguments, repeats: int) -> float:
+    """Median of calls that are compiled and warm."""
+    compiled = jax.jit(fn).lower(*arguments).compile()
+    spent = []
+    for turn in range(repeats + 2):
+        began = time.perf_counter()
+        jax.block_until_ready(compiled(*arguments))
+        spent.append(time.perf_counter() - began)
+    return float(np.median(spent[2:]))
+
+
+def product_seconds(left, right, numbers, repeats: int) -> float:
+    """One product alone. So many in a row that the call itself does not count."""
+    keys = jax.random.split(jax.random.key(0))
+    a, b = (jax.random.normal(k, s, jnp.float32) for k, s in zip(keys, (left, right)))
+    often = int(np.clip(2e8 / flops_of(left, right, numbers), 4, 400))
+
+    def loop(a, b):
+        def body(_, carry):
+            a, total = carry
+            out = jax.lax.dot_general(a, b, numbers)
+            value = out.reshape(-1)[0]
+            return a.at[(0,) * a.ndim].set(value * 1e-6), total + value  # the next product must wait for this one
+
+        return jax.lax.fori_loop(0, often, body, (a, jnp.zeros(())))
+
+    return seconds_of(loop, (a, b), repeats) / often
+
+
+def bandwidth(size: int, repeats: int) -> float:
+    """Bytes per second of a triad of arrays of so many float32."""
+    often = int(np.clip(2**26 / size, 2, 2**12))
+
+    def loop(x, y):
+        return jax.lax.fori_loop(0, often, lambda _, x: 0.5 * x + y, x)
+
+    x = jnp.ones(size, jnp.float32)
+    return 3 * 4 * size * often / seconds_of(loop, (x, x), repeats)
+
+
+def where_time_goes(fn, arguments, calls: int) -> dict[str, float]:
+    """Share of the time of a program's operations, by part; products of all parts besides."""
+    compiled = jax.jit(fn).lower(*arguments).compile()
+    text = compiled.as_text()
+    names = dict(re.findall(r"%?([\w.\-]+) = .*?op_name=\"([^\"]*)\"", text))
+    jax.block_until_ready(compiled(*arguments))
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(calls):
+                jax.block_until_ready(compiled(*arguments))
+        (file,) = glob.glob(f"{folder}/plugins/profile/*/*.trace.json.gz")
+        events = json.loads(gzip.open(file).read())["traceEvents"]
+    spent: dict[str, list[float]] = collections.defaultdict(list)
+    for event in events:
+        if event.get("ph") == "X" and "hlo_op" in event.get("args", {}):
+            spent[event["args"]["hlo_op"]].append(event["dur"])
+    shares: collections.Counter = collections.Counter()
+    for operation, durations in spent.items():
+        name = names.get(operation, "")
+        part = next((part for part, pattern in PARTS.items() if re.search(pattern, name)), "radial, harmonics, sums")
+        shares[part] += float(np.median(durations))
+        if "dot" in operation or name.endswith("dot_general"):
+            shares["products of all parts"] += float(np.median(durations))
+    total = sum(v for k, v in shares.items() if k != "products of all parts")
+    return {part: value / total for part, value in shares.items()} if total else {}
+
+
+def roofline(expert: Expert, params, arguments) -> list[dict]:
+    """Energies, and energies with gradient."""
+    rows = sample(expert, arguments.rows, arguments.skin)
+    rate = bandwidth(rows.mask.size * (expert.config["l_max"] + 1) ** 2, arguments.repeats)
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    passes = {"energy": lambda rows: expert.atom_energies(params, rows), "energy and forces": partial(energies_and_partial_forces, expert, params)}
+    found = []
+    for name, fn in passes.items():
+        shapes = products(jax.make_jaxpr(fn)(rows).jaxpr)
+        flops = sum(count * flops_of(*shape) for shape, count in shapes.items())
+        alone = sum(count * product_seconds(*shape, arguments.repeats) for shape, count in shapes.items())
+        cost = jax.jit(fn).lower(rows).compile().cost_analysis()
+        cost = cost[0] if isinstance(cost, list) else cost
+        measured = seconds_of(fn, (rows,), 3 * arguments.repeats)
+        found.append(
+            {
+                "expert": expert.config["builder"],
+                "pass": name,
+                "rows": arguments.rows,
+                "slots": int(rows.mask.shape[1]),
+                "neighbours": float(jnp.mean(jnp.sum(rows.mask & (jnp.sum(rows.displacement**2, -1) < expert.cutoff**2), axis=1))),
+                "product_flops": float(flops) / arguments.rows,
+                "flops": float(cost["flops"]) / arguments.rows,
+                "bytes": float(cost["bytes accessed"]) / arguments.rows,
+                "product_s": alone / arguments.rows,
+                "memory_rate": rate,
+                "memory_s": (memory := float(cost["bytes accessed"]) / rate) / arguments.rows,
+                "measured_s": measured / arguments.rows,
+                "reached": max(alone, memory) / measured,
+                "parts": where_time_goes(fn, (rows,), 5 * arguments.repeats),
+            }
+        )
+        print(found[-1], flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", default="ptco", help="name or path")
+    parser.add_argument("--rows", type=int, default=64, help="of a chunk")
+    parser.add_argument("--skin", type=float, default=0.4, help="Å")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
+    parser.add_argument("--smoke", action="store_true", help="a tiny pair")
+    arguments = parser.parse_args()
+    if arguments.smoke:
+        vars(arguments).update(rows=8, repeats=1)
+    model = harness.two_experts(arguments.checkpoint, tiny=arguments.smoke)
+    rate = bandwidth(2**16 if arguments.smoke else 2**26, arguments.repeats)  # beyond every cache
+    large = (64, 64) if arguments.smoke else (2048, 2048)
+    peak = flops_of(large, large, (((1,), (0,)), ((), ()))) / product_seconds(large, large, (((1,), (0,)), ((), ())), arguments.repeats)
+    print(f"bandwidth {1e-9 * rate:.0f} GB/s, large product {1e-9 * peak:.0f} GFLOP/s", flush=True)
+    rows = [row for expert, params in zip(model.experts, model.params) for row in roofline(expert, params, arguments)]
+    record = {"benchmark": "roofline", **harness.environment(), "smoke": arguments.smoke, "dtype": "float32", "checkpoint": Path(arguments.checkpoint).name,
+              "bandwidth": rate, "peak_flops": peak, "rows": rows}  # fmt: skip
+    harness.append(arguments.results, "roofline", record)
+
+
+if __name__ == "__main__":
+    main()
