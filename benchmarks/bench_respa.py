@@ -1,10 +1,10 @@
 """Multiple time steps: how far apart may the expensive expert's forces be, and what is gained?
 
-    python benchmarks/bench_respa.py [--guide FILE] [--parts conservation speed] [--smoke]
+    python benchmarks/bench_respa.py [--guide NAME or FILE] [--parts conservation speed] [--smoke]
 
-A guide, a small power spectrum that knows C and O, is trained on what the
-expensive expert says of frames of `ptco_fm`, and written to `--guide` if it is not
-there yet. It gives the forces between two of the expensive expert's. The cheap
+The guide, a small power spectrum that knows C and O, is packaged; a file that is
+not there yet is made: a guide trained on what the expensive expert says of
+frames of `ptco_fm`. It gives the forces between two of the expensive expert's. The cheap
 expert, to which C and O are invisible, serves as a guide for comparison: then
 the C-O bond, whose period is 16 fs, is among the slow forces.
 
@@ -41,9 +41,8 @@ EVERY = (1, 2, 3, 4, 5, 6, 8)
 
 def trained_guide(arguments) -> mm.Checkpoint:
     """A guide for the checkpoint's expensive expert."""
-    path = Path(arguments.guide)
-    if path.exists():
-        return mm.load(path)
+    if not (path := Path(arguments.guide)).suffix or path.exists():
+        return mm.load(arguments.guide)
     model = mm.load(arguments.checkpoint)
     species = model.experts[0].species
     frames = [f for f in mm.data.read_frames(mm.data.ptco_fm()) if len(f.symbols) <= 40][:: 40 if arguments.smoke else 2]
@@ -55,7 +54,8 @@ def trained_guide(arguments) -> mm.Checkpoint:
     settings = cotrain.Settings(
         steps=20 if arguments.smoke else arguments.guide_steps, weights=alone, environment_rows=0, perfect_crystals=0, max_rows=64
     )
-    guide = mm.cotrain(pair, dataset_from_frames(frames, species), settings)
+    trained = mm.cotrain(pair, dataset_from_frames(frames, species), settings)
+    guide = trained._replace(experts=trained.experts[:1], params=trained.params[:1])
     checkpoint.save(path, guide)
     return guide
 
@@ -166,7 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="ptco-small", help="name or path, for conservation")
     parser.add_argument("--speed-checkpoint", default="ptco", help="name or path, for speed")
-    parser.add_argument("--guide", default="guide.msgpack", help="file of the guide")
+    parser.add_argument("--guide", default="ptco-small-guide", help="name of the guide, or a file (.msgpack)")
     parser.add_argument("--guide-steps", type=int, default=6000)
     parser.add_argument("--parts", nargs="+", choices=("conservation", "speed"), default=("conservation", "speed"))
     parser.add_argument("--every", type=int, nargs="+", default=EVERY, help="steps of 1 fs between forces of the expensive expert")

@@ -1,9 +1,9 @@
-"""README tables, printed from the results.
+"""Tables of the README and of the benchmarks' own page, printed from the results.
 
     python benchmarks/tables.py            prints every table
-    python benchmarks/tables.py --write    puts them into the README
+    python benchmarks/tables.py --write    puts them into the pages
 
-A table stands in the README between `<!-- table: name -->` and
+A table stands in a page between `<!-- table: name -->` and
 `<!-- /table -->`, the command that makes its numbers first. The newest line per
 device counts; smoke runs do not.
 """
@@ -17,7 +17,7 @@ import harness
 import moe_md as mm
 from moe_md import checkpoint
 
-README = harness.ROOT / "README.md"
+PAGES = (harness.ROOT / "README.md", harness.ROOT / "benchmarks/README.md")
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -498,10 +498,11 @@ def unmeasured(command: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=harness.RESULTS, help="folder of the JSON lines")
-    parser.add_argument("--write", action="store_true", help="rewrite the README between its markers")
+    parser.add_argument("--write", action="store_true", help="rewrite the pages between their markers")
     arguments = parser.parse_args()
     if arguments.write:
-        README.write_text(fill(README.read_text(), arguments.results))
+        for page in PAGES:
+            page.write_text(fill(page.read_text(), arguments.results))
         return
     print("\n\n".join(f"## {name}\n\n{table(arguments.results)}" for name, table in TABLES.items()))
 

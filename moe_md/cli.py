@@ -64,6 +64,8 @@ class Run:
     pressure_GPa: float = 0.0  # of npt
     barostat_tau_fs: float = 1000.0  # period of the barostat of npt
     timestep_fs: float = 1.0
+    guide: str = ""  # checkpoint whose first expert stands in for the expensive one between two of its forces
+    slow_every: int = 1  # steps between those forces; of nve and langevin
     steps: int = 1000
     relax_steps: int = 0  # walk downhill first
     log_every: int = 10  # steps
@@ -97,6 +99,10 @@ class Run:
                 raise ValueError(f"log_every must be positive and {name} a multiple of it, got {self.log_every} and {every}.")
         if self.steps % self.log_every:
             raise ValueError(f"steps must be a multiple of log_every, got {self.steps} and {self.log_every}.")
+        if self.slow_every < 1 or self.log_every % self.slow_every:
+            raise ValueError(f"slow_every must be positive and log_every a multiple of it, got {self.slow_every} and {self.log_every}.")
+        if self.slow_every > 1 and not (self.guide and self.ensemble in ("nve", "langevin")):
+            raise ValueError(f"slow_every above 1 must come with a guide and ensemble nve or langevin, got {self.guide!r} and {self.ensemble}.")
         if self.region_around and not (self.region_lower is None and self.region_upper is None):
             raise ValueError("region_around must come without region_lower and region_upper, got both.")
 
@@ -236,12 +242,15 @@ def run_bench(parsed) -> None:
 def _dynamics(settings: Run, folder: Path) -> None:
     model = checkpoints.load(settings.checkpoint)
     atoms = _structure(settings.structure)
+    standing_in = checkpoints.load(settings.guide) if settings.guide else None
+    guide = None if standing_in is None else (standing_in.experts[0], standing_in.params[0])
     known = model.experts[0].species
     unknown = sorted(set(atoms.symbols) - set(known))
     if unknown:
         raise ValueError(f"structure must hold the species {known} that the checkpoint knows, got {', '.join(unknown)}.")
     dtype = np.dtype(settings.dtype)
-    atoms = _in_a_box(atoms, max(e.cutoff for e in model.experts))
+    potentials = model.experts if guide is None else (*model.experts, guide[0])
+    atoms = _in_a_box(atoms, max(e.cutoff for e in potentials))
     region = _region(settings, atoms, len(model.experts))
     n_atoms = len(atoms)
     species = np.array([known.index(s) for s in atoms.symbols], np.int32)
@@ -252,7 +261,7 @@ def _dynamics(settings: Run, folder: Path) -> None:
     make_space = space.periodic if rectangular else partial(space.periodic_general, fractional_coordinates=breathes)
     displacement_fn, shift_fn = make_space(box)
     neighbor_fn, energy_fn = mixture_neighbor_list(
-        displacement_fn, box, model.experts, model.params, species, region, fractional_coordinates=breathes
+        displacement_fn, box, model.experts, model.params, species, region, fractional_coordinates=breathes, guide=guide
     )
     integrator = _integrator(settings, shift_fn)
     run = partial(simulate.run, neighbor_fn, energy_fn, integrator, chunk_steps=settings.log_every)
@@ -262,7 +271,8 @@ def _dynamics(settings: Run, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     restart, cut = folder / "restart.msgpack", {}
     fingerprint = {k: v for k, v in asdict(settings).items() if k != "steps"}
-    fingerprint |= {"experts": [e.config for e in model.experts], "digest": _digest(model.params, atoms)}
+    trees = model.params if guide is None else (*model.params, guide[1])
+    fingerprint |= {"experts": [e.config for e in potentials], "digest": _digest(trees, atoms)}
     if restart.exists():
         like = run(position, n_steps=0, temperature_K=0.0, **begin)
         state, neighbors = load_restart(restart, like.state, like.neighbors, fingerprint)
@@ -342,10 +352,10 @@ def _digest(params, atoms: Atoms) -> str:
 
 def _integrator(settings: Run, shift_fn) -> simulate.Integrator:
     if settings.ensemble == "nve":
-        return simulate.nve(shift_fn, settings.timestep_fs)
+        return simulate.nve(shift_fn, settings.timestep_fs, slow_every=settings.slow_every)
     thermostat = (shift_fn, settings.timestep_fs, settings.temperature_K)
     if settings.ensemble == "langevin":
-        return simulate.langevin(*thermostat, settings.friction_per_fs)
+        return simulate.langevin(*thermostat, settings.friction_per_fs, slow_every=settings.slow_every)
     if settings.ensemble == "nose_hoover":
         return simulate.nose_hoover(*thermostat, settings.tau_fs)
     return simulate.npt(

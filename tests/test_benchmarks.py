@@ -225,7 +225,7 @@ def test_products_are_counted(harness):
 
 
 def test_respa(tmp_path, tables):
-    record = smoke("respa", tmp_path)
+    record = smoke("respa", tmp_path, "--guide", str(tmp_path / "guide.msgpack"))
     (run,) = record["conservation"]
     assert run["slow_every"] == 4 and not run["failed"] and 0 < run["fluctuation_meV"] < 50 and run["momentum"] < 1e-10
     assert mm.load(tmp_path / "guide.msgpack").experts[0].domain == ("Pt", "C", "O")

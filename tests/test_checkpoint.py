@@ -219,7 +219,10 @@ def test_the_new_file_appears_whole(tmp_path, monkeypatch):
     assert seen == [(b"new", b"old")] and path.read_bytes() == b"new"
 
 
-@pytest.mark.parametrize("name", names())
+PAIRS = [name for name in names() if not name.endswith("-guide")]
+
+
+@pytest.mark.parametrize("name", PAIRS)
 def test_shipped_pairs_tell_their_training_and_hold_a_molecule_on_metal(name):
     """They load, say how they were trained, and know which way a stretched CO wants to go."""
     model = load(name)
@@ -231,6 +234,23 @@ def test_shipped_pairs_tell_their_training_and_hold_a_molecule_on_metal(name):
     atoms.calc = MixtureCalculator(name, region=np.array([0] * 14))
     on_oxygen, on_carbon = atoms.get_forces()[[13, 12], 2]
     assert on_oxygen < -5.0 and on_carbon > 2.0
+
+
+@pytest.mark.parametrize("name", sorted(set(names()) - set(PAIRS)))
+def test_shipped_guides_know_what_their_pair_knows(name):
+    """One cheap expert of all species, whose forces on a stretched molecule are nearly those it stands in for."""
+    guide, pair = load(name), load(name.removesuffix("-guide"))
+    (expert,) = guide.experts
+    assert expert.species == expert.domain == pair.experts[0].species and guide.record["step"] == guide.settings["steps"]
+    forces = []
+    for model in (guide, pair):
+        atoms = fcc111("Pt", (2, 2, 3), a=3.98, vacuum=8.0)
+        add_adsorbate(atoms, Atoms("CO", [[0, 0, 0], [0, 0, 1.25]]), 1.3, "fcc")
+        atoms.pbc = (True, True, False)
+        atoms.calc = MixtureCalculator(model, region=np.array([0] * 14))
+        forces.append(atoms.get_forces())
+    assert np.abs(forces[1]).max() > 3.0
+    assert np.abs(forces[0] - forces[1]).max() < 0.4 * np.abs(forces[1]).max()
 
 
 def test_shipped_pairs_are_small():

@@ -66,6 +66,27 @@ def failure(capsys, *arguments) -> str:
     return err
 
 
+def test_run_with_a_guide(folder, capsys, tmp_path):
+    """The cheap expert stands in for the other at three of four steps; the energy is the pair's."""
+    pair = checkpoint.load(folder / "model.msgpack")
+    checkpoint.save(tmp_path / "guide.msgpack", pair._replace(experts=pair.experts[1:], params=pair.params[1:]))
+    options = ("--checkpoint", folder / "model.msgpack", "--structure", folder / "slab.extxyz", "--region-lower", 9.0, "--steps", 40)
+    slow = ("--guide", tmp_path / "guide.msgpack", "--slow-every", 4, "--log-every", 4, "--trajectory-every", 20, "--restart-every", 20)
+    code, _, err = moe_md(capsys, "run", *options, *slow, "--out", tmp_path / "a")
+    assert code == 0, err
+    code, _, err = moe_md(capsys, "run", *options, "--log-every", 4, "--trajectory-every", 20, "--restart-every", 20, "--out", tmp_path / "b")
+    assert code == 0, err
+    a, b = (np.genfromtxt(tmp_path / x / "log.csv", delimiter=",", names=True) for x in "ab")
+    assert a["potential"][0] == pytest.approx(b["potential"][0], abs=1e-9)
+    assert 0 < np.abs(a["potential"] - b["potential"]).max() < 0.1
+    for wrong, message in (
+        (("--slow-every", 3, "--log-every", 4), "log_every a multiple of it, got 3 and 4"),
+        (("--slow-every", 2, "--log-every", 4), "must come with a guide"),
+    ):
+        code, _, err = moe_md(capsys, "run", *options, *wrong, "--trajectory-every", 20, "--restart-every", 20, "--out", tmp_path / "c")
+        assert code != 0 and message in err
+
+
 def test_run(folder, capsys, tmp_path):
     options = (
         "--checkpoint",
