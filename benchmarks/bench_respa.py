@@ -9,11 +9,13 @@ expert, to which C and O are invisible, serves as a guide for comparison: then
 the C-O bond, whose period is 16 fs, is among the slow forces.
 
     conservation   CO on Pt(111), a ball about it on the expensive expert, float64, constant energy
+                   (a line of results for each run)
     speed          a crystal, the highest atoms on the expensive expert, float32; bound: with f the share
                    and r the ratio of costs, (f + (1 - f) / r) / (1 / r + f / k) over steps of one force
 """
 
 import argparse
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -60,15 +62,15 @@ def trained_guide(arguments) -> mm.Checkpoint:
     return guide
 
 
-def conservation(model, guides: dict, arguments) -> list[dict]:
-    """Runs from one start, by guide and by steps between forces of the expensive expert."""
+def conservation(model, guides: dict, arguments) -> Iterator[dict]:
+    """Runs from one start, by guide and by steps between forces of the expensive expert: each as it ends."""
     atoms = terrace(tuple(arguments.size), 1)
     box, known = atoms.cell.lengths(), model.experts[0].species
     species = np.array([known.index(s) for s in atoms.symbols])
     carbon, oxygen = (int(np.flatnonzero(atoms.numbers == n)[0]) for n in (6, 8))
     region = mm.regions.around([carbon, oxygen], model.experts[1].cutoff, R_BLEND)
     displacement_fn, shift_fn = space.periodic(jnp.asarray(box))
-    rows, warm = [], None
+    warm = None
     for name, guide in guides.items():
         fns = mm.mixture_neighbor_list(displacement_fn, box, model.experts, model.params, species, region, guide=guide)
         if warm is None:
@@ -83,29 +85,24 @@ def conservation(model, guides: dict, arguments) -> list[dict]:
 
             chunk = max(1, round(min(CHUNK_FS, 40 * arguments.ps) / every)) * every  # at least 25 frames
             steps = -(-round(1e3 * arguments.ps) // chunk) * chunk
-            row = {"guide": name, "slow_every": every, "ps": 1e-3 * steps}
+            row = {"guide": name, "slow_every": every, "ps": 1e-3 * steps, "n_atoms": len(atoms), "failed": True}
             try:
                 result = simulate.run(*fns, simulate.nve(shift_fn, 1.0, slow_every=every), state=warm, n_steps=steps, chunk_steps=chunk, reporters=[look])
             except simulate.SimulationError:
-                rows.append(row | {"failed": True})
-            else:
-                line = drift(result.log.time_ps, result.log.total, len(atoms))
-                rest = result.log.total - np.polyval(np.polyfit(result.log.time_ps, result.log.total, 1), result.log.time_ps)
-                rows.append(
-                    row
-                    | {
-                        "failed": False,
-                        "drift_meV_per_atom_per_ps": line.slope,
-                        "drift_stderr": line.standard_error,
-                        "fluctuation_meV": 1e3 * float(np.std(rest)),
-                        "temperature_K": float(np.mean(result.log.temperature_K)),
-                        "momentum": float(np.max(result.log.momentum)),
-                        "bond": [min(bonds), max(bonds)],
-                    }
-                )
-            rows[-1]["n_atoms"] = len(atoms)
-            print(rows[-1], flush=True)
-    return rows
+                yield row
+                continue
+            line = drift(result.log.time_ps, result.log.total, len(atoms))
+            rest = result.log.total - np.polyval(np.polyfit(result.log.time_ps, result.log.total, 1), result.log.time_ps)
+            yield row | {
+                "failed": False,
+                "drift_meV_per_atom_per_ps": line.slope,
+                "drift_stderr": line.standard_error,
+                "fluctuation_meV": 1e3 * float(np.std(rest)),
+                "temperature_K": float(np.mean(result.log.temperature_K)),
+                "momentum": float(np.max(result.log.momentum)),
+                "bond": [min(bonds), max(bonds)],
+            }
+            jax.clear_caches()  # each run is a program of its own; a process has only so many memory maps
 
 
 def speed(model, guide, arguments) -> dict:
@@ -194,11 +191,13 @@ def main() -> None:
         if arguments.smoke:
             del guides["cheap expert"]
         with jax.enable_x64(True):
-            record["conservation"] = conservation(model, guides, arguments)
+            for row in conservation(model, guides, arguments):
+                print(row, flush=True)
+                harness.append(arguments.results, "respa", {**record, "conservation": row})
     if "speed" in arguments.parts:
         timed = harness.two_experts(arguments.speed_checkpoint, tiny=arguments.smoke)
-        record["speed"] = speed(timed, (guide.experts[0], guide.params[0]), arguments)
-    harness.append(arguments.results, "respa", record)
+        timings = speed(timed, (guide.experts[0], guide.params[0]), arguments)
+        harness.append(arguments.results, "respa", {**record, "speed": timings})
 
 
 if __name__ == "__main__":

@@ -88,8 +88,13 @@ def respa(folder: Path) -> str:
     command = "python benchmarks/bench_respa.py"
     records = harness.read(folder, "respa")
     parts = [f"`{command}`"]
-    for record in newest([r for r in records if "conservation" in r]):
-        rows = record["conservation"]
+    groups: dict[tuple, dict[tuple, dict]] = {}
+    for record in records:
+        if "conservation" in record and not record["smoke"]:
+            row = record["conservation"]
+            groups.setdefault((record["device"], record["checkpoint"]), {})[row["guide"], row["slow_every"]] = record
+    for group in groups.values():
+        rows, record = [r["conservation"] for r in group.values()], list(group.values())[-1]
         head = ["guide", "expensive forces every, fs", "drift, µeV/atom/ps", "fluctuation, meV", "C-O, Å"]
         note = (
             f"{rows[0]['ps']:g} ps of {rows[0]['n_atoms']} atoms under `{record['checkpoint']}`, one CO and a ball about it on the expensive expert, float64, 1 fs. "
