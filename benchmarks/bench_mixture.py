@@ -104,7 +104,7 @@ def rebuild_case(reference: harness.Case, edges) -> harness.Case:
 
 def measure(arguments) -> dict:
     """Everything a line of the results says."""
-    model = harness.two_experts(arguments.checkpoint, random=arguments.random)
+    model = harness.two_experts(arguments.checkpoint, random=arguments.random, tiny=arguments.tiny)
     experts, params = model.experts[:2], model.params[:2]
     position, edges = crystal(arguments.atoms)
     n_atoms = len(position)
@@ -162,7 +162,7 @@ def measure(arguments) -> dict:
         "benchmark": "mixture",
         **harness.environment(),
         "smoke": arguments.smoke,
-        "random_params": arguments.random,
+        "random_params": arguments.random or arguments.tiny,
         "experts": [e.config for e in experts],
         "force_error_meV_per_A": force_errors(model),
         "dtype": str(position.dtype),
@@ -201,6 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="ptco", help="name or path")
     parser.add_argument("--random", action="store_true", help="random parameters: the speed is the same, errors are not")
+    parser.add_argument("--tiny", action="store_true", help="tiny experts with random parameters")
     parser.add_argument("--atoms", type=int, default=8064)
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES)
     parser.add_argument("--balls", type=int, nargs="*", default=(1, 4), help="how many")

@@ -207,6 +207,27 @@ def test_halo(tmp_path, tables):
     assert "halo" in tables.halo(tmp_path)
 
 
+def test_regressions_are_told(tmp_path, harness):
+    """What was recorded a moment ago is reached again; what could not be is not."""
+    import check_regression
+
+    program = [sys.executable, BENCHMARKS / "check_regression.py", "--smoke", "--results", tmp_path]
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")}
+
+    def check(*arguments):
+        return subprocess.run([*program, *arguments], env=environment, capture_output=True, text=True)
+
+    done = check()
+    assert done.returncode != 0 and "run with --record first" in done.stderr
+    assert check("--record").returncode == 0
+    done = check("--least", "0.05")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("of its roofline") >= 2 and done.stdout.count("of its bound") >= 2
+    (line,) = (tmp_path / "regression.jsonl").read_text().splitlines()
+    assert check_regression.fallen(json.loads(line)["ratios"], json.loads(line)["ratios"], 1.0) == []
+    assert check_regression.fallen({"a": 0.5, "c": 1.0}, {"a": 0.6, "b": 0.1, "c": 2.0}, 0.8) == ["b", "c"]
+
+
 def test_roofline(tmp_path, tables):
     record = smoke("roofline", tmp_path)
     assert [(row["expert"], row["pass"]) for row in record["rows"]] == [

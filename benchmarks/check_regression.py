@@ -1,0 +1,70 @@
+"""Has anything become slower? Ratios against those that were recorded, never times.
+
+    python benchmarks/check_regression.py [--record] [--smoke]
+
+Compared are the share of its roofline that each expert reaches (`bench_roofline.py`) and the share of its bound that
+the mixture does (`bench_mixture.py`, a few thousand atoms): both are measured against the machine in the same run. A
+ratio below `--least` times the recorded one fails, after a second try. `--record` adds a line to
+`results/regression.jsonl`; the newest of its kind counts.
+"""
+
+import argparse
+import sys
+from argparse import Namespace
+
+import bench_mixture
+import bench_roofline
+import harness
+
+SHARES = (0.1, 0.25)
+
+
+def ratios(smoke: bool) -> dict[str, float]:
+    """What is compared, by name."""
+    model = harness.two_experts("ptco", tiny=smoke)
+    rows, repeats = (8, 3) if smoke else (64, 9)
+    found = {}
+    for expert, params in zip(model.experts, model.params):
+        *_, row = bench_roofline.roofline(expert, params, Namespace(rows=rows, repeats=repeats, skin=0.4))
+        found[f"{row['expert']}: of its roofline"] = row["reached"]
+    options = Namespace(checkpoint="ptco", random=False, tiny=smoke, atoms=256 if smoke else 4000, shares=SHARES, balls=(), repeats=repeats, chunk_size=64, smoke=smoke)
+    for row in bench_mixture.measure(options)["rows"]:
+        if row["name"].startswith("mixture"):
+            found[f"{row['name']}: of its bound"] = row["fraction_of_bound"]
+    return found
+
+
+def fallen(now: dict[str, float], before: dict[str, float], least: float) -> list[str]:
+    """The names of ratios that have become too small, or are gone."""
+    return [name for name, value in before.items() if not now.get(name, 0.0) >= least * value]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", action="store_true", help="what is measured now is what later runs are compared with")
+    parser.add_argument("--least", type=float, help="of the recorded ratio; default 0.8, with --smoke 0.3")
+    parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
+    parser.add_argument("--smoke", action="store_true", help="tiny experts, few atoms: the program works, timings mean little")
+    arguments = parser.parse_args()
+    least = (0.3 if arguments.smoke else 0.8) if arguments.least is None else arguments.least
+    environment = harness.environment()
+    same = [r for r in harness.read(arguments.results, "regression") if r["smoke"] == arguments.smoke and r["platform"] == environment["platform"]]
+    if arguments.record:
+        now = ratios(arguments.smoke)
+        harness.append(arguments.results, "regression", {"benchmark": "regression", **environment, "smoke": arguments.smoke, "ratios": now})
+        print(now)
+        return
+    if not same:
+        sys.exit(f"nothing is recorded for {environment['platform']}: run with --record first")
+    before = same[-1]["ratios"]
+    for _ in range(2):
+        now = ratios(arguments.smoke)
+        for name, value in before.items():
+            print(f"{name}: {now.get(name, 0.0):.2f}, was {value:.2f}")
+        if not (names := fallen(now, before, least)):
+            return
+    sys.exit(f"slower than {least:g} of what was recorded at {same[-1]['commit'][:9]}: {', '.join(names)}")
+
+
+if __name__ == "__main__":
+    main()
