@@ -371,9 +371,54 @@ def regions(folder: Path) -> str:
     return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
 
 
+def peers(folder: Path) -> str:
+    """Energy and forces beside other programs: the newest run of each device."""
+    command = "python benchmarks/bench_peers.py"
+    parts = [f"`{command}`"]
+    for r in newest(harness.read(folder, "peers")):
+        sizes = sorted({row["atoms"] for row in r["rows"]})
+        found = {(row["name"], row["atoms"]): row for row in r["rows"]}
+        names = list(dict.fromkeys(row["name"] for row in r["rows"]))
+        # By cost per atom, at the largest size that a program was run at.
+        names.sort(key=lambda name: -[found[name, n]["us_per_atom"] for n in sizes if (name, n) in found][-1])
+        rows = []
+        for name in names:
+            cells = []
+            for n in sizes:
+                row = found.get((name, n))
+                cells += ["–", "–"] if row is None else [peer_time(row), f"{row['over_our_allegro']:.2g}"]
+            rows.append([name, *cells])
+        head = ["energy and forces", *(cell for n in sizes for cell in (f"µs per atom, {n:,} atoms", "of our Allegro's"))]
+        parts += [markdown(head, rows), peers_note(r)]
+    return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
+
+
+def peer_time(row: dict) -> str:
+    """Microseconds per atom, and quartiles."""
+    median, low, high = (1e6 * t / row["atoms"] for t in (row["median_s"], *row["quartiles_s"]))
+    digits = 0 if median >= 100 else 1
+    return f"{median:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
+def peers_note(r: dict) -> str:
+    a, others = r["allegro"], r["others"]
+    differ = [row["force_difference"] for row in r["rows"] if "force_difference" in row]
+    same = f", equal weights in all (longest difference of a force {max(differ):.0e} of the longest force)" if differ else ""
+    versions = {package: v for row in r["rows"] for package, v in row["versions"].items() if package != "jax"}
+    with_versions = f" {', '.join(f'{package} {v}' for package, v in sorted(versions.items()))}." if versions else ""
+    left_out = f" Left out: {'; '.join(f'{name} ({why})' for name, why in r['left_out'].items())}." if r["left_out"] else ""
+    return (
+        f"Medians and quartiles; rattled Pt crystals, {r['dtype']}, {r['threads']} threads, neighbour lists {r['neighbour_lists']}. "
+        f"Allegro: l_max {a['l_max']}, {a['num_layers']} layers, {a['num_scalar_features']} scalar and {a['num_tensor_features']} tensor features{same}. "
+        f"NequIP: {others['irreps']}. MACE: {others['mace']['num_channels']} channels, correlation {others['mace']['correlation']}. "
+        f"Cutoff {others['cutoff']:g} Å. EAM and EMT are classical and in float64.{with_versions}{left_out} {where(r)}."
+    )
+
+
 KEYS = (("energy_meV_per_atom", 1), ("forces_meV_per_A", 0), ("stress_GPa", 2))
 TABLES: dict[str, Callable[[Path], str]] = {
     "mixture": mixture,
+    "peers": peers,
     "moving": moving,
     "regions": regions,
     "cotraining": cotraining,
