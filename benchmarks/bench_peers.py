@@ -10,7 +10,7 @@ cases runs in a process of its own, with the Python named for it (default: this
 one), and is left out where that lacks a package. All get the same number of
 threads and are asked in turn, one evaluation at a time; slow ones are left out
 of some rounds and still take part in three. A case that would need more memory
-than there is, judged by a smaller size, is left out.
+than there is or more than `--longest` seconds, judged by a smaller size, is left out.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def measure(n_atoms: int, workers: dict[str, Worker], folder: Path, before: list
     for name, case in CASES.items():
         if arguments.only and name not in arguments.only:
             continue
-        reason = too_large(name, len(position), before)
+        reason = too_large(name, len(position), before, arguments.longest)
         if reason is None:
             answer = workers[case.group].ask(build=name, atoms=str(atoms), tiny=arguments.smoke)
             reason = answer.get("failed") or ("missing" in answer and f"no {answer['missing']}")
@@ -106,16 +106,25 @@ def measure(n_atoms: int, workers: dict[str, Worker], folder: Path, before: list
     return list(rows.values()), left_out
 
 
-def too_large(name: str, n_atoms: int, before: list[dict]) -> str | None:
-    """Why a case would not fit into memory; None where it would or nobody knows."""
-    rows = [row for row in before if row["name"] == name and row["evaluation_memory_MB"] is not None]
+def too_large(name: str, n_atoms: int, before: list[dict], longest: float) -> str | None:
+    """Why a case would not fit into memory or time; None where it would or nobody knows."""
+    rows = [row for row in before if row["name"] == name]
+    if not rows:
+        return None
+    times = n_atoms / rows[-1]["atoms"]
+    if times * rows[-1]["median_s"] > longest:
+        return f"would need about {times * rows[-1]['median_s']:.0f} s an evaluation"
+    needed, free = times * (rows[-1]["evaluation_memory_MB"] or 0.0), free_memory()
+    return f"would need about {needed / 1024:.0f} GB of memory" if free is not None and needed > 0.9 * free else None
+
+
+def free_memory() -> float | None:
+    """MB, where the system tells."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
-    free = next(float(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable"))
-    needed = rows[-1]["evaluation_memory_MB"] * n_atoms / rows[-1]["atoms"] if rows else 0.0
-    return f"would need about {needed / 1024:.0f} GB of memory" if needed > 0.9 * free else None
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable"))
 
 
 def compare(name: str, energies: dict, forces: dict) -> dict:
@@ -203,6 +212,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=20.0, help="of a case at a size; it takes part in three rounds at least")
+    parser.add_argument("--longest", type=float, default=60.0, help="seconds that one evaluation may take")
     parser.add_argument("--plots", type=Path, help="folder for a picture of the results")
     parser.add_argument("--redraw", action="store_true", help="draw the newest record, measure nothing")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")

@@ -111,6 +111,16 @@ def test_peers_with_other_forces_are_refused(harness):
         bench_peers.compare("other", energies, forces)
 
 
+def test_peers_that_are_too_large_are_left_out(harness, monkeypatch):
+    import bench_peers
+
+    monkeypatch.setattr(bench_peers, "free_memory", lambda: 10_000.0)
+    before = [{"name": "a", "atoms": 100, "median_s": 1.0, "evaluation_memory_MB": 1_000.0}]
+    assert bench_peers.too_large("a", 800, before, 60.0) is None and bench_peers.too_large("b", 800, before, 60.0) is None
+    assert bench_peers.too_large("a", 1000, before, 60.0) == "would need about 10 GB of memory"
+    assert bench_peers.too_large("a", 800, before, 5.0) == "would need about 8 s an evaluation"
+
+
 def test_cotraining(tmp_path, tables):
     record = smoke("cotraining", tmp_path)
     assert record["way"] == "lots" and record["weights"]["agree_lots"] > 0
