@@ -55,11 +55,12 @@ def run(
     Args:
         slabs: from `mixture`.
         state: from `scatter`, or of an earlier result.
-        integrator: `nve` or `langevin`; positions are wrapped into the box now and then, whatever its `shift_fn`.
+        integrator: `nve` or `langevin`; positions are wrapped into the box where
+            lists are made, whatever its `shift_fn`.
         n_steps: steps to take.
         params: default the builder's.
         chunk_steps: steps between looks at the flags, and between frames.
-        reporters: called with a `Frame` at the start and after each chunk, for which all atoms are gathered.
+        reporters: called with a `Frame` at the start and after each chunk.
 
     Returns:
         The last state, and a frame for the start and each chunk.

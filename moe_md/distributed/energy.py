@@ -128,8 +128,7 @@ def mixture(
             weight = owner.gate(position, in_box, near)[: len(atoms.index)]
         return jnp.where((atoms.index < n_atoms)[:, None], weight, 0.0)
 
-    def rows_of(e: int, centers: Array, position: Array, made: Lists):
-        everywhere = cut.places(position, made.before, made.after)
+    def rows_of(e: int, centers: Array, everywhere: Array, made: Lists):
         return rows_from_neighbor_list(everywhere, made.species, made.idx[level[e]], in_slab, centers)
 
     def with_near(atoms: Atoms, made: Lists, size: int) -> tuple[Lists, Array]:
@@ -155,8 +154,9 @@ def mixture(
         before, after = (which(mask, sizes.halo) for mask in near_faces)
         local = cut.with_halo(atoms.index, before, after, n_atoms) < n_atoms
         real, n_local = atoms.index < n_atoms, len(local)
-        where = jnp.where(local[:, None], cut.places(atoms.position, before, after), jnp.nan)
-        idx, slots, cell = make_rows(where, jnp.where(real, jnp.arange(sizes.atoms), n_local), sizes.cell, sizes.slots)
+        everywhere = cut.places(atoms.position, before, after)
+        placed = jnp.where(local[:, None], everywhere, jnp.nan)
+        idx, slots, cell = make_rows(placed, jnp.where(real, jnp.arange(sizes.atoms), n_local), sizes.cell, sizes.slots)
         species, n_near, none = cut.with_halo(atoms.species, before, after), jnp.zeros((), int), jnp.zeros(0, jnp.int32)
         made = Lists(before, after, species, idx, (), none, none, atoms.position, none, none, none)
         held = atoms.weight > 0
@@ -169,24 +169,24 @@ def mixture(
         halo = jnp.maximum(passing, jnp.max(jnp.stack([jnp.sum(mask) for mask in near_faces])))
         needed = jax.lax.pmax(jnp.stack([n_here, halo, cell, n_near, *slots, *jnp.sum(held, axis=0)]), SLAB)
         weight = gate(atoms.position, atoms, made)
-        foreign = jnp.stack([n_foreign(e, weight, atoms.position, made) for e in range(n_experts)])
+        foreign = jnp.stack([n_foreign(e, weight, everywhere, made) for e in range(n_experts)])
         n_found, foreign = jax.lax.psum((jnp.sum(real), foreign), SLAB)
         made = made._replace(needed=needed[None], foreign=foreign[None], whole=(n_found == n_atoms)[None])
         return replace(state, atoms=atoms, lists=made)
 
-    def n_foreign(e: int, weight: Array, position: Array, made: Lists) -> Array:
+    def n_foreign(e: int, weight: Array, everywhere: Array, made: Lists) -> Array:
         """How many own atoms with weight on an expert are, or see, what it does not know."""
         expert, centers = experts[e], made.centers[e]
         if set(expert.domain) == set(expert.species) or len(centers) == 0:
             return jnp.zeros((), int)
-        allowed, rows = jnp.asarray([s in expert.domain for s in expert.species]), rows_of(e, centers, position, made)
+        allowed, rows = jnp.asarray([s in expert.domain for s in expert.species]), rows_of(e, centers, everywhere, made)
         near = rows.mask & (jnp.sum(rows.displacement**2, axis=-1) < expert.cutoff**2)
         foreign = ~allowed[rows.center_species] | jnp.any(near & ~allowed[rows.neighbor_species], axis=1)
         return jnp.sum(foreign & (weight.at[centers, e].get(mode="fill", fill_value=0.0) > 0))
 
     def own_energy(position: Array, atoms: Atoms, made: Lists, params) -> Array:
         """eV, of own atoms; NaN where an atom with weight has no row."""
-        weight = gate(position, atoms, made)
+        weight, everywhere = gate(position, atoms, made), cut.places(position, made.before, made.after)
         total, missing = jnp.zeros((), position.dtype), jnp.any(jnp.isnan(weight))
         for e, centers in enumerate(made.centers):
             share = weight.at[centers, e].get(mode="fill", fill_value=0.0)
@@ -195,7 +195,7 @@ def mixture(
             n_weighted = jnp.sum(share > 0)
             missing = missing | (jnp.sum(weight[:, e] > 0) > n_weighted)
             if len(centers):
-                energies = energies_of[e](params[e], rows_of(e, centers, position, made), wanted=n_weighted)
+                energies = energies_of[e](params[e], rows_of(e, centers, everywhere, made), wanted=n_weighted)
                 total = total + jnp.sum(jnp.where(share > 0, share * energies, 0.0))
         return total + jnp.where(missing, jnp.nan, 0.0).astype(position.dtype) * jnp.sum(position)
 
@@ -248,10 +248,10 @@ def mixture(
     def put(x):
         return jax.device_put(x, NamedSharding(mesh, piece))
 
-    def grown(sizes: Sizes, needed) -> Sizes:
+    def grown(sizes: Sizes, needed, extra: int = 0) -> Sizes:
         """Where more is needed, as much and some to spare."""
         leaves, tree = jax.tree.flatten(sizes)
-        spare = [int(np.ceil(capacity_multiplier * int(n))) for n in needed]
+        spare = [int(np.ceil(capacity_multiplier * int(n))) + extra for n in needed]
         return jax.tree.unflatten(tree, [room if n > have else have for have, n, room in zip(leaves, needed, spare)])
 
     def fitted(atoms: Atoms, key, n_steps: int, sizes: Sizes) -> State:
@@ -322,7 +322,7 @@ def mixture(
             new, _, stop = advance_jit(state, integrator, params, n_steps, first)
             before, at, stop = int(np.asarray(state.n_steps)[0]), int(np.asarray(new.n_steps)[0]), int(stop)
             if stop & TOO_SMALL:
-                sizes = grown(state.sizes, np.asarray(new.lists.needed)[0])
+                sizes = grown(state.sizes, np.asarray(new.lists.needed)[0], extra=4 * (n_regrown + 1))
                 state = replace(fitted(gather(state), state.key, before, sizes), energy=state.energy)
             elif stop & TOO_FAST:
                 raise SlabError(

@@ -75,9 +75,10 @@ class State:
 
 @dataclass(frozen=True)
 class Cut:
-    """A box in slabs. Methods of `Array`s run on each device, `taken` and those above it anywhere.
+    """A box in slabs; what is below `taken` runs on each device.
 
-    Along the axis a slab and its halos are a piece of open space: two images of an atom are two atoms.
+    Along the axis a slab and its halos are a piece of open space: two images of
+    an atom are two atoms.
     """
 
     n_atoms: int
@@ -87,13 +88,13 @@ class Cut:
     reach: float  # Å, width of a halo
 
     def __post_init__(self):
-        length, width, axis = self.edges[self.axis], self.width if self.n_slabs else 0.0, self.axis
         if self.n_slabs == 0:
             raise ValueError("devices must be at least one, got none.")
-        if not width >= self.reach:
+        length, most = self.edges[self.axis], int(self.edges[self.axis] // self.reach)
+        if not self.width >= self.reach:
             raise ValueError(
                 f"devices must be so few that slabs are as wide as the longest cutoff and the skin, {self.reach:g} Å: "
-                f"{self.n_slabs} slabs of {length:g} Å along axis {axis} are {width:g} Å wide, at most {int(length // self.reach)} fit."
+                f"{self.n_slabs} slabs of {length:g} Å along axis {self.axis} are {self.width:g} Å wide, at most {most} fit."
             )
 
     @property
