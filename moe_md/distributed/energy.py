@@ -226,7 +226,8 @@ def mixture(
             after = integrator.step(dynamics(state), Evaluation(-gradient, None), None)
             moved = atoms._replace(position=after.position, momentum=after.momentum)
             # A time step in float64 must not change float32 positions.
-            atoms = jax.tree.map(lambda old, new: jnp.where(k == 0, old, new.astype(old.dtype)), atoms, moved)._replace(force=-gradient)
+            atoms = jax.tree.map(lambda old, new: jnp.where(k == 0, old, new.astype(old.dtype)), atoms, moved)
+            atoms = atoms._replace(force=-gradient)
             rng = getattr(after, "rng", None)
             key = state.key if rng is None else jnp.where(k == 0, state.key, rng[None])
             good = jnp.isfinite(energy) & jnp.all(jnp.isfinite(gradient)) & jnp.all(jnp.isfinite(atoms.position))
