@@ -354,7 +354,9 @@ def mixture(
 
 
 def _works_on_slots(integrator) -> bool:
-    """Whether it moves each atom by itself, and all alike."""
+    """Whether it moves each atom by itself, all alike, by the whole force at every step."""
+    if getattr(integrator, "slow_every", 1) != 1:
+        return False
     return isinstance(integrator, NVE) or (
         isinstance(integrator, Langevin) and np.ndim(integrator.friction_per_fs) == 0 and integrator.expert_friction is None
     )
