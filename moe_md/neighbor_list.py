@@ -53,6 +53,7 @@ class NeighborListFns(NamedTuple):
 
     allocate: Callable  # (position, extra_capacity=0, *, cutoffs=None, centers=None, box=None, perturbation=None) -> NeighborList
     update: Callable  # (position, neighbors, *, cutoffs=None, centers=None, box=None, perturbation=None) -> NeighborList
+    rows: Callable  # (position, centers, cell_capacity, n_slots) -> rows for each cutoff, slots needed for each, atoms of the fullest cell
 
 
 def neighbor_list(
@@ -84,6 +85,8 @@ def neighbor_list(
             where `centers` changed or `cutoffs` grew. It sets
             `did_buffer_overflow` where rows or cells run out, or where the box
             became too narrow for its cells or for its cutoff.
+        rows: what a list holds, made at capacities that the caller chooses and
+            checks; under jit. Atoms at NaN are nobody's neighbours.
     """
     builder_cutoffs = tuple(cutoffs)
 
@@ -105,7 +108,8 @@ def neighbor_list(
         n_atoms = position.shape[0]
         reach = cutoffs.astype(position.dtype) + dr_threshold
         place = cells_of(position, grid)
-        cell = _number(place, grid)
+        # Who has no place is in no cell.
+        cell = jnp.where(jnp.isnan(position[:, 0]), int(np.prod(grid)), _number(place, grid))
         order = jnp.argsort(cell, stable=True).astype(jnp.int32)
         count = jnp.zeros(int(np.prod(grid)), jnp.int32).at[cell].add(1)
         slot = jnp.arange(n_atoms, dtype=jnp.int32) - (jnp.cumsum(count) - count)[cell[order]]
@@ -207,7 +211,12 @@ def neighbor_list(
         overflow = overflow | narrow | neighbors.did_buffer_overflow
         return NeighborList(*made, overflow, neighbors.grid, neighbors.cell_capacity)
 
-    return NeighborListFns(allocate, update)
+    def rows(position, centers, cell_capacity: int, n_slots: tuple[int, ...]):
+        reach = (builder_cutoffs[0] + dr_threshold) * (BREATHING if fractional_coordinates else 1.0)
+        grid = _grid(perpendicular_widths(builder_box), reach, position.shape[0])
+        return build(position, jnp.asarray(builder_cutoffs, float), centers, grid, cell_capacity, n_slots)
+
+    return NeighborListFns(allocate, update, rows)
 
 
 def box_matrix(box) -> np.ndarray | Array:

@@ -325,6 +325,17 @@ def test_regions(tmp_path, tables):
     assert "| 1,960 | 10 |" in tables.regions(tmp_path)
 
 
+def test_distributed(tmp_path):
+    record = smoke("distributed", tmp_path)
+    one, eight = record["rows"]
+    assert (one["devices"], eight["devices"], record["atoms"]) == (1, 8, 324) and 0 < record["f"] < 1
+    for row in (one, eight):
+        # A position there and a force back, 12 bytes each, through both faces; capacities are larger than what is sent.
+        assert row["bytes_of_atoms_per_step"] == 24 * row["halo_atoms"] <= row["bytes_per_step"] == 48 * row["devices"] * row["sizes"]["halo"]
+        assert row["median_s"] > 0 and row["compile_s"] > 0
+    assert eight["halo_atoms"] > 6 * one["halo_atoms"] > 0
+
+
 def test_interleave_times_each_case_in_turn(harness):
     calls = []
 

@@ -193,3 +193,24 @@ def test_widths_are_perpendicular():
     np.testing.assert_allclose(perpendicular_widths(np.array([[4.0, 3.0, 0], [0, 4.0, 0], [0, 0, 5.0]])), [3.2, 4.0, 5.0])
     np.testing.assert_allclose(perpendicular_widths(7.0), [7.0] * 3)
     np.testing.assert_allclose(perpendicular_widths([7.0, 8.0, 9.0]), [7.0, 8.0, 9.0])
+
+
+def test_atoms_without_a_place_are_nobodys_neighbours():
+    """Rows of some atoms at capacities given, beside slots that hold no atom."""
+    box = BOXES["cubic"]
+    displacement_fn, fns = make(box, fractional=False)
+    position = atoms_in(box)
+    n = len(position)
+    padded = np.insert(position, [3, 10, n], np.nan, axis=0)
+    real = np.flatnonzero(~np.isnan(padded[:, 0]))
+    centers = jnp.asarray([*real, n + 3])
+    idx, needed, most = fns.rows(jnp.asarray(padded), centers, 40, (80, 80))
+    assert (np.asarray(needed) < 80).all() and most < 40
+    back = np.full(n + 4, n)
+    back[real] = np.arange(n)
+    for rows, cutoff in zip(idx, CUTOFFS):
+        assert (np.asarray(rows[-1]) == n + 3).all()
+        found = found_pairs(position, jnp.asarray(back[np.asarray(rows[:-1])]), displacement_fn, cutoff, {})
+        expected = expected_pairs(position, box, cutoff)
+        assert found.shape == expected.shape and len(found) > 20
+        np.testing.assert_allclose(found, expected, atol=2e-5)

@@ -1,0 +1,110 @@
+"""Molecular dynamics on several devices: a host loop over jitted chunks of steps."""
+
+from typing import Callable, NamedTuple, Sequence
+
+import numpy as np
+
+from moe_md import interrupts, units
+from moe_md.distributed.energy import Slabs
+from moe_md.distributed.slabs import Atoms, State
+from moe_md.experts import Params
+from moe_md.integrators import Integrator
+from moe_md.settings import check_value
+
+
+class Frame(NamedTuple):
+    """What a reporter sees; the fields are those of `simulate.Frame`."""
+
+    step: int
+    time_ps: float  # of so many of these time steps
+    potential: float  # eV
+    kinetic: float  # eV
+    total: float  # eV
+    temperature_K: float
+    momentum: float  # norm of the total momentum, amu Å / (Å sqrt(amu / eV))
+    conserved: float  # eV; NaN for Langevin dynamics
+    n_regrown: int
+    position: np.ndarray | None = None  # [n_atoms, 3] Å; None in a `Result`
+    velocity: np.ndarray | None = None
+    force: np.ndarray | None = None
+    box: np.ndarray | None = None  # [3, 3] Å, columns
+    pressure_GPa: float = np.nan
+    volume: float = np.nan
+    work: float = 0.0
+
+
+class Result(NamedTuple):
+    """A finished run."""
+
+    state: State
+    frames: tuple[Frame, ...]  # without arrays
+
+
+def run(
+    slabs: Slabs,
+    state: State,
+    integrator: Integrator,
+    *,
+    n_steps: int,
+    params: Sequence[Params] | None = None,
+    chunk_steps: int = 50,
+    reporters: Sequence[Callable] = (),
+) -> Result:
+    """Molecular dynamics from where a state stands.
+
+    Args:
+        slabs: from `mixture`.
+        state: from `scatter`, or of an earlier result.
+        integrator: `nve` or `langevin`; positions are wrapped into the box where
+            lists are made, whatever its `shift_fn`.
+        n_steps: steps to take.
+        params: default the builder's.
+        chunk_steps: steps between looks at the flags, and between frames.
+        reporters: called with a `Frame` at the start and after each chunk.
+
+    Returns:
+        The last state, and a frame for the start and each chunk.
+
+    Raises:
+        ValueError: an argument is out of range.
+        SlabError: numbers are not finite, atoms fly, or lists grow again and again.
+    """
+    for name, value, least in (("n_steps", n_steps, 0), ("chunk_steps", chunk_steps, 1)):
+        check_value(name, value, int)
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
+    frames, n_regrown, done, at_home = [], 0, 0, True
+    with interrupts.kept() as check_interrupt:
+        while True:
+            check_interrupt()
+            n = min(chunk_steps, n_steps - done) if frames else 0
+            state, grew = slabs.advance(state, integrator, n, params, first=not frames)
+            n_regrown, done = n_regrown + grew, done + n
+            at_home = at_home and slabs.check_domains(state)
+            frame = _frame(slabs.gather(state), state, integrator, n_regrown)
+            for report in reporters:
+                report(frame)
+            frames.append(frame._replace(position=None, velocity=None, force=None))
+            if done >= n_steps:
+                return Result(state, tuple(frames))
+
+
+def _frame(atoms: Atoms, state: State, integrator, n_regrown: int) -> Frame:
+    momentum, mass = np.asarray(atoms.momentum, float), np.asarray(atoms.mass, float)
+    kinetic, step = float(0.5 * np.sum(momentum**2 / mass)), int(np.asarray(state.n_steps)[0])
+    total = state.potential + kinetic
+    n_free = momentum.size - (3 if integrator.conserves_momentum and len(mass) > 1 else 0)
+    return Frame(
+        step=step,
+        time_ps=1e-3 * integrator.timestep_fs * step,
+        potential=state.potential,
+        kinetic=kinetic,
+        total=total,
+        temperature_K=2 * kinetic / (n_free * units.kB),
+        momentum=float(np.linalg.norm(momentum.sum(axis=0))),
+        conserved=total + float(integrator.reservoir(atoms)),
+        n_regrown=n_regrown,
+        position=atoms.position,
+        velocity=atoms.velocity,
+        force=atoms.force,
+    )
