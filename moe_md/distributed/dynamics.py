@@ -9,7 +9,7 @@ from moe_md.distributed.energy import Slabs
 from moe_md.distributed.slabs import Atoms, State
 from moe_md.experts import Params
 from moe_md.integrators import Integrator
-from moe_md.settings import check_value
+from moe_md.settings import check_count
 
 
 class Frame(NamedTuple):
@@ -69,10 +69,8 @@ def run(
         ValueError: an argument is out of range.
         SlabError: numbers are not finite, atoms fly, or lists grow again and again.
     """
-    for name, value, least in (("n_steps", n_steps, 0), ("chunk_steps", chunk_steps, 1)):
-        check_value(name, value, int)
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}.")
+    check_count("n_steps", n_steps, 0)
+    check_count("chunk_steps", chunk_steps, 1)
     frames, n_regrown, done, at_home = [], 0, 0, True
     with interrupts.kept() as check_interrupt:
         while True:
