@@ -349,16 +349,21 @@ def mixture_neighbor_list(
         if all(set(expert.domain) == set(expert.species) for expert in experts):
             return True
         counts = np.asarray(count_foreign(position, neighbors, region, given(**kwargs)))
-        for e in np.flatnonzero(counts):
-            warnings.warn(
-                f"region gives expert {e} {counts[e]} atoms that are or see species outside its domain {experts[e].domain}: "
-                f"its energies there are untrained. Enlarge the region by its cutoff, {experts[e].cutoff} Å.",
-                stacklevel=3,
-            )
-        return not counts.any()
+        return warn_of_foreign(experts, counts)
 
     timescales = (None, None) if guide is None else (fast, split)
     return MixtureNeighborFns(allocate, update, check_domains, parts, gate, assign, *timescales), energy_fn
+
+
+def warn_of_foreign(experts: Sequence[Expert], counts: np.ndarray) -> bool:
+    """Whether no expert computes atoms outside its domain, of which it has so many; warns where one does."""
+    for e in np.flatnonzero(counts):
+        warnings.warn(
+            f"region gives expert {e} {counts[e]} atoms that are or see species outside its domain {experts[e].domain}: "
+            f"its energies there are untrained. Enlarge the region by its cutoff, {experts[e].cutoff} Å.",
+            stacklevel=4,
+        )
+    return not counts.any()
 
 
 def _first(mask: Array, size: int) -> Array:

@@ -1,6 +1,5 @@
 """The mixture on slabs: what runs on each device, and the host beside it."""
 
-import warnings
 from dataclasses import replace
 from functools import partial
 from typing import Callable, NamedTuple, Sequence
@@ -17,7 +16,7 @@ from moe_md import units
 from moe_md.distributed.slabs import SLAB, Atoms, Cut, Lists, Sizes, State, which
 from moe_md.experts import Expert, Params, chunked_atom_energies
 from moe_md.integrators import NVE, Evaluation, Langevin
-from moe_md.mixture import mixture_neighbor_list
+from moe_md.mixture import mixture_neighbor_list, warn_of_foreign
 from moe_md.neighborhood import rows_from_neighbor_list
 from moe_md.regions import Around, Fixed, Region, Surroundings, Weighted
 from moe_md.settings import check_not_negative, check_positive, check_value
@@ -341,14 +340,7 @@ def mixture(
         return advance(state, NVE(0.0, _IN_OPEN_SPACE), 0, params, first=True)[0]
 
     def check_domains(state: State) -> bool:
-        counts = np.asarray(state.lists.foreign)[0]
-        for e in np.flatnonzero(counts):
-            warnings.warn(
-                f"region gives expert {e} {counts[e]} atoms that are or see species outside its domain {experts[e].domain}: "
-                f"its energies there are untrained. Enlarge the region by its cutoff, {experts[e].cutoff} Å.",
-                stacklevel=3,
-            )
-        return not counts.any()
+        return warn_of_foreign(experts, np.asarray(state.lists.foreign)[0])
 
     return Slabs(scatter, gather, evaluate, advance, check_domains)
 
