@@ -69,7 +69,7 @@ class BlendWatch:
         self._rows: list[Blend] = []
 
     def __call__(self, frame: Frame) -> None:
-        """Keep the force: that of the state may be an impulse."""
+        """Keep the force: with multiple time steps that of the state is an impulse."""
         self._force = frame.force
 
     def on_state(self, state: State, neighbors) -> None:
@@ -78,7 +78,8 @@ class BlendWatch:
         if state.weights is not None:
             given["region"] = replace(given["region"], weights=state.weights)
         dynamics = state.dynamics
-        seen = self._look(dynamics.position, dynamics.velocity, self._force, neighbors, given)
+        force = dynamics.force if self._force is None else self._force
+        seen = self._look(dynamics.position, dynamics.velocity, force, neighbors, given)
         seen = {name: np.asarray(value, float) for name, value in seen.items()}
         seen["area"] = seen["area"] * self._atomic_volume
         self._rows.append(Blend(step=state.step, time_ps=state.time_ps, **seen))

@@ -45,7 +45,8 @@ class PowerSpectrumNetwork(nn.Module):
         basis = radial_basis(distance, mask, self.cutoff, self.num_bessels, self.polynomial_cutoff_p, axis=-2)
         if len(self.domain) > 1:
             of_species = jax.nn.one_hot(neighbor, len(self.domain), dtype=basis.dtype, axis=-2)
-            basis = (of_species[:, :, None] * basis[:, None]).reshape(basis.shape[0], -1, basis.shape[-1])
+            blocks = of_species[:, :, None] * basis[:, None]
+            basis = blocks.reshape(basis.shape[0], len(self.domain) * self.num_bessels, basis.shape[-1])
         harmonics = angular.spherical_harmonics(self.l_max, vector, axis=-2)
         density = jnp.einsum("nqk,nmk->nqm", basis, harmonics) / self.avg_num_neighbors**0.5
 
