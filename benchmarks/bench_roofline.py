@@ -70,9 +70,8 @@ def products(jaxpr: Jaxpr) -> collections.Counter:
 
 
 def flops_of(left, right, numbers) -> float:
-    (contracted, _), (_, batch) = numbers
-    others = [n for axis, n in enumerate(right) if axis not in (*numbers[0][1], *batch)]
-    del contracted
+    (_, contracted), (_, batch) = numbers
+    others = [n for axis, n in enumerate(right) if axis not in (*contracted, *batch)]
     return 2.0 * np.prod(left) * np.prod(others)
 
 
