@@ -18,6 +18,7 @@ at one rebuild in 20 steps.
 """
 
 import argparse
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ from moe_md.data import fcc_supercell
 SYMBOL, LATTICE_CONSTANT = "Pt", 3.98  # Å
 RATTLE = 0.1  # Å, standard deviation of each coordinate
 TIMESTEP_FS, TEMPERATURE_K = 1.0, 300.0
-SHARES = (0.05, 0.1, 0.25)
+SHARES = (0.05, 0.1, 0.2, 0.25, 0.5)
 STEPS_PER_REBUILD = 20
 R_BLEND = 1.5  # Å; a ball's core is as wide as what the cheap expert sees
 
@@ -44,8 +45,13 @@ def cells_for(n_atoms: int) -> tuple[int, int, int]:
 
 
 def crystal(n_atoms: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions `[n, 3]` Å of a rattled fcc crystal, and its box `[3]` Å."""
-    frame = fcc_supercell(SYMBOL, LATTICE_CONSTANT, cells_for(n_atoms))
+    """A crystal of about that many atoms."""
+    return crystal_of(cells_for(n_atoms))
+
+
+def crystal_of(cells: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Positions `[n, 3]` Å of a rattled fcc crystal of so many cubic cells, and its box `[3]` Å."""
+    frame = fcc_supercell(SYMBOL, LATTICE_CONSTANT, cells)
     rng = np.random.default_rng(0)
     edges = np.diag(frame.cell)
     position = np.mod(frame.positions + RATTLE * rng.standard_normal(frame.positions.shape), edges)
@@ -91,7 +97,7 @@ def start(position) -> simulate.NVEState:
 
 def rebuild_case(reference: harness.Case, edges) -> harness.Case:
     """A list that must be rebuilt at every call: all atoms shift by half a cell, back and forth."""
-    state, neighbors = reference.state
+    state, neighbors, *_ = reference.state
     shift = jnp.asarray(edges) * 0.5
 
     def rebuild(carry):
@@ -197,6 +203,45 @@ def describe(record: dict) -> str:
     return "\n".join(lines)
 
 
+def draw(record: dict, folder: Path) -> Path:
+    """Speed against share, beside the bound; and what a speed costs in forces."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    rows = {row["name"]: row for row in record["rows"]}
+    expensive, cheap = rows["all expensive"]["median_s"], rows["all cheap"]["median_s"]
+    f = np.linspace(0.0, 1.0, 400)
+    left.plot(f, expensive / (f * expensive + (1 - f) * cheap), color="black", linewidth=1, label="bound")
+    for kind, color in (("mixture", "tab:blue"), ("moving", "tab:orange"), ("all", "tab:gray")):
+        some = [row for row in rows.values() if row["name"].startswith(kind)]
+        if not some:
+            continue
+        # A blend computes both experts in its shell: its place on the curve is that of its bound.
+        x = [(expensive / row["s_max"] - cheap) / (expensive - cheap) for row in some]
+        low, high = ([abs(expensive / t - row["speedup"]) for row, t in zip(some, ends)] for ends in zip(*(row["quartiles_s"][::-1] for row in some)))
+        label = {"mixture": "slab", "moving": "balls that follow atoms", "all": "one expert alone"}[kind]
+        left.errorbar(x, [row["speedup"] for row in some], (low, high), fmt="o", color=color, markersize=5, capsize=2, label=label)
+        speeds = [1e6 * row["median_s"] / record["atoms"] for row in some]
+        right.plot(speeds, [row["force_difference_meV_per_A"] for row in some], "o", color=color)
+        for row, speed in zip(some, speeds):
+            right.annotate(row["name"].replace("mixture", "f ="), (speed, row["force_difference_meV_per_A"]), xytext=(5, 5), textcoords="offset points", fontsize=8)
+    left.set(xlabel="share of the atoms on the expensive expert", ylabel="times all-expensive", ylim=(0, None))
+    left.legend(frameon=False)
+    right.set(xscale="log", xlabel="µs per atom and step", ylabel="change of forces from all-expensive, meV/Å", ylim=(-1, None))
+    right.margins(x=0.2, y=0.12)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.suptitle(f"{record['atoms']:,} Pt atoms, {record['cores']} cores of {record['cpu']}" if record["platform"] == "cpu" else f"{record['atoms']:,} Pt atoms, {record['device']}", fontsize=10)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "mixture.png"
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="ptco", help="name or path")
@@ -207,6 +252,7 @@ def main() -> None:
     parser.add_argument("--balls", type=int, nargs="*", default=(1, 4), help="how many")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--chunk-size", type=int, default=64, help="rows computed at a time")
+    parser.add_argument("--plots", type=Path, help="folder for a picture of the results")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
     parser.add_argument("--smoke", action="store_true", help="a few hundred atoms, one share, two repeats")
     arguments = parser.parse_args()
@@ -215,6 +261,8 @@ def main() -> None:
     record = measure(arguments)
     print(describe(record))
     harness.append(arguments.results, "mixture", record)
+    if arguments.plots:
+        print(draw(record, arguments.plots))
 
 
 if __name__ == "__main__":

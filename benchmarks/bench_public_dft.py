@@ -147,8 +147,8 @@ def our_predictions(experts, params) -> Callable[[Batch], dict]:
 # The peer
 
 
-def torch_allegro(expert: Expert, scale: float, references: dict, seed: int):
-    """PyTorch Allegro of an expert's architecture, in float32.
+def torch_allegro(expert: Expert, scale: float, references: dict, seed: int, *, compile_mode: str = "eager"):
+    """PyTorch Allegro of an expert's architecture, in float32; `compile_mode` as nequip has it.
 
     Raises:
         ValueError: its parameters have other shapes than the expert's.
@@ -167,6 +167,7 @@ def torch_allegro(expert: Expert, scale: float, references: dict, seed: int):
     same = ("l_max", "parity", "num_layers", "num_scalar_features", "num_tensor_features", "avg_num_neighbors")
     model = AllegroModel(
         seed=seed,
+        compile_mode=compile_mode,
         model_dtype="float32",
         type_names=list(c["species"]),
         r_max=c["cutoff"],
@@ -184,14 +185,16 @@ def torch_allegro(expert: Expert, scale: float, references: dict, seed: int):
 
 
 def torch_input(batch: Batch) -> dict:
-    """A batch's real rows as one graph: all atoms at the origin, edges as shifts of a unit cell."""
+    """A batch's real frames as graphs: all atoms at the origin, edges as shifts of a unit cell."""
     import torch
 
     center, slot = np.nonzero(batch.rows.mask)
-    n = int(batch.row_mask.sum())  # real rows come first
+    n, n_atoms = int(batch.row_mask.sum()), batch.n_atoms[batch.n_atoms > 0]  # real rows and frames come first
     return {
         "pos": torch.zeros(n, 3, dtype=torch.float64),  # as the reference has it, whatever the model's dtype
-        "cell": torch.eye(3, dtype=torch.float64)[None],
+        "cell": torch.eye(3, dtype=torch.float64).repeat(len(n_atoms), 1, 1),
+        "batch": torch.from_numpy(batch.frame[:n].astype(np.int64)),
+        "num_atoms": torch.from_numpy(n_atoms.astype(np.int64)),
         "atom_types": torch.from_numpy(batch.rows.center_species[:n].astype(np.int64)),
         "edge_index": torch.from_numpy(np.stack([center, batch.rows.neighbor[center, slot]]).astype(np.int64)),
         "edge_cell_shift": torch.from_numpy(batch.rows.displacement[center, slot].astype(np.float64)),

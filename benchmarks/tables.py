@@ -25,7 +25,7 @@ def mixture(folder: Path) -> str:
     """Speed beside its bound, and what the speed costs in accuracy."""
     command = "python benchmarks/bench_mixture.py"
     parts = [f"`{command}`"]
-    for record in newest(harness.read(folder, "mixture")):
+    for record in newest(harness.read(folder, "mixture"), "atoms"):
         rows = [
             [
                 row["name"] if not row["name"].startswith("mixture") else "mixture",
@@ -513,10 +513,59 @@ def peers_ratios(rows: list[dict]) -> str:
     return f" Atoms per second, each at its largest size: {'; '.join(told)}." if told else ""
 
 
+def scale(folder: Path) -> str:
+    """Cost per atom and memory of crystals of several sizes."""
+    command = "python benchmarks/bench_scale.py"
+    parts = [f"`{command}`"]
+    for r in newest(harness.read(folder, "scale")):
+        rows = [
+            [
+                row["name"],
+                f"{row['atoms']:,}",
+                "{:.2f} ({:.2f} to {:.2f})".format(*(1e6 * t / row["atoms"] for t in (row["step_s"], *row["quartiles_s"]))),
+                f"{row['us_per_atom'] / r['rows'][0]['us_per_atom']:.2f}",
+                f"{row['rebuilds']} in {row['steps']}",
+                f"{1e6 * row['rebuild_s'] / row['atoms']:.1f}",
+                f"{row['rebuild_share']:.1%}",
+                "–" if row["bytes_per_atom"] is None else f"{row['bytes_per_atom']:,.0f}",
+            ]
+            for row in r["rows"]
+        ]
+        head = ["", "atoms", "µs per atom and step", "over the smallest", "rebuilds in steps", "a rebuild, µs per atom", "its share", "bytes per atom"]
+        note = (
+            f"f = {r['f']:g}, {r['dtype']}, {r['temperature_K']:.0f} K. Steps include the rebuilds they meet. Share: at the {r['long_rebuilds']} rebuilds in {r['long_steps']} steps "
+            f"of a longer run of the smallest crystal. Bytes: all that the compiled chunk of steps holds. {where(r)}."
+        )
+        parts += [markdown(head, rows), note]
+    return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
+
+
+def training(folder: Path) -> str:
+    """Frames per second of training."""
+    command = "python benchmarks/bench_training.py"
+    parts = [f"`{command}`"]
+    for r in newest(harness.read(folder, "training")):
+        rows = [
+            [row["name"], "{:.1f} ({:.1f} to {:.1f})".format(*(1 / t for t in (row["s_per_frame"], *row["quartiles_s"][::-1]))), f"{row['over_ours']:.2f}"]
+            for row in r["rows"]
+        ]
+        left_out = f" Left out: {'; '.join(f'{name} ({why})' for name, why in r['left_out'].items())}." if r["left_out"] else ""
+        e = r["experts"][0]
+        note = (
+            f"{r['frames']} frames of `{r['data']}` with {r['atoms']:,} atoms, batches of at most {r['max_rows']} atoms, {r['dtype']}; gradient of the energies' and forces' errors and one step of Adam. "
+            f"Allegro: l_max {e['l_max']}, {e['num_layers']} layers, {e['num_scalar_features']} scalar and {e['num_tensor_features']} tensor features; PyTorch's is {r['peer']}. "
+            f"Co-training trains both experts, on metal environments too.{left_out} {where(r)}."
+        )
+        parts += [markdown(["", "frames a second", "time over our Allegro's"], rows), note]
+    return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
+
+
 KEYS = (("energy_meV_per_atom", 1), ("forces_meV_per_A", 0), ("stress_GPa", 2))
 TABLES: dict[str, Callable[[Path], str]] = {
     "mixture": mixture,
     "peers": peers,
+    "scale": scale,
+    "training": training,
     "moving": moving,
     "respa": respa,
     "roofline": roofline,
@@ -547,9 +596,9 @@ def fill(text: str, folder: Path = harness.RESULTS) -> str:
     return MARKED.sub(printed, text)
 
 
-def newest(records: list[dict]) -> list[dict]:
-    """The last record of each device, smoke runs left out."""
-    return list({r["device"]: r for r in records if not r["smoke"]}.values())
+def newest(records: list[dict], *keys: str) -> list[dict]:
+    """The last record of each device, and of each value of some keys; smoke runs left out."""
+    return list({(r["device"], *(r[key] for key in keys)): r for r in records if not r["smoke"]}.values())
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:

@@ -67,7 +67,8 @@ def smoke_all(name: str, results: Path, *arguments: str) -> list[dict]:
 
 
 def test_mixture(tmp_path, tables):
-    record = smoke("mixture", tmp_path, "--random")
+    record = smoke("mixture", tmp_path, "--random", "--plots", str(tmp_path / "plots"))
+    assert (tmp_path / "plots/mixture.png").stat().st_size > 10_000
     rows = {row["name"]: row for row in record["rows"]}
     assert record["atoms"] == 256
     assert rows["all expensive"]["capacity"] == [256] and rows["all cheap"]["capacity"] == [256]
@@ -106,6 +107,35 @@ def test_peers(tmp_path, tables):
     path = tmp_path / "peers.jsonl"
     path.write_text(path.read_text().replace('"smoke": true', '"smoke": false'))
     assert "| Allegro, moe_md | " in tables.peers(tmp_path)
+
+
+def test_scale(tmp_path, tables):
+    record = smoke("scale", tmp_path)
+    rows = record["rows"]
+    assert [row["name"] for row in rows] == ["crystal", "crystal", "bar", "crystal, atoms shuffled"]
+    assert [row["atoms"] for row in rows] == [256, 500, 288, 256]
+    for row in rows:
+        assert row["quartiles_s"][0] <= row["step_s"] <= row["quartiles_s"][1]
+        assert row["us_per_atom"] == pytest.approx(1e6 * row["step_s"] / row["atoms"])
+        assert row["steps"] == 6 and row["rebuilds"] <= 6
+        # Position, momentum, mass, force and the neighbours of an atom: what the program is given at least.
+        assert row["bytes_per_atom"] > 4 * (3 + 3 + 1 + 3 + 18)
+    path = tmp_path / "scale.jsonl"
+    path.write_text(path.read_text().replace('"smoke": true', '"smoke": false'))
+    assert "shuffled" in tables.scale(tmp_path)
+
+
+def test_training(tmp_path, tables):
+    record = smoke("training", tmp_path)
+    times = {row["name"]: row for row in record["rows"]}
+    assert {"Allegro, moe_md", "co-training, moe_md"} <= set(times)
+    assert ("Allegro, PyTorch eager" in times) == HAS_TORCH
+    for row in times.values():
+        assert 0 < row["quartiles_s"][0] <= row["s_per_frame"] <= row["quartiles_s"][1]
+    assert record["frames"] >= record["batches"] == 2
+    path = tmp_path / "training.jsonl"
+    path.write_text(path.read_text().replace('"smoke": true', '"smoke": false'))
+    assert "co-training" in tables.training(tmp_path)
 
 
 def test_peers_with_other_forces_are_refused(harness):
