@@ -226,8 +226,10 @@ def draw(record: dict, folder: Path) -> Path:
         left.errorbar(x, [row["speedup"] for row in some], (low, high), fmt="o", color=color, markersize=5, capsize=2, label=label)
         speeds = [1e6 * row["median_s"] / record["atoms"] for row in some]
         right.plot(speeds, [row["force_difference_meV_per_A"] for row in some], "o", color=color)
+        place, side = {"mixture": ((6, 3), "left"), "moving": ((0, -14), "left"), "all": ((-7, -3), "right")}[kind]
         for row, speed in zip(some, speeds):
-            right.annotate(row["name"].replace("mixture", "f ="), (speed, row["force_difference_meV_per_A"]), xytext=(5, 5), textcoords="offset points", fontsize=8)
+            name = row["name"].replace("mixture", "f =").replace("moving, ", "")
+            right.annotate(name, (speed, row["force_difference_meV_per_A"]), xytext=place, textcoords="offset points", fontsize=8, ha=side)
     left.set(xlabel="share of the atoms on the expensive expert", ylabel="times all-expensive", ylim=(0, None))
     left.legend(frameon=False)
     right.set(xscale="log", xlabel="µs per atom and step", ylabel="change of forces from all-expensive, meV/Å", ylim=(-1, None))
@@ -253,11 +255,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--chunk-size", type=int, default=64, help="rows computed at a time")
     parser.add_argument("--plots", type=Path, help="folder for a picture of the results")
+    parser.add_argument("--redraw", action="store_true", help="draw the newest record, measure nothing")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
     parser.add_argument("--smoke", action="store_true", help="a few hundred atoms, one share, two repeats")
     arguments = parser.parse_args()
     if arguments.smoke:
         vars(arguments).update(atoms=256, repeats=2, shares=SHARES[1:2], balls=(1,))
+    if arguments.redraw:
+        print(draw(harness.read(arguments.results, "mixture")[-1], arguments.plots))
+        return
     record = measure(arguments)
     print(describe(record))
     harness.append(arguments.results, "mixture", record)
