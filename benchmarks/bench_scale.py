@@ -35,11 +35,11 @@ class System(NamedTuple):
     shuffled: bool = False
 
 
-def systems(sizes: list[int], narrow: int) -> list[System]:
-    """Crystals of about these sizes, the second also as a bar and shuffled."""
-    found = [System("crystal", cells_for(n)) for n in sizes]
-    bar = System("bar", (NARROW, NARROW, round(narrow / 4 / NARROW**2)))
-    return [*found, bar, System("crystal, atoms shuffled", cells_for(narrow), shuffled=True)]
+def systems(sizes: list[int]) -> list[System]:
+    """Crystals of about these sizes, the smallest as a bar too, the second also shuffled."""
+    found = [System("crystal", cells_for(n)) for n in sorted(sizes)]
+    bar = System("bar", (NARROW, NARROW, round(min(sizes) / 4 / NARROW**2)))
+    return [*found, bar, System("crystal, atoms shuffled", found[min(1, len(found) - 1)].cells, shuffled=True)]
 
 
 class Chunk(harness.Case):
@@ -86,7 +86,7 @@ def measure(arguments) -> dict:
     """Everything a line of the results says."""
     model = harness.two_experts(arguments.checkpoint, tiny=arguments.tiny)
     make = lambda system, n_steps: Chunk(system, model, arguments.share, n_steps, arguments.chunk_size)  # noqa: E731
-    found = systems(arguments.atoms, arguments.narrow)
+    found = systems(arguments.atoms)
     chunks = {}
     for system in found:
         chunks[system] = make(system, arguments.steps)
@@ -154,7 +154,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="ptco", help="name or path")
     parser.add_argument("--atoms", type=int, nargs="+", default=(8064, 32000, 250000))
-    parser.add_argument("--narrow", type=int, default=32000, help="atoms of the bar and of the shuffled crystal")
     parser.add_argument("--share", type=float, default=0.05, help="of the atoms, on the expensive expert")
     parser.add_argument("--steps", type=int, default=10, help="of a chunk")
     parser.add_argument("--long-steps", type=int, default=400, help="over which rebuilds are counted")
@@ -165,7 +164,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a few hundred atoms, tiny experts, two repeats")
     arguments = parser.parse_args()
     if arguments.smoke:
-        vars(arguments).update(atoms=(256, 500), narrow=288, steps=2, long_steps=4, repeats=2, tiny=True)
+        vars(arguments).update(atoms=(256, 500), steps=2, long_steps=4, repeats=2, tiny=True)
     record = measure(arguments)
     print(describe(record))
     harness.append(arguments.results, "scale", record)
