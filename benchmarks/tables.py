@@ -497,20 +497,28 @@ def peers_note(r: dict) -> str:
 
 
 def peers_ratios(rows: list[dict]) -> str:
-    """How many times the atoms per second of others, each at the largest size it was run at."""
-    largest = {row["name"]: row["us_per_atom"] for row in sorted(rows, key=lambda row: row["atoms"])}
-    mixture = next(name for name in largest if name.startswith("mixture"))
-    compiled = [name for name in largest if name.startswith("Allegro, PyTorch") and not name.endswith("eager")]
+    """How many times the atoms per second of others, at the largest size that both were run at."""
+    cost = {}
+    for row in sorted(rows, key=lambda row: row["atoms"]):
+        cost.setdefault(row["name"], {})[row["atoms"]] = row["us_per_atom"]
+
+    def times(ours: str, other: str) -> float:
+        size = max(set(cost[ours]) & set(cost[other]))
+        return cost[other][size] / cost[ours][size]
+
+    mixture = next(name for name in cost if name.startswith("mixture"))
+    allegro = "Allegro, moe_md"
+    compiled = [name for name in cost if name.startswith("Allegro, PyTorch") and not name.endswith("eager")]
     wanted = {
-        "Allegro, moe_md": ["Allegro, PyTorch eager", *sorted(compiled, key=largest.get)[:1]],
+        allegro: ["Allegro, PyTorch eager", *sorted(compiled, key=lambda name: times(allegro, name))[:1]],
         mixture: ["Allegro, PyTorch eager", "NequIP, mlip"],
     }
     told = [
-        f"{ours}: " + ", ".join(f"{largest[other] / largest[ours]:.0f} times that of {other}" for other in others if other in largest)
+        f"{ours}: " + ", ".join(f"{times(ours, other):.0f} times that of {other}" for other in others if other in cost)
         for ours, others in wanted.items()
-        if any(other in largest for other in others)
+        if any(other in cost for other in others)
     ]
-    return f" Atoms per second, each at its largest size: {'; '.join(told)}." if told else ""
+    return f" Atoms per second, at the largest size that both were run at: {'; '.join(told)}." if told else ""
 
 
 def scale(folder: Path) -> str:
