@@ -64,7 +64,7 @@ def ours(expert, params, batches_: Sequence[Batch], settings: training.Settings)
 def cotrained(experts, dataset, prepared, n_batches: int, settings: training.Settings) -> Callable[[], tuple[float, int]]:
     """One round of `moe_md.cotrain`, its batches made while it runs, as it does."""
     optimizer = optax.chain(optax.clip_by_global_norm(settings.clip_norm), scale_by_soap())
-    step = jax.jit(partial(training._step, experts, optimizer, None))
+    step = jax.jit(partial(training._step, experts, optimizer, None, None))
     knobs = training._knobs(settings)
     inputs = training._inputs(experts, prepared, settings, 0)
     params = training._initial_params(experts, dataset, settings)

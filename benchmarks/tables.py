@@ -447,6 +447,43 @@ def regions(folder: Path) -> str:
     return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
 
 
+def gradient(folder: Path) -> str:
+    """Gradients through trajectories beside the trajectories alone: the newest line of each system and length, by device."""
+    command = "python benchmarks/bench_gradient.py"
+    parts = [f"`{command}`"]
+    groups: dict[str, dict[tuple, dict]] = {}
+    for record in harness.read(folder, "gradient"):
+        if not record["smoke"]:
+            group = groups.setdefault(record["device"], {})
+            group[record["rows"][0]["system"], record["rows"][0]["steps"]] = record
+    for group in groups.values():
+        ways = list(dict.fromkeys(row["way"] for r in group.values() for row in r["rows"] if row["way"] != "forward"))
+        lines = []
+        for (name, steps), r in sorted(group.items()):
+            found = {row["way"]: row for row in r["rows"]}
+            forward = found["forward"]
+            cells = [gradient_cell(found[way]) if way in found else "–" for way in ways]
+            lines.append([f"{name}, {forward['atoms']} atoms", f"{steps:,}", f"{1e3 * forward['median_s'] / steps:.2f}", *cells])
+        last = list(group.values())[-1]
+        head = ["system", "steps", "forward, ms per step", *(f"{way}, times forward; MB" for way in ways)]
+        notes = sorted({r["note"] for r in group.values() if r["note"]})
+        commits = sorted({(r["commit"] or "unknown")[:9] for r in group.values()})
+        note = (
+            f"Gradients with respect to parameters, positions and momenta of the start, {last['dtype']}, {last['timestep_fs']:g} fs, lists made anew every {last['update_every']} steps. "
+            f"Memory: what the compiled program sets aside; of the reversible one, with the positions kept where lists were made. Medians; a dash: not run, too large. "
+            f"{' '.join(notes)} {where(last)}{'' if len(commits) == 1 else f' (commits {chr(44).join(commits)})'}."
+        )
+        parts += [markdown(head, lines), " ".join(note.split())]
+    return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
+
+
+def gradient_cell(row: dict) -> str:
+    """Time over that of the trajectory alone, and megabytes."""
+    ratio = "–" if row["over_forward"] is None else f"{row['over_forward']:.1f}"
+    megabytes = 1e-6 * row["bytes"]
+    return f"{ratio}; {megabytes:,.0f}" if megabytes >= 10 else f"{ratio}; {megabytes:.1f}"
+
+
 def peers(folder: Path) -> str:
     """Energy and forces beside other programs: the newest run of each device."""
     command = "python benchmarks/bench_peers.py"
@@ -577,6 +614,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "moving": moving,
     "respa": respa,
     "roofline": roofline,
+    "gradient": gradient,
     "regions": regions,
     "cotraining": cotraining,
     "learning_curve": learning_curve,

@@ -43,16 +43,23 @@ class MixtureNeighbors:
     centers_overflow: Array  # bool, an expert was given more atoms than it holds rows, or more neighbours than slots
     slots: tuple[int | None, ...] = field(metadata={"static": True})  # per potential, in a row without skin; None where the list's will do
     update_fn: Callable = field(metadata={"static": True})
+    stale_fn: Callable = field(metadata={"static": True})
 
-    def update(self, position: Array, *, region: Region | None = None, **kwargs) -> "MixtureNeighbors":
+    def update(self, position: Array, *, region: Region | None = None, renew: bool = False, **kwargs) -> "MixtureNeighbors":
         """The same capacities at new positions; safe under jit.
 
         Args:
             position: `[n_atoms, 3]`.
             region: default the builder's.
+            renew: make the lists anew also where the old ones would do, so that
+                they follow from position, region and capacities alone.
             **kwargs: `box`, `perturbation`.
         """
-        return self.update_fn(position, self, region=region, **kwargs)
+        return self.update_fn(position, self, region=region, renew=renew, **kwargs)
+
+    def stale(self, position: Array, *, region: Region | None = None, **kwargs) -> Array:
+        """Whether lists that are kept may miss pairs here, bool; arguments as in `update`."""
+        return self.stale_fn(position, self, region=region, **kwargs)
 
     @property
     def idx(self) -> Array:
@@ -86,7 +93,7 @@ class MixtureNeighborFns(NamedTuple):
     """Host-side allocation and jitted update, as jax-md's `NeighborListFns`."""
 
     allocate: Callable  # (position, extra_capacity=0, *, region=None, **kwargs) -> MixtureNeighbors
-    update: Callable  # (position, neighbors, *, region=None, **kwargs) -> MixtureNeighbors
+    update: Callable  # (position, neighbors, *, region=None, renew=False, **kwargs) -> MixtureNeighbors
     check_domains: Callable  # (position, neighbors, *, region=None, **kwargs) -> bool, all at home; warns
     parts: Callable  # (position, neighbors, *, params=None, region=None, **kwargs) -> Parts
     gate: Callable  # (position, neighbors, *, region=None, **kwargs) -> [n_atoms, n_experts], weights
@@ -228,17 +235,28 @@ def mixture_neighbor_list(
         room = 1.0 + THERMAL_ROOM * (capacity_multiplier - 1.0)
         most = fullest(position, centers, full_list, **kwargs)
         slots = tuple(None if n is None else max(1, lists.roomy(room, extra_capacity, int(n))) for n in most)
-        neighbors = MixtureNeighbors(full_list, centers, halo, spheres, overflow, slots, update)
+        neighbors = MixtureNeighbors(full_list, centers, halo, spheres, overflow, slots, update, stale)
         check_domains(position, neighbors, region=region, **kwargs)
         return neighbors
 
-    def update(position, neighbors: MixtureNeighbors, *, region: Region | None = None, **kwargs):
+    def stale(position, neighbors: MixtureNeighbors, *, region: Region | None = None, **kwargs) -> Array:
         kwargs = given(**kwargs)
-        full_list = list_fns.update(position, neighbors.list, **kwargs)
+        wanted = (builder_region if region is None else region).spheres(dr_threshold)
+        _check_spheres(wanted, neighbors.spheres)
+
+        def old(wish: Sphere, made: lists.NeighborList) -> Array:
+            return list_fns.stale(position, made, cutoffs=wish.reach[None], centers=wish.centers, **kwargs)
+
+        of_spheres = jax.tree.leaves(jax.tree.map(old, wanted, neighbors.spheres, is_leaf=_is_sphere))
+        return jnp.any(jnp.stack([list_fns.stale(position, neighbors.list, **kwargs), *of_spheres]))
+
+    def update(position, neighbors: MixtureNeighbors, *, region: Region | None = None, renew: bool = False, **kwargs):
+        kwargs = given(**kwargs)
+        full_list = list_fns.update(position, neighbors.list, renew=renew, **kwargs)
         owner = builder_region if region is None else region
 
         def listed(wanted: Sphere, old: lists.NeighborList):
-            return list_fns.update(position, old, cutoffs=wanted.reach[None], centers=wanted.centers, **kwargs)
+            return list_fns.update(position, old, renew=renew, cutoffs=wanted.reach[None], centers=wanted.centers, **kwargs)
 
         wanted = owner.spheres(dr_threshold)
         _check_spheres(wanted, neighbors.spheres)
@@ -249,7 +267,7 @@ def mixture_neighbor_list(
         overflow = overflow | neighbors.centers_overflow
         for n, size in zip(fullest(position, centers, full_list, **kwargs), neighbors.slots):
             overflow = overflow if n is None else overflow | (n > size)
-        return MixtureNeighbors(full_list, centers, halo, spheres, overflow, neighbors.slots, update)
+        return MixtureNeighbors(full_list, centers, halo, spheres, overflow, neighbors.slots, update, stale)
 
     def rows_of(e: int, centers, position, neighbors: MixtureNeighbors, moved) -> tuple[Neighborhood, Array]:
         """Rows for a potential of its centres, then of its halo; whether slots ran out."""

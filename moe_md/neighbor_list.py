@@ -52,7 +52,8 @@ class NeighborListFns(NamedTuple):
     """As jax-md's: `allocate` on the host, `update` under jit."""
 
     allocate: Callable  # (position, extra_capacity=0, *, cutoffs=None, centers=None, box=None, perturbation=None) -> NeighborList
-    update: Callable  # (position, neighbors, *, cutoffs=None, centers=None, box=None, perturbation=None) -> NeighborList
+    update: Callable  # (position, neighbors, *, renew=False, cutoffs=None, centers=None, box=None, perturbation=None) -> NeighborList
+    stale: Callable  # (position, neighbors, *, cutoffs=None, centers=None, box=None, perturbation=None) -> bool, an update would make it anew
     rows: Callable  # (position, centers, cell_capacity, n_slots) -> rows for each cutoff, slots needed for each, atoms of the fullest cell
 
 
@@ -84,7 +85,10 @@ def neighbor_list(
         update: the same list, made anew where atoms or box moved too far, or
             where `centers` changed or `cutoffs` grew. It sets
             `did_buffer_overflow` where rows or cells run out, or where the box
-            became too narrow for its cells or for its cutoff.
+            became too narrow for its cells or for its cutoff. With `renew` it is
+            made anew whatever happened before: it then follows from the position
+            and the capacities alone.
+        stale: whether the list misses, or may miss, pairs here; no gradients.
         rows: what a list holds, made at capacities that the caller chooses and
             checks; under jit. Atoms at NaN are nobody's neighbours.
     """
@@ -170,8 +174,8 @@ def neighbor_list(
         no = jnp.zeros((), bool)
         return NeighborList(rows, jnp.asarray(position), reference, cutoffs, centers, no, grid, cell_capacity)
 
-    def update(position, neighbors: NeighborList, *, cutoffs=None, centers=None, **kwargs) -> NeighborList:
-        position, kwargs, cutoffs = jax.lax.stop_gradient((position, kwargs, cutoffs))
+    def looked_at(position, neighbors: NeighborList, cutoffs, centers, kwargs):
+        """Whether the list is whole no more, whether the box is too narrow for it, and what is wanted of it now."""
         dtype = position.dtype
         everyone = neighbors.centers is None
         changed, narrow = jnp.zeros((), bool), jnp.zeros((), bool)
@@ -197,6 +201,16 @@ def neighbor_list(
             narrow = jnp.any((sides >= 3) & (widths < sides * (cutoffs[0] + dr_threshold).astype(dtype)))
             if everyone:
                 narrow = narrow | jnp.any(widths <= 2 * cutoffs[0].astype(dtype))
+        return (slack < 0.0) | changed, narrow, frame, cutoffs, centers
+
+    def stale(position, neighbors: NeighborList, *, cutoffs=None, centers=None, **kwargs) -> Array:
+        position, kwargs, cutoffs = jax.lax.stop_gradient((position, kwargs, cutoffs))
+        broken, narrow, *_ = looked_at(position, neighbors, cutoffs, centers, kwargs)
+        return broken | narrow
+
+    def update(position, neighbors: NeighborList, *, renew: bool = False, cutoffs=None, centers=None, **kwargs) -> NeighborList:
+        position, kwargs, cutoffs = jax.lax.stop_gradient((position, kwargs, cutoffs))
+        broken, narrow, frame, cutoffs, centers = looked_at(position, neighbors, cutoffs, centers, kwargs)
         n_slots = tuple(rows.shape[1] for rows in neighbors.idx)
 
         def renewed(old: NeighborList):
@@ -207,7 +221,7 @@ def neighbor_list(
         def kept(old: NeighborList):
             return old.idx, old.reference_position, old.reference_frame, old.cutoffs, old.centers, jnp.zeros((), bool)
 
-        *made, overflow = jax.lax.cond((slack < 0.0) | changed, renewed, kept, neighbors)
+        *made, overflow = renewed(neighbors) if renew else jax.lax.cond(broken, renewed, kept, neighbors)
         overflow = overflow | narrow | neighbors.did_buffer_overflow
         return NeighborList(*made, overflow, neighbors.grid, neighbors.cell_capacity)
 
@@ -216,7 +230,7 @@ def neighbor_list(
         grid = _grid(perpendicular_widths(builder_box), reach, position.shape[0])
         return build(position, jnp.asarray(builder_cutoffs, float), centers, grid, cell_capacity, n_slots)
 
-    return NeighborListFns(allocate, update, rows)
+    return NeighborListFns(allocate, update, stale, rows)
 
 
 def box_matrix(box) -> np.ndarray | Array:

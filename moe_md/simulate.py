@@ -37,9 +37,13 @@ from moe_md.integrators import (
     nve,
 )
 from moe_md.neighbor_list import box_matrix
+from moe_md.rollout import Rollout, Snapshot, check_rollout, rollout
 from moe_md.settings import check_count, check_not_negative, check_positive, check_value
 
-__all__ = ["Frame", "Log", "Relaxation", "Result", "SimulationError", "State", "langevin", "nose_hoover", "npt", "nve", "relax", "run"]
+__all__ = [
+    *("Frame", "Log", "Relaxation", "Result", "Rollout", "SimulationError", "Snapshot", "State", "check_rollout"),
+    *("langevin", "nose_hoover", "npt", "nve", "relax", "rollout", "run"),
+]
 
 
 class Frame(NamedTuple):

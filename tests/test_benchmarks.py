@@ -366,6 +366,19 @@ def test_distributed(tmp_path):
     assert eight["halo_atoms"] > 6 * one["halo_atoms"] > 0
 
 
+def test_gradient(tmp_path, tables):
+    records = smoke_all("gradient", tmp_path)
+    assert [(r["rows"][0]["system"], r["rows"][0]["steps"]) for r in records] == [("lj", 20), ("lj", 40), ("ptco-small", 10)]
+    for record in records:
+        rows = {row["way"]: row for row in record["rows"]}
+        assert list(rows) == ["forward", "plain", "rematerialised", "reversible"]
+        assert all(row["median_s"] > 0 and row["over_forward"] == row["median_s"] / rows["forward"]["median_s"] for row in rows.values())
+        assert rows["reversible"]["bytes"] < rows["plain"]["bytes"] and rows["rematerialised"]["bytes"] < rows["plain"]["bytes"]
+    path = tmp_path / "gradient.jsonl"
+    path.write_text("".join(json.dumps({**record, "smoke": False}) + "\n" for record in records))
+    assert "| lj, 108 atoms | 40 |" in tables.gradient(tmp_path)
+
+
 def test_interleave_times_each_case_in_turn(harness):
     calls = []
 

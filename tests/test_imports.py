@@ -18,6 +18,7 @@ FLOORS = (
     ("experts", "regions", "data"),
     ("mixture", "checkpoint"),
     ("derivatives", "integrators"),
+    ("rollout",),
     ("simulate", "adjoint", "distributed"),
     ("training", "interfaces"),
     ("analysis",),  # of surfaces: through ASE; of errors: as the loss has them

@@ -214,3 +214,21 @@ def test_atoms_without_a_place_are_nobodys_neighbours():
         expected = expected_pairs(position, box, cutoff)
         assert found.shape == expected.shape and len(found) > 20
         np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_made_anew_it_follows_from_the_position_alone():
+    """Also where the old list would do; `stale` says where it would not."""
+    box = BOXES["triclinic"]
+    displacement_fn, fns = make(box, fractional=False)
+    first = jnp.asarray(atoms_in(box))
+    nbrs = fns.allocate(first, extra_capacity=20)
+    near = first + 0.1 * SKIN * jnp.asarray(np.random.default_rng(1).uniform(-1, 1, first.shape))
+    far = first.at[4, 1].add(0.6 * SKIN)
+    assert not fns.stale(first, nbrs) and not fns.stale(near, nbrs) and fns.stale(far, nbrs)
+    kept, renewed = fns.update(near, nbrs), fns.update(near, nbrs, renew=True)
+    np.testing.assert_array_equal(kept.reference_position, first)
+    np.testing.assert_array_equal(renewed.reference_position, near)
+    by_way_of_another = fns.update(near, fns.update(far, nbrs, renew=True), renew=True)
+    for x, y in zip(jax.tree.leaves(renewed), jax.tree.leaves(by_way_of_another), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert any((np.asarray(x) != np.asarray(y)).any() for x, y in zip(kept.idx, renewed.idx))

@@ -19,6 +19,7 @@ class Hard:
     weights: Array | None  # [n_atoms, n_experts], a one in every row; None before anyone asked
 
     moves: ClassVar[bool] = True
+    smooth: ClassVar[bool] = False  # no derivative knows of its jumps
 
     def gate(self, position: Array, displacement_fn: Callable, near: Surroundings | None = None) -> Array:
         """`[n_atoms, n_experts]`, a one in every row; constant between two assignments.

@@ -101,6 +101,7 @@ def cotrain(
     *,
     validation: Dataset | None = None,
     start: Checkpoint | None = None,
+    extra_loss: Callable[[tuple[Params, ...], jax.Array], jax.Array] | None = None,
     folder=None,
     progress: bool = True,
 ) -> Checkpoint:
@@ -120,6 +121,11 @@ def cotrain(
         start: parameters to begin with, of the same experts, such as those
             trained on many frames of a lesser method. Their reference energies
             move to the data's: by least squares of what is left on composition.
+        extra_loss: `(params, step) -> number`, differentiable and traced, added
+            to the loss of every step; `step` (int, from 0) lets it grow, or wait
+            its turn (`jax.lax.cond`). For what no single frame shows, such as a
+            short trajectory's error (`simulate.rollout`). To go on, a training
+            must be given one of the same name again.
         folder: where `training.msgpack` (to resume from) and
             `checkpoint.msgpack` go; nothing is written where None. A folder
             that holds a `training.msgpack` of the same settings, experts and
@@ -143,6 +149,8 @@ def cotrain(
     dataset = dataset_from_frames(dataset.frames, species)
     weights = settings.weights
     require_labels(dataset, energy=weights.energy > 0, forces=weights.forces > 0)
+    if extra_loss is not None and not callable(extra_loss):
+        raise ValueError(f"extra_loss must be a function of params and step, got {extra_loss!r:.80}.")
     if settings.patience and validation is None:
         raise ValueError(f"validation must be given where patience is, {settings.patience}, got None.")
     if start is not None and [e.config for e in start.experts] != [e.config for e in experts]:
@@ -152,7 +160,7 @@ def cotrain(
     held_out = None if validation is None else prepare(dataset_from_frames(validation.frames, species), cutoff)
 
     optimizer = optax.chain(optax.clip_by_global_norm(settings.clip_norm), scale_by_soap())
-    step_fn = jax.jit(partial(_step, experts, optimizer, settings.seed if weights.agree_lots else None))
+    step_fn = jax.jit(partial(_step, experts, optimizer, settings.seed if weights.agree_lots else None, extra_loss))
     knobs = _knobs(settings)
     terms_fn = jax.jit(partial(joint_terms, experts))
     fingerprint = {
@@ -161,6 +169,7 @@ def cotrain(
         "data": digest(dataset),
         "validation data": None if held_out is None else digest(validation),
         "start": None if start is None else _digest(start.params),
+        **({} if extra_loss is None else {"extra loss": getattr(extra_loss, "__name__", type(extra_loss).__name__)}),
     }
     params = _initial_params(experts, dataset, settings) if start is None else _moved(start, dataset, train, settings.max_rows)
     state = State(jnp.asarray(0), params, params, optimizer.init(params))
@@ -275,7 +284,7 @@ def _knobs(settings: Settings) -> Callable[[int], Knobs]:
     return knobs
 
 
-def _step(experts, optimizer, lots_seed: int | None, knobs: Knobs, state: State, labelled: Batch, environment: Batch | None):
+def _step(experts, optimizer, lots_seed: int | None, extra_loss: Callable | None, knobs: Knobs, state: State, labelled: Batch, environment: Batch | None):
     def terms_of(params, batch: Batch) -> Terms:
         lots = None
         if lots_seed is not None:
@@ -288,6 +297,8 @@ def _step(experts, optimizer, lots_seed: int | None, knobs: Knobs, state: State,
         loss = joint_loss(knobs.weights, terms, knobs.agreement)
         if environment is not None:
             loss = loss + joint_loss(knobs.weights, terms_of(params, environment), knobs.agreement)
+        if extra_loss is not None:
+            loss = loss + extra_loss(params, state.step)
         return loss, terms
 
     gradient, terms = jax.grad(loss_fn, has_aux=True)(state.params)

@@ -73,7 +73,7 @@ def read(folder, initial: Progress, fingerprint: dict) -> Progress:
         return initial
     content = checkpoint.read(path, "a saved training", FORMAT, ("fingerprint", *Progress._fields))
     saved = content["fingerprint"] if isinstance(content["fingerprint"], dict) else {}
-    other = [name for name, value in fingerprint.items() if name not in saved or saved[name] != value]
+    other = [name for name in {**fingerprint, **saved} if saved.get(name) != fingerprint.get(name)]
     if other:
         raise ValueError(
             f"folder must hold no training of other {' and other '.join(other)}, got {folder}: choose another."

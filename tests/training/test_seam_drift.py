@@ -1,0 +1,77 @@
+"""What a seam does to a trajectory, and a training that minds it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_training import EXPERTS, frames, settings
+
+from moe_md import experts
+from moe_md.analysis.seam import ghost_force
+from moe_md.data.crystals import fcc_supercell
+from moe_md.training.cotrain import cotrain
+from moe_md.training.seam_drift import seam_drift
+
+
+def two(epsilon):
+    """Lennard-Jones with a second shell, so that planes do push."""
+    pair = tuple(experts.lennard_jones(("Pt",), 4.4, epsilon=e, sigma=2.4) for e in (0.6, epsilon))
+    return pair, tuple(e.init(None) for e in pair)
+
+
+def test_a_short_drift_is_the_ghost_force():
+    pair, params = two(0.5)
+    frame = fcc_supercell("Pt", 3.98, (3, 3, 4))
+    half = (frame.positions[:, 2] < 0.5 * frame.cell[2, 2] - 1e-3).astype(int)
+    pushed = ghost_force(pair, params, frame, half)
+    found = seam_drift(pair, n_steps=1, timestep_fs=0.5)(params, 0)
+    assert found > 1e-4
+    # One step of velocity Verlet from rest: u = t^2 f / 2m.
+    np.testing.assert_allclose(found, np.mean(np.sum(pushed.forces**2, axis=1)), rtol=2e-2)  # displacements of 1e-5 Å in single precision
+    same, of_same = two(0.6)
+    assert seam_drift(same, n_steps=1)(of_same, 0) < 1e-6 * found
+    # What pushes back counts less over a longer time.
+    assert seam_drift(pair, n_steps=40)(params, 0) < found
+
+
+def test_its_gradient_and_its_turns():
+    pair, params = two(0.5)
+    term = jax.jit(seam_drift(pair, n_steps=6, timestep_fs=5.0, every=3))
+    with_epsilon = lambda e: term((params[0], {**params[1], "epsilon": e}), 3)  # noqa: E731
+    slope = (with_epsilon(0.52) - with_epsilon(0.48)) / 0.04
+    gradient = jax.grad(with_epsilon)(jnp.asarray(0.5))
+    np.testing.assert_allclose(gradient, slope, rtol=1e-2)
+    assert gradient < 0  # towards the other's
+    assert term(params, 4) == 0.0
+    np.testing.assert_allclose(term(params, 3), 3 * seam_drift(pair, n_steps=6, timestep_fs=5.0)(params, 0), rtol=1e-5)
+
+
+def test_folded_into_cotraining(tmp_path):
+    """The same training with and without: with it the crystal moves less."""
+    data, chosen = frames(7, 0), settings(40)
+    drift = seam_drift(EXPERTS, n_steps=4, weight=30.0)
+    plain = cotrain(EXPERTS, data, chosen, progress=False)
+    minded = cotrain(EXPERTS, data, chosen, extra_loss=drift, folder=tmp_path, progress=False)
+    before, after = (float(drift(jax.tree.map(jnp.asarray, tuple(x.params)), 0)) for x in (plain, minded))
+    assert after < 0.5 * before
+    with pytest.raises(ValueError, match="folder must hold no training of other extra loss"):
+        cotrain(EXPERTS, data, chosen, folder=tmp_path, progress=False)
+    with pytest.raises(ValueError, match="extra_loss must be a function"):
+        cotrain(EXPERTS, data, chosen, extra_loss=1.0, progress=False)
+
+
+def test_what_does_not_fit_is_refused():
+    pair, _ = two(0.5)
+    for message, change in (
+        ("n_steps must be", dict(n_steps=0)),
+        ("every must be", dict(every=0)),
+        ("weight must be", dict(weight=-1.0)),
+        ("skin must be", dict(skin=0.0)),
+        ("lattice_constant must be", dict(lattice_constant=0.0)),
+        ("timestep_fs must be", dict(timestep_fs=0.0)),
+        ("symbol must be", dict(symbol="Cu")),
+    ):
+        with pytest.raises(ValueError, match=message):
+            seam_drift(pair, **change)
+    with pytest.raises(ValueError, match="experts must be two"):
+        seam_drift(pair[:1])
