@@ -167,10 +167,11 @@ def _prepared(energy_fn, integrator, state, neighbors, n_steps, params, region, 
             f"integrator must be from nve to be walked back in time, got {type(integrator).__name__}, which forgets: "
             'use simulate.rollout(..., checkpoint="sqrt").'
         )
-    observe_every = observe_every if observe is not None else n_steps if update_every is None else update_every
-    check_arguments(energy_fn, integrator, state, neighbors, region, n_steps, update_every, observe, observe_every)
+    check_arguments(energy_fn, integrator, state, neighbors, region, n_steps, update_every, observe, 1 if observe is None else observe_every)
     if n_steps < 1:
         raise ValueError(f"n_steps must be at least 1, got {n_steps}.")
+    if observe is None:
+        observe_every = n_steps if update_every is None else update_every
     if update_every is not None and update_every % observe_every:
         raise ValueError(f"update_every must be a multiple of observe_every = {observe_every}, got {update_every}.")
     if jax.dtypes.canonicalize_dtype(np.int64) != np.int64:

@@ -229,6 +229,8 @@ def check_arguments(energy_fn, integrator, state, neighbors, region, n_steps, up
         raise ValueError(f"integrator must have slow_every = 1 to be differentiated through, got {integrator.slow_every}.")
     if integrator.moves_box:
         raise ValueError(f"integrator must hold the box to be differentiated through: nve, langevin or nose_hoover, got {type(integrator).__name__}.")
+    if getattr(integrator, "expert_friction", None) is not None and jnp.ndim(integrator.friction_per_fs) == 0:
+        raise ValueError("integrator must have a friction for each atom where it has rates of experts: hand over integrator.follow(neighbor_fn.gate(position, neighbors)).")
     if not all(hasattr(state, name) for name in ("position", "momentum", "mass")):
         raise ValueError(f"state must be the integrator's, as integrator.start makes one, got {state!r:.80}.")
     key = getattr(state, "rng", None)

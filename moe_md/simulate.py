@@ -40,9 +40,9 @@ from moe_md.neighbor_list import box_matrix
 from moe_md.rollout import Rollout, Snapshot, check_rollout, rollout
 from moe_md.settings import check_count, check_not_negative, check_positive, check_value
 
-__all__ = [
-    *("Frame", "Log", "Relaxation", "Result", "Rollout", "SimulationError", "Snapshot", "State", "check_rollout"),
-    *("langevin", "nose_hoover", "npt", "nve", "relax", "rollout", "run"),
+__all__ = [  # fmt: skip
+    "Frame", "Log", "Relaxation", "Result", "Rollout", "SimulationError", "Snapshot", "State", "check_rollout",
+    "langevin", "nose_hoover", "npt", "nve", "relax", "rollout", "run",
 ]
 
 

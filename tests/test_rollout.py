@@ -255,6 +255,7 @@ def test_what_does_not_fit_is_refused():
         ("integrator must hold the box", dict(integrator=npt)),
         ("integrator must have slow_every = 1", dict(integrator=simulate.nve(c.shift_fn, 2.0, slow_every=2))),
         ("integrator must be from", dict(integrator="nve")),
+        ("integrator must have a friction for each atom", dict(integrator=simulate.langevin(c.shift_fn, 2.0, 100.0, (0.0, 0.01), per_expert=True))),
         ("state must be a NVTLangevinState", dict(integrator=simulate.langevin(c.shift_fn, 2.0, 100.0, 0.01))),
         ("state must be the integrator's", dict(state=c.position)),
         ("neighbors must be", dict(neighbors=None)),

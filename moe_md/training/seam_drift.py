@@ -49,7 +49,8 @@ def seam_drift(
         experts: two; the crystal's lower half is the second one's.
         symbol: an fcc metal that both know.
         lattice_constant: Å.
-        n_steps: of the trajectory, at constant energy from rest.
+        n_steps: of the trajectory, at constant energy from rest. In single
+            precision less than some 20 fs moves atoms by too little to be told.
         timestep_fs: positive.
         weight: of the term, (Å/eV)^2, as `Weights.forces`.
         every: training steps from one trajectory to the next; the term then
@@ -79,14 +80,14 @@ def seam_drift(
     edges, n_atoms = np.diag(frame.cell), len(frame.symbols)
     height = frame.positions[:, 2] % edges[2]
     region = regions.fixed((height < 0.5 * edges[2] - 1e-3).astype(int))
-    displacement_fn, shift_fn = space.periodic(jnp.asarray(edges, jnp.float32))
+    displacement_fn, shift_fn = space.periodic(jnp.asarray(edges, float))
     # Built once; the parameters of the day are handed over.
     params = tuple(e.init(jax.random.key(0)) for e in experts)
     species = np.full(n_atoms, experts[0].species.index(symbol))
     neighbor_fn, energy_fn = mixture_neighbor_list(displacement_fn, edges, experts, params, species, region, dr_threshold=skin)
-    site = jnp.asarray(frame.positions, jnp.float32)
+    site = jnp.asarray(frame.positions, float)
     neighbors = neighbor_fn.allocate(site)
-    mass = atomic_masses[atomic_numbers[symbol]]
+    mass = float(atomic_masses[atomic_numbers[symbol]])
     integrator = nve(shift_fn, timestep_fs)
     time = n_steps * timestep_fs * units.fs
 
