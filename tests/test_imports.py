@@ -18,7 +18,7 @@ FLOORS = (
     ("experts", "regions", "data"),
     ("mixture", "checkpoint"),
     ("derivatives", "integrators"),
-    ("simulate", "adjoint", "distributed"),
+    ("simulate", "adjoint", "distributed", "implicit", "reweighting"),
     ("training", "interfaces"),
     ("analysis",),  # of surfaces: through ASE; of errors: as the loss has them
     ("demo", "validate"),
