@@ -267,12 +267,10 @@ def _at_rest(energy_fn, invariant, newton_steps, solver, given: _Given, force_to
     # Free atoms: where they start is where the search starts, and nothing more.
     start = jnp.where(given.held[:, None], given.position, jax.lax.stop_gradient(given.position))
     given = given._replace(position=start)
-    z, neighbors = _newton(energy_fn, invariant, newton_steps, solver, jax.lax.stop_gradient(given), force_tolerance, solver_tolerance)
+    z, neighbors, (max_force, cell_force) = _newton(energy_fn, invariant, newton_steps, solver, jax.lax.stop_gradient(given), force_tolerance, solver_tolerance)
     given = given._replace(neighbors=neighbors)
     solve = partial(_checked_solve, solver, solver_tolerance)
     z = jax.lax.custom_root(partial(_condition, energy_fn, invariant, given), z, lambda _, z: z, solve)
-    frozen = jax.lax.stop_gradient(given)
-    max_force, cell_force = _forces(energy_fn, jax.lax.stop_gradient(z), frozen)
     overflow = jnp.zeros((), bool) if neighbors is None else jnp.asarray(neighbors.did_buffer_overflow, bool)
     converged = (max_force <= force_tolerance) & ~overflow
     if z.stretch is not None:
@@ -322,7 +320,10 @@ def _slope(energy_fn, z: _Unknowns, given: _Given) -> _Unknowns:
 
 def _condition(energy_fn, invariant, given: _Given, z: _Unknowns) -> _Unknowns:
     """Zero at rest, and there alone: atoms that are held do not move, nor do all of them together."""
-    slope = _slope(energy_fn, z, given)
+    return _balanced(invariant, given, z, _slope(energy_fn, z, given))
+
+
+def _balanced(invariant, given: _Given, z: _Unknowns, slope: _Unknowns) -> _Unknowns:
     free = ~given.held[:, None]
     together = _together(z.move, jax.lax.stop_gradient(given), *invariant)
     return slope._replace(move=jnp.where(free, slope.move, z.move) + together)
@@ -345,8 +346,8 @@ def _together(move: Array, given: _Given, translations: bool, rotations: bool) -
     return jnp.where(anyone_held, 0.0, part)
 
 
-def _newton(energy_fn, invariant, n_steps, solver, given: _Given, force_tolerance, solver_tolerance) -> tuple[_Unknowns, Any]:
-    """Steps of Newton's towards the stationary point that is near; neighbours of where they end."""
+def _newton(energy_fn, invariant, n_steps, solver, given: _Given, force_tolerance, solver_tolerance) -> tuple[_Unknowns, Any, tuple]:
+    """Steps of Newton's towards the stationary point that is near; neighbours and largest forces of where they end."""
     n = None if given.strains is None else given.strains.shape[0]
     z = _Unknowns(jnp.zeros_like(given.position), None if n is None else jnp.zeros(n, given.position.dtype))
 
@@ -359,48 +360,55 @@ def _newton(energy_fn, invariant, n_steps, solver, given: _Given, force_toleranc
             kwargs["perturbation"] = jnp.eye(3, dtype=position.dtype) + strain
         return neighbors.update(position, **kwargs)
 
-    def too_strong(z, neighbors):
-        max_force, cell_force = _forces(energy_fn, z, given._replace(neighbors=neighbors))
-        return (max_force > force_tolerance) | (cell_force > force_tolerance)
-
     def more(carry):
-        z, neighbors, k, moving = carry
-        return (k < n_steps) & moving
+        *_, moving = carry
+        return moving
 
     def step(carry):
-        z, neighbors, k, _ = carry
-        at, matvec = jax.linearize(partial(_condition, energy_fn, invariant, given._replace(neighbors=neighbors)), z)
-        wanted = solver(matvec, at, solver_tolerance)
-        longest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(wanted)]))
-        part = LONGEST_MOVE / jnp.maximum(longest, LONGEST_MOVE)
-        z = jax.tree.map(lambda a, b: a - part * b, z, wanted)
+        z, neighbors, k, _, _ = carry
         neighbors = updated(z, neighbors)
-        return z, neighbors, k + 1, too_strong(z, neighbors)
+        here = given._replace(neighbors=neighbors)
 
-    neighbors = updated(z, given.neighbors)
-    z, neighbors, _, _ = jax.lax.while_loop(more, step, (z, neighbors, 0, too_strong(z, neighbors)))
-    return z, neighbors
+        def condition(z):
+            slope = _slope(energy_fn, z, here)
+            return _balanced(invariant, here, z, slope), slope
+
+        at, matvec, slope = jax.linearize(condition, z, has_aux=True)
+        forces = _largest(slope, here)
+        moving = (k < n_steps) & ((forces[0] > force_tolerance) | (forces[1] > force_tolerance))
+        wanted = solver(matvec, jax.tree.map(lambda x: jnp.where(moving, x, 0.0), at), solver_tolerance)
+        longest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(wanted)]))
+        part = jnp.where(moving, LONGEST_MOVE / jnp.maximum(longest, LONGEST_MOVE), 0.0)
+        return jax.tree.map(lambda a, b: jnp.where(moving, a - part * b, a), z, wanted), neighbors, k + 1, forces, moving
+
+    nothing = jnp.full((), jnp.nan, given.position.dtype)
+    start = (z, given.neighbors, jnp.zeros((), jnp.int32), (nothing, nothing), jnp.ones((), bool))
+    z, neighbors, _, forces, _ = jax.lax.while_loop(more, step, start)
+    return z, neighbors, forces
 
 
-def _forces(energy_fn, z: _Unknowns, given: _Given) -> tuple[Array, Array]:
-    slope = _slope(energy_fn, z, given)
-    free = jnp.where(given.held, 0.0, jnp.sum(slope.move**2, axis=1))
+def _largest(slope: _Unknowns, given: _Given) -> tuple[Array, Array]:
+    """eV/Å on an atom that is free, and eV on the cell; NaN where it is held."""
+    free = jnp.sqrt(jnp.max(jnp.where(given.held, 0.0, jnp.sum(slope.move**2, axis=1))))
     if slope.stretch is None:
-        return jnp.sqrt(jnp.max(free)), jnp.full((), jnp.nan, given.position.dtype)
-    n_atoms = given.held.size
-    return jnp.sqrt(jnp.max(free)), LENGTH * jnp.max(jnp.abs(slope.stretch)) / jnp.sqrt(n_atoms)
+        return free, jnp.full((), jnp.nan, free.dtype)
+    return free, LENGTH * jnp.max(jnp.abs(slope.stretch)) / jnp.sqrt(1.0 * given.held.size).astype(free.dtype)
 
 
 def _checked_solve(solver, tolerance, matvec: Callable, b):
     """matvec(x) = b, symmetric; NaN where the residual is too large to go on with."""
 
-    def solve(matvec, b):
-        x = solver(matvec, b, tolerance)
-        rest, size = (jnp.linalg.norm(ravel_pytree(y)[0]) for y in (jax.tree.map(jnp.subtract, b, matvec(x)), b))
-        blank = jnp.where(rest <= 10 * tolerance * size, 0.0, jnp.nan)
-        return jax.tree.map(lambda leaf: leaf + blank.astype(leaf.dtype), x)
+    flat, unravel = ravel_pytree(b)  # in one piece: what does not feel the change is zero, and still part of it
 
-    return jax.lax.custom_linear_solve(matvec, b, solve, solve, symmetric=True)
+    def product(v):
+        return ravel_pytree(matvec(unravel(v)))[0]
+
+    def solve(product, flat):
+        x = ravel_pytree(solver(lambda z: unravel(product(ravel_pytree(z)[0])), unravel(flat), tolerance))[0]
+        small = jnp.linalg.norm(flat - product(x)) <= 10 * tolerance * jnp.linalg.norm(flat)
+        return x + jnp.where(small, 0.0, jnp.nan).astype(x.dtype)
+
+    return unravel(jax.lax.custom_linear_solve(product, flat, solve, solve, symmetric=True))
 
 
 @partial(jax.jit, static_argnums=(0, 5))
