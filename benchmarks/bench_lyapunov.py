@@ -60,7 +60,7 @@ def measure(name: str, system, temperature_K: float, timestep_fs: float, n_steps
     before = simulate.run(
         neighbor_fn,
         energy_fn,
-        simulate.langevin(shift_fn, timestep_fs=timestep_fs, temperature_K=temperature_K, friction_per_ps=5.0),
+        simulate.langevin(shift_fn, timestep_fs=timestep_fs, temperature_K=temperature_K, friction_per_fs=0.005),
         jnp.asarray(atoms.positions, jnp.float32),
         n_steps=n_before,
         masses=masses,
