@@ -420,3 +420,12 @@ def test_results_are_appended(harness, tmp_path):
 def test_unknown_table_is_an_error(tables):
     with pytest.raises(ValueError, match="nothing"):
         tables.fill("<!-- table: nothing -->\n<!-- /table -->")
+
+
+def test_lyapunov(tmp_path):
+    record = smoke("lyapunov", tmp_path)
+    assert [row["name"] for row in record["rows"]] == ["argon", "Pt + CO"]
+    for row in record["rows"]:
+        assert row["steps"] == 60 and len(row["log_growth"]) == len(row["time_ps"]) == 6
+        assert row["lyapunov_time_fs"] * row["exponent_per_ps"] == pytest.approx(1000)
+        assert row["atoms"] in (32, 34) and row["last_temperature_K"] > 0

@@ -19,7 +19,7 @@ FLOORS = (
     ("mixture", "checkpoint"),
     ("derivatives", "integrators"),
     ("rollout",),
-    ("simulate", "adjoint", "distributed"),
+    ("simulate", "adjoint", "distributed", "implicit", "reweighting"),
     ("training", "interfaces"),
     ("analysis",),  # of surfaces: through ASE; of errors: as the loss has them
     ("demo", "validate"),

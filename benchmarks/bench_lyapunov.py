@@ -1,0 +1,146 @@
+"""How soon do neighbouring trajectories part, and gradients through them explode?
+
+    python benchmarks/bench_lyapunov.py [--temperatures 300 900] [--argon-temperatures 40 120] [--steps 2000] [--smoke]
+
+Constant energy after a Langevin run to the temperature, velocity Verlet. A
+tangent vector is carried along (`moe_md.analysis.lyapunov`): its positions'
+part is what the gradient of the last positions with respect to the first does to a random
+direction. It starts as that one, is followed for `--steps` steps, and grows
+as exp(t / Lyapunov time) once it has turned. `grown_by_ps` is when it had grown 10^3 and
+10^6 times. Argon is Lennard-Jones at the density of the solid at rest (below) and of the
+liquid; Pt + CO is `ptco-small`, a slab of three layers with two CO and spheres
+about them on the expensive expert. float32: tangents are linear, and the trajectory is as good
+as any other that passes by.
+"""
+
+import argparse
+import time
+
+import harness
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase.build import add_adsorbate, bulk, fcc111, molecule
+from jax_md import space
+
+import moe_md as mm
+from moe_md import simulate
+from moe_md.analysis.lyapunov import of_positions, tangent_growth, verlet
+
+LIQUID = 5.72  # Å, of fcc argon at the density of the liquid near its triple point, 1.4 g/cm^3
+
+
+def argon(lattice_constant: float, repeat: int):
+    """Lennard-Jones argon."""
+    atoms = bulk("Ar", a=lattice_constant, cubic=True).repeat(repeat)
+    expert = mm.experts.lennard_jones(("Ar",), 7.0 if repeat > 2 else 5.0, epsilon=0.0104, sigma=3.4)
+    region = mm.regions.fixed(np.zeros(len(atoms), int), 1)
+    return atoms, (expert,), (expert.init(None),), np.zeros(len(atoms), int), region
+
+
+def platinum(tiny: bool):
+    """A slab with two CO under `ptco-small`."""
+    atoms = fcc111("Pt", (5, 6, 3) if not tiny else (4, 4, 2), a=3.98, vacuum=7.0, orthogonal=True)
+    atoms.pbc = True
+    for place in ((1, 1), (3, 4)) if not tiny else ((1, 1),):
+        add_adsorbate(atoms, molecule("CO"), 1.85, "ontop", offset=place, mol_index=1)
+    pair = harness.two_experts("ptco-small", tiny=tiny)
+    species = np.array([pair.experts[0].species.index(symbol) for symbol in atoms.symbols])
+    seeds = np.flatnonzero(atoms.numbers != 78)
+    return atoms, pair.experts, pair.params, species, mm.regions.around(seeds, pair.experts[1].cutoff, 1.5)
+
+
+def measure(name: str, system, temperature_K: float, timestep_fs: float, n_steps: int, n_before: int) -> dict:
+    """One system at one temperature."""
+    atoms, experts, params, species, region = system
+    box = atoms.cell.lengths()
+    displacement_fn, shift_fn = space.periodic(jnp.asarray(box, jnp.float32))
+    neighbor_fn, energy_fn = mm.mixture_neighbor_list(displacement_fn, box, experts, params, species, region, capacity_multiplier=1.5)
+    masses = atoms.get_masses()
+    before = simulate.run(
+        neighbor_fn,
+        energy_fn,
+        simulate.langevin(shift_fn, timestep_fs=timestep_fs, temperature_K=temperature_K, friction_per_fs=0.005),
+        jnp.asarray(atoms.positions, jnp.float32),
+        n_steps=n_before,
+        masses=masses,
+        temperature_K=temperature_K,
+        key=jax.random.key(0),
+    )
+    position, neighbors = before.state.position, neighbor_fn.allocate(before.state.position)
+    init, step = verlet(energy_fn, shift_fn, masses, timestep_fs=timestep_fs)
+    momentum = before.state.dynamics.momentum
+    momentum = momentum - jnp.sum(momentum, axis=0) * (masses / masses.sum())[:, None].astype(np.float32)
+    direction = jax.random.normal(jax.random.key(1), position.shape, position.dtype)
+
+    def at(position):
+        return init(position, momentum, neighbors)
+
+    start, tangent = jax.jvp(at, (position,), (direction,))
+    started = time.perf_counter()
+    found = tangent_growth(step, start, tangent, n_steps=n_steps, every=10, carry=neighbors, size_fn=of_positions, skip=0.3)
+    seconds = time.perf_counter() - started
+    if bool(found.carry.did_buffer_overflow):
+        raise RuntimeError("a list overflowed; the trajectory means nothing.")
+    last = found.state
+    kinetic = float(np.sum(np.asarray(last.momentum, float) ** 2 / (2 * masses[:, None])))
+    per_ps = 1000.0 / timestep_fs
+    time_ps = found.steps / per_ps
+
+    def grown_by(factor: float) -> float | None:
+        beyond = found.log_growth >= np.log(factor)
+        return float(time_ps[np.argmax(beyond)]) if beyond.any() else None
+
+    thin = slice(None, None, max(1, len(time_ps) // 50))
+    return {
+        "name": name,
+        "atoms": len(atoms),
+        "temperature_K": temperature_K,
+        "last_temperature_K": 2 * kinetic / (3 * (len(atoms) - 1) * mm.units.kB),
+        "timestep_fs": timestep_fs,
+        "steps": n_steps,
+        "exponent_per_ps": found.exponent * per_ps,
+        "error_per_ps": found.error * per_ps,
+        "lyapunov_time_fs": timestep_fs / found.exponent,
+        "grown_by_ps": {"1e3": grown_by(1e3), "1e6": grown_by(1e6)},
+        "time_ps": [round(float(t), 4) for t in time_ps[thin]],
+        "log_growth": [round(float(g), 3) for g in found.log_growth[thin]],
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--temperatures", type=float, nargs="*", default=(300.0, 900.0), help="K, of Pt + CO")
+    parser.add_argument("--argon-temperatures", type=float, nargs="*", default=(40.0, 120.0), help="K; a solid below 84 K, a liquid above")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
+    parser.add_argument("--smoke", action="store_true", help="a few atoms, a few steps")
+    arguments = parser.parse_args()
+    if arguments.smoke:
+        vars(arguments).update(steps=60, temperatures=(300.0,), argon_temperatures=(120.0,))
+    rows, before = [], 20 if arguments.smoke else 500
+    repeat = 2 if arguments.smoke else 3
+    for temperature in arguments.argon_temperatures:
+        system = argon(5.3 if temperature < 84 else LIQUID, repeat)
+        rows.append(measure("argon", system, temperature, 5.0, arguments.steps, 4 * before))
+        print(_told(rows[-1]), flush=True)
+    for temperature in arguments.temperatures:
+        rows.append(measure("Pt + CO", platinum(arguments.smoke), temperature, 1.0, arguments.steps, before))
+        print(_told(rows[-1]), flush=True)
+    harness.append(
+        arguments.results,
+        "lyapunov",
+        {"benchmark": "lyapunov", **harness.environment(), "smoke": arguments.smoke, "dtype": "float32", "model": "ptco-small", "rows": rows},
+    )
+
+
+def _told(row: dict) -> str:
+    return (
+        f"{row['name']}, {row['atoms']} atoms, {row['temperature_K']:.0f} K: {row['exponent_per_ps']:.2f} ± {row['error_per_ps']:.2f} /ps, "
+        f"Lyapunov time {row['lyapunov_time_fs']:.0f} fs, grown by {row['grown_by_ps']} ps, {row['seconds']:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""How fast neighbouring trajectories part: the largest Lyapunov exponent, by tangent dynamics.
+
+A tangent vector is carried along with the state, dx' = (d step / dx) dx, exactly (forward-mode
+differentiation), and made short again every few steps, its growth booked:
+
+    lambda = lim 1/t ln |dx(t)| / |dx(0)|.
+
+The same growth is that of a gradient through the trajectory: beyond a few
+Lyapunov times 1/lambda it says nothing of an average, however exactly it is computed.
+
+Source: Benettin, Galgani, Giorgilli, Strelcyn, Meccanica 15, 9 (1980).
+"""
+
+from functools import partial
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from moe_md import units
+from moe_md.settings import check_count, check_positive
+
+
+class Growth(NamedTuple):
+    """Of a tangent vector, per step."""
+
+    steps: np.ndarray  # [n] int, 1 and more
+    log_growth: np.ndarray  # [n], ln |dx| over |dx| at the start
+    exponent: float  # of growth in a step, from the later part
+    error: float  # of that, one standard error from blocks; NaN where there are too few
+    state: Any  # where the trajectory ended
+    carry: Any
+
+
+class Phase(NamedTuple):
+    """A state of velocity Verlet."""
+
+    position: Array  # [n_atoms, 3]
+    momentum: Array  # [n_atoms, 3]
+    force: Array  # [n_atoms, 3] eV/Å
+
+
+def tangent_growth(
+    step_fn: Callable,
+    state,
+    tangent,
+    *,
+    n_steps: int,
+    every: int = 10,
+    carry=None,
+    size_fn: Callable | None = None,
+    skip: float = 0.25,
+) -> Growth:
+    """Growth of a tangent vector along a trajectory.
+
+    Args:
+        step_fn: `(state, carry) -> (state, carry)`, one step; only the state is
+            differentiated.
+        state: a pytree of floating point arrays.
+        tangent: alike; where the vector starts. Any but an exceptional one turns to the fastest growth.
+        n_steps: a multiple of `every`.
+        every: steps between two renormalisations.
+        carry: what goes along, as neighbour lists.
+        size_fn: of a tangent, a norm of it or of a part of it; default the Euclidean.
+        skip: share of the trajectory left out of the exponent, in [0, 1): there the vector turns.
+
+    Returns:
+        The growth; over the time of a step the exponent is lambda.
+
+    Raises:
+        ValueError: a number is out of range, the tangent has no size, or growth is not finite.
+
+    Arnold's map stretches by (3 + sqrt 5) / 2:
+
+    >>> found = tangent_growth(lambda x, c: (jnp.array([[2.0, 1.0], [1.0, 1.0]]) @ x % 1.0, c), jnp.array([0.3, 0.1]), jnp.array([1.0, 0.0]), n_steps=200)
+    >>> round(found.exponent, 4), round(float(np.log((3 + 5**0.5) / 2)), 4)
+    (0.9624, 0.9624)
+    """
+    check_count("every", every, 1)
+    check_count("n_steps", n_steps, every)
+    if n_steps % every or not 0 <= skip < 1:
+        raise ValueError(f"n_steps must be a multiple of every, and skip in [0, 1), got {n_steps}, {every} and {skip}.")
+    size_fn = _euclidean if size_fn is None else size_fn
+    size = float(size_fn(tangent))
+    if not (np.isfinite(size) and size > 0):
+        raise ValueError(f"tangent must have a positive, finite size, got {size}.")
+    tangent = jax.tree.map(lambda x: x / size, tangent)
+    state, carry, grown = _follow(step_fn, size_fn, n_steps // every, every, state, tangent, carry)
+    grown = np.asarray(grown, float)  # [n_steps / every]
+    if not np.isfinite(grown).all():
+        first = every * int(np.argmin(np.isfinite(grown)))
+        raise ValueError(f"step_fn must keep state and tangent finite, got NaN or infinity within {every} steps of step {first}.")
+    later = grown[int(skip * len(grown)) :]
+    n_blocks = 5
+    blocks = later[: len(later) // n_blocks * n_blocks].reshape(n_blocks, -1).mean(axis=1) if len(later) >= n_blocks else None
+    error = np.nan if blocks is None else blocks.std(ddof=1) / np.sqrt(n_blocks) / every
+    return Growth(every * np.arange(1, len(grown) + 1), np.cumsum(grown), later.mean() / every, float(error), state, carry)
+
+
+def verlet(energy_fn: Callable, shift_fn: Callable, masses, *, timestep_fs: float) -> tuple[Callable, Callable]:
+    """Velocity Verlet as `tangent_growth` takes it, the carry being neighbours.
+
+    Args:
+        energy_fn: `energy_fn(R, neighbor=...)` in eV.
+        shift_fn: from `jax_md.space`.
+        masses: `[n_atoms]` amu.
+        timestep_fs: positive.
+
+    Returns:
+        init: `(position, momentum, neighbors) -> Phase`.
+        step: `(Phase, neighbors) -> (Phase, neighbors)`, which updates the neighbours. Look at
+        their `did_buffer_overflow` in the end.
+
+    Raises:
+        ValueError: the time step is not positive.
+    """
+    check_positive("timestep_fs", timestep_fs)
+    dt = timestep_fs * units.fs
+
+    def force(R, neighbors):
+        return -jax.grad(lambda R: jnp.sum(energy_fn(R, neighbor=neighbors)))(R)
+
+    def init(position, momentum, neighbors) -> Phase:
+        return Phase(position, momentum, jax.jit(force)(position, neighbors))
+
+    def step(state: Phase, neighbors) -> tuple[Phase, Any]:
+        mass = jnp.asarray(masses, state.position.dtype)[:, None]
+        momentum = state.momentum + 0.5 * dt * state.force
+        position = shift_fn(state.position, (dt * momentum / mass).astype(state.position.dtype))
+        neighbors = neighbors.update(jax.lax.stop_gradient(position))
+        new = force(position, neighbors)
+        return Phase(position, momentum + 0.5 * dt * new, new), neighbors
+
+    return init, step
+
+
+def of_positions(tangent: Phase) -> Array:
+    """The size of the positions' part alone: that of d position(t) / d position(0)."""
+    return jnp.sqrt(jnp.sum(tangent.position**2))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _follow(step_fn, size_fn, n_chunks, every, state, tangent, carry):
+    def step(moving, _):
+        state, tangent, carry = moving
+        state, tangent, carry = jax.jvp(lambda s: step_fn(s, carry), (state,), (tangent,), has_aux=True)
+        return (state, tangent, carry), None
+
+    def chunk(moving, _):
+        state, tangent, carry = jax.lax.scan(step, moving, None, length=every)[0]
+        size = size_fn(tangent)
+        return (state, jax.tree.map(lambda x: x / size, tangent), carry), jnp.log(size)
+
+    (state, _, carry), grown = jax.lax.scan(chunk, (state, tangent, carry), None, length=n_chunks)
+    return state, carry, grown
+
+
+def _euclidean(tangent) -> Array:
+    return jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(tangent)))

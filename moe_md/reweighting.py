@@ -1,0 +1,145 @@
+"""Averages at other parameters, from frames that were sampled at these: trajectory reweighting.
+
+Frames x_i of the canonical ensemble of U_0 at T_0 stand for that of U at T with the weights
+
+    w_i ~ exp(-U(x_i) / kT + U_0(x_i) / kT_0),    sum_i w_i = 1,
+
+and the derivative of an average, <dO/dt> - (<O dU/dt> - <O><dU/dt>) / kT, is what
+automatic differentiation makes of the weights: nothing runs backward through
+the dynamics, so no length of a trajectory is too long, and chaos does not
+matter. It holds as long as the ensembles overlap. How many frames still count is
+the effective sample size exp(-sum_i w_i ln w_i): where it falls below a share
+of the frames (the source has 0.9), sample anew at the parameters of now.
+
+Source: Thaler and Zavadlav, Nat. Commun. 12, 6884 (2021), doi:10.1038/s41467-021-27241-4 (DiffTRe).
+"""
+
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from moe_md import units
+from moe_md.settings import check_positive
+
+
+class Frames(NamedTuple):
+    """What was sampled, and where."""
+
+    position: Any  # [n_frames, ...], an array or a pytree of them
+    energy: Array  # [n_frames] eV, at the parameters of sampling
+    temperature_K: Array  # of sampling
+
+
+class Weights(NamedTuple):
+    """What each frame counts."""
+
+    weight: Array  # [n_frames], of sum 1
+    effective_size: Array  # between 1 and n_frames; NaN where an energy is not finite
+    enough: Array  # bool, effective_size is at least the share asked for
+
+
+def frame_energies(energy_fn: Callable, position, *args, remat: bool = True) -> Array:
+    """Energies of frames, one after the other.
+
+    Args:
+        energy_fn: `energy_fn(position, *args)` in eV, of one frame. With a neighbour
+            list, it updates it: `energy_fn(R, nbrs.update(R), params=params)`; frames
+            that a list does not hold are the caller's to find.
+        position: `[n_frames, ...]`, an array or a pytree of them.
+        *args: parameters and the like.
+        remat: compute each frame again for the gradient, instead of storing what led to its energy.
+
+    Returns:
+        `[n_frames]` eV, differentiable in everything.
+    """
+    of_one = jax.checkpoint(energy_fn) if remat else energy_fn
+    return jax.lax.map(lambda R: of_one(R, *args), position)
+
+
+def sampled(energy_fn: Callable, position, *args, temperature_K) -> Frames:
+    """Frames of an ensemble with the energies they had in it, which are constants from now on.
+
+    Args:
+        energy_fn, position, *args: as in `frame_energies`; the parameters are those of sampling.
+        temperature_K: of sampling.
+
+    Raises:
+        ValueError: the temperature is not positive, or there is no frame.
+    """
+    check_positive("temperature_K", temperature_K)
+    if len(jax.tree.leaves(position)[0]) == 0:
+        raise ValueError("position must hold frames, got none.")
+    energy = frame_energies(energy_fn, position, *args, remat=False)
+    return Frames(position, jax.lax.stop_gradient(energy), jnp.asarray(temperature_K, energy.dtype))
+
+
+def reweight(frames: Frames, energy, *, temperature_K=None, least_share: float = 0.9) -> Weights:
+    """The weights of frames where energies are now others.
+
+    Args:
+        frames: as they were sampled.
+        energy: `[n_frames]` eV, of the same frames now; the weights are differentiable in it.
+        temperature_K: of now; default that of sampling. Differentiable too.
+        least_share: of the frames that must still count for `enough`, in (0, 1].
+
+    Returns:
+        Weights, all finite, or all NaN where an energy is not finite.
+
+    Raises:
+        ValueError: lengths do not match, or a number is out of range.
+
+    >>> frames = Frames(jnp.zeros(4), jnp.zeros(4), jnp.asarray(300.0))
+    >>> float(reweight(frames, jnp.full(4, 2.0)).effective_size)  # a constant does not matter
+    4.0
+    """
+    check_positive("least_share", least_share)
+    energy = jnp.asarray(energy)
+    if energy.shape != frames.energy.shape or energy.ndim != 1:
+        raise ValueError(f"energy must have shape {frames.energy.shape}, as the frames have, got {energy.shape}.")
+    if least_share > 1:
+        raise ValueError(f"least_share must not exceed 1, got {least_share}.")
+    kT_0 = units.kB * frames.temperature_K
+    kT = kT_0 if temperature_K is None else units.kB * temperature_K
+    log_ratio = frames.energy / kT_0 - energy / kT
+    # One number that is not finite makes all of them NaN: an average without a frame would be of another ensemble.
+    log_ratio = log_ratio + jnp.where(jnp.all(jnp.isfinite(log_ratio)), 0.0, jnp.nan)
+    log_weight = jax.nn.log_softmax(log_ratio)
+    weight = jnp.exp(log_weight)
+    # Where a weight is zero by underflow so is its share of the entropy.
+    effective = jnp.exp(-jnp.sum(jnp.where(weight > 0, weight * log_weight, 0.0 * log_ratio)))
+    return Weights(weight, effective, effective >= least_share * energy.shape[0])
+
+
+def average(weights: Weights, observable) -> Any:
+    """The mean of what each frame shows: leaves `[n_frames, ...]` of a pytree become `[...]`."""
+    return jax.tree.map(lambda x: jnp.tensordot(weights.weight, x, 1), observable)
+
+
+def require_enough(weights: Weights, *, least_share: float = 0.9) -> None:
+    """Raise where too few frames count; on the host.
+
+    Raises:
+        ValueError: the effective sample size is below `least_share` of the
+            frames, or not a number: sample anew with the parameters of now.
+    """
+    n = weights.weight.shape[0]
+    size = float(weights.effective_size)
+    if not np.isfinite(size):
+        raise ValueError("energy must be finite for every frame, got NaN or infinity.")
+    if size < least_share * n:
+        raise ValueError(
+            f"frames must overlap with the ensemble of the parameters: their effective sample size must be at least least_share = "
+            f"{least_share} of {n}, got {size:.1f}. Sample anew with the parameters of now."
+        )
+
+
+def free_energy_difference(frames: Frames, energy) -> Array:
+    """F - F_0 = -kT ln <exp(-(U - U_0) / kT)>_0 in eV, at the temperature of sampling; its gradient is <dU/dt>.
+
+    Source: Zwanzig, J. Chem. Phys. 22, 1420 (1954).
+    """
+    kT = units.kB * frames.temperature_K
+    return -kT * (jax.nn.logsumexp((frames.energy - energy) / kT) - jnp.log(1.0 * energy.shape[0]))
