@@ -276,17 +276,19 @@ def beside(value: float | None, wanted: float | None, digits: int = 0) -> str:
 
 
 def ptco(folder: Path) -> str:
-    """What the shipped checkpoint's training recorded."""
+    """What the training of shipped checkpoints recorded."""
     del folder
-    command = "moe-md train"
-    if "ptco" not in checkpoint.names():
-        return unmeasured(command)
-    record = mm.load("ptco").record
+    return "\n\n".join(recorded(name) for name in ("ptco", "ptco-large") if name in checkpoint.names()) or unmeasured("moe-md train")
+
+
+def recorded(name: str) -> str:
+    """Validation errors of the parameters that a checkpoint holds."""
+    record = mm.load(name).record
     kept = record.get("best_step") or record["step"]
     last = next(h for h in record["history"] if h["step"] == kept)
     rows = [
-        [what, *("–" if last[name][key] is None else f"{last[name][key]:.{digits}f}" for key, digits in KEYS)]
-        for name, what in (
+        [what, *("–" if last[who][key] is None else f"{last[who][key]:.{digits}f}" for key, digits in KEYS)]
+        for who, what in (
             ("expensive", "expensive expert, all frames"),
             ("cheap", "cheap expert, frames without C and O"),
             ("mixed", "mixture, frames with C and O"),
@@ -299,7 +301,7 @@ def ptco(folder: Path) -> str:
         f"{train['frames']} training frames), after {kept:,} steps. Where both experts are at home they differ by "
         f"{mismatch['energy_meV']:.1f} meV per atom and {mismatch['partial_forces_meV_per_A']:.1f} meV/Å in partial forces."
     )
-    return "\n\n".join([markdown(["", "energy, meV/atom", "forces, meV/Å", "stress, GPa"], rows), note])
+    return "\n\n".join([markdown([f"`{name}`", "energy, meV/atom", "forces, meV/Å", "stress, GPa"], rows), note])
 
 
 def soak(folder: Path) -> str:
