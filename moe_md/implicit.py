@@ -117,7 +117,8 @@ def at_rest(
         position: `[n_atoms, 3]`, nearly at rest; from `simulate.relax`.
         neighbors: of `position`, with `update`; updated here.
         params, region: default the builder's.
-        box: Å, where the energy takes fractions of it.
+        box: Å, where the energy takes fractions of it. Derivatives of such positions
+            are in Å, as jax-md's are: what the box makes of the same fractions is not in them.
         held: `[n_atoms]` bool, atoms that stay; default none.
         strains: `[n, 3, 3]`, independent and symmetric: ways in which the cell
             may strain, `UNIFORM_STRAIN`, `ANY_STRAIN`; default it is held.
@@ -282,12 +283,24 @@ def _at_rest(energy_fn, invariant, newton_steps, solver, given: _Given, force_to
 
 def _structure(z: _Unknowns, given: _Given) -> tuple[Array, Array]:
     move = jnp.where(given.held[:, None], 0.0, z.move)
-    if given.box is not None:
-        move = move @ jnp.linalg.inv(given.box).T
+    position = given.position + move if given.box is None else _moved(given.position, move, given.box)
     strain = jnp.zeros((3, 3), given.position.dtype)
     if z.stretch is not None:
         strain = jnp.tensordot(z.stretch, given.strains, 1) / (LENGTH * jnp.sqrt(1.0 * given.held.size))
-    return given.position + move, strain
+    return position, strain
+
+
+@jax.custom_jvp
+def _moved(fraction: Array, move: Array, box: Array) -> Array:
+    """Fractions of the box after a move in Å."""
+    return fraction + jnp.linalg.solve(box, move.T).T
+
+
+@_moved.defjvp
+def _moved_jvp(primals, tangents):
+    """Tangents of fractions are Å, as jax-md's are: those of a move are what it is in Å, less what the box gains."""
+    (fraction, move, box), (fraction_dot, move_dot, box_dot) = primals, tangents
+    return _moved(fraction, move, box), fraction_dot + move_dot - jnp.linalg.solve(box, move.T).T @ box_dot.T
 
 
 def _plain_enthalpy(energy_fn, z: _Unknowns, given: _Given) -> Array:
