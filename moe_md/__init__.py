@@ -6,6 +6,18 @@ from moe_md.mixture import mixture_neighbor_list
 from moe_md.training.cotrain import cotrain
 
 __all__ = [
-    *("Checkpoint", "adjoint", "cotrain", "derivatives", "distributed", "experts", "implicit", "load"),
-    *("mixture_neighbor_list", "regions", "reweighting", "save", "simulate", "units"),
+    "Checkpoint",
+    "adjoint",
+    "cotrain",
+    "derivatives",
+    "distributed",
+    "experts",
+    "implicit",
+    "load",
+    "mixture_neighbor_list",
+    "regions",
+    "reweighting",
+    "save",
+    "simulate",
+    "units",
 ]
