@@ -278,7 +278,7 @@ def beside(value: float | None, wanted: float | None, digits: int = 0) -> str:
 def ptco(folder: Path) -> str:
     """What the training of shipped checkpoints recorded."""
     del folder
-    return "\n\n".join(recorded(name) for name in ("ptco", "ptco-large") if name in checkpoint.names()) or unmeasured("moe-md train")
+    return "\n\n".join(recorded(name) for name in ("ptco", "ptco-small", "ptco-large") if name in checkpoint.names()) or unmeasured("moe-md train")
 
 
 def recorded(name: str) -> str:
