@@ -96,7 +96,7 @@ def tangent_growth(
     n_blocks = 5
     blocks = later[: len(later) // n_blocks * n_blocks].reshape(n_blocks, -1).mean(axis=1) if len(later) >= n_blocks else None
     error = np.nan if blocks is None else blocks.std(ddof=1) / np.sqrt(n_blocks) / every
-    return Growth(every * np.arange(1, len(grown) + 1), np.cumsum(grown), later.mean() / every, float(error), state, carry)
+    return Growth(every * np.arange(1, len(grown) + 1), np.cumsum(grown), float(later.mean()) / every, float(error), state, carry)
 
 
 def verlet(energy_fn: Callable, shift_fn: Callable, masses, *, timestep_fs: float) -> tuple[Callable, Callable]:
