@@ -1,11 +1,12 @@
 """How soon do neighbouring trajectories part, and gradients through them explode?
 
-    python benchmarks/bench_lyapunov.py [--temperatures 300 900] [--argon-temperatures 40 120] [--steps 2000] [--smoke]
+    python benchmarks/bench_lyapunov.py [--temperatures 300 900] [--argon-temperatures 40 120]
+        [--steps 8000] [--argon-steps 20000] [--smoke]
 
 Constant energy after a Langevin run to the temperature, velocity Verlet. A
 tangent vector is carried along (`moe_md.analysis.lyapunov`): its positions'
 part is what the gradient of the last positions with respect to the first does to a random
-direction. It starts as that one, is followed for `--steps` steps, and grows
+direction. It starts as that one and grows
 as exp(t / Lyapunov time) once it has turned. `grown_by_ps` is when it had grown 10^3 and
 10^6 times. Argon is Lennard-Jones at the density of the solid at rest (below) and of the
 liquid; Pt + CO is `ptco-small`, a slab of three layers with two CO and spheres
@@ -25,7 +26,7 @@ from jax_md import space
 
 import moe_md as mm
 from moe_md import simulate
-from moe_md.analysis.lyapunov import of_positions, tangent_growth, verlet
+from moe_md.analysis.lyapunov import flow, of_positions, tangent_growth
 
 LIQUID = 5.72  # Å, of fcc argon at the density of the liquid near its triple point, 1.4 g/cm^3
 
@@ -68,13 +69,13 @@ def measure(name: str, system, temperature_K: float, timestep_fs: float, n_steps
         key=jax.random.key(0),
     )
     position, neighbors = before.state.position, neighbor_fn.allocate(before.state.position)
-    init, step = verlet(energy_fn, shift_fn, masses, timestep_fs=timestep_fs)
+    init, step = flow(energy_fn, simulate.nve(shift_fn, timestep_fs))
     momentum = before.state.dynamics.momentum
     momentum = momentum - jnp.sum(momentum, axis=0) * (masses / masses.sum())[:, None].astype(np.float32)
     direction = jax.random.normal(jax.random.key(1), position.shape, position.dtype)
 
     def at(position):
-        return init(position, momentum, neighbors)
+        return init(position, momentum, masses, neighbors)
 
     start, tangent = jax.jvp(at, (position,), (direction,))
     started = time.perf_counter()
@@ -113,17 +114,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--temperatures", type=float, nargs="*", default=(300.0, 900.0), help="K, of Pt + CO")
     parser.add_argument("--argon-temperatures", type=float, nargs="*", default=(40.0, 120.0), help="K; a solid below 84 K, a liquid above")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=8000, help="of Pt + CO, 1 fs each")
+    parser.add_argument("--argon-steps", type=int, default=20_000, help="of argon, 5 fs each")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
     parser.add_argument("--smoke", action="store_true", help="a few atoms, a few steps")
     arguments = parser.parse_args()
     if arguments.smoke:
-        vars(arguments).update(steps=60, temperatures=(300.0,), argon_temperatures=(120.0,))
+        vars(arguments).update(steps=60, argon_steps=60, temperatures=(300.0,), argon_temperatures=(120.0,))
     rows, before = [], 20 if arguments.smoke else 500
     repeat = 2 if arguments.smoke else 3
     for temperature in arguments.argon_temperatures:
         system = argon(5.3 if temperature < 84 else LIQUID, repeat)
-        rows.append(measure("argon", system, temperature, 5.0, arguments.steps, 4 * before))
+        rows.append(measure("argon", system, temperature, 5.0, arguments.argon_steps, 4 * before))
         print(_told(rows[-1]), flush=True)
     for temperature in arguments.temperatures:
         rows.append(measure("Pt + CO", platinum(arguments.smoke), temperature, 1.0, arguments.steps, before))

@@ -1,4 +1,4 @@
-"""Tables of the README and of the benchmarks' own page, printed from the results.
+"""Tables of the README, of the benchmarks' own page and of docs/, printed from the results.
 
     python benchmarks/tables.py            prints every table
     python benchmarks/tables.py --write    puts them into the pages
@@ -17,7 +17,7 @@ import harness
 import moe_md as mm
 from moe_md import checkpoint
 
-PAGES = (harness.ROOT / "README.md", harness.ROOT / "benchmarks/README.md")
+PAGES = (harness.ROOT / "README.md", harness.ROOT / "benchmarks/README.md", harness.ROOT / "docs/gradients.md")
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -486,6 +486,32 @@ def gradient_cell(row: dict) -> str:
     return f"{ratio}; {megabytes:,.0f}" if megabytes >= 10 else f"{ratio}; {megabytes:.1f}"
 
 
+def lyapunov(folder: Path) -> str:
+    """How soon neighbouring trajectories part: the newest run of each device."""
+    command = "python benchmarks/bench_lyapunov.py"
+    parts = [f"`{command}`"]
+    for r in newest(harness.read(folder, "lyapunov")):
+        rows = []
+        for row in r["rows"]:
+            grown = [f"{t:.1f} ps" if t is not None else "not reached" for t in row["grown_by_ps"].values()]
+            resolved = row["exponent_per_ps"] > 3 * row["error_per_ps"]
+            rows.append([
+                f"{row['name']}, {row['atoms']} atoms",
+                f"{row['temperature_K']:.0f}",
+                f"{row['exponent_per_ps']:.2f} ± {row['error_per_ps']:.2f}",
+                f"{1e-3 * row['lyapunov_time_fs']:.2f} ps" if resolved else "not resolved",
+                f"{row['log_growth'][-1]:.0f} in {row['time_ps'][-1]:.1f} ps",
+                *grown,
+            ])  # fmt: skip
+        head = ["system", "K", "λ, 1/ps", "1/λ", "e^ in the whole run", "10³ after", "10⁶ after"]
+        note = (
+            f"One trajectory each, {r['dtype']}, Pt + CO under `{r['model']}`; λ from the later seven tenths, ± the standard error of five consecutive blocks, which are not independent. "
+            f"Not resolved: below three such errors. {where(r)}."
+        )
+        parts += [markdown(head, rows), note]
+    return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
+
+
 def peers(folder: Path) -> str:
     """Energy and forces beside other programs: the newest run of each device."""
     command = "python benchmarks/bench_peers.py"
@@ -617,6 +643,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "respa": respa,
     "roofline": roofline,
     "gradient": gradient,
+    "lyapunov": lyapunov,
     "regions": regions,
     "cotraining": cotraining,
     "learning_curve": learning_curve,

@@ -144,13 +144,13 @@ def rollout(
 
     def step(carry: _Carry, held=None) -> tuple["_Carry", None]:
         """One step, with lists held from outside or in the carry."""
-        old = carry.state
-        nothing = Evaluation(jnp.zeros_like(old.position), None)
-        position, _ = integrator.place(integrator.step(old, nothing, box), box)
-        position = position.astype(old.position.dtype)
-        found, wrong = lists_at(position, carry.lists if held is None else held, False)
-        energy, force = evaluate(position, found)
-        new = _as_dtypes(old, integrator.step(old, Evaluation(force, None), box))
+
+        def force_at(position):
+            found, wrong = lists_at(position, carry.lists if held is None else held, False)
+            energy, force = evaluate(position, found)
+            return force, (found, wrong, energy)
+
+        new, (found, wrong, energy) = step_once(integrator, carry.state, force_at, box)
         lists = found if held is None else None
         return _Carry(new, lists, energy, carry.overflow | wrong, carry.step + 1, carry.total), None
 
@@ -259,6 +259,24 @@ def check_arguments(energy_fn, integrator, state, neighbors, region, n_steps, up
             )
 
 
+def step_once(integrator: Integrator, state, force_at: Callable, box=None) -> tuple[Any, Any]:
+    """One step of an integrator that asks for one force.
+
+    Args:
+        integrator: from `nve`, `langevin` or `nose_hoover`.
+        state: its state, forces known.
+        force_at: of the new positions, `(force, anything)`.
+        box: where the integrator's `shift_fn` takes one.
+
+    Returns:
+        The new state, in the dtypes of the old, and that anything.
+    """
+    nothing = Evaluation(jnp.zeros_like(state.position), None)
+    position, _ = integrator.place(integrator.step(state, nothing, box), box)
+    force, more = force_at(position.astype(state.position.dtype))
+    return _as_dtypes(state, integrator.step(state, Evaluation(force, None), box)), more
+
+
 def spoilt(tree, wrong: Array):
     """NaN in the place of every real number, and of every gradient, where something is wrong."""
     factor = jnp.where(wrong, jnp.nan, 1.0)
@@ -303,20 +321,20 @@ def _as_dtypes(old, new):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _moved(shift_fn: Callable, R: Array, dR: Array, box: Array) -> Array:
+def moved_fractions(shift_fn: Callable, R: Array, dR: Array, box: Array) -> Array:
     """Fractions of the box after a move in Å."""
     return shift_fn(R, dR, box=box)
 
 
-@_moved.defjvp
+@moved_fractions.defjvp
 def _moved_jvp(shift_fn, primals, tangents):
     """Tangents of fractions are Å, as jax-md's are: those of a move are what it is in Å, less what the box gains (jax-md adds fractions to Å here)."""
     (R, dR, box), (R_dot, dR_dot, box_dot) = primals, tangents
-    return _moved(shift_fn, R, dR, box), R_dot + dR_dot - jnp.linalg.solve(box, dR.T).T @ box_dot.T
+    return moved_fractions(shift_fn, R, dR, box), R_dot + dR_dot - jnp.linalg.solve(box, dR.T).T @ box_dot.T
 
 
 def _shifted(shift_fn: Callable, R: Array, dR: Array, *, box) -> Array:
-    return _moved(shift_fn, R, dR, box)
+    return moved_fractions(shift_fn, R, dR, box)
 
 
 def _levels(checkpoint, n_steps: int, unit: int) -> int:

@@ -7,9 +7,11 @@ import pytest
 from jax_md import space
 
 import moe_md as mm
-from moe_md.analysis.lyapunov import Phase, of_positions, tangent_growth, verlet
+from moe_md import simulate
+from moe_md.analysis.lyapunov import flow, of_positions, tangent_growth
 
-UNSTABLE, MASS, DT = 2.0, 3.0, 4.0  # eV/Å^2, amu, fs
+UNSTABLE, MASS = 2.0, 3.0  # eV/Å^2, amu
+DT = float(np.float32(4.0 * mm.units.fs)) / mm.units.fs  # fs; jax-md rounds time steps to single precision
 
 
 class NoList:
@@ -23,9 +25,9 @@ jax.tree_util.register_static(NoList)
 
 
 def hill(sign):
-    init, step = verlet(lambda R, neighbor: 0.5 * sign * UNSTABLE * jnp.sum(R**2), lambda R, dR: R + dR, [MASS], timestep_fs=DT)
-    state = init(jnp.array([[0.1, 0.0, -0.2]]), jnp.zeros((1, 3)), NoList())
-    tangent = Phase(jnp.array([[1.0, 2.0, 0.5]]), jnp.zeros((1, 3)), jnp.array([[-sign * UNSTABLE * x for x in (1.0, 2.0, 0.5)]]))
+    nve = simulate.nve(lambda R, dR, **_: R + dR, DT)
+    init, step = flow(lambda R, neighbor: 0.5 * sign * UNSTABLE * jnp.sum(R**2), nve)
+    state, tangent = jax.jvp(lambda R: init(R, jnp.zeros((1, 3)), [MASS], NoList()), (jnp.array([[0.1, 0.0, -0.2]]),), (jnp.array([[1.0, 2.0, 0.5]]),))
     return step, state, tangent
 
 
@@ -59,24 +61,24 @@ def argon(temperature_K=400.0):
     displacement_fn, shift_fn = space.periodic(box)
     neighbor_fn, energy_fn = mm.mixture_neighbor_list(displacement_fn, box, [expert], [expert.init(None)], np.zeros(32, int), mm.regions.fixed(np.zeros(32, int), 1), capacity_multiplier=2.0)
     neighbors = neighbor_fn.allocate(jnp.asarray(R))
-    init, step = verlet(energy_fn, shift_fn, np.full(32, 39.95), timestep_fs=5.0)
+    init, step = flow(energy_fn, simulate.nve(shift_fn, 5.0))
+    masses = np.full(32, 39.95)
     P = np.random.default_rng(0).normal(size=(32, 3)) * np.sqrt(39.95 * mm.units.kB * 2 * temperature_K)
-    state = init(jnp.asarray(R), jnp.asarray(P - P.mean(axis=0)), neighbors)
+    state = init(jnp.asarray(R), jnp.asarray(P - P.mean(axis=0)), masses, neighbors)
     tangent = np.random.default_rng(1).normal(size=(32, 3))
-    moved = jax.jvp(lambda R: init(R, state.momentum, neighbors), (state.position,), (jnp.asarray(tangent),))[1]
-    return init, step, state, moved, neighbors
+    moved = jax.jvp(lambda R: init(R, state.momentum, masses, neighbors), (state.position,), (jnp.asarray(tangent),))[1]
+    return lambda R: init(R, state.momentum, masses, neighbors), step, state, moved, neighbors
 
 
 def test_it_is_the_gradient_through_the_trajectory():
     """Without renormalisation, by one jvp of all steps: the same size, and central differences of the positions say so."""
-    init, step, state, moved, neighbors = argon()
+    at, step, state, moved, neighbors = argon()
     found = tangent_growth(step, state, moved, n_steps=600, every=20, carry=neighbors, size_fn=of_positions)
     assert not found.carry.did_buffer_overflow
 
     @jax.jit
     def end(R):
-        start = init(R, state.momentum, neighbors)
-        return jax.lax.fori_loop(0, 600, lambda _, carry: step(*carry), (start, neighbors))[0].position
+        return jax.lax.fori_loop(0, 600, lambda _, carry: step(*carry), (at(R), neighbors))[0].position
 
     direction = moved.position / of_positions(moved)
     h = 1e-6
@@ -98,5 +100,5 @@ def test_bad_arguments():
             tangent_growth(step, state, **{"tangent": tangent, "carry": NoList(), **change})
     with pytest.raises(ValueError, match="step_fn must keep state and tangent finite"):
         tangent_growth(lambda x, c: (x * 1e300, c), jnp.asarray(1.0), jnp.asarray(1.0), n_steps=20)
-    with pytest.raises(ValueError, match="timestep_fs must be positive"):
-        verlet(None, None, [1.0], timestep_fs=0.0)
+    with pytest.raises(ValueError, match="integrator must be from nve"):
+        flow(None, simulate.langevin(None, 1.0, 100.0, 0.01))

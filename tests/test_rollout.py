@@ -224,7 +224,7 @@ def test_lists_that_do_not_hold_turn_everything_into_nan():
 
 
 def test_experts_that_are_networks():
-    """Parameters of a power spectrum and positions, by central differences along a direction."""
+    """Parameters of power spectra after 200 steps, by central differences along a direction."""
     c = crystal()
     expert = mm.experts.power_spectrum(("Pt",), 3.6, l_max=1, num_channels=2, hidden=(4,))
     params = (expert.init(jax.random.key(0)), expert.init(jax.random.key(1)))
@@ -235,7 +235,7 @@ def test_experts_that_are_networks():
     direction = jax.tree.map(lambda x: 0.1 * jnp.asarray(rng.normal(size=x.shape)), params)
 
     def value(params):
-        out = simulate.rollout(fns[1], integrator, c.start(integrator), neighbors, 20, params=params)
+        out = simulate.rollout(fns[1], integrator, c.start(integrator), neighbors, 200, params=params, checkpoint="sqrt")
         return made_of(out.state, c.box) + out.energy
 
     gradient = jax.jit(jax.grad(value))(params)

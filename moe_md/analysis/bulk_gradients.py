@@ -42,12 +42,11 @@ def fcc_crystal(expert: Expert, symbol: str = "Pt", *, guess: float, window: flo
     >>> sorted(slope)
     ['epsilon', 'sigma']
     """
-    return mixed_fcc_crystal([expert], [1.0], symbol, guess=guess, window=window, single=True)
+    crystal = mixed_fcc_crystal([expert], [1.0], symbol, guess=guess, window=window)
+    return lambda params, pressure_GPa=0.0: crystal([params], pressure_GPa)
 
 
-def mixed_fcc_crystal(
-    experts, shares, symbol: str = "Pt", *, guess: float, window: float = 0.15, single: bool = False
-) -> Callable:
+def mixed_fcc_crystal(experts, shares, symbol: str = "Pt", *, guess: float, window: float = 0.15) -> Callable:
     """The same of a crystal whose atoms are shared out among experts, each atom at its lattice point.
 
     All atoms of a uniformly strained crystal see the same row, whoever owns
@@ -87,8 +86,7 @@ def mixed_fcc_crystal(
         return sum(share * of(*each) for share, *each in zip(shares, experts, params, all_rows, strict=True) if share > 0)
 
     def crystal(params, pressure_GPa=0.0) -> Crystal:
-        trees = [params] if single else list(params)
-        found = implicit.uniform(energy_fn, trees, volume=guess**3 / 4, pressure_GPa=pressure_GPa)
+        found = implicit.uniform(energy_fn, list(params), volume=guess**3 / 4, pressure_GPa=pressure_GPa)
         # Beyond the window neighbours are missing.
         inside = jax.numpy.where(found.scale >= 1 - window, 0.0, jax.numpy.nan)
         return Crystal(guess * found.scale + inside, found.energy + inside, found.bulk_modulus_GPa + inside)

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from moe_md import units
-from moe_md.settings import check_count, check_positive
+from moe_md.integrators import NVE, Evaluation
+from moe_md.rollout import step_once
+from moe_md.settings import check_count
 
 
 class Growth(NamedTuple):
@@ -32,14 +33,6 @@ class Growth(NamedTuple):
     error: float  # of that, one standard error from blocks; NaN where there are too few
     state: Any  # where the trajectory ended
     carry: Any
-
-
-class Phase(NamedTuple):
-    """A state of velocity Verlet."""
-
-    position: Array  # [n_atoms, 3]
-    momentum: Array  # [n_atoms, 3]
-    force: Array  # [n_atoms, 3] eV/Å
 
 
 def tangent_growth(
@@ -99,44 +92,42 @@ def tangent_growth(
     return Growth(every * np.arange(1, len(grown) + 1), np.cumsum(grown), float(later.mean()) / every, float(error), state, carry)
 
 
-def verlet(energy_fn: Callable, shift_fn: Callable, masses, *, timestep_fs: float) -> tuple[Callable, Callable]:
-    """Velocity Verlet as `tangent_growth` takes it, the carry being neighbours.
+def flow(energy_fn: Callable, integrator: NVE) -> tuple[Callable, Callable]:
+    """A trajectory at constant energy as `tangent_growth` takes it, the carry being neighbours.
 
     Args:
         energy_fn: `energy_fn(R, neighbor=...)` in eV.
-        shift_fn: from `jax_md.space`.
-        masses: `[n_atoms]` amu.
-        timestep_fs: positive.
+        integrator: from `nve`.
 
     Returns:
-        init: `(position, momentum, neighbors) -> Phase`.
-        step: `(Phase, neighbors) -> (Phase, neighbors)`, which updates the neighbours. Look at
+        init: `(position, momentum, masses, neighbors) -> state`, jax-md's.
+        step: `(state, neighbors) -> (state, neighbors)`, which updates the neighbours. Look at
         their `did_buffer_overflow` in the end.
 
     Raises:
-        ValueError: the time step is not positive.
+        ValueError: the integrator is another one.
     """
-    check_positive("timestep_fs", timestep_fs)
-    dt = timestep_fs * units.fs
+    if type(integrator) is not NVE:
+        raise ValueError(f"integrator must be from nve, got {type(integrator).__name__}.")
 
     def force(R, neighbors):
         return -jax.grad(lambda R: jnp.sum(energy_fn(R, neighbor=neighbors)))(R)
 
-    def init(position, momentum, neighbors) -> Phase:
-        return Phase(position, momentum, jax.jit(force)(position, neighbors))
+    def init(position, momentum, masses, neighbors):
+        state = integrator.start(position, momentum, jnp.asarray(masses, position.dtype), None, None)
+        return integrator.receive(state, Evaluation(jax.jit(force)(position, neighbors), None))
 
-    def step(state: Phase, neighbors) -> tuple[Phase, Any]:
-        mass = jnp.asarray(masses, state.position.dtype)[:, None]
-        momentum = state.momentum + 0.5 * dt * state.force
-        position = shift_fn(state.position, (dt * momentum / mass).astype(state.position.dtype))
-        neighbors = neighbors.update(jax.lax.stop_gradient(position))
-        new = force(position, neighbors)
-        return Phase(position, momentum + 0.5 * dt * new, new), neighbors
+    def step(state, neighbors):
+        def force_at(position):
+            found = neighbors.update(jax.lax.stop_gradient(position))
+            return force(position, found), found
+
+        return step_once(integrator, state, force_at)
 
     return init, step
 
 
-def of_positions(tangent: Phase) -> Array:
+def of_positions(tangent) -> Array:
     """The size of the positions' part alone: that of d position(t) / d position(0)."""
     return jnp.sqrt(jnp.sum(tangent.position**2))
 

@@ -1,24 +1,4 @@
-"""Structures at rest as differentiable functions of what they depend on.
-
-At rest the gradient of the energy, or of the enthalpy H = E + p V where the cell may
-strain, is zero whatever the parameters t are,
-
-    f(z, t) = dH/dz = 0,    dz/dt = -(d2H/dz2)^-1 d2H/dz dt,    z: positions and strain,
-
-so the derivative follows from the structure alone: no matter how it was found,
-nothing of the way there is stored. Second derivatives of H are never formed;
-they act on vectors, forward over reverse, inside an iterative solver. H itself
-does not change with z to first order: its gradient needs no solver (Hellmann
-and Feynman; the envelope theorem), its second derivatives do. At a saddle point
-all of this holds as well, but d2H/dz2 is indefinite: `gmres` or `dense`, not `cg`.
-
-`simulate.relax` walks downhill on the host; `at_rest` takes it from there with
-a few of Newton's steps, under jit and to rounding if asked for, and attaches the
-derivative (`jax.lax.custom_root`). The crystal of one free length is `uniform`'s.
-
-Source: Blondel et al., Efficient and modular implicit differentiation, NeurIPS
-2022, arXiv:2105.15183.
-"""
+"""Positions and strain at rest: Newton's steps, and the derivative of where they end."""
 
 from functools import partial
 from typing import Any, Callable, NamedTuple
@@ -31,7 +11,9 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse import linalg
 
 from moe_md import units
+from moe_md.implicit.crystals import known
 from moe_md.neighbor_list import box_matrix
+from moe_md.rollout import moved_fractions
 from moe_md.settings import check_count, check_positive
 
 UNIFORM_STRAIN = np.eye(3)[None]  # [1, 3, 3], for `strains`
@@ -41,7 +23,6 @@ ANY_STRAIN = np.array(  # [6, 3, 3]
 )
 LENGTH = 2.5  # Å, of a bond: what makes a strain of a cell weigh as much as moves of its atoms
 LONGEST_MOVE = 0.1  # Å, of an atom in one of Newton's steps
-LONGEST_STRAIN = 0.02  # of a uniform crystal in one of them
 
 
 class AtRest(NamedTuple):
@@ -53,15 +34,6 @@ class AtRest(NamedTuple):
     max_force: Array  # eV/Å, the largest norm over atoms not held
     cell_force: Array  # eV, the largest of dH/d strain / n_atoms along `strains`; NaN where the cell is held
     overflow: Array  # bool, the neighbours' buffers ran out
-    converged: Array  # bool
-
-
-class Uniform(NamedTuple):
-    """A crystal at rest under a pressure, of one free length. NaN where there is none."""
-
-    scale: Array  # lattice constant over that of the cell given
-    energy: Array  # eV, without p V
-    bulk_modulus_GPa: Array  # -V dp/dV
     converged: Array  # bool
 
 
@@ -184,60 +156,8 @@ def at_rest(
     found = _at_rest(
         energy_fn, (bool(translations), bool(rotations)), int(newton_steps), solver, given, float(force_tolerance), float(solver_tolerance)
     )
-    if _known(found.converged) and not bool(found.converged):
+    if known(found.converged) and not bool(found.converged):
         _refuse(found, force_tolerance, newton_steps)
-    return found
-
-
-def uniform(
-    energy_fn: Callable,
-    *args,
-    volume,
-    pressure_GPa=0.0,
-    scale: float = 1.0,
-    n_steps: int = 50,
-    tolerance: float = 1e-12,
-) -> Uniform:
-    """The crystal of least enthalpy among those that are larger or smaller copies of one.
-
-    With E(s) the energy at displacements exp(s) times those given, and V(s) = V exp(3 s),
-    it is where dE/ds + 3 p V = 0, and -V dp/dV = (E'' - 3 E') / 9 V. One root in one
-    unknown: for cubic crystals whose atoms need not move within their cell.
-
-    Args:
-        energy_fn: `energy_fn(F, *args)` in eV, the energy of a cell whose
-            displacements are F, `[3, 3]`, times what they were.
-        *args: parameters and the like. Differentiable in all of them, forward
-            and in reverse and again; and in volume and pressure.
-        volume: Å^3 of the cell at F = 1.
-        pressure_GPa: of the surroundings.
-        scale: a guess of the answer.
-        n_steps: of Newton's, at most.
-        tolerance: of the slope dH/ds, in units of the slope's own slope: about the error of the scale.
-
-    Returns:
-        The crystal; under jit NaN where none was found.
-
-    Raises:
-        ValueError: outside of jit, no crystal was found: from the guess the
-            energy does not go down to a minimum.
-
-    A spring of stiffness 2 eV and rest length t:
-
-    >>> found = jax.jacfwd(lambda t: uniform(lambda F, t: (F[0, 0] - t) ** 2, t, volume=1.0, tolerance=1e-6).scale)(1.1)
-    >>> round(float(found), 4)
-    1.0
-    """
-    check_positive("scale", scale)
-    check_count("n_steps", n_steps, 1)
-    check_positive("tolerance", tolerance)
-    if _known(volume):
-        check_positive("volume", float(volume))
-    found = _uniform(energy_fn, args, jnp.asarray(volume, float), jnp.asarray(pressure_GPa, float) * units.GPa, scale, n_steps, tolerance)
-    if _known(found.converged) and not bool(found.converged):
-        raise ValueError(
-            f"scale must lead to a minimum of the enthalpy, but from {scale} none was met to {tolerance} in n_steps = {n_steps} of Newton's steps."
-        )
     return found
 
 
@@ -281,26 +201,17 @@ def _at_rest(energy_fn, invariant, newton_steps, solver, given: _Given, force_to
     return AtRest(position + blank, strain + blank, _enthalpy(energy_fn, z, given) + blank, max_force, cell_force, overflow, converged)
 
 
+def _shift(fraction: Array, move: Array, box: Array) -> Array:
+    return fraction + jnp.linalg.solve(box, move.T).T
+
+
 def _structure(z: _Unknowns, given: _Given) -> tuple[Array, Array]:
     move = jnp.where(given.held[:, None], 0.0, z.move)
-    position = given.position + move if given.box is None else _moved(given.position, move, given.box)
+    position = given.position + move if given.box is None else moved_fractions(_shift, given.position, move, given.box)
     strain = jnp.zeros((3, 3), given.position.dtype)
     if z.stretch is not None:
         strain = jnp.tensordot(z.stretch, given.strains, 1) / (LENGTH * jnp.sqrt(1.0 * given.held.size))
     return position, strain
-
-
-@jax.custom_jvp
-def _moved(fraction: Array, move: Array, box: Array) -> Array:
-    """Fractions of the box after a move in Å."""
-    return fraction + jnp.linalg.solve(box, move.T).T
-
-
-@_moved.defjvp
-def _moved_jvp(primals, tangents):
-    """Tangents of fractions are Å, as jax-md's are: those of a move are what it is in Å, less what the box gains."""
-    (fraction, move, box), (fraction_dot, move_dot, box_dot) = primals, tangents
-    return _moved(fraction, move, box), fraction_dot + move_dot - jnp.linalg.solve(box, move.T).T @ box_dot.T
 
 
 def _plain_enthalpy(energy_fn, z: _Unknowns, given: _Given) -> Array:
@@ -422,50 +333,6 @@ def _checked_solve(solver, tolerance, matvec: Callable, b):
         return x + jnp.where(small, 0.0, jnp.nan).astype(x.dtype)
 
     return unravel(jax.lax.custom_linear_solve(product, flat, solve, solve, symmetric=True))
-
-
-@partial(jax.jit, static_argnums=(0, 5))
-def _uniform(energy_fn, args, volume, pressure, scale, n_steps, tolerance) -> Uniform:
-    def energy(s, args):
-        return energy_fn(jnp.exp(s) * jnp.eye(3), *args)
-
-    def slope(s, args, volume, pressure):
-        return jax.grad(energy)(s, args) + 3 * pressure * volume * jnp.exp(3 * s)
-
-    def with_slope(s, *rest):
-        return jax.jvp(lambda s: slope(s, *rest), (s,), (jnp.ones_like(s),))
-
-    frozen = jax.lax.stop_gradient((args, volume, pressure))
-
-    def miss(s):
-        at, curvature = with_slope(s, *frozen)
-        # Away from a minimum walk downhill.
-        return jnp.where(curvature > 0, at / curvature, jnp.sign(at) * LONGEST_STRAIN), curvature
-
-    def step(carry):
-        s, k, (wanted, _) = carry
-        s = s - jnp.clip(wanted, -LONGEST_STRAIN, LONGEST_STRAIN)
-        return s, k + 1, miss(s)
-
-    start = jnp.log(jnp.asarray(scale, float))
-    s, _, (wanted, curvature) = jax.lax.while_loop(
-        lambda carry: (carry[1] < n_steps) & (jnp.abs(carry[2][0]) > tolerance), step, (start, 0, miss(start))
-    )
-    converged = (jnp.abs(wanted) <= tolerance) & (curvature > 0)
-    s = jax.lax.custom_root(lambda s: slope(s, args, volume, pressure), s, lambda _, s: s, lambda g, y: y / g(jnp.ones_like(y)))
-    first, second = jax.jvp(lambda s: jax.grad(energy)(s, args), (s,), (jnp.ones_like(s),))
-    blank = jnp.where(converged, 0.0, jnp.nan)
-    modulus = (second - 3 * first) / (9 * volume * jnp.exp(3 * s)) / units.GPa
-    return Uniform(jnp.exp(s) + blank, energy(s, args) + blank, modulus + blank, converged)
-
-
-def _known(value) -> bool:
-    """Whether it is a number and not a name for one, under jit or vmap."""
-    try:
-        np.asarray(value)
-    except jax.errors.JAXTypeError:
-        return False
-    return True
 
 
 def _refuse(found: AtRest, force_tolerance: float, newton_steps: int) -> None:

@@ -1,0 +1,80 @@
+"""A crystal's numbers as functions of parameters: what a fit to an experiment needs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.units import GPa
+from jax_md import space
+
+import moe_md as mm
+from moe_md.analysis.bulk_gradients import fcc_crystal, mixed_fcc_crystal
+
+WANTED = np.array([3.923, 280.0])  # Å, GPa: platinum by experiment
+CUTOFF, ONSET = 5.3, 5.0  # between the third shell of neighbours and the fourth, also of strained crystals
+
+
+def two_experts():
+    return [mm.experts.lennard_jones(("Pt",), CUTOFF, epsilon=e, sigma=s, onset=ONSET) for e, s in ((0.6, 2.55), (0.5, 2.56))]
+
+
+def test_the_cheap_expert_is_fitted_so_that_the_mixture_is_platinum():
+    """Newton's method on lattice constant and bulk modulus; then the whole mixture, atom by atom, has them."""
+    experts = two_experts()
+    atoms = bulk("Pt", a=WANTED[0], cubic=True).repeat(3)
+    owner = (atoms.get_distances(0, range(len(atoms)), mic=True) > 3.0).astype(int)
+    share = float(np.mean(owner == 0))
+    assert np.sum(owner == 0) == 13
+    params = [e.init(None) for e in experts]
+    crystal = mixed_fcc_crystal(experts, [share, 1 - share], guess=3.95)
+
+    @jax.jit
+    def numbers(cheap):
+        found = crystal((params[0], cheap))
+        return jnp.stack([found.lattice_constant, found.bulk_modulus_GPa])
+
+    cheap, unravel = jax.flatten_util.ravel_pytree(params[1])
+    assert np.abs(numbers(params[1]) / WANTED - 1).max() > 0.05
+    for _ in range(8):
+        cheap -= jnp.linalg.solve(jax.jacrev(lambda x: numbers(unravel(x)))(cheap), numbers(unravel(cheap)) - WANTED)
+    np.testing.assert_allclose(numbers(unravel(cheap)), WANTED, rtol=1e-10)
+
+    box = np.diag(atoms.cell.lengths())
+    fns = mm.mixture_neighbor_list(
+        space.periodic_general(box)[0], box, experts, (params[0], unravel(cheap)), np.zeros(len(atoms), int), mm.regions.fixed(owner), fractional_coordinates=True
+    )
+    fraction = jnp.asarray(atoms.get_scaled_positions())
+    neighbors = fns[0].allocate(fraction)
+
+    def energy(a):
+        scaled = jnp.asarray(box * a / WANTED[0])
+        return fns[1](fraction, neighbors.update(fraction, box=scaled), box=scaled) / 27
+
+    h = 2e-3
+    e = {n: float(energy(WANTED[0] + n * h)) for n in range(-2, 3)}
+    slope = (8 * (e[1] - e[-1]) - (e[2] - e[-2])) / (12 * h)
+    curvature = (16 * (e[1] + e[-1]) - (e[2] + e[-2]) - 30 * e[0]) / (12 * h**2)
+    assert abs(slope) < 1e-6  # eV/Å
+    # V d^2E/dV^2 with V = a^3 and dE/da = 0.
+    np.testing.assert_allclose(curvature / (9 * WANTED[0]) / GPa, WANTED[1], rtol=1e-5)
+
+
+def test_all_atoms_on_one_expert_are_its_crystal():
+    experts = two_experts()
+    params = [e.init(None) for e in experts]
+    for n, shares in enumerate(([1.0, 0.0], [0.0, 1.0])):
+        np.testing.assert_allclose(mixed_fcc_crystal(experts, shares, guess=3.95)(params), fcc_crystal(experts[n], guess=3.95)(params[n]), rtol=1e-12)
+
+
+def test_bad_arguments():
+    experts = two_experts()
+    for message, change in (
+        ("shares must be", dict(shares=[0.5, 0.6])),
+        ("shares must be", dict(shares=[1.0])),
+        ("shares must be", dict(shares=[1.5, -0.5])),
+        ("guess must be positive", dict(guess=0.0)),
+        ("symbol must be one of", dict(symbol="Cu")),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mixed_fcc_crystal(**{"experts": experts, "shares": [0.5, 0.5], "guess": 3.95, **change})
