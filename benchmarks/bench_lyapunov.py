@@ -48,7 +48,7 @@ def platinum(tiny: bool):
     pair = harness.two_experts("ptco-small", tiny=tiny)
     species = np.array([pair.experts[0].species.index(symbol) for symbol in atoms.symbols])
     seeds = np.flatnonzero(atoms.numbers != 78)
-    return atoms, pair.experts, pair.params, species, mm.regions.around(seeds, pair.experts[1].cutoff, 1.5)
+    return atoms, pair.experts, pair.params, species, mm.regions.around(seeds, pair.experts[1].cutoff, 1.0)
 
 
 def measure(name: str, system, temperature_K: float, timestep_fs: float, n_steps: int, n_before: int) -> dict:
