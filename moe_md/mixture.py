@@ -221,7 +221,7 @@ def mixture_neighbor_list(
 
         def listed(wanted: Sphere):
             _check_seeds(wanted.centers, n_atoms)
-            _warn_of_wide_spheres(float(wanted.reach) - dr_threshold, narrowest)
+            warn_of_wide_spheres(float(wanted.reach) - dr_threshold, narrowest)
             return list_fns.allocate(position, extra_capacity, cutoffs=[wanted.reach], centers=wanted.centers, **kwargs)
 
         spheres = jax.tree.map(listed, owner.spheres(dr_threshold), is_leaf=_is_sphere)
@@ -509,7 +509,8 @@ def _check_seeds(seeds: Array, n_atoms: int) -> None:
         raise ValueError(f"seeds must be atoms, 0 to {n_atoms - 1}, got {int(np.max(seeds))}.")
 
 
-def _warn_of_wide_spheres(reach: float, width: float) -> None:
+def warn_of_wide_spheres(reach: float, width: float) -> None:
+    """Where a sphere of this reach (Å) meets its own image."""
     if 2 * reach > width:
         warnings.warn(
             f"region follows atoms in spheres of {reach:.2f} Å, wider than half the box, {width / 2:.2f} Å: the weights of atoms "

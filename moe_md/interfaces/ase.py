@@ -1,14 +1,16 @@
 """The mixture as an ASE calculator: any cell, any periodicity.
 
-    E = sum_i E_i^e(i),  F = -dE/dR,  stress = (1/V) dE/d strain  (ASE's sign)
+    E = sum_i sum_e w_ie E_ie,  F = -dE/dR,  stress = (1/V) dE/d strain  (ASE's sign)
 
-Each expert gets image rows of its own centres, and of a halo if it passes
-messages. Rows, slots and atoms are padded to a few sizes, so that a program
+with one weight of one for each atom where regions are fixed, and else with the
+region's, whose gradient is part of forces and stress. Each expert gets image
+rows of the atoms on which it has weight, and of a halo if it passes messages. Rows, slots and atoms are padded to a few sizes, so that a program
 compiled once serves many structures.
 """
 
 import contextlib
 import warnings
+from functools import partial
 from typing import Callable
 
 import jax
@@ -21,6 +23,7 @@ from moe_md import checkpoint as checkpoints
 from moe_md import derivatives
 from moe_md.checkpoint import Checkpoint
 from moe_md.experts import Expert, chunked_atom_energies
+from moe_md.interfaces import ase_gates
 from moe_md.neighborhood import Neighborhood, image_pairs, rows_from_images
 from moe_md.regions import Fixed
 
@@ -31,10 +34,11 @@ class MixtureCalculator(Calculator):
     Args:
         checkpoint: a `Checkpoint`, or what `mm.load` takes.
         region: which expert computes which atom: an expert's number for all
-            atoms, `[n_atoms]` numbers, `mm.regions.fixed(...)` or
-            `.slab(...)`, or a function of the ASE atoms that returns one of
-            these. 0 is the most expensive expert. A function that reassigns
-            atoms as they move makes jumps in the energy.
+            atoms, `[n_atoms]` numbers, any region of `mm.regions`, or a
+            function of the ASE atoms that returns one of these. 0 is the most
+            expensive expert. Regions that follow atoms (`around`,
+            `coordination`, ...) conserve energy; a function that reassigns
+            atoms as they move makes jumps in it.
         dtype: "float64" (jax's own setting is left as it is) or "float32".
         chunk_size: rows computed at a time.
 
@@ -64,7 +68,7 @@ class MixtureCalculator(Calculator):
         self._dtype = np.dtype(dtype)
         self._evaluate = [_evaluator(e, chunk_size) for e in checkpoint.experts]
         self._warned = False
-        if not callable(region):
+        if not callable(region) and not _has_gate(region):
             self._assignment_of(region, None)
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
@@ -79,32 +83,58 @@ class MixtureCalculator(Calculator):
         n_atoms = len(atoms)
         species = self._species_of(atoms)
         region = self.region(atoms) if callable(self.region) else self.region
-        assignment = self._assignment_of(region, n_atoms)
-        energies, forces, virials = np.zeros(n_atoms), np.zeros((n_atoms, 3)), np.zeros((n_atoms, 3, 3))
+        with self._precision():
+            weight, gate_part = self._weights_of(region, atoms, species)
+        by_expert = np.zeros(weight.shape)
+        forces, virials = np.zeros((n_atoms, 3)), np.zeros((n_atoms, 3, 3))
         for e, expert in enumerate(self.checkpoint.experts):
-            centers = np.flatnonzero(assignment == e)
-            if len(centers) == 0:
+            owned = np.flatnonzero(weight[:, e] > 0)
+            if len(owned) == 0:
                 continue
-            owned = len(centers)
-            if expert.num_hops > 1:
-                centers = np.concatenate([centers, _halo(expert, atoms, centers)])
+            centers = owned if expert.num_hops == 1 else np.concatenate([owned, _halo(expert, atoms, owned)])
             rows = rows_from_images(
                 atoms.positions, species, atoms.cell.array, atoms.pbc, expert.cutoff, centers=centers, dtype=self._dtype
             )
-            self._warn_outside_domain(e, expert, jax.tree.map(lambda x: x[:owned], rows))
+            self._warn_outside_domain(e, expert, jax.tree.map(lambda x: x[: len(owned)], rows))
             rows, padded_centers = _pad(rows, centers, n_atoms)
-            with jax.enable_x64(True) if self._dtype == np.float64 else contextlib.nullcontext():
-                out = self._evaluate[e](self.checkpoint.params[e], rows, padded_centers, owned, _roomy(n_atoms))
+            weights = np.zeros(len(padded_centers), self._dtype)
+            weights[: len(owned)] = weight[owned, e]
+            with self._precision():
+                out = self._evaluate[e](self.checkpoint.params[e], rows, padded_centers, weights, _roomy(n_atoms))
                 own, force, strained = (np.asarray(x, float) for x in out)
-            energies[centers[:owned]] = own[:owned]
+            by_expert[owned, e] = own[: len(owned)]
             forces += force[:n_atoms]
             virials[centers] += strained[: len(centers)]
+        if gate_part is not None:
+            with self._precision():
+                force, strained = gate_part(by_expert.astype(self._dtype))
+            forces += np.asarray(force, float)
+            virials += np.asarray(strained, float)
+        energies = np.sum(weight * by_expert, axis=1)
         energy = float(energies.sum())
         self.results = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
         if has_volume:
             # As ASE has it, those of the atoms add up to that of the whole.
             self.results["stresses"] = full_3x3_to_voigt_6_stress(virials / atoms.get_volume())
             self.results["stress"] = self.results["stresses"].sum(axis=0)
+
+    def _precision(self):
+        return jax.enable_x64(True) if self._dtype == np.float64 else contextlib.nullcontext()
+
+    def _weights_of(self, region, atoms, species) -> tuple[np.ndarray, Callable | None]:
+        """`[n_atoms, n_experts]`, and where they may change, what that adds to forces and virials, of energies `[n_atoms, n_experts]`."""
+        n_atoms, n_experts = len(atoms), len(self.checkpoint.experts)
+        if not _has_gate(region):
+            return np.eye(n_experts)[self._assignment_of(region, n_atoms)], None
+        place, cutoff = ase_gates.place_of(atoms, species, max(e.cutoff for e in self.checkpoint.experts), self._dtype)
+        ase_gates.check_reach(region, place)
+        weight = np.asarray(ase_gates.weights(region, place, cutoff=cutoff), float)
+        if weight.shape != (n_atoms, n_experts) or not np.isfinite(weight).all():
+            raise ValueError(
+                f"region must give each of the {n_atoms} atoms a weight on each of the {n_experts} experts, got shape {weight.shape}"
+                f"{'' if np.isfinite(weight).all() else ' and NaN, as of seeds that are no atoms'}."
+            )
+        return weight, partial(ase_gates.pull, region, place, cutoff=cutoff) if region.moves else None
 
     def _species_of(self, atoms) -> np.ndarray:
         known = self.checkpoint.experts[0].species
@@ -117,7 +147,7 @@ class MixtureCalculator(Calculator):
         values = np.asarray(region.assignment if isinstance(region, Fixed) else region)
         if values.ndim > 1 or not np.issubdtype(values.dtype, np.integer):
             raise ValueError(
-                "region must be an expert's number, a vector of them, a fixed region or a function, "
+                "region must be an expert's number, a vector of them, a region or a function, "
                 f"got shape {values.shape} and dtype {values.dtype}."
             )
         n_experts = len(self.checkpoint.experts)
@@ -141,11 +171,15 @@ class MixtureCalculator(Calculator):
             )
 
 
+def _has_gate(region) -> bool:
+    return hasattr(region, "gate") and not isinstance(region, Fixed)
+
+
 def _evaluator(expert: Expert, chunk_size: int) -> Callable:
-    """(params, rows, centers, owned, n_atoms) -> energies `[n]`, forces `[n_atoms, 3]`, virials `[n, 3, 3]`; the first `owned` rows count."""
+    """(params, rows, centers, weights, n_atoms) -> energies `[n]`, and with weights `[n]` forces `[n_atoms, 3]`, virials `[n, 3, 3]`."""
     atom_energies = chunked_atom_energies(expert, chunk_size)
 
-    def evaluate(params, rows: Neighborhood, centers, owned, n_atoms: int):
+    def evaluate(params, rows: Neighborhood, centers, weights, n_atoms: int):
         n_rows = centers.shape[0]
         seen = rows
         if expert.num_hops > 1:
@@ -154,8 +188,8 @@ def _evaluator(expert: Expert, chunk_size: int) -> Callable:
 
         def total(displacement):
             energies = atom_energies(params, seen._replace(displacement=displacement))
-            energies = jnp.where(jnp.arange(n_rows) < owned, energies, 0.0)
-            return jnp.sum(energies), energies
+            energies = jnp.where(weights > 0, energies, 0.0)
+            return jnp.sum(weights * energies), energies
 
         g, energies = jax.grad(total, has_aux=True)(rows.displacement)
         return energies, derivatives.forces(g, rows, centers, n_atoms), derivatives.virial(g, rows)

@@ -1,0 +1,98 @@
+"""Weights of a region over ASE's atoms, in any cell, and what their change adds to forces and stress.
+
+With E = sum_i sum_e w_ie E_ie the gates' part of the force is -sum_ie E_ie dw_ie/dR,
+and of the virial sum_ie E_ie dw_ie/d strain.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase.geometry import complete_cell
+from jax import Array
+
+from moe_md.mixture import warn_of_wide_spheres
+from moe_md.neighbor_list import NeighborList, perpendicular_widths
+from moe_md.neighborhood import image_pairs
+from moe_md.regions.protocol import Region, Sphere, Surroundings
+
+
+class Place(NamedTuple):
+    """What gates are asked about."""
+
+    position: Array  # [n_atoms, 3] Å
+    cell: Array  # [3, 3] Å, lattice vectors as rows
+    pbc: Array  # [3] bool
+    species: Array  # [n_atoms] int
+    idx: Array  # [n_atoms, K] int, neighbours of every atom, n_atoms where none
+
+
+def place_of(atoms, species: np.ndarray, cutoff: float, dtype) -> tuple[Place, float]:
+    """Where the atoms are, and up to which distance their neighbours are listed.
+
+    A displacement is that to the nearest image: in narrow cells neighbours are listed no further than half of the
+    least width (in tenths of Å), and a region that must see further says so.
+    """
+    cell = complete_cell(atoms.cell.array)
+    widths = perpendicular_widths(cell.T)[atoms.pbc]
+    half = 0.5 * widths.min(initial=np.inf)
+    cutoff = cutoff if cutoff <= half else float(np.floor(10 * half) / 10)
+    i, j, _ = image_pairs(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
+    n_atoms = len(atoms)
+    count = np.bincount(i, minlength=n_atoms)
+    n_slots = 8 * -(-int(count.max(initial=1)) // 8)  # in eights, so that few programs are compiled
+    idx = np.full((n_atoms, n_slots), n_atoms, np.int32)
+    idx[i, np.arange(len(i)) - np.repeat(np.cumsum(count) - count, count)] = j
+    return Place(atoms.positions.astype(dtype), cell.astype(dtype), np.asarray(atoms.pbc), species, idx), cutoff
+
+
+def check_reach(region: Region, place: Place) -> None:
+    """Warn where a sphere about an atom is wider than half the cell."""
+    widths = perpendicular_widths(place.cell.T)[place.pbc]
+    for sphere in jax.tree.leaves(region.spheres(0.0), is_leaf=_is_sphere):
+        if len(widths):
+            warn_of_wide_spheres(float(sphere.reach), widths.min())
+
+
+@partial(jax.jit, static_argnames="cutoff")
+def weights(region: Region, place: Place, *, cutoff: float) -> Array:
+    """`[n_atoms, n_experts]`."""
+    return _gate(region, place, place.position, None, cutoff)
+
+
+@partial(jax.jit, static_argnames="cutoff")
+def pull(region: Region, place: Place, energies: Array, *, cutoff: float) -> tuple[Array, Array]:
+    """The gates' part of forces, `[n_atoms, 3]` eV/Å, and of each atom's virial, `[n_atoms, 3, 3]` eV; `energies` are `[n_atoms, n_experts]` eV."""
+
+    def of_atoms(position, strain):
+        return jnp.sum(_gate(region, place, position, strain, cutoff) * energies, axis=1)
+
+    still = jnp.eye(3, dtype=place.position.dtype)
+    force = -jax.grad(lambda R: jnp.sum(of_atoms(R, still)))(place.position)
+    virial = jax.jacfwd(of_atoms, argnums=1)(place.position, still)
+    return force, 0.5 * (virial + virial.swapaxes(1, 2))
+
+
+def _gate(region: Region, place: Place, position: Array, strain: Array | None, cutoff: float) -> Array:
+    """With displacements times `strain`, `[3, 3]`."""
+    inverse, n_atoms = jnp.linalg.inv(place.cell), position.shape[0]
+
+    def displacement(a, b):
+        fraction = (a - b) @ inverse
+        fraction = fraction - jnp.where(place.pbc, jnp.round(jax.lax.stop_gradient(fraction)), 0.0)
+        D = fraction @ place.cell
+        return D if strain is None else D @ strain.T
+
+    def everyone_else(wish: Sphere) -> NeighborList:
+        others = jnp.broadcast_to(jnp.arange(n_atoms, dtype=jnp.int32), (wish.centers.shape[0], n_atoms))
+        others = jnp.where(others == wish.centers[:, None], n_atoms, others)
+        return NeighborList((others,), position, place.cell, jnp.asarray(wish.reach)[None], wish.centers, jnp.zeros((), bool), (1, 1, 1), n_atoms)
+
+    spheres = jax.tree.map(everyone_else, region.spheres(0.0), is_leaf=_is_sphere)
+    return region.gate(position, displacement, Surroundings(place.species, place.idx, cutoff, spheres))
+
+
+def _is_sphere(x) -> bool:
+    return isinstance(x, Sphere)

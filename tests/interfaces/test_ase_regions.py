@@ -1,0 +1,135 @@
+"""Regions that share atoms and follow them, under ASE."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase import units
+from ase.build import add_adsorbate, bulk, fcc111
+from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.md.verlet import VelocityVerlet
+from jax_md import space
+
+import moe_md as mm
+from moe_md.interfaces.ase import MixtureCalculator
+
+SPECIES = ("C", "O", "Pt")
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    """Two that disagree."""
+    experts = tuple(mm.experts.lennard_jones(SPECIES, 5.0, epsilon=e, sigma=s, onset=4.2) for e, s in ((0.4, 2.3), (0.3, 2.35)))
+    return mm.Checkpoint(experts, tuple(e.init(None) for e in experts), {}, {})
+
+
+def slab(repeat=(4, 4, 3), pbc=(True, True, False)):
+    """An adatom, the last atom, on platinum."""
+    atoms = fcc111("Pt", repeat, a=3.97, vacuum=6.0)
+    add_adsorbate(atoms, "Pt", 2.3, "fcc")
+    atoms.pbc = pbc
+    atoms.rattle(0.1, seed=3)
+    return atoms
+
+
+def crystal():
+    atoms = bulk("Pt", a=3.97, cubic=True).repeat(3)
+    atoms.set_cell(atoms.cell.array @ [[1, 0.05, 0], [0, 1, 0.08], [0, 0, 1.03]], scale_atoms=True)
+    atoms.rattle(0.1, seed=3)
+    return atoms
+
+
+def followed(atoms):
+    return mm.regions.around([len(atoms) - 1], 1.5, 3.0)
+
+
+CASES = {
+    "skew slab, open above": (slab, followed),
+    "skew crystal": (crystal, followed),
+    "cluster": (lambda: slab(pbc=False), followed),
+    "few neighbours": (crystal, lambda atoms: mm.regions.coordination(11.0, 12.2, r_full=2.9, r_none=3.7)),
+    "both": (slab, lambda atoms: mm.regions.union(followed(atoms), mm.regions.coordination(8.0, 10.0, r_full=2.9, r_none=3.7))),
+    "frozen weights": (crystal, lambda atoms: mm.regions.sphere(atoms.positions, atoms.positions[5], 3.0, blend=3.0)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_forces_and_stress_are_the_gradient(checkpoint, name):
+    make, region = CASES[name]
+    atoms = make()
+    atoms.calc = MixtureCalculator(checkpoint, region(atoms))
+    shared = atoms.calc._weights_of(region(atoms), atoms, atoms.calc._species_of(atoms))[0]
+    assert np.sum((shared > 0.01).all(axis=1)) >= 3, "a gate that shares no atom is not put to the test"
+    some = [0, 5, len(atoms) // 2, len(atoms) - 2, len(atoms) - 1]
+    forces = atoms.get_forces()
+    for n in some:
+        np.testing.assert_allclose(forces[n], calculate_numerical_forces(atoms, eps=1e-4, iatoms=[n])[0], atol=2e-6)
+    np.testing.assert_allclose(atoms.get_potential_energies().sum(), atoms.get_potential_energy(), rtol=1e-12)
+    if name != "frozen weights":  # those stay where they are in space
+        np.testing.assert_allclose(forces.sum(axis=0), 0, atol=1e-10)
+    if atoms.pbc.all():
+        np.testing.assert_allclose(atoms.get_stress(), calculate_numerical_stress(atoms, eps=1e-5), atol=1e-8)
+        np.testing.assert_allclose(atoms.get_stresses().sum(axis=0), atoms.get_stress(), atol=1e-14)
+
+
+def test_agrees_with_the_mixture(checkpoint):
+    """The same energy through jax-md's lists."""
+    atoms = fcc111("Pt", (4, 6, 3), a=3.97, orthogonal=True, vacuum=6.0)
+    atoms.pbc = True
+    atoms.rattle(0.1, seed=3)
+    box, region = atoms.cell.lengths(), mm.regions.around([40, 50], 2.0, 2.5)
+    fns = mm.mixture_neighbor_list(
+        space.periodic(box)[0], box, checkpoint.experts, checkpoint.params, np.full(len(atoms), 2), region, per_particle=True
+    )
+    R = jnp.asarray(atoms.positions)
+    neighbors = fns[0].allocate(R)
+    atoms.calc = MixtureCalculator(checkpoint, region)
+    np.testing.assert_allclose(atoms.get_potential_energies(), jax.jit(fns[1])(R, neighbors), atol=1e-10)
+    np.testing.assert_allclose(atoms.get_forces(), -jax.jit(jax.grad(lambda R: jnp.sum(fns[1](R, neighbors))))(R), atol=1e-9)
+
+
+def test_energy_is_conserved_while_atoms_change_hands(checkpoint):
+    """ASE's own integrator: an error of second order in its time step, and none that stays."""
+    start = slab()
+    MaxwellBoltzmannDistribution(start, temperature_K=600, rng=np.random.default_rng(0))
+    region = mm.regions.around([10], 2.0, 1.5)
+    spread = {}
+    for timestep, n_steps in ((2.0, 40), (1.0, 80)):
+        atoms = start.copy()
+        atoms.calc = MixtureCalculator(checkpoint, region)
+        energies, shares = [], []
+        dynamics = VelocityVerlet(atoms, timestep * units.fs)
+        dynamics.attach(lambda: (energies.append(atoms.get_total_energy()), shares.append(weight_sum(atoms, region))))
+        dynamics.run(n_steps)
+        spread[timestep] = np.std(energies)
+        assert np.ptp(shares) > 0.2  # atoms, as weights on expert 0
+    assert spread[1.0] < 0.4 * spread[2.0]
+
+
+def weight_sum(atoms, region):
+    return atoms.calc._weights_of(region, atoms, atoms.calc._species_of(atoms))[0][:, 0].sum()
+
+
+def test_single_precision(checkpoint):
+    atoms = slab()
+    found = []
+    for dtype in ("float64", "float32"):
+        atoms.calc = MixtureCalculator(checkpoint, followed(atoms), dtype=dtype)
+        found.append(atoms.get_forces())
+    np.testing.assert_allclose(*found, atol=1e-4)
+    assert np.abs(found[0] - found[1]).max() > 0
+
+
+def test_bad_regions(checkpoint):
+    atoms = slab()
+    for message, region, cell in (
+        ("region must give each of the 49 atoms a weight .* NaN", mm.regions.around([49], 2.0, 1.0), atoms),
+        ("region must give each of the 49 atoms a weight .* got shape \\(49, 3\\)", mm.regions.nested(followed(atoms), followed(atoms)), atoms),
+        ("near must hold neighbours within 3.7 Å", mm.regions.coordination(8.0, 10.0, r_full=2.9, r_none=3.7), bulk("Pt", a=3.97, cubic=True)),
+        ("region must have dealt its atoms out", mm.regions.hard(followed(atoms)), atoms),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MixtureCalculator(checkpoint, region).calculate(cell)
+    with pytest.warns(UserWarning, match="wider than half the box"):
+        MixtureCalculator(checkpoint, mm.regions.around([0], 5.0, 3.0)).calculate(atoms)
