@@ -4,8 +4,9 @@
 
 with one weight of one for each atom where regions are fixed, and else with the
 region's, whose gradient is part of forces and stress. Each expert gets image
-rows of the atoms on which it has weight, and of a halo if it passes messages. Rows, slots and atoms are padded to a few sizes, so that a program
-compiled once serves many structures.
+rows of the atoms on which it has weight, and of a halo if it passes messages.
+Rows, slots and atoms are padded to a few sizes, so that a program compiled once
+serves many structures.
 """
 
 import contextlib
@@ -176,7 +177,7 @@ def _has_gate(region) -> bool:
 
 
 def _evaluator(expert: Expert, chunk_size: int) -> Callable:
-    """(params, rows, centers, weights, n_atoms) -> energies `[n]`, and with weights `[n]` forces `[n_atoms, 3]`, virials `[n, 3, 3]`."""
+    """(params, rows, centers, weights, n_atoms) -> energies `[n]`, and of their sum with `weights`, `[n]`, forces `[n_atoms, 3]`, virials `[n, 3, 3]`."""
     atom_energies = chunked_atom_energies(expert, chunk_size)
 
     def evaluate(params, rows: Neighborhood, centers, weights, n_atoms: int):
