@@ -25,7 +25,7 @@ from moe_md import derivatives
 from moe_md.checkpoint import Checkpoint
 from moe_md.experts import Expert, chunked_atom_energies
 from moe_md.interfaces import ase_gates
-from moe_md.neighborhood import Neighborhood, image_pairs, rows_from_images
+from moe_md.neighborhood import Neighborhood, closer, image_pairs, rows_from_images
 from moe_md.regions import Fixed
 
 
@@ -84,18 +84,21 @@ class MixtureCalculator(Calculator):
         n_atoms = len(atoms)
         species = self._species_of(atoms)
         region = self.region(atoms) if callable(self.region) else self.region
+        # One list for all experts and the gate: listing takes as long as a cheap expert.
+        reach = max(e.cutoff for e in self.checkpoint.experts)
+        pairs = image_pairs(atoms.positions, atoms.cell.array, atoms.pbc, reach)
         with self._precision():
-            weight, gate_part = self._weights_of(region, atoms, species)
+            weight, gate_part = self._weights_of(region, atoms, species, pairs)
         by_expert = np.zeros(weight.shape)
         forces, virials = np.zeros((n_atoms, 3)), np.zeros((n_atoms, 3, 3))
         for e, expert in enumerate(self.checkpoint.experts):
             owned = np.flatnonzero(weight[:, e] > 0)
             if len(owned) == 0:
                 continue
-            centers = owned if expert.num_hops == 1 else np.concatenate([owned, _halo(expert, atoms, owned)])
-            rows = rows_from_images(
-                atoms.positions, species, atoms.cell.array, atoms.pbc, expert.cutoff, centers=centers, dtype=self._dtype
-            )
+            near = closer(pairs, expert.cutoff)
+            centers = owned if expert.num_hops == 1 else np.concatenate([owned, _halo(expert.num_hops, near, n_atoms, owned)])
+            place = (atoms.positions, species, atoms.cell.array, atoms.pbc)
+            rows = rows_from_images(*place, expert.cutoff, centers=centers, dtype=self._dtype, pairs=near)
             self._warn_outside_domain(e, expert, jax.tree.map(lambda x: x[: len(owned)], rows))
             rows, padded_centers = _pad(rows, centers, n_atoms)
             weights = np.zeros(len(padded_centers), self._dtype)
@@ -122,12 +125,12 @@ class MixtureCalculator(Calculator):
     def _precision(self):
         return jax.enable_x64(True) if self._dtype == np.float64 else contextlib.nullcontext()
 
-    def _weights_of(self, region, atoms, species) -> tuple[np.ndarray, Callable | None]:
+    def _weights_of(self, region, atoms, species, pairs) -> tuple[np.ndarray, Callable | None]:
         """`[n_atoms, n_experts]`, and where they may change, what that adds to forces and virials, of energies `[n_atoms, n_experts]`."""
         n_atoms, n_experts = len(atoms), len(self.checkpoint.experts)
         if not _has_gate(region):
             return np.eye(n_experts)[self._assignment_of(region, n_atoms)], None
-        place, cutoff = ase_gates.place_of(atoms, species, max(e.cutoff for e in self.checkpoint.experts), self._dtype)
+        place, cutoff = ase_gates.place_of(atoms, species, pairs, max(e.cutoff for e in self.checkpoint.experts), self._dtype)
         ase_gates.check_reach(region, place)
         weight = np.asarray(ase_gates.weights(region, place, cutoff=cutoff), float)
         if weight.shape != (n_atoms, n_experts) or not np.isfinite(weight).all():
@@ -198,12 +201,12 @@ def _evaluator(expert: Expert, chunk_size: int) -> Callable:
     return jax.jit(evaluate, static_argnums=4)
 
 
-def _halo(expert: Expert, atoms, owned: np.ndarray) -> np.ndarray:
+def _halo(num_hops: int, pairs, n_atoms: int, owned: np.ndarray) -> np.ndarray:
     """Atoms whose rows an expert that passes messages needs beside the owned ones."""
-    i, j, _ = image_pairs(atoms.positions, atoms.cell.array, atoms.pbc, expert.cutoff)
-    reached = np.zeros(len(atoms), bool)
+    i, j, _ = pairs
+    reached = np.zeros(n_atoms, bool)
     reached[owned] = True
-    for _ in range(expert.num_hops - 1):
+    for _ in range(num_hops - 1):
         reached[j[reached[i]]] = True
     reached[owned] = False
     return np.flatnonzero(reached)

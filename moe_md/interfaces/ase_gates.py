@@ -15,7 +15,7 @@ from jax import Array
 
 from moe_md.mixture import warn_of_wide_spheres
 from moe_md.neighbor_list import NeighborList, perpendicular_widths
-from moe_md.neighborhood import image_pairs
+from moe_md.neighborhood import closer
 from moe_md.regions.protocol import Region, Sphere, Surroundings
 
 
@@ -29,8 +29,8 @@ class Place(NamedTuple):
     idx: Array  # [n_atoms, K] int, neighbours of every atom, n_atoms where none
 
 
-def place_of(atoms, species: np.ndarray, cutoff: float, dtype) -> tuple[Place, float]:
-    """Where the atoms are, and up to which distance their neighbours are listed.
+def place_of(atoms, species: np.ndarray, pairs, cutoff: float, dtype) -> tuple[Place, float]:
+    """Where the atoms are, and up to which distance their neighbours are listed; `pairs` are those of `image_pairs` up to `cutoff`.
 
     A displacement is that to the nearest image: in narrow cells neighbours are listed no further than half of the
     least width (in tenths of Å), and a region that must see further says so.
@@ -39,7 +39,7 @@ def place_of(atoms, species: np.ndarray, cutoff: float, dtype) -> tuple[Place, f
     widths = perpendicular_widths(cell.T)[atoms.pbc]
     half = 0.5 * widths.min(initial=np.inf)
     cutoff = cutoff if cutoff <= half else float(np.floor(10 * half) / 10)
-    i, j, _ = image_pairs(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
+    i, j, _ = closer(pairs, cutoff)
     n_atoms = len(atoms)
     count = np.bincount(i, minlength=n_atoms)
     n_slots = 8 * -(-int(count.max(initial=1)) // 8)  # in eights, so that few programs are compiled
