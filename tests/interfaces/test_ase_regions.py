@@ -12,6 +12,7 @@ from ase.md.verlet import VelocityVerlet
 from jax_md import space
 
 import moe_md as mm
+from moe_md.interfaces import ase_gates, held_rows
 from moe_md.interfaces.ase import MixtureCalculator
 from moe_md.neighborhood import image_pairs
 
@@ -110,8 +111,9 @@ def test_energy_is_conserved_while_atoms_change_hands(checkpoint):
 
 def weights(atoms, region):
     calc = atoms.calc
-    pairs = image_pairs(atoms.positions, atoms.cell.array, atoms.pbc, max(e.cutoff for e in calc.checkpoint.experts))
-    return calc._weights_of(region, atoms, calc._species_of(atoms), pairs)[0]
+    now, cutoff = held_rows.when(atoms, calc._species_of(atoms)), max(e.cutoff for e in calc.checkpoint.experts)
+    idx, whole = ase_gates.neighbors_of_all(now, image_pairs(now.position, now.cell, now.pbc, cutoff), cutoff, 0.0)
+    return calc._weights_of(region, ase_gates.Place(now.position, now.cell, now.pbc, now.species, idx), whole)
 
 
 def weight_sum(atoms, region):
