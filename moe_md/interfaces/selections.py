@@ -2,8 +2,9 @@
 
 Each function returns a function of the ASE atoms, for `MixtureCalculator(region=)`.
 Those by tag and by layer keep what they chose for the atoms they saw first, as
-regions that are reassigned as atoms move would make jumps in the energy; other
-atoms, by number or chemical symbols, are chosen anew.
+regions that are reassigned as atoms move would make jumps in the energy. Atoms of
+other symbols or tags are chosen anew; for another structure of the same, make
+another function.
 """
 
 from typing import Callable, Sequence

@@ -107,7 +107,7 @@ def padded(batch: Batch, multiple: int) -> Batch:
     >>> from moe_md.data.crystals import fcc_supercell
     >>> batch = padded(collate([fcc_supercell("Pt", 3.98, 1)], ("Pt",), 3.0), 3)
     >>> batch.row_mask.tolist(), int(batch.rows.neighbor.max())
-    ([True, True, True, True, False, False], 4)
+    ([True, True, True, True, False, False], 6)
     """
     n_rows, n_frames = len(batch.row_mask), len(batch.n_atoms)
     more = -n_rows % multiple
