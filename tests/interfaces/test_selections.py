@@ -67,13 +67,13 @@ def lennard_jones_pair():
 
 @pytest.mark.parametrize("choose", [by_tag((0, 1)), by_layer(3), around_species(("C", "O"), 2.5, 1.5)], ids=["tag", "layer", "species"])
 def test_calculators_take_them_and_energy_is_conserved(choose):
-    atoms = fcc111("Pt", (2, 2, 4), a=3.9, vacuum=6.0)
-    add_adsorbate(atoms, "C", 2.0, "fcc")
-    add_adsorbate(atoms, "O", 2.2, "ontop", offset=(1, 1))
-    atoms.rattle(0.05, seed=1)
+    atoms = fcc111("Pt", (4, 4, 3), a=3.95, vacuum=6.0)
+    add_adsorbate(atoms, "C", 2.3, "fcc")
+    add_adsorbate(atoms, "O", 2.8, "ontop", offset=(2, 2))
+    atoms.rattle(0.1, seed=1)
     atoms.calc = MixtureCalculator(lennard_jones_pair(), choose)
     energies = []
-    dynamics = VelocityVerlet(atoms, timestep=2.0 * units.fs)
+    dynamics = VelocityVerlet(atoms, timestep=1.0 * units.fs)
     dynamics.attach(lambda: energies.append((atoms.get_total_energy(), atoms.get_kinetic_energy())))
     dynamics.run(40)
     total, kinetic = np.transpose(energies)
