@@ -183,7 +183,14 @@ def run_train(parsed) -> None:
     _say(_counts("train", train) + ("" if validation is None else "; " + _counts("validation", validation)))
     folder = Path(parsed.out)
     result = cotrain.cotrain(
-        (first, second), train, training, validation=validation, start=start, folder=folder, progress=not parsed.quiet
+        (first, second),
+        train,
+        training,
+        validation=validation,
+        start=start,
+        folder=folder,
+        progress=not parsed.quiet,
+        devices=_devices(parsed.devices),
     )
     split = {"validation_fraction": parsed.validation_fraction, "split_seed": training.seed}
     result = result._replace(settings={**result.settings, **split})
@@ -563,6 +570,18 @@ def _table_of_errors(scores: dict) -> str:
     return "\n".join(lines)
 
 
+def _devices(wanted: str | None) -> list | None:
+    """Those that `--devices` asks for."""
+    if wanted is None:
+        return None
+    found = jax.devices()
+    if wanted == "all":
+        return found
+    if not wanted.isdecimal() or not 1 <= int(wanted) <= len(found):
+        raise ValueError(f"devices must be 'all' or a number from 1 to the {len(found)} that jax finds, got {wanted!r}.")
+    return found[: int(wanted)]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="moe-md", description="Molecular dynamics with several potentials and one energy.")
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
@@ -589,6 +608,7 @@ def _parser() -> argparse.ArgumentParser:
     _data_options(sub)
     sub.add_argument("--validation-fraction", type=float, default=0.15, help="share of frames held out by group; 0 for none (default 0.15)")
     sub.add_argument("--start", metavar="CHECKPOINT", help="name or path: begin with its parameters, and its experts unless settings name others")
+    sub.add_argument("--devices", metavar="N", help="share the rows of each batch among N devices, or all (default one); it may change when a training goes on")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
     sub = command("evaluate", run_evaluate, "evaluation", "Errors of a checkpoint on labelled frames", settings_file=False)

@@ -263,6 +263,10 @@ def test_train_then_evaluate(folder, capsys, tmp_path):
     assert went_on.record["start"]["train"] == model.record["train"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), went_on.params, model.params)
     assert "name_or_path" in failure(capsys, "train", "--start", "nowhere", "--out", tmp_path / "nothing")
+    for wanted in ("0", "two", "1000"):
+        assert f"devices must be 'all' or a number from 1 to the {len(jax.devices())}" in failure(capsys, *training, "--devices", wanted)
+    assert moe_md(capsys, *more[:-2], tmp_path / "all", "--quiet", "--devices", "all")[0] == 0
+    assert checkpoint.load(tmp_path / "all" / "checkpoint.msgpack").record["devices"] == len(jax.devices())
 
 
 def test_evaluate_needs_the_fraction(folder, capsys, tmp_path):
