@@ -323,7 +323,7 @@ odd = st.sampled_from(ODD)
 
 
 @examples(40)
-@given(st.sampled_from(("path", "species", "energy_key", "forces_key", "stress_key", "group_key")), odd)
+@given(st.sampled_from(("path", "species", "energy_key", "forces_key", "stress_key", "group_key", "kind_key")), odd)
 def test_arguments_of_load_dataset(folder, name, value):
     path = folder / "whole.xyz"
     path.write_bytes(FEW_FRAMES)
@@ -335,7 +335,7 @@ def test_arguments_of_load_dataset(folder, name, value):
 
 # Settings --------------------------------------------------------------------
 
-TABLES = {"training": cotrain.Settings, "run": cli.Run, "bench": cli.Bench, "demo": demo.Settings}
+TABLES = {"data": cli.Data, "training": cotrain.Settings, "run": cli.Run, "bench": cli.Bench, "demo": demo.Settings}
 TOML_VALUES = (
     *(
         "3",
