@@ -454,7 +454,7 @@ def content_of(folder) -> dict:
 def test_malformed_settings(folder, lab, text, table):
     path = folder / "settings.toml"
     path.write_text(text, encoding="utf-8")
-    command = "train" if table == "training" else table
+    command = "train" if table in ("training", "data") else table
     err, seen = run_stubbed(command, "--settings", path, "--out", lab)
     if err:
         assert err.startswith("moe-md: error: ") and err.count("\n") == 1, err
@@ -495,7 +495,7 @@ def run_stubbed(*arguments):
         )
         patch.setattr(cli.cotrain, "cotrain", trained)
         patch.setattr(cli, "split_by_group", lambda dataset, **_: (dataset, dataset))
-        patch.setattr(cli, "_dataset", lambda parsed: small)
+        patch.setattr(cli, "_dataset", lambda parsed: check_settings(cli._settings(cli.Data, "data", parsed)) or small)
         patch.setattr(cli.checkpoints, "save", lambda *_: None)
         patch.setattr(cli, "_write_json", lambda *_: None)
         before = content_of(Path(arguments[-1]))

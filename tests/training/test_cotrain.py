@@ -158,6 +158,19 @@ def test_start_refuses_species_that_it_does_not_know(pair, metal):
         cotrain(wider, metal, SMALL, start=before, progress=False)
 
 
+def test_watch_sees_the_averages_and_changes_nothing(pair, metal):
+    seen = []
+    settings = Settings(**{**vars(SMALL), "steps": 8, "validate_every": 3})
+    watched = cotrain(pair, metal, settings, watch=lambda step, params: seen.append((step, params)), progress=False)
+    assert [step for step, _ in seen] == [3, 6, 8]
+    jax.tree.map(np.testing.assert_array_equal, seen[-1][1], watched.params)
+    assert not np.array_equal(jax.tree.leaves(seen[0][1][0])[0], jax.tree.leaves(watched.params[0])[0])
+    alone = cotrain(pair, metal, settings, progress=False)
+    jax.tree.map(np.testing.assert_array_equal, alone.params, watched.params)
+    with pytest.raises(ValueError, match="watch must be a function of step and params, got 3"):
+        cotrain(pair, metal, settings, watch=3, progress=False)
+
+
 def test_patience_ends_training_with_the_best_parameters(pair, metal, tmp_path):
     train, validation = split_by_group(metal, validation_fraction=0.25, seed=0)
     # So hot that it gets worse at once.
