@@ -103,6 +103,7 @@ def cotrain(
     validation: Dataset | None = None,
     start: Checkpoint | None = None,
     extra_loss: Callable[[tuple[Params, ...], jax.Array], jax.Array] | None = None,
+    watch: Callable[[int, tuple[Params, ...]], None] | None = None,
     folder=None,
     progress: bool = True,
     devices: Sequence[jax.Device] | None = None,
@@ -128,6 +129,10 @@ def cotrain(
             its turn (`jax.lax.cond`). For what no single frame shows, such as a
             short trajectory's error (`simulate.rollout`). To go on, a training
             must be given one of the same name again.
+        watch: called with the number of steps done and the averaged parameters,
+            every `settings.validate_every` steps and after the last, with a
+            `validation` or without: for what only a person asks, such as ghost
+            forces along a training. Training does not mind what it does.
         folder: where `training.msgpack` (to resume from) and
             `checkpoint.msgpack` go; nothing is written where None. A folder
             that holds a `training.msgpack` of the same settings, experts and
@@ -157,6 +162,8 @@ def cotrain(
     require_labels(dataset, energy=weights.energy > 0, forces=weights.forces > 0)
     if extra_loss is not None and not callable(extra_loss):
         raise ValueError(f"extra_loss must be a function of params and step, got {extra_loss!r:.80}.")
+    if watch is not None and not callable(watch):
+        raise ValueError(f"watch must be a function of step and params, got {watch!r:.80}.")
     if settings.patience and validation is None:
         raise ValueError(f"validation must be given where patience is, {settings.patience}, got None.")
     if start is not None and [e.config for e in start.experts] != [e.config for e in experts]:
@@ -214,6 +221,8 @@ def cotrain(
                     if progress:
                         bar.write(f"step {step}: " + describe(now.history[-1]))
                 here = now
+                if validate and watch is not None:
+                    watch(step, jax.tree.map(np.asarray, state.average))
                 if save and folder is not None:
                     progress_file.write(folder, here, fingerprint)
                     checkpoint.save(Path(folder) / "checkpoint.msgpack", result())
