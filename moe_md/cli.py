@@ -41,8 +41,26 @@ from moe_md.mixture import mixture_neighbor_list
 from moe_md.settings import check_fields, kind_of
 from moe_md.training import cotrain, evaluation
 
-TABLES = ("expensive", "cheap", "training", "demo", "validate", "run", "bench")
+TABLES = ("data", "expensive", "cheap", "training", "demo", "validate", "run", "bench")
 DATA = "ptco_pbe"  # the packaged frames
+
+
+@dataclass(frozen=True)
+class Data:
+    """Labelled frames; keys of the `[data]` table of a settings file."""
+
+    file: str = DATA  # extended XYZ, or the name of packaged frames
+    energy_key: str | None = None  # name of the energy; else free_energy, else energy
+    forces_key: str = "forces"  # name of the forces
+    stress_key: str = "stress"  # name of the stress
+    group_key: str = "origin"  # name of what frames of one trajectory share
+    kind_key: str = "kind"  # name of what says which frames are alike; errors are told by kind
+
+    def __post_init__(self):
+        check_fields(self)
+        for name, value in vars(self).items():
+            if value == "":
+                raise ValueError(f"{name} must not be empty.")
 
 
 @dataclass(frozen=True)
@@ -173,7 +191,8 @@ def run_train(parsed) -> None:
     tables = _tables(parsed.settings)
     training = _settings(cotrain.Settings, "training", parsed)
     dataset = _dataset(parsed)
-    start = None if parsed.start is None else checkpoints.load(parsed.start)
+    start = parsed.start or tables.get("start")
+    start = None if start is None else checkpoints.load(start)
     same = start is not None and not {"expensive", "cheap"} & set(tables)
     first, second = start.experts if same else _experts(tables, dataset, training.metal, parsed.settings)
     dataset = dataset._replace(species=first.species)
@@ -183,7 +202,14 @@ def run_train(parsed) -> None:
     _say(_counts("train", train) + ("" if validation is None else "; " + _counts("validation", validation)))
     folder = Path(parsed.out)
     result = cotrain.cotrain(
-        (first, second), train, training, validation=validation, start=start, folder=folder, progress=not parsed.quiet
+        (first, second),
+        train,
+        training,
+        validation=validation,
+        start=start,
+        folder=folder,
+        progress=not parsed.quiet,
+        devices=_devices(parsed.devices),
     )
     split = {"validation_fraction": parsed.validation_fraction, "split_seed": training.seed}
     result = result._replace(settings={**result.settings, **split})
@@ -203,7 +229,7 @@ def run_evaluate(parsed) -> None:
         raise ValueError(f"checkpoint must hold two experts, got {len(model.experts)}.")
     dataset = _part(_dataset(parsed, model.experts[0].species), model, parsed.split, parsed.validation_fraction)
     scores = evaluation.evaluate_by_kind(model.experts, model.params, dataset)
-    report = {"checkpoint": str(parsed.checkpoint), "data": str(parsed.data), "split": parsed.split, "kinds": scores}
+    report = {"checkpoint": str(parsed.checkpoint), "data": _settings(Data, "data", parsed).file, "split": parsed.split, "kinds": scores}
     folder = Path(parsed.out)
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "evaluation.json", report)
@@ -219,9 +245,9 @@ def run_validate(parsed) -> None:
     split = parsed.split
     if split is None:
         known = parsed.validation_fraction or model.settings.get("validation_fraction")
-        split = "validation" if parsed.data == DATA and known else "all"
+        split = "validation" if _settings(Data, "data", parsed).file == DATA and known else "all"
     dataset = _part(_dataset(parsed, model.experts[0].species), model, split, parsed.validation_fraction)
-    names = {"checkpoint": str(parsed.checkpoint), "data": str(parsed.data), "split": split}
+    names = {"checkpoint": str(parsed.checkpoint), "data": _settings(Data, "data", parsed).file, "split": split}
     validate.run(model, dataset, validate.small(settings) if parsed.small else settings, parsed.out, _say, names=names)
 
 
@@ -454,9 +480,9 @@ def _region(settings: Run, atoms: Atoms, n_experts: int) -> regions.Region:
 
 
 def _dataset(parsed, species=None) -> Dataset:
-    path = PACKAGED[parsed.data]() if parsed.data in PACKAGED else parsed.data
-    keys = {k: getattr(parsed, k) for k in ("energy_key", "forces_key", "group_key") if getattr(parsed, k)}
-    return load_dataset(path, species, **keys)
+    keys = asdict(_settings(Data, "data", parsed))
+    file = keys.pop("file")
+    return load_dataset(PACKAGED[file]() if file in PACKAGED else file, species, **keys)
 
 
 def _part(dataset: Dataset, model: checkpoints.Checkpoint, split: str, fraction: float | None) -> Dataset:
@@ -509,9 +535,11 @@ def _tables(file) -> dict:
         tables = tomllib.loads(path.read_text())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"settings must be a TOML file, got {file}: {error}.") from None
-    _check_keys(tables, TABLES, str(file))
+    _check_keys(tables, ("start", *TABLES), str(file))
+    if not isinstance(tables.get("start", ""), str):
+        raise ValueError(f"start of {file} must be the name or path of a checkpoint, got {tables['start']!r:.80}.")
     for name, table in tables.items():
-        if not isinstance(table, dict):
+        if name != "start" and not isinstance(table, dict):
             raise ValueError(f"{name} of {file} must be a table, [{name}], got {table!r}.")
     return tables
 
@@ -563,17 +591,28 @@ def _table_of_errors(scores: dict) -> str:
     return "\n".join(lines)
 
 
+def _devices(wanted: str | None) -> list | None:
+    """Those that `--devices` asks for."""
+    if wanted is None:
+        return None
+    found = jax.devices()
+    if wanted == "all":
+        return found
+    if not wanted.isdecimal() or not 1 <= int(wanted) <= len(found):
+        raise ValueError(f"devices must be 'all' or a number from 1 to the {len(found)} that jax finds, got {wanted!r}.")
+    return found[: int(wanted)]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="moe-md", description="Molecular dynamics with several potentials and one energy.")
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     commands = parser.add_subparsers(required=True, metavar="demo | train | evaluate | validate | run | bench")
 
-    def command(name: str, fn, out: str, text: str, settings_class=None, settings_file: bool = True):
+    def command(name: str, fn, out: str, text: str, settings_class=None):
         sub = commands.add_parser(name, help=text, description=text + ".")
         sub.set_defaults(command=fn)
         sub.add_argument("--out", default=out, metavar="DIR", help=f"folder of the results (default {out})")
-        if settings_file:
-            sub.add_argument("--settings", metavar="FILE", help="TOML file; options override it")
+        sub.add_argument("--settings", metavar="FILE", help="TOML file; options override it")
         for item in fields(settings_class) if settings_class else ():
             kind = kind_of(typing.get_type_hints(settings_class)[item.name])
             if kind in (int, float, str):
@@ -588,10 +627,11 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("train", run_train, "training", "Train an expensive and a cheap expert together; resumes where it stopped", cotrain.Settings)
     _data_options(sub)
     sub.add_argument("--validation-fraction", type=float, default=0.15, help="share of frames held out by group; 0 for none (default 0.15)")
-    sub.add_argument("--start", metavar="CHECKPOINT", help="name or path: begin with its parameters, and its experts unless settings name others")
+    sub.add_argument("--start", metavar="CHECKPOINT", help="name or path: begin with its parameters, and its experts unless settings name others; in a settings file a line of its own, on top")
+    sub.add_argument("--devices", metavar="N", help="share the rows of each batch among N devices, or all (default one); it may change when a training goes on")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
-    sub = command("evaluate", run_evaluate, "evaluation", "Errors of a checkpoint on labelled frames", settings_file=False)
+    sub = command("evaluate", run_evaluate, "evaluation", "Errors of a checkpoint on labelled frames")
     sub.add_argument("checkpoint", help="name or path")
     _data_options(sub)
     sub.add_argument("--split", choices=("train", "validation", "all"), default="all", help="which frames (default all)")
@@ -621,10 +661,11 @@ def _comment(cls, name: str) -> list[str]:
 
 
 def _data_options(sub) -> None:
-    sub.add_argument("--data", default=DATA, metavar="FILE", help=f"extended XYZ, or packaged frames: {', '.join(PACKAGED)} (default {DATA})")
-    sub.add_argument("--energy-key", help="name of the energy (default free_energy, else energy)")
-    sub.add_argument("--forces-key", help="name of the forces (default forces)")
-    sub.add_argument("--group-key", help="what frames of one trajectory share (default origin)")
+    sub.add_argument("--data", dest="file", metavar="FILE", help=f"extended XYZ, or packaged frames: {', '.join(PACKAGED)} (default {DATA})")
+    for name in ("energy_key", "forces_key", "stress_key", "group_key", "kind_key"):
+        default = next(f.default for f in fields(Data) if f.name == name)
+        (text,) = _comment(Data, name)
+        sub.add_argument(f"--{name.replace('_', '-')}", metavar="NAME", help=text + (f" (default {default})" if default else ""))
 
 
 def _quieten() -> None:

@@ -221,6 +221,20 @@ def image_pairs(
     return i.astype(int), j.astype(int), D
 
 
+def closer(
+    pairs: tuple[np.ndarray, np.ndarray, np.ndarray], cutoff: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Those of `image_pairs` that are closer than `cutoff`, Å.
+
+    >>> i, j, D = closer(image_pairs(np.zeros((1, 3)), np.eye(3), (True, True, True), 1.5), 1.1)
+    >>> len(i)
+    6
+    """
+    i, j, D = pairs
+    keep = np.einsum("pd,pd->p", D, D) < cutoff**2
+    return pairs if keep.all() else (i[keep], j[keep], D[keep])
+
+
 def rows_from_images(
     position: np.ndarray,
     species: np.ndarray,
@@ -231,6 +245,7 @@ def rows_from_images(
     centers: np.ndarray | None = None,
     n_slots: int | None = None,
     dtype=np.float64,
+    pairs: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
 ) -> Neighborhood:
     """Rows with periodic images, for cells of any size, on the host.
 
@@ -243,6 +258,7 @@ def rows_from_images(
         centers: `[n]` int, default every atom.
         n_slots: K; default the fullest row's.
         dtype: of the displacements.
+        pairs: what `image_pairs` gives for this cutoff, where it is at hand.
 
     Returns:
         Rows of numpy arrays; `neighbor` indexes atoms (several slots of a row
@@ -253,7 +269,7 @@ def rows_from_images(
     """
     n_atoms = len(position)
     species = np.asarray(species, np.int32)
-    i, j, D = image_pairs(position, cell, pbc, cutoff)
+    i, j, D = image_pairs(position, cell, pbc, cutoff) if pairs is None else pairs
     count = np.bincount(i, minlength=n_atoms)
     slot = np.arange(len(i)) - np.repeat(np.cumsum(count) - count, count)
     centers = np.arange(n_atoms) if centers is None else np.asarray(centers, int)

@@ -323,7 +323,7 @@ odd = st.sampled_from(ODD)
 
 
 @examples(40)
-@given(st.sampled_from(("path", "species", "energy_key", "forces_key", "stress_key", "group_key")), odd)
+@given(st.sampled_from(("path", "species", "energy_key", "forces_key", "stress_key", "group_key", "kind_key")), odd)
 def test_arguments_of_load_dataset(folder, name, value):
     path = folder / "whole.xyz"
     path.write_bytes(FEW_FRAMES)
@@ -335,7 +335,7 @@ def test_arguments_of_load_dataset(folder, name, value):
 
 # Settings --------------------------------------------------------------------
 
-TABLES = {"training": cotrain.Settings, "run": cli.Run, "bench": cli.Bench, "demo": demo.Settings}
+TABLES = {"data": cli.Data, "training": cotrain.Settings, "run": cli.Run, "bench": cli.Bench, "demo": demo.Settings}
 TOML_VALUES = (
     *(
         "3",
@@ -454,7 +454,7 @@ def content_of(folder) -> dict:
 def test_malformed_settings(folder, lab, text, table):
     path = folder / "settings.toml"
     path.write_text(text, encoding="utf-8")
-    command = "train" if table == "training" else table
+    command = "train" if table in ("training", "data") else table
     err, seen = run_stubbed(command, "--settings", path, "--out", lab)
     if err:
         assert err.startswith("moe-md: error: ") and err.count("\n") == 1, err
@@ -495,7 +495,7 @@ def run_stubbed(*arguments):
         )
         patch.setattr(cli.cotrain, "cotrain", trained)
         patch.setattr(cli, "split_by_group", lambda dataset, **_: (dataset, dataset))
-        patch.setattr(cli, "_dataset", lambda parsed: small)
+        patch.setattr(cli, "_dataset", lambda parsed: check_settings(cli._settings(cli.Data, "data", parsed)) or small)
         patch.setattr(cli.checkpoints, "save", lambda *_: None)
         patch.setattr(cli, "_write_json", lambda *_: None)
         before = content_of(Path(arguments[-1]))

@@ -263,6 +263,10 @@ def test_train_then_evaluate(folder, capsys, tmp_path):
     assert went_on.record["start"]["train"] == model.record["train"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), went_on.params, model.params)
     assert "name_or_path" in failure(capsys, "train", "--start", "nowhere", "--out", tmp_path / "nothing")
+    for wanted in ("0", "two", "1000"):
+        assert f"devices must be 'all' or a number from 1 to the {len(jax.devices())}" in failure(capsys, *training, "--devices", wanted)
+    assert moe_md(capsys, *more[:-2], tmp_path / "all", "--quiet", "--devices", "all")[0] == 0
+    assert checkpoint.load(tmp_path / "all" / "checkpoint.msgpack").record["devices"] == len(jax.devices())
 
 
 def test_evaluate_needs_the_fraction(folder, capsys, tmp_path):
@@ -428,6 +432,48 @@ def test_missing_labels(folder, capsys, tmp_path):
     assert "energy" in failure(capsys, "train", *options, "--out", tmp_path / "a")
     err = failure(capsys, "train", *options, "--forces-key", "pushes", "--out", tmp_path / "b")
     assert "forces_key" in err and "pushes" in err
+
+
+def test_names_of_labels_and_the_start_come_from_the_settings_file(folder, capsys, tmp_path):
+    """Other people's names: the same training as with ours, told by a file or by options."""
+    rng, images = np.random.default_rng(0), []
+    for n in range(6):
+        atoms = bulk("Pt", a=3.98, cubic=True)
+        atoms.rattle(0.05, seed=n)
+        atoms.info.update(REF_energy=-20.0 + rng.normal(), REF_virial=rng.normal(size=6), walk=f"run-{n // 2}", config_type="hot")
+        atoms.arrays["dft_forces"] = rng.normal(size=(4, 3))
+        images.append(atoms)
+    ase.io.write(tmp_path / "theirs.extxyz", images, format="extxyz")
+    names = {"energy_key": "REF_energy", "forces_key": "dft_forces", "stress_key": "REF_virial", "group_key": "walk", "kind_key": "config_type"}
+    head = f'start = "{folder / "model.msgpack"}"\n'
+    training = "[training]\nsteps = 2\nmax_rows = 16\nenvironment_rows = 4\nperfect_crystals = 1\n"
+    lines = "".join(f'{key} = "{name}"\n' for key, name in names.items())
+    (tmp_path / "all.toml").write_text(head + f'[data]\nfile = "{tmp_path / "theirs.extxyz"}"\n' + lines + training)
+    (tmp_path / "bare.toml").write_text(training)
+    code, said, err = moe_md(capsys, "train", "--settings", tmp_path / "all.toml", "--out", tmp_path / "a", "--quiet")
+    assert code == 0, err
+    assert "train: 4 frames of 2 groups" in said and "validation: 2 frames of 1 groups" in said
+    options = [part for key, name in names.items() for part in (f"--{key.replace('_', '-')}", name)]
+    options += ["--data", tmp_path / "theirs.extxyz", "--start", folder / "model.msgpack", "--settings", tmp_path / "bare.toml"]
+    code, _, err = moe_md(capsys, "train", *options, "--out", tmp_path / "b", "--quiet")
+    assert code == 0, err
+    first, second = (checkpoint.load(tmp_path / name / "checkpoint.msgpack") for name in "ab")
+    jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+    counts = first.record["train"]
+    assert counts["frames"] == counts["energy"] == counts["forces"] == counts["stress"] > 0
+    assert first.record["start"] is not None
+    # Errors of those frames, by their kinds.
+    code, said, err = moe_md(capsys, "evaluate", tmp_path / "a" / "checkpoint.msgpack", "--settings", tmp_path / "all.toml", "--out", tmp_path / "c")
+    assert code == 0, err
+    report = json.loads((tmp_path / "c" / "evaluation.json").read_text())
+    assert set(report["kinds"]) == {"hot", "all"} and report["data"].endswith("theirs.extxyz")
+    # An option overrides the file; a wrong name is told with those there are.
+    err = failure(capsys, "train", "--settings", tmp_path / "all.toml", "--stress-key", "virials", "--out", tmp_path / "d")
+    assert "stress_key" in err and "'virials'" in err and "REF_virial" in err
+    (tmp_path / "wrong.toml").write_text("start = 3\n")
+    assert "start of" in failure(capsys, "train", "--settings", tmp_path / "wrong.toml", "--out", tmp_path / "d")
+    (tmp_path / "wrong.toml").write_text('[data]\nenergy = "REF_energy"\n')
+    assert "unknown key 'energy'" in failure(capsys, "train", "--settings", tmp_path / "wrong.toml", "--out", tmp_path / "d")
 
 
 def test_a_blown_up_run_says_so_and_saves(folder, capsys, tmp_path):

@@ -34,3 +34,13 @@ def test_an_expert_of_ones_own(tmp_path, monkeypatch):
     np.testing.assert_allclose(ours.get_potential_energy(), theirs.get_potential_energy(), rtol=1e-10)
     np.testing.assert_allclose(ours.get_forces(), theirs.get_forces(), atol=1e-9)
     np.testing.assert_allclose(ours.get_stress(), theirs.get_stress(), atol=1e-10)
+
+
+def test_several_devices():
+    """The page's programs, one after the other."""
+    told: dict = {}
+    for code in re.findall(r"^```python\n(.*?)^```$", (DOCS / "devices.md").read_text(), re.MULTILINE | re.DOTALL):
+        exec(compile(code, "devices.md", "exec"), told)
+    assert told["trained"].record["devices"] == len(jax.devices()) and told["trained"].record["step"] == 3
+    totals = [frame.total for frame in told["result"].frames]
+    assert len(totals) == 3 and np.isfinite(totals).all() and np.ptp(totals) < 0.1

@@ -277,4 +277,4 @@ def require_labels(
         if wanted and all(getattr(frame, label) is None for frame in eligible):
             where = "fully periodic frame" if label == "stress" else "frame"
             got = f"none of {len(eligible)} has it"
-            raise ValueError(f"dataset must have {label} on at least one {where}, {got}.")
+            raise ValueError(f"dataset must have {label} on at least one {where}, {got}: does the file call it otherwise ({label}_key)?")

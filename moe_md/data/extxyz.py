@@ -19,6 +19,7 @@ from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 
 MAX_LENGTH = 1000.0  # Å, of positions and cells
 MIN_IMAGE_DISTANCE = 0.5  # Å, between periodic images
+DEFAULT_KEYS = {"energy_key": None, "forces_key": "forces", "stress_key": "stress", "group_key": "origin", "kind_key": "kind"}
 
 
 class Frame(NamedTuple):
@@ -42,6 +43,7 @@ def frame_from_atoms(
     forces_key: str = "forces",
     stress_key: str = "stress",
     group_key: str = "origin",
+    kind_key: str = "kind",
     name: str = "atoms",
 ) -> Frame:
     """A frame from ASE's atoms; labels from its calculator, `info` and `arrays`.
@@ -53,7 +55,7 @@ def frame_from_atoms(
             it, `energy`.
         forces_key: name of the forces.
         stress_key: name of the stress, 6 (Voigt), 9 or 3 x 3 numbers.
-        group_key: entry of `atoms.info` that becomes `group`.
+        group_key, kind_key: entries of `atoms.info` that become `group` and `kind`.
         name: what error messages call this structure.
 
     Returns:
@@ -105,7 +107,7 @@ def frame_from_atoms(
         forces=label(forces_key, (len(atoms), 3)),
         stress=stress,
         group=str(atoms.info.get(group_key, "")),
-        kind=str(atoms.info.get("kind", "")),
+        kind=str(atoms.info.get(kind_key, "")),
     )
 
 
@@ -142,12 +144,13 @@ def read_frames(
     forces_key: str = "forces",
     stress_key: str = "stress",
     group_key: str = "origin",
+    kind_key: str = "kind",
 ) -> tuple[Frame, ...]:
     """All frames of an extended XYZ file, gzipped where its name ends in `.gz`.
 
     Args:
         path: the file.
-        energy_key, forces_key, stress_key, group_key: as in `frame_from_atoms`.
+        energy_key, forces_key, stress_key, group_key, kind_key: as in `frame_from_atoms`.
             A frame without the group gets one of its own, `file name:index`.
 
     Returns:
@@ -156,13 +159,13 @@ def read_frames(
     Raises:
         ValueError: the file is missing, empty, damaged or cut short; a number
             is not finite; a label has the wrong shape; or no frame carries a
-            label whose name was given.
+            label, group or kind whose name was given.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise ValueError(f"path must be the path of a file, got {path!r:.80}.")
     path = Path(path)
     keys = dict(energy_key=energy_key, forces_key=forces_key, stress_key=stress_key)
-    for name, key in {**keys, "group_key": group_key}.items():
+    for name, key in {**keys, "group_key": group_key, "kind_key": kind_key}.items():
         if not isinstance(key, str) and not (key is None and name == "energy_key"):
             raise ValueError(f"{name} must be the name of an entry of {path}, got {key!r:.80}.")
     text = _read_text(path)
@@ -172,17 +175,24 @@ def read_frames(
         raise ValueError(f"path must be a whole extended XYZ file, got {path}: {error}") from error
     frames = []
     for index, atoms in enumerate(images):
-        frame = frame_from_atoms(atoms, **keys, group_key=group_key, name=f"frame {index} of {path}")
+        frame = frame_from_atoms(atoms, **keys, group_key=group_key, kind_key=kind_key, name=f"frame {index} of {path}")
         frames.append(frame if frame.group else frame._replace(group=f"{path.name}:{index}"))
-    for argument, key, default in (
-        ("energy_key", energy_key, None),
-        ("forces_key", forces_key, "forces"),
-        ("stress_key", stress_key, "stress"),
-    ):
-        found = any(getattr(frame, argument.removesuffix("_key")) is not None for frame in frames)
-        if key != default and not found:
-            raise ValueError(f"{argument} must name a label of a frame of {path}, got {key!r}.")
+    _check_names(path, images, {**keys, "group_key": group_key, "kind_key": kind_key})
     return tuple(frames)
+
+
+def _check_names(path: Path, images: list[Atoms], keys: dict[str, str | None]) -> None:
+    """What was named is there; a default name need not be."""
+    here: dict[str, set[str]] = {"labels": set(), "entries": set()}
+    for atoms in images:
+        results = {key for key, value in getattr(atoms.calc, "results", {}).items() if value is not None}
+        here["entries"] |= set(atoms.info)
+        here["labels"] |= {*atoms.info, *results, *atoms.arrays} - {"numbers", "positions"}
+    for argument, key in keys.items():
+        what, of = ("entries", "an entry") if argument in ("group_key", "kind_key") else ("labels", "a label")
+        if key != DEFAULT_KEYS[argument] and key not in here[what]:
+            found = ", ".join(sorted(map(str, here[what]))[:20]) or "nothing"
+            raise ValueError(f"{argument} must name {of} of a frame of {path}, got {key!r}; there is {found}.")
 
 
 def _read_text(path: Path) -> str:

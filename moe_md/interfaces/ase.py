@@ -5,27 +5,25 @@
 with one weight of one for each atom where regions are fixed, and else with the
 region's, whose gradient is part of forces and stress. Each expert gets image
 rows of the atoms on which it has weight, and of a halo if it passes messages.
-Rows, slots and atoms are padded to a few sizes, so that a program compiled once
-serves many structures.
+Rows are held while atoms move little; rows, slots and atoms are padded to a few
+sizes, so that a program compiled once serves many structures.
 """
 
 import contextlib
 import warnings
-from functools import partial
-from typing import Callable
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from moe_md import checkpoint as checkpoints
-from moe_md import derivatives
 from moe_md.checkpoint import Checkpoint
-from moe_md.experts import Expert, chunked_atom_energies
-from moe_md.interfaces import ase_gates
-from moe_md.neighborhood import Neighborhood, image_pairs, rows_from_images
+from moe_md.experts import Expert
+from moe_md.interfaces import ase_gates, held_rows
+from moe_md.interfaces.held_rows import When
+from moe_md.neighborhood import closer, image_pairs
 from moe_md.regions import Fixed
 
 
@@ -42,6 +40,8 @@ class MixtureCalculator(Calculator):
             atoms as they move makes jumps in it.
         dtype: "float64" (jax's own setting is left as it is) or "float32".
         chunk_size: rows computed at a time.
+        dr_threshold: Å, skin of the neighbour lists, which last until an atom has
+            moved by half of it; a cell may change meanwhile.
 
     Raises:
         ValueError: an argument is out of range; on use, an atom's chemical
@@ -58,16 +58,20 @@ class MixtureCalculator(Calculator):
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
 
-    def __init__(self, checkpoint, region, *, dtype: str = "float64", chunk_size: int = 64, **kwargs):
+    def __init__(self, checkpoint, region, *, dtype: str = "float64", chunk_size: int = 64, dr_threshold: float = 0.4, **kwargs):
         super().__init__(**kwargs)
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}.")
+        if not (np.isfinite(dr_threshold) and dr_threshold >= 0):
+            raise ValueError(f"dr_threshold must be a length (Å), not negative, got {dr_threshold}.")
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = checkpoints.load(checkpoint)
         self.checkpoint = checkpoint
         self.region = region
         self._dtype = np.dtype(dtype)
-        self._evaluate = [_evaluator(e, chunk_size) for e in checkpoint.experts]
+        self._skin = float(dr_threshold)
+        self._held: _Held | None = None
+        self._evaluate = [held_rows.evaluator(e, chunk_size) for e in checkpoint.experts]
         self._warned = False
         if not callable(region) and not _has_gate(region):
             self._assignment_of(region, None)
@@ -81,36 +85,18 @@ class MixtureCalculator(Calculator):
             raise PropertyNotImplementedError(
                 f"stress needs a cell with a volume, three independent vectors, got {atoms.cell.tolist()}."
             )
-        n_atoms = len(atoms)
         species = self._species_of(atoms)
         region = self.region(atoms) if callable(self.region) else self.region
+        now = held_rows.when(atoms, species)
+        reach = max(e.cutoff for e in self.checkpoint.experts)
         with self._precision():
-            weight, gate_part = self._weights_of(region, atoms, species)
-        by_expert = np.zeros(weight.shape)
-        forces, virials = np.zeros((n_atoms, 3)), np.zeros((n_atoms, 3, 3))
-        for e, expert in enumerate(self.checkpoint.experts):
-            owned = np.flatnonzero(weight[:, e] > 0)
-            if len(owned) == 0:
-                continue
-            centers = owned if expert.num_hops == 1 else np.concatenate([owned, _halo(expert, atoms, owned)])
-            rows = rows_from_images(
-                atoms.positions, species, atoms.cell.array, atoms.pbc, expert.cutoff, centers=centers, dtype=self._dtype
-            )
-            self._warn_outside_domain(e, expert, jax.tree.map(lambda x: x[: len(owned)], rows))
-            rows, padded_centers = _pad(rows, centers, n_atoms)
-            weights = np.zeros(len(padded_centers), self._dtype)
-            weights[: len(owned)] = weight[owned, e]
-            with self._precision():
-                out = self._evaluate[e](self.checkpoint.params[e], rows, padded_centers, weights, _roomy(n_atoms))
-                own, force, strained = (np.asarray(x, float) for x in out)
-            by_expert[owned, e] = own[: len(owned)]
-            forces += force[:n_atoms]
-            virials[centers] += strained[: len(centers)]
-        if gate_part is not None:
-            with self._precision():
-                force, strained = gate_part(by_expert.astype(self._dtype))
-            forces += np.asarray(force, float)
-            virials += np.asarray(strained, float)
+            out = None
+            if self._held is not None and not held_rows.outlived(self._held.when, now, reach, self._skin):
+                out = self._computed(self._held, now, region)
+            if out is None:
+                self._held = self._listed(now, region, reach)
+                out = self._computed(self._held, now, region)
+        weight, by_expert, forces, virials = out
         energies = np.sum(weight * by_expert, axis=1)
         energy = float(energies.sum())
         self.results = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
@@ -119,23 +105,74 @@ class MixtureCalculator(Calculator):
             self.results["stresses"] = full_3x3_to_voigt_6_stress(virials / atoms.get_volume())
             self.results["stress"] = self.results["stresses"].sum(axis=0)
 
+    def _listed(self, now: When, region, reach: float) -> "_Held":
+        """Neighbours of the atoms of each expert, listed once for all of them and the gate."""
+        last = self._held
+        n_atoms = len(now.position)
+        pairs = image_pairs(now.position, now.cell, now.pbc, reach + self._skin)
+        idx, whole = ase_gates.neighbors_of_all(now, pairs, reach, self._skin)
+        place = ase_gates.Place(now.position.astype(self._dtype), now.cell.astype(self._dtype), now.pbc, now.species, idx)
+        weight = self._weights_of(region, place, whole)
+        support = weight > 0
+        if _has_gate(region):
+            ase_gates.check_reach(region, place)
+            support |= np.asarray(ase_gates.support(region, place, cutoff=whole, margin=self._skin))
+        rows, slots = [], []
+        for e, expert in enumerate(self.checkpoint.experts):
+            own = np.flatnonzero(support[:, e])
+            near, wide = closer(pairs, expert.cutoff), closer(pairs, expert.cutoff + self._skin)
+            self._warn_outside_domain(e, expert, weight[:, e] > 0, near, now.species)
+            halo = _halo(expert.num_hops, wide, n_atoms, own)
+            like = last.rows[e] if last else None
+            rows.append(held_rows.hold(now, wide, expert.cutoff + self._skin, own, halo, self._dtype, like) if len(own) else None)
+            slots.append(held_rows.slots_for(expert, near, own, last.slots[e] if last else None))
+        return _Held(now, idx, whole, support, rows, slots)
+
+    def _computed(self, held: "_Held", now: When, region):
+        """Weights, energies, forces and virials of atoms; None where the rows held do not do."""
+        n_atoms, n_padded = len(now.position), held_rows.roomy(len(now.position))
+        R, cell = now.position.astype(self._dtype), now.cell.astype(self._dtype)
+        place = ase_gates.Place(R, cell, now.pbc, now.species, held.idx)
+        weight = self._weights_of(region, place, held.whole)
+        if ((weight > 0) & ~held.support).any():
+            return None
+        more = (0, n_padded - n_atoms)
+        padded, shares = np.pad(R, (more, (0, 0))), np.pad(weight.astype(self._dtype), (more, (0, 0)))
+        by_expert = np.zeros(weight.shape)
+        # All are on their way before the first is waited for.
+        parts = {
+            e: self._evaluate[e](self.checkpoint.params[e], rows, padded, cell, shares[:, e], held.slots[e])
+            for e, rows in enumerate(held.rows)
+            if rows is not None and (weight[:, e] > 0).any()
+        }
+        forces, virials = np.zeros((n_atoms, 3)), np.zeros((n_atoms, 3, 3))
+        for e, part in parts.items():
+            if held.slots[e] is not None and int(part.fullest) > held.slots[e]:
+                return None
+            by_expert[:, e] = part.energies[:n_atoms]
+            forces += np.asarray(part.forces, float)[:n_atoms]
+            virials += np.asarray(part.virials, float)[:n_atoms]
+        if _has_gate(region) and region.moves:
+            force, strained = ase_gates.pull(region, place, by_expert.astype(self._dtype), cutoff=held.whole)
+            forces += np.asarray(force, float)
+            virials += np.asarray(strained, float)
+        return weight, by_expert, forces, virials
+
     def _precision(self):
         return jax.enable_x64(True) if self._dtype == np.float64 else contextlib.nullcontext()
 
-    def _weights_of(self, region, atoms, species) -> tuple[np.ndarray, Callable | None]:
-        """`[n_atoms, n_experts]`, and where they may change, what that adds to forces and virials, of energies `[n_atoms, n_experts]`."""
-        n_atoms, n_experts = len(atoms), len(self.checkpoint.experts)
+    def _weights_of(self, region, place: ase_gates.Place, whole: float) -> np.ndarray:
+        """`[n_atoms, n_experts]`; neighbours are known up to `whole`, Å."""
+        n_atoms, n_experts = len(place.position), len(self.checkpoint.experts)
         if not _has_gate(region):
-            return np.eye(n_experts)[self._assignment_of(region, n_atoms)], None
-        place, cutoff = ase_gates.place_of(atoms, species, max(e.cutoff for e in self.checkpoint.experts), self._dtype)
-        ase_gates.check_reach(region, place)
-        weight = np.asarray(ase_gates.weights(region, place, cutoff=cutoff), float)
+            return np.eye(n_experts)[self._assignment_of(region, n_atoms)]
+        weight = np.asarray(ase_gates.weights(region, place, cutoff=whole), float)
         if weight.shape != (n_atoms, n_experts) or not np.isfinite(weight).all():
             raise ValueError(
                 f"region must give each of the {n_atoms} atoms a weight on each of the {n_experts} experts, got shape {weight.shape}"
                 f"{'' if np.isfinite(weight).all() else ' and NaN, as of seeds that are no atoms'}."
             )
-        return weight, partial(ase_gates.pull, region, place, cutoff=cutoff) if region.moves else None
+        return weight
 
     def _species_of(self, atoms) -> np.ndarray:
         known = self.checkpoint.experts[0].species
@@ -160,71 +197,42 @@ class MixtureCalculator(Calculator):
             raise ValueError(f"region must assign each of the {n_atoms} atoms, got a length of {len(values)}.")
         return values if n_atoms is None else np.broadcast_to(values, (n_atoms,))
 
-    def _warn_outside_domain(self, e: int, expert: Expert, rows: Neighborhood) -> None:
+    def _warn_outside_domain(self, e: int, expert: Expert, own: np.ndarray, near, species: np.ndarray) -> None:
         foreign = ~np.array([s in expert.domain for s in expert.species])
-        count = int((foreign[rows.center_species] | (rows.mask & foreign[rows.neighbor_species]).any(axis=1)).sum())
+        i, j, _ = near
+        sees = foreign[species]
+        sees[i[foreign[species[j]]]] = True
+        count = int((own & sees).sum())
         if count and not self._warned:
             self._warned = True
             warnings.warn(
                 f"region gives expert {e} {count} atoms that are or see species outside its domain {expert.domain}: "
                 f"its energies there are untrained. Enlarge the region by its cutoff, {expert.cutoff} Å.",
-                stacklevel=4,
+                stacklevel=5,
             )
+
+
+class _Held(NamedTuple):
+    """What is reused while atoms move little."""
+
+    when: When
+    idx: np.ndarray  # [n_atoms, K] int, for gates
+    whole: float  # Å, up to which `idx` holds all neighbours
+    support: np.ndarray  # [n_atoms, n_experts] bool, atoms whose rows an expert has
+    rows: list  # `HeldRows` of each expert, None where it has no atom
+    slots: list  # of each, as `slots_for` gives them
 
 
 def _has_gate(region) -> bool:
     return hasattr(region, "gate") and not isinstance(region, Fixed)
 
 
-def _evaluator(expert: Expert, chunk_size: int) -> Callable:
-    """(params, rows, centers, weights, n_atoms) -> energies `[n]`, and of their sum with `weights`, `[n]`, forces `[n_atoms, 3]`, virials `[n, 3, 3]`."""
-    atom_energies = chunked_atom_energies(expert, chunk_size)
-
-    def evaluate(params, rows: Neighborhood, centers, weights, n_atoms: int):
-        n_rows = centers.shape[0]
-        seen = rows
-        if expert.num_hops > 1:
-            row_of = jnp.full(n_atoms + 1, n_rows).at[centers].set(jnp.arange(n_rows)).at[n_atoms].set(n_rows)
-            seen = rows._replace(neighbor=row_of[rows.neighbor])
-
-        def total(displacement):
-            energies = atom_energies(params, seen._replace(displacement=displacement))
-            energies = jnp.where(weights > 0, energies, 0.0)
-            return jnp.sum(weights * energies), energies
-
-        g, energies = jax.grad(total, has_aux=True)(rows.displacement)
-        return energies, derivatives.forces(g, rows, centers, n_atoms), derivatives.virial(g, rows)
-
-    return jax.jit(evaluate, static_argnums=4)
-
-
-def _halo(expert: Expert, atoms, owned: np.ndarray) -> np.ndarray:
+def _halo(num_hops: int, pairs, n_atoms: int, owned: np.ndarray) -> np.ndarray:
     """Atoms whose rows an expert that passes messages needs beside the owned ones."""
-    i, j, _ = image_pairs(atoms.positions, atoms.cell.array, atoms.pbc, expert.cutoff)
-    reached = np.zeros(len(atoms), bool)
+    i, j, _ = pairs
+    reached = np.zeros(n_atoms, bool)
     reached[owned] = True
-    for _ in range(expert.num_hops - 1):
+    for _ in range(num_hops - 1):
         reached[j[reached[i]]] = True
     reached[owned] = False
     return np.flatnonzero(reached)
-
-
-def _roomy(n: int) -> int:
-    """The next size of 1, 2, 3, 4, 6, 8, 12, 16, 24, ...: at most half as much again."""
-    power = 1 << max(n - 1, 0).bit_length()
-    return power * 3 // 4 if power >= 4 and power * 3 // 4 >= n else power
-
-
-def _pad(rows: Neighborhood, centers: np.ndarray, n_atoms: int) -> tuple[Neighborhood, np.ndarray]:
-    """Rows, slots and atoms at roomy sizes; what is padded points beyond the last atom."""
-    n, k = rows.mask.shape
-    more = ((0, _roomy(n) - n), (0, _roomy(k) - k))
-    nowhere = _roomy(n_atoms)
-    padded = Neighborhood(
-        displacement=np.pad(rows.displacement, (*more, (0, 0)), constant_values=1.0),
-        mask=np.pad(rows.mask, more),
-        center_species=np.pad(rows.center_species, more[0]),
-        neighbor_species=np.pad(rows.neighbor_species, more),
-        neighbor=np.pad(np.where(rows.mask, rows.neighbor, nowhere), more, constant_values=nowhere).astype(np.int32),
-    )
-    return padded, np.pad(centers, more[0], constant_values=nowhere).astype(np.int32)

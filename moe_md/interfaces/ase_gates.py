@@ -10,12 +10,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ase.geometry import complete_cell
 from jax import Array
 
+from moe_md.interfaces.held_rows import When
 from moe_md.mixture import warn_of_wide_spheres
 from moe_md.neighbor_list import NeighborList, perpendicular_widths
-from moe_md.neighborhood import image_pairs
+from moe_md.neighborhood import closer
 from moe_md.regions.protocol import Region, Sphere, Surroundings
 
 
@@ -29,23 +29,24 @@ class Place(NamedTuple):
     idx: Array  # [n_atoms, K] int, neighbours of every atom, n_atoms where none
 
 
-def place_of(atoms, species: np.ndarray, cutoff: float, dtype) -> tuple[Place, float]:
-    """Where the atoms are, and up to which distance their neighbours are listed.
+def neighbors_of_all(at: When, pairs, cutoff: float, skin: float) -> tuple[np.ndarray, float]:
+    """`Place.idx`, of `pairs` that `image_pairs` lists up to `cutoff + skin`, and up to which distance it stays whole while the skin lasts.
 
-    A displacement is that to the nearest image: in narrow cells neighbours are listed no further than half of the
+    A displacement is that to the nearest image: in narrow cells neighbours are whole no further than half of the
     least width (in tenths of Å), and a region that must see further says so.
     """
-    cell = complete_cell(atoms.cell.array)
-    widths = perpendicular_widths(cell.T)[atoms.pbc]
-    half = 0.5 * widths.min(initial=np.inf)
+    half = 0.5 * perpendicular_widths(at.cell.T)[at.pbc].min(initial=np.inf)
     cutoff = cutoff if cutoff <= half else float(np.floor(10 * half) / 10)
-    i, j, _ = image_pairs(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
-    n_atoms = len(atoms)
+    i, j, _ = closer(pairs, cutoff + skin)
+    n_atoms = len(at.position)
+    # With the skin two images of an atom may be near, one of them, or one's own.
+    i, j = np.divmod(np.unique(i * n_atoms + j), n_atoms)
+    i, j = i[i != j], j[i != j]
     count = np.bincount(i, minlength=n_atoms)
     n_slots = 8 * -(-int(count.max(initial=1)) // 8)  # in eights, so that few programs are compiled
     idx = np.full((n_atoms, n_slots), n_atoms, np.int32)
     idx[i, np.arange(len(i)) - np.repeat(np.cumsum(count) - count, count)] = j
-    return Place(atoms.positions.astype(dtype), cell.astype(dtype), np.asarray(atoms.pbc), species, idx), cutoff
+    return idx, cutoff
 
 
 def check_reach(region: Region, place: Place) -> None:
@@ -54,6 +55,13 @@ def check_reach(region: Region, place: Place) -> None:
     for sphere in jax.tree.leaves(region.spheres(0.0), is_leaf=_is_sphere):
         if len(widths):
             warn_of_wide_spheres(float(sphere.reach), widths.min())
+
+
+@partial(jax.jit, static_argnames=("cutoff", "margin"))
+def support(region: Region, place: Place, *, cutoff: float, margin: float) -> Array:
+    """`[n_atoms, n_experts]` bool, atoms that may get weight while none moves by more than half the margin, Å."""
+    displacement, near = _surroundings(region, place, place.position, None, cutoff, margin)
+    return region.support(place.position, displacement, margin, near)
 
 
 @partial(jax.jit, static_argnames="cutoff")
@@ -77,6 +85,11 @@ def pull(region: Region, place: Place, energies: Array, *, cutoff: float) -> tup
 
 def _gate(region: Region, place: Place, position: Array, strain: Array | None, cutoff: float) -> Array:
     """With displacements times `strain`, `[3, 3]`."""
+    return region.gate(position, *_surroundings(region, place, position, strain, cutoff, 0.0))
+
+
+def _surroundings(region: Region, place: Place, position: Array, strain: Array | None, cutoff: float, margin: float):
+    """A displacement function, and what lists know."""
     inverse, n_atoms = jnp.linalg.inv(place.cell), position.shape[0]
 
     def displacement(a, b):
@@ -90,8 +103,8 @@ def _gate(region: Region, place: Place, position: Array, strain: Array | None, c
         others = jnp.where(others == wish.centers[:, None], n_atoms, others)
         return NeighborList((others,), position, place.cell, jnp.asarray(wish.reach)[None], wish.centers, jnp.zeros((), bool), (1, 1, 1), n_atoms)
 
-    spheres = jax.tree.map(everyone_else, region.spheres(0.0), is_leaf=_is_sphere)
-    return region.gate(position, displacement, Surroundings(place.species, place.idx, cutoff, spheres))
+    spheres = jax.tree.map(everyone_else, region.spheres(margin), is_leaf=_is_sphere)
+    return displacement, Surroundings(place.species, place.idx, cutoff, spheres)
 
 
 def _is_sphere(x) -> bool:

@@ -38,6 +38,7 @@ from moe_md.training import progress as progress_file
 from moe_md.training.evaluation import describe, loss_of, scores_of, totals_of
 from moe_md.training.losses import Terms, Weights, joint_loss, joint_terms, predict
 from moe_md.training.progress import Best, Progress, State, is_finite
+from moe_md.training.sharding import on_devices
 from moe_md.training.soap import scale_by_soap
 
 SLOT_STEP = 16  # slots of environment batches are rounded up to this
@@ -102,8 +103,10 @@ def cotrain(
     validation: Dataset | None = None,
     start: Checkpoint | None = None,
     extra_loss: Callable[[tuple[Params, ...], jax.Array], jax.Array] | None = None,
+    watch: Callable[[int, tuple[Params, ...]], None] | None = None,
     folder=None,
     progress: bool = True,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Checkpoint:
     """Train an expensive and a cheap expert together.
 
@@ -126,11 +129,19 @@ def cotrain(
             its turn (`jax.lax.cond`). For what no single frame shows, such as a
             short trajectory's error (`simulate.rollout`). To go on, a training
             must be given one of the same name again.
+        watch: called with the number of steps done and the averaged parameters,
+            every `settings.validate_every` steps and after the last, with a
+            `validation` or without: for what only a person asks, such as ghost
+            forces along a training. Training does not mind what it does.
         folder: where `training.msgpack` (to resume from) and
             `checkpoint.msgpack` go; nothing is written where None. A folder
             that holds a `training.msgpack` of the same settings, experts and
             data is resumed; an interrupt (Ctrl-C) saves the last whole step.
         progress: show a bar with both experts' errors and their mismatch.
+        devices: those of jax, such as `jax.devices()`, that share the rows of
+            every batch (`sharding`); None for one. `settings.max_rows` is of all
+            together. Batches and losses are those of one device but for the
+            order of sums, and a training may go on with another number.
 
     Returns:
         Experts, averaged parameters (the best of all validations where
@@ -139,7 +150,7 @@ def cotrain(
     Raises:
         ValueError: experts do not fit each other, the data or `start`, a label
             that the loss asks for is missing everywhere, patience finds no
-            validation, or `folder` holds another training, or a damaged one.
+            validation, devices are none, or not jax's, or `folder` holds another training, or a damaged one.
         OSError: a file cannot be written; what was saved before is whole.
         FloatingPointError: the loss is no longer finite.
     """
@@ -151,18 +162,21 @@ def cotrain(
     require_labels(dataset, energy=weights.energy > 0, forces=weights.forces > 0)
     if extra_loss is not None and not callable(extra_loss):
         raise ValueError(f"extra_loss must be a function of params and step, got {extra_loss!r:.80}.")
+    if watch is not None and not callable(watch):
+        raise ValueError(f"watch must be a function of step and params, got {watch!r:.80}.")
     if settings.patience and validation is None:
         raise ValueError(f"validation must be given where patience is, {settings.patience}, got None.")
     if start is not None and [e.config for e in start.experts] != [e.config for e in experts]:
         raise ValueError(f"start must hold the experts to train, got {[e.config for e in start.experts]}.")
+    place = on_devices(devices)
     cutoff = max(e.cutoff for e in experts)
     train = prepare(dataset, cutoff)
     held_out = None if validation is None else prepare(dataset_from_frames(validation.frames, species), cutoff)
 
     optimizer = optax.chain(optax.clip_by_global_norm(settings.clip_norm), scale_by_soap())
-    step_fn = jax.jit(partial(_step, experts, optimizer, settings.seed if weights.agree_lots else None, extra_loss))
+    step_fn = place.compiled(partial(_step, experts, optimizer, settings.seed if weights.agree_lots else None, extra_loss, mesh=place.mesh))
     knobs = _knobs(settings)
-    terms_fn = jax.jit(partial(joint_terms, experts))
+    terms_of = place.compiled(partial(joint_terms, experts, mesh=place.mesh))
     fingerprint = {
         "settings": asdict(settings),
         "experts": [e.config for e in experts],
@@ -176,12 +190,16 @@ def cotrain(
     here = Progress(state, Best(0, np.inf, params), {}, [], 0.0)
     if folder is not None:
         here = progress_file.read(folder, here, fingerprint)
+    here = here._replace(state=place.state(here.state))
     started = time.monotonic() - here.seconds
 
-    def result() -> Checkpoint:
-        return _result(experts, here, settings, dataset, validation, start)
+    def terms_fn(params, batch: Batch) -> Terms:
+        return terms_of(params, place.batch(batch))
 
-    inputs = _inputs(experts, train, settings, here.step)
+    def result() -> Checkpoint:
+        return _result(experts, here, settings, dataset, validation, start, devices)
+
+    inputs = (tuple(map(place.batch, pair)) for pair in _inputs(experts, train, settings, here.step))
     batch = next(inputs)
     try:
         bar_of = partial(tqdm, initial=here.step, disable=not progress, desc="co-training", unit="step")
@@ -203,6 +221,8 @@ def cotrain(
                     if progress:
                         bar.write(f"step {step}: " + describe(now.history[-1]))
                 here = now
+                if validate and watch is not None:
+                    watch(step, jax.tree.map(np.asarray, state.average))
                 if save and folder is not None:
                     progress_file.write(folder, here, fingerprint)
                     checkpoint.save(Path(folder) / "checkpoint.msgpack", result())
@@ -284,12 +304,22 @@ def _knobs(settings: Settings) -> Callable[[int], Knobs]:
     return knobs
 
 
-def _step(experts, optimizer, lots_seed: int | None, extra_loss: Callable | None, knobs: Knobs, state: State, labelled: Batch, environment: Batch | None):
+def _step(
+    experts,
+    optimizer,
+    lots_seed: int | None,
+    extra_loss: Callable | None,
+    knobs: Knobs,
+    state: State,
+    labelled: Batch,
+    environment: Batch | None,
+    mesh=None,
+):
     def terms_of(params, batch: Batch) -> Terms:
         lots = None
         if lots_seed is not None:
             lots = jax.random.bernoulli(jax.random.fold_in(jax.random.key(lots_seed), state.step), shape=batch.row_mask.shape)
-        return joint_terms(experts, params, batch, knobs.pull, lots)
+        return joint_terms(experts, params, batch, knobs.pull, lots, mesh)
 
     def loss_fn(params):
         params = tuple(_frozen(p) for p in params)
@@ -418,14 +448,15 @@ def _check_finite(here: Progress, settings: Settings) -> None:
         )
 
 
-def _result(experts, here: Progress, settings, dataset, validation, start) -> Checkpoint:
+def _result(experts, here: Progress, settings, dataset, validation, start, devices) -> Checkpoint:
     best = here.best.step if settings.patience else 0
     record = {
         "step": here.step,
         "best_step": best or None,
         "seconds": round(here.seconds, 1),
         "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
+        "device": (jax.devices() if devices is None else devices)[0].device_kind,
+        "devices": 1 if devices is None else len(devices),
         "train": summary(dataset),
         "validation": None if validation is None else summary(validation),
         "history": here.history,

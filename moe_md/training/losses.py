@@ -31,16 +31,19 @@ spares the expensive expert and leaves the cheap one to follow alone.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh
 
 from moe_md import derivatives
 from moe_md.data.batching import Batch
 from moe_md.experts import Expert, Params, energies_and_partial_forces
 from moe_md.settings import check_fields
+from moe_md.training.sharding import each_its_rows
 
 
 @jax.tree_util.register_pytree_node_class
@@ -85,30 +88,34 @@ class Prediction(NamedTuple):
     stress: Array  # [n_frames, 3, 3] eV/Å^3; only periodic frames have one
 
 
-def predict(expert: Expert, params: Params, batch: Batch) -> Prediction:
-    """One expert on every row of a batch."""
-    energies, g = energies_and_partial_forces(expert, params, batch.rows)
-    return assemble(jnp.where(batch.row_mask, energies, 0.0), g, batch)
+def predict(expert: Expert, params: Params, batch: Batch, mesh: Mesh | None = None) -> Prediction:
+    """One expert on every row of a batch; on a mesh of devices each computes its own rows."""
+    energies, g = each_its_rows(partial(energies_and_partial_forces, expert), mesh)(params, batch.rows)
+    return assemble(jnp.where(batch.row_mask, energies, 0.0), g, batch, mesh)
 
 
-def assemble(atom_energies: Array, g: Array, batch: Batch) -> Prediction:
+def assemble(atom_energies: Array, g: Array, batch: Batch, mesh: Mesh | None = None) -> Prediction:
     """Totals, forces and stress from what each row gives."""
     n_rows, n_frames = batch.row_mask.shape[0], batch.n_atoms.shape[0]
-    per_row = derivatives.virial(g, batch.rows)
-    return Prediction(
-        atom_energies,
-        g,
-        jax.ops.segment_sum(atom_energies, batch.frame, n_frames),
-        derivatives.forces(g, batch.rows, jnp.arange(n_rows), n_rows),
-        jax.ops.segment_sum(per_row, batch.frame, n_frames) / batch.volume[:, None, None],
-    )
+
+    def sums(_, content) -> tuple[Array, Array, Array]:
+        energies, g, rows, frame, index = content
+        return (
+            jax.ops.segment_sum(energies, frame, n_frames),
+            derivatives.forces(g, rows, index, n_rows),
+            jax.ops.segment_sum(derivatives.virial(g, rows), frame, n_frames),
+        )
+
+    content = (atom_energies, g, batch.rows, batch.frame, jnp.arange(n_rows))
+    energy, forces, virial = each_its_rows(sums, mesh, add=True)((), content)
+    return Prediction(atom_energies, g, energy, forces, virial / batch.volume[:, None, None])
 
 
-def mix(first: Prediction, second: Prediction, first_owns: Array, batch: Batch) -> Prediction:
+def mix(first: Prediction, second: Prediction, first_owns: Array, batch: Batch, mesh: Mesh | None = None) -> Prediction:
     """The mixture in which `first` owns the rows of `first_owns`, `[n_rows]` bool."""
     energies = jnp.where(first_owns, first.atom_energies, second.atom_energies)
     g = jnp.where(first_owns[:, None, None], first.partial_forces, second.partial_forces)
-    return assemble(energies, g, batch)
+    return assemble(energies, g, batch, mesh)
 
 
 def rows_in_domain(expert: Expert, batch: Batch) -> Array:
@@ -188,6 +195,7 @@ def mismatch(
     shared_frames: Array,
     batch: Batch,
     lots: Array | None = None,
+    mesh: Mesh | None = None,
 ) -> Mismatch:
     """Disagreement of two predictions where both experts are at home.
 
@@ -197,6 +205,7 @@ def mismatch(
         shared_frames: `[n_frames]` bool, frames wholly in both.
         batch: the batch. Stress is compared in periodic frames only.
         lots: `[n_rows]` bool, rows that the first owns in a mixture by lot; None for no such mixture.
+        mesh: devices that rows are spread over.
     """
     periodic = (shared_frames & (batch.volume > 1.0))[:, None, None]
     weight, row_weight = weights_of(batch)
@@ -211,7 +220,7 @@ def mismatch(
         mean_where(shared_rows, row_weight * g2),
         mean_where(periodic, weight[:, None, None] * (first.stress - second.stress) ** 2),
         of_forces(second.forces),
-        jnp.zeros(()) if lots is None else of_forces(mix(first, second, lots, batch).forces),
+        jnp.zeros(()) if lots is None else of_forces(mix(first, second, lots, batch, mesh).forces),
         jnp.stack([jnp.sum(shared_rows), 9 * jnp.sum(periodic), 3 * jnp.sum(in_frames)]),
     )
 
@@ -226,7 +235,12 @@ class Terms(NamedTuple):
 
 
 def joint_terms(
-    experts: Sequence[Expert], params: Sequence[Params], batch: Batch, pull: float | Array = 1.0, lots: Array | None = None
+    experts: Sequence[Expert],
+    params: Sequence[Params],
+    batch: Batch,
+    pull: float | Array = 1.0,
+    lots: Array | None = None,
+    mesh: Mesh | None = None,
 ) -> Terms:
     """Errors of both experts and of their mixture, and their disagreement.
 
@@ -237,17 +251,18 @@ def joint_terms(
         pull: share of the gradient of their disagreement that reaches the
             expensive expert; with zero only the cheap one yields.
         lots: as `mismatch`.
+        mesh: devices that rows are spread over (`sharding.on_devices`).
     """
-    expensive, cheap = (predict(e, p, batch) for e, p in zip(experts, params, strict=True))
+    expensive, cheap = (predict(e, p, batch, mesh) for e, p in zip(experts, params, strict=True))
     rows = rows_in_domain(experts[1], batch)
     frames = frames_in_domain(rows, batch)
     real = batch.n_atoms > 0
-    mixed = mix(expensive, cheap, ~rows, batch)
+    mixed = mix(expensive, cheap, ~rows, batch, mesh)
     return Terms(
         errors(expensive, batch, real),
         errors(cheap, batch, frames),
         errors(mixed, batch, real & ~frames),
-        mismatch(_pulled(expensive, pull), cheap, rows, frames, batch, lots),
+        mismatch(_pulled(expensive, pull), cheap, rows, frames, batch, lots, mesh),
     )
 
 

@@ -10,7 +10,8 @@ from ase.calculators.lj import LennardJones
 from jax_md import space
 
 import moe_md as mm
-from moe_md.interfaces.ase import MixtureCalculator, _roomy
+from moe_md.interfaces.ase import MixtureCalculator
+from moe_md.interfaces.held_rows import roomy
 
 SPECIES = ("C", "O", "Pt")
 
@@ -140,7 +141,7 @@ def test_compiled_once_per_padded_shape(checkpoint):
     assert evaluate._cache_size() == 2
     energy(slab * (2, 1, 1))  # as many atoms, as many neighbours
     assert evaluate._cache_size() == 2
-    assert [_roomy(n) for n in (1, 2, 3, 4, 5, 7, 9, 13, 17, 100)] == [1, 2, 3, 4, 6, 8, 12, 16, 24, 128]
+    assert [roomy(n) for n in (1, 2, 3, 4, 5, 7, 9, 13, 17, 100)] == [1, 2, 3, 4, 6, 8, 12, 16, 24, 128]
 
 
 def test_dtype_leaves_jax_as_it_is(checkpoint):

@@ -127,6 +127,50 @@ def test_start_moves_references_to_other_labels(pair, metal):
     assert moved.record["start"]["train"]["frames"] == len(metal.frames)
 
 
+def test_start_begins_with_the_loss_of_the_checkpoint(pair, metal):
+    """Labels that the checkpoint's own energies fit on average: nothing moves, the first step sees its errors."""
+    before = cotrain(pair, metal, Settings(**{**vars(SMALL), "steps": 100, "validate_every": 1000}), progress=False)
+    prepared = prepare(dataset_from_frames(metal.frames, SPECIES), 4.0)
+    weights = {**vars(SMALL.weights), **{f"agree_{name}": 0.0 for name in ("energy", "partial_forces", "stress")}}
+    one_batch = {"max_rows": 64, "steps": 1, "warmup_steps": 0, "validate_every": 1, "environment_rows": 0, "perfect_crystals": 0}
+    still = Settings(**{**vars(SMALL), **one_batch, "learning_rate": 1e-12, "soft_force": 1e3, "weights": type(SMALL.weights)(**weights)})
+    # The least-squares offset of labels that already have it is zero.
+    level = cotrain(pair, metal, still, start=before, progress=False)
+    seen = cotrain(pair, metal, still, start=level, validation=metal, progress=False)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), seen.params, level.params)
+    scores = evaluate(level.experts, level.params, prepared)
+    first = seen.record["history"][0]
+    for who in ("expensive", "cheap"):
+        for name, value in scores[who].items():
+            assert first[who][name] == pytest.approx(value, rel=1e-3), (who, name)
+        assert first["train"][who] == pytest.approx(scores[who]["forces_meV_per_A"], rel=1e-3)  # as the loss of the step had it
+    fresh = cotrain(pair, metal, still, validation=metal, progress=False).record["history"][0]
+    assert fresh["loss"] > 2 * first["loss"]
+
+
+def test_start_refuses_species_that_it_does_not_know(pair, metal):
+    before = cotrain(pair, metal, Settings(**{**vars(SMALL), "steps": 1}), progress=False)
+    gold = dataset_from_frames([metal.frames[0]._replace(symbols=("Au", "Pt", "Pt", "Pt"))])
+    with pytest.raises(ValueError, match=r"species must include every symbol: frame 0 has Au, got \('Pt', 'C'\)"):
+        cotrain(before.experts, gold, SMALL, start=before, progress=False)
+    wider = (pair[0], mm.experts.power_spectrum(SPECIES, 4.0, l_max=2, num_channels=4, hidden=(8,), domain=("Pt",)))
+    with pytest.raises(ValueError, match="start must hold the experts to train"):
+        cotrain(wider, metal, SMALL, start=before, progress=False)
+
+
+def test_watch_sees_the_averages_and_changes_nothing(pair, metal):
+    seen = []
+    settings = Settings(**{**vars(SMALL), "steps": 8, "validate_every": 3})
+    watched = cotrain(pair, metal, settings, watch=lambda step, params: seen.append((step, params)), progress=False)
+    assert [step for step, _ in seen] == [3, 6, 8]
+    jax.tree.map(np.testing.assert_array_equal, seen[-1][1], watched.params)
+    assert not np.array_equal(jax.tree.leaves(seen[0][1][0])[0], jax.tree.leaves(watched.params[0])[0])
+    alone = cotrain(pair, metal, settings, progress=False)
+    jax.tree.map(np.testing.assert_array_equal, alone.params, watched.params)
+    with pytest.raises(ValueError, match="watch must be a function of step and params, got 3"):
+        cotrain(pair, metal, settings, watch=3, progress=False)
+
+
 def test_patience_ends_training_with_the_best_parameters(pair, metal, tmp_path):
     train, validation = split_by_group(metal, validation_fraction=0.25, seed=0)
     # So hot that it gets worse at once.

@@ -1,0 +1,276 @@
+"""A training on eight devices is the training on one.
+
+Run as a program, this file is what happens on eight simulated devices, which must be asked for before jax starts:
+`test_sharding.py FOLDER` prints what it found as JSON.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+HERE = Path(__file__).parent
+if __name__ == "__main__":
+    sys.path.insert(0, str(HERE.parent))
+    import conftest  # noqa: F401  float64, and compiled programs kept between runs
+
+import small_training
+
+import moe_md as mm
+from moe_md.data.batching import prepare
+from moe_md.training import cotrain as training
+from moe_md.training.losses import Weights
+from moe_md.training.sharding import on_devices
+
+SPECIES = small_training.SPECIES
+STEPS = 30
+# Every term there is; 4 + 3 rows of environments, which eight devices cannot share evenly.
+SETTINGS = replace(small_training.settings(STEPS), perfect_crystals=3, weights=Weights(agree_forces=0.5, agree_lots=1.0))
+TINY = dict(num_layers=1, num_scalar_features=4, num_tensor_features=2, scalar_embed_mlp=(4,), allegro_mlp=(4,), readout_mlp=(4,))
+
+
+def double(tree):
+    """A batch, knobs or parameters in float64."""
+    return jax.tree.map(lambda x: np.asarray(x, float) if np.asarray(x).dtype == np.float32 else x, tree)
+
+
+def steps(devices, found):
+    """What training's own step tells in float64 at each of `STEPS` steps, and the parameters at the end; by Adam.
+
+    (SOAP's bases are arbitrary where there is no gradient, which makes much of the order of sums.)
+    """
+    experts = (mm.experts.allegro(SPECIES, 3.5, l_max=1, **TINY), small_training.EXPERTS[1])
+    data, place = small_training.frames(7, 0), on_devices(devices)
+    optimizer = optax.chain(optax.clip_by_global_norm(SETTINGS.clip_norm), optax.scale_by_adam())
+    step_fn = place.compiled(partial(training._step, experts, optimizer, SETTINGS.seed, None, mesh=place.mesh))
+    params = jax.tree.map(jax.numpy.asarray, double(training._initial_params(experts, data, SETTINGS)))
+    state = place.state(training.State(jax.numpy.asarray(0), params, params, optimizer.init(params)))
+    inputs, knobs = training._inputs(experts, prepare(data, 3.5, dtype=np.float64), SETTINGS, 0), training._knobs(SETTINGS)
+    told = []
+    for k in range(STEPS):
+        labelled, environment = (place.batch(double(batch)) for batch in next(inputs))
+        if k == 0:
+            found["program"] = step_fn.lower(double(knobs(k)), state, labelled, environment).compile().as_text()
+            found["slots"] = sorted({batch.rows.mask.shape[1] for batch in (labelled, environment)})
+            found["rows"] = [len(batch.row_mask) for batch in (labelled, environment)]
+        state, terms = step_fn(double(knobs(k)), state, labelled, environment)
+        told.append(np.concatenate([np.ravel(x) for x in jax.tree.leaves(terms)]))
+    found["compiled"] = step_fn._cache_size()
+    return np.array(told), [np.asarray(x) for x in jax.tree.leaves(state.params)]
+
+
+def shapes(program: str) -> set[tuple[int, ...]]:
+    """Of all arrays of floating point numbers in a compiled program."""
+    return {tuple(map(int, s.split(","))) for s in re.findall(r"f64\[([\d,]+)\]", program)}
+
+
+def gathered(program: str) -> list[tuple[int, ...]]:
+    """Shapes of what any device collects from the others without adding it up."""
+    lines = [line for line in program.splitlines() if re.search(r" (all-gather|all-to-all|collective-permute)(-start)?\(", line)]
+    return sorted({tuple(map(int, s.split(","))) for line in lines for s in re.findall(r"\w\d+\[([\d,]+)\]", line.split("(")[0])})
+
+
+def summed(program: str) -> set[tuple[int, ...]]:
+    """Shapes of what devices add up."""
+    lines = [re.split(r" all-reduce(?:-start)?\(", line)[0] for line in program.splitlines() if re.search(r" all-reduce(-start)?\(", line)]
+    return {tuple(map(int, s.split(","))) for line in lines for s in re.findall(r"f64\[([\d,]+)\]", line)}
+
+
+def compared() -> dict:
+    one, eight = {}, {}
+    told, params = steps(None, one)
+    told_too, params_too = steps(jax.devices(), eight)
+    size = np.abs(told).max(axis=0)
+    return {
+        "terms": int(np.sum(size > 0)),
+        "apart": float((np.abs(told - told_too) / np.where(size > 0, size, 1.0)).max()),
+        "params_apart": max(float(np.abs(a - b).max()) for a, b in zip(params, params_too)),
+        "moved": float(np.abs(params[-1]).max()),
+        "compiled": eight["compiled"],
+        "rows": [one["rows"], eight["rows"]],
+        "slots": eight["slots"],
+        "shapes": [sorted(shapes(x["program"])) for x in (one, eight)],
+        "gathered": gathered(eight["program"]),
+        "summed": sorted(summed(eight["program"])),
+        "of_params": sorted({p.shape for p in params if p.ndim > 1}),
+    }
+
+
+class Killed(Exception):
+    pass
+
+
+def trained(folder, devices, until=None, **changes):
+    """`cotrain` on these devices, killed when it asks for the environments of step `until`."""
+    environment_batch = training.environment_batch
+
+    def killing(experts, settings, step):
+        if step == until:
+            raise Killed
+        return environment_batch(experts, settings, step)
+
+    training.environment_batch = killing
+    try:
+        return training.cotrain(
+            small_training.EXPERTS,
+            small_training.frames(7, 0),
+            replace(SETTINGS, **changes),
+            validation=small_training.frames(3, 1),
+            folder=folder,
+            progress=False,
+            devices=devices,
+        )
+    except Killed:
+        return None
+    finally:
+        training.environment_batch = environment_batch
+
+
+def whole(folder) -> dict:
+    """`cotrain`, in its float32: with SOAP on eight devices, and by Adam on one, on eight, and on one, eight, three and one."""
+    soap = trained(folder / "soap", jax.devices())
+    training.scale_by_soap = optax.scale_by_adam
+    alone = trained(None, None)
+    together = trained(None, jax.devices())
+    for devices, until in ((None, 7), (jax.devices(), 14), (jax.devices()[:3], 22)):
+        assert trained(folder / "moved", devices, until) is None
+    moved = trained(folder / "moved", None)
+
+    def apart(a, b):
+        return max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params)))
+
+    def losses(result):
+        return [entry["loss"] for entry in result.record["history"]]
+
+    return {
+        "apart": [apart(alone, together), apart(alone, moved)],
+        "losses": [losses(alone), losses(together), losses(moved)],
+        "devices": [result.record["devices"] for result in (soap, together, moved)],
+        "finite": bool(np.isfinite(losses(soap)).all()),
+        "stored": apart(mm.load(folder / "soap" / "checkpoint.msgpack"), soap),
+    }
+
+
+def with_extra_loss() -> dict:
+    def pull(params, step):
+        return 1e-3 * sum(jax.numpy.sum(x**2) for x in jax.tree.leaves(params)) * (1.0 + step)
+
+    a, b = (
+        training.cotrain(
+            small_training.EXPERTS, small_training.frames(3, 0), replace(SETTINGS, steps=3), extra_loss=pull, progress=False, devices=devices
+        )
+        for devices in (None, jax.devices()[:2])
+    )
+    return {"apart": max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params)))}
+
+
+if __name__ == "__main__":
+    answers = {"devices": len(jax.devices()), "compared": compared(), "cotrain": whole(Path(sys.argv[1])), "extra": with_extra_loss()}
+    print(json.dumps(answers), flush=True)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What the program found."""
+    done = subprocess.run(
+        [sys.executable, __file__, str(tmp_path_factory.mktemp("trainings"))],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(Path(mm.__file__).parent.parent), str(HERE), str(HERE.parent)]),
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "JAX_PLATFORMS": "cpu",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    answers = json.loads(done.stdout.splitlines()[-1])
+    assert answers["devices"] == 8
+    return answers
+
+
+def test_every_loss_and_the_parameters_are_those_of_one_device(found):
+    here = found["compared"]
+    assert here["terms"] >= 20 and here["moved"] > 0
+    assert here["apart"] < 1e-10 and here["params_apart"] < 1e-10
+
+
+def test_batches_that_do_not_divide_are_padded(found):
+    assert found["compared"]["rows"] == [[8, 7], [8, 8]]
+
+
+def test_each_device_computes_its_rows_only(found):
+    """One row of eight, never all of them with their slots; and only forces on atoms are collected."""
+    here = found["compared"]
+    alone, shared = ({tuple(s) for s in kept} for kept in here["shapes"])
+    for slots in here["slots"]:
+        whole = {(8, slots, 3), (7, slots, 3)}  # displacements, or derivatives by them
+        assert whole & alone and not whole & shared and (1, slots, 3) in shared
+    assert all(np.prod(s) <= 3 * 8 for s in here["gathered"])
+
+
+def test_gradients_are_added_up_and_little_else(found):
+    here = found["compared"]
+    summed = {tuple(s) for s in here["summed"]}
+    for shape in map(tuple, here["of_params"]):
+        assert any(np.prod(s) == np.prod(shape) for s in summed), shape
+    most = max(np.prod(s) for s in here["of_params"])
+    assert max(np.prod(s) for s in summed) <= max(most, 9 * 8)
+
+
+def test_a_step_compiles_once_per_shape(found):
+    assert found["compared"]["compiled"] == 1
+
+
+def test_cotrain_goes_on_with_another_number_of_devices(found):
+    here = found["cotrain"]
+    assert max(here["apart"]) < 1e-4  # single precision, thirty steps
+    alone, together, moved = here["losses"]
+    assert len(alone) == 3
+    np.testing.assert_allclose(together, alone, rtol=1e-4)
+    np.testing.assert_allclose(moved, alone, rtol=1e-4)
+    assert here["devices"] == [8, 8, 1]
+
+
+def test_soap_trains_on_eight_devices_and_is_stored(found):
+    assert found["cotrain"]["finite"] and found["cotrain"]["stored"] == 0.0
+
+
+def test_an_extra_loss_is_that_of_one_device(found):
+    assert found["extra"]["apart"] < 1e-4
+
+
+def test_one_device_named_is_one_device(monkeypatch):
+    monkeypatch.setattr(training, "scale_by_soap", optax.scale_by_adam)
+    data = small_training.frames(3, 0)
+    a, b = (
+        training.cotrain(small_training.EXPERTS, data, small_training.settings(2), progress=False, devices=devices)
+        for devices in (None, jax.devices()[:1])
+    )
+    for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params)):
+        np.testing.assert_allclose(x, y, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("devices", "message"),
+    [
+        ([], "devices must be at least one, and each only once, got \\[\\]"),
+        (2, "devices must be jax's devices, such as jax.devices\\(\\), got 2"),
+        ("all", "devices must be jax's devices, such as jax.devices\\(\\), got 'all'"),
+        ([0, 1], "devices must be jax's devices, such as jax.devices\\(\\), got \\[0, 1\\]"),
+        (2 * jax.devices()[:1], "devices must be at least one, and each only once"),
+    ],
+)
+def test_bad_devices_are_refused(devices, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        training.cotrain(small_training.EXPERTS, small_training.frames(2, 0), small_training.settings(1), folder=tmp_path / "x", devices=devices)
+    assert not (tmp_path / "x").exists()
