@@ -68,7 +68,7 @@ def main(region, n_steps, twist, out):
     comm = lmp.get_mpi_comm()
     coupling = attach(lmp, checkpoint(), REGIONS[region](atoms), ["Cu", "Pt"], skin=SKIN)
     if twist == "halo":
-        lmp.command(f"comm_modify mode single cutoff {coupling.halo - 0.5}")
+        lmp.command(f"comm_modify mode single cutoff {coupling.halo - 1.5}")
     if twist == "nan" and comm.rank == comm.size - 1:
         lmp.numpy.extract_atom("v")[0, 0] = np.nan
     lmp.commands_string("fix nve all nve\ncompute each all pe/atom\ncompute vir all pressure NULL virial\nthermo_style custom step pe c_vir[1]\nrun 0")

