@@ -1,4 +1,4 @@
-"""The command line: `moe-md demo | train | evaluate | validate | run | bench`.
+"""The command line: `moe-md demo | train | evaluate | validate | run | export | bench`.
 
 Settings come from dataclasses and builders; a TOML file (`--settings`) holds
 them under the same names, one table per command, and options override it. An
@@ -29,7 +29,7 @@ from ase import Atoms
 from jax_md import space
 
 from moe_md import checkpoint as checkpoints
-from moe_md import demo, experts, regions, simulate, validate
+from moe_md import demo, experts, export, regions, simulate, validate
 from moe_md.analysis import errors
 from moe_md.analysis.blending import BlendWatch
 from moe_md.analysis.bulk import relax_fcc
@@ -41,7 +41,7 @@ from moe_md.mixture import mixture_neighbor_list
 from moe_md.settings import check_fields, kind_of
 from moe_md.training import cotrain, evaluation
 
-TABLES = ("data", "expensive", "cheap", "training", "demo", "validate", "run", "bench")
+TABLES = ("data", "expensive", "cheap", "training", "demo", "validate", "run", "export", "bench")
 DATA = "ptco_pbe"  # the packaged frames
 
 
@@ -258,6 +258,16 @@ def run_dynamics(parsed) -> None:
         _dynamics(settings, Path(parsed.out))
 
 
+def run_export(parsed) -> None:
+    """`moe-md export`"""
+    settings = _settings(export.Settings, "export", parsed)
+    model = checkpoints.load(settings.checkpoint)
+    atoms = _in_a_box(_structure(settings.structure), max(e.cutoff for e in model.experts))
+    region = _region(settings, atoms, len(model.experts))
+    script = export.lammps(parsed.out, model, region, atoms, settings)
+    _say(f"wrote {script}")
+
+
 def run_bench(parsed) -> None:
     """`moe-md bench`"""
     settings = _settings(Bench, "bench", parsed)
@@ -460,7 +470,7 @@ def _in_a_box(atoms: Atoms, cutoff: float) -> Atoms:
     return boxed
 
 
-def _region(settings: Run, atoms: Atoms, n_experts: int) -> regions.Region:
+def _region(settings: Run | export.Settings, atoms: Atoms, n_experts: int) -> regions.Region:
     if settings.region_around:
         symbols = [symbol.strip() for symbol in settings.region_around.split(",")]
         seeds = np.flatnonzero(np.isin(atoms.get_chemical_symbols(), symbols))
@@ -606,7 +616,7 @@ def _devices(wanted: str | None) -> list | None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="moe-md", description="Molecular dynamics with several potentials and one energy.")
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
-    commands = parser.add_subparsers(required=True, metavar="demo | train | evaluate | validate | run | bench")
+    commands = parser.add_subparsers(required=True, metavar="demo | train | evaluate | validate | run | export | bench")
 
     def command(name: str, fn, out: str, text: str, settings_class=None):
         sub = commands.add_parser(name, help=text, description=text + ".")
@@ -651,6 +661,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--small", action="store_true", help="few steps of dynamics, for tests")
 
     command("run", run_dynamics, "run", "Molecular dynamics of a structure", Run)
+    sub = command("export", run_export, "exported", "Write a folder that runs a structure in another program", export.Settings)
+    sub.add_argument("program", choices=("lammps",), help="that runs it")
     command("bench", run_bench, "bench", "Time a mixture against either expert alone, on a slab", Bench)
     return parser
 

@@ -1,14 +1,17 @@
 """LAMMPS on one rank and on two, against the mixture under ASE."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.io import read, write
 
 import moe_md as mm
+from moe_md import cli, export
 from moe_md.interfaces.ase import MixtureCalculator
 from moe_md.interfaces.lammps import Coupling, attach, halo
 
@@ -106,6 +109,60 @@ def test_an_exception_ends_the_run(tmp_path):
     done = launch(2, HERE / "lammps_case.py", "fixed", 5, "nan", tmp_path / "out.npz")
     assert done.returncode != 0 and "position must be finite" in done.stderr
     assert not (tmp_path / "out.npz").exists()
+
+
+def test_the_page(tmp_path):
+    """The program of docs/lammps.md on two ranks, then balanced by cost: its last energy is the mixture's."""
+    page = (HERE.parent.parent / "docs" / "lammps.md").read_text()
+    program, commands = (re.search(rf"^```{tongue}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[1] for tongue in ("python", "\\s*(?=group)"))
+    check = f"""
+lmp.commands_string({commands.replace("balance 100", "balance 2")!r})
+sizes = lmp.get_mpi_comm().allgather(lmp.extract_setting("nlocal"))
+lmp.command("run 6")
+after = lmp.get_mpi_comm().allgather(lmp.extract_setting("nlocal"))
+from ase import Atoms
+from moe_md.interfaces.ase import MixtureCalculator
+atoms = Atoms("Pt256", np.array(lmp.gather_atoms("x", 1, 3)).reshape(-1, 3), cell=[4 * 3.97] * 3, pbc=True)
+atoms.calc = MixtureCalculator(model, mm.regions.around([0], r_core=3.0, r_blend=1.5))
+assert abs(atoms.get_potential_energy() - lmp.get_thermo("pe")) < 1e-9, (atoms.get_potential_energy(), lmp.get_thermo("pe"))
+assert sizes != after and sum(after) == 256, (sizes, after)
+"""
+    (tmp_path / "run.py").write_text(program + check)
+    done = launch(2, tmp_path / "run.py")
+    assert done.returncode == 0, done.stderr
+
+
+def test_exported(tmp_path):
+    """`moe-md export lammps` writes a folder that runs; its energy is the mixture's."""
+    atoms = lammps_case.system()
+    mm.save(tmp_path / "model.msgpack", lammps_case.checkpoint())
+    write(tmp_path / "alloy.extxyz", atoms)
+    options = f"--checkpoint {tmp_path}/model.msgpack --structure {tmp_path}/alloy.extxyz --region-lower 6 --timestep-fs 0.5".split()
+    assert cli.main(["export", "lammps", "--out", str(tmp_path / "out"), *options]) == 0
+    done = launch(1, tmp_path / "out" / "run.py", 5)
+    assert done.returncode == 0, done.stderr
+    region = export.read_region(tmp_path / "out" / "region.json")
+    assert 0 < np.mean(region.assignment) < 1
+    atoms = read(tmp_path / "alloy.extxyz")
+    atoms.calc = MixtureCalculator(lammps_case.checkpoint(), region)
+    rows = re.findall(r"^ +(\d+) +\S+ +(\S+) +(\S+) +\S+ *$", done.stdout, re.MULTILINE)
+    assert [row[0] for row in rows] == ["0", "5"], done.stdout
+    np.testing.assert_allclose(float(rows[0][1]), atoms.get_potential_energy(), rtol=1e-7)
+    np.testing.assert_allclose(float(rows[0][2]), atoms.get_total_energy(), rtol=1e-6)
+    assert abs(float(rows[1][2]) - float(rows[0][2])) < 1e-2
+
+
+def test_regions_come_back():
+    """All that can be written; `coordination` has functions."""
+    whole = mm.regions.union(mm.regions.around([3, 1], 2.0, 1.5), mm.regions.complement(mm.regions.fixed([0, 1, 1, 1])))
+    for region in (whole, mm.regions.nested(whole, mm.regions.fixed([0, 1, 0, 1])), mm.regions.sphere(np.eye(4, 3), [0.0, 0.0, 0.0], 0.5, 1.0)):
+        back = export.region_from_dict(export.region_as_dict(region))
+        R, displacement_fn = np.random.default_rng(0).normal(size=(4, 3)) * 2, lambda a, b: a - b
+        np.testing.assert_allclose(back.gate(R, displacement_fn), region.gate(R, displacement_fn))
+    with pytest.raises(ValueError, match="region must be one of"):
+        export.region_as_dict(mm.regions.coordination(11.0, 12.0, r_full=3.0, r_none=3.5))
+    with pytest.raises(ValueError, match="kind must be"):
+        export.region_from_dict({"kind": "square"})
 
 
 def test_how_far_ghosts_reach():

