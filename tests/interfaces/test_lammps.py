@@ -99,7 +99,7 @@ def test_a_region_of_neighbours(tmp_path):
 
 def test_a_narrow_halo_ends_the_run(tmp_path):
     """Ghosts within less than the halo: no energy is better than a wrong one."""
-    done = launch(2, HERE / "lammps_case.py", "around", 0, "halo", tmp_path / "out.npz")
+    done = launch(1, HERE / "lammps_case.py", "around", 0, "halo", tmp_path / "out.npz")
     assert done.returncode != 0 and "comm_modify cutoff must be at least" in done.stderr
     assert not (tmp_path / "out.npz").exists()
 
