@@ -22,7 +22,8 @@ FLOORS = (
     ("simulate", "adjoint", "distributed", "implicit", "reweighting"),
     ("training", "interfaces"),
     ("analysis",),  # of surfaces: through ASE; of errors: as the loss has them
-    ("demo", "validate"),
+    ("demo", "validate", "md", "settings_file"),
+    ("bench",),
     ("cli",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
