@@ -8,6 +8,7 @@ now was no further apart than (cutoff + 2 max|u|) / s_min(F), s_min the least
 singular value: while that is within cutoff + skin, no pair is missed.
 """
 
+from functools import lru_cache
 from typing import Callable, NamedTuple
 
 import jax
@@ -124,8 +125,15 @@ def evaluator(expert: Expert, chunk_size: int) -> Callable:
 
     `position` is `[n_atoms, 3]` Å and `weight` `[n_atoms]`, both padded to a roomy
     size, `cell` `[3, 3]` Å. Where a slot of the expert is dear, rows are packed
-    into `n_slots`: with `fullest` above that, the result is wrong.
+    into `n_slots`: with `fullest` above that, the result is wrong. One and the
+    same expert gets one and the same function: calculators of a band's images
+    share what is compiled.
     """
+    return _evaluator(expert._replace(config=()), chunk_size)
+
+
+@lru_cache(maxsize=64)
+def _evaluator(expert: Expert, chunk_size: int) -> Callable:
     atom_energies = chunked_atom_energies(expert, chunk_size)
 
     def evaluate(params, held: HeldRows, position, cell, weight, n_slots: int | None) -> Computed:
