@@ -5,7 +5,8 @@ their images instead of displacements: D_ik = R_k - R_i + S_ik cell, so that new
 positions and a new cell give new rows on the device. Let F map the old cell to
 the new and u = R' - R F be what atoms moved besides. A pair within the cutoff
 now was no further apart than (cutoff + 2 max|u|) / s_min(F), s_min the least
-singular value: while that is within cutoff + skin, no pair is missed.
+singular value, or one if that is less: while that is within cutoff + skin, no pair
+is missed, and none within a shorter cutoff with the same skin.
 """
 
 from functools import lru_cache
@@ -64,7 +65,7 @@ def outlived(then: When, now: When, cutoff: float, skin: float) -> bool:
     moved, least = now.position - then.position, 1.0
     if not np.array_equal(then.cell, now.cell):
         F = np.linalg.solve(then.cell, now.cell)
-        moved, least = now.position - then.position @ F, np.linalg.svd(F, compute_uv=False).min()
+        moved, least = now.position - then.position @ F, min(1.0, np.linalg.svd(F, compute_uv=False).min())
     furthest = np.sqrt(np.einsum("ia,ia->i", moved, moved).max(initial=0.0))
     return bool(cutoff + 2.0 * furthest > least * (cutoff + skin))
 
