@@ -330,6 +330,30 @@ def soak(folder: Path) -> str:
     return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
 
 
+def ase(folder: Path) -> str:
+    """What ASE users get."""
+    command = "python benchmarks/bench_ase.py"
+    parts = []
+    for r in newest(harness.read(folder, "ase"), "checkpoint"):
+        rows = [
+            [case["region"], f"{case['atoms']:,}", *("{:.1f} ({:.1f} to {:.1f})".format(*(1e3 * case["seconds"][who][k] for k in ("median", "lower", "upper"))) for who in ("mixture", "calculator")), f"{100 * case['overhead']:+.0f} %"]
+            for case in r["overhead"]
+        ]
+        head = ["region", "atoms", "list, energy and forces, ms", "the calculator's forces, ms", "more"]
+        bands, waves = r["band"], r["modes"]
+        exact = waves["expensive"]["THz"]
+        off = {who: max(abs(x / y - 1) for x, y in zip(waves[who]["THz"], exact)) for who in ("mixture", "cheap")}
+        text = (
+            f"`{r['checkpoint']}`. CO from the fcc site to on top, climbing band of {bands['images']} images of {bands['mixture']['atoms']} atoms, the lowest "
+            f"layer on the cheap expert: barrier {bands['mixture']['barrier_eV']:.3f} eV, reaction {bands['mixture']['reaction_eV']:+.3f} eV, in {bands['mixture']['seconds']:.0f} s; "
+            f"expensive expert alone: {bands['expensive']['barrier_eV']:.3f} eV, {bands['expensive']['reaction_eV']:+.3f} eV, {bands['expensive']['seconds']:.0f} s. "
+            f"ASE's phonons of a crystal whose layers change owner ({waves['mixture']['atoms']} atoms): its modes at the centre of the cubic cell's zone, {exact[0]:.2f} to {exact[-1]:.2f} THz, "
+            f"are within {off['mixture']:.1%} of the expensive expert's (cheap expert alone: {off['cheap']:.1%}). {where(r)}."
+        )
+        parts.append(f"{markdown(head, rows)}\n\n{text}")
+    return "\n\n".join([f"`{command}`", *parts]) if parts else unmeasured(command)
+
+
 def halo(folder: Path) -> str:
     """What message passing costs at a seam."""
     command = "python benchmarks/bench_halo.py"
@@ -652,6 +676,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "public_dft": public_dft,
     "soak": soak,
     "halo": halo,
+    "ase": ase,
 }
 
 

@@ -5,6 +5,7 @@ Written under another name and renamed, so that a file is whole or absent.
 """
 
 import hashlib
+import json
 import os
 from importlib import resources
 from pathlib import Path
@@ -209,3 +210,13 @@ def _check_params(path: Path, builder: str, wanted: Params, params: Params) -> N
     for leaf in jax.tree.leaves(params):
         if not jnp.issubdtype(leaf.dtype, jnp.floating) or not np.isfinite(leaf.astype(float)).all():
             raise ValueError(f"{path} must hold finite floating-point parameters for {builder}, got {leaf!r:.80}.")
+
+
+def write_json(path, content: dict) -> None:
+    """A file of JSON, whole or not at all; arrays become lists."""
+    write_atomic(path, (json.dumps(content, indent=2, default=plain) + "\n").encode())
+
+
+def plain(value):
+    """What JSON has no word for, as it has one: for `json.dumps(default=)`."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)

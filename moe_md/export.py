@@ -12,27 +12,18 @@ import numpy as np
 
 from moe_md import checkpoint as checkpoints
 from moe_md import regions
-from moe_md.checkpoint import Checkpoint
 from moe_md.interfaces.lammps import Coupling
+from moe_md.mixed_system import MixedSystem, load_mixed
 from moe_md.regions.combined import Complement, Nested, Union
 from moe_md.regions.following import Around
 from moe_md.regions.protocol import Region
 from moe_md.regions.static import Fixed, Weighted
-from moe_md.settings import check_fields
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(MixedSystem):
     """A run of another program; keys of the `[export]` table of a settings file."""
 
-    checkpoint: str = "ptco"  # name or path
-    structure: str = ""  # any file that ASE reads; its last frame, with its velocities if it has any
-    region_lower: float | None = None  # Å: atoms above go to the expensive expert
-    region_upper: float | None = None  # Å: atoms below go to the expensive expert
-    region_axis: int = 2  # normal of those planes: 0, 1 or 2
-    region_around: str = ""  # chemical symbols, as C,O: the expensive expert follows these atoms
-    region_core: float = 6.0  # Å around them that are all the expensive expert's
-    region_blend: float = 2.0  # Å beyond, in which both share an atom
     temperature_K: float = 300.0  # of the velocities where the file has none
     timestep_fs: float = 1.0
     steps: int = 1000
@@ -41,42 +32,34 @@ class Settings:
     seed: int = 1  # of the velocities, positive
 
     def __post_init__(self):
-        check_fields(self)
-        if not self.structure:
-            raise ValueError("structure must be given: a file that ASE reads.")
-        if self.region_axis not in (0, 1, 2):
-            raise ValueError(f"region_axis must be 0, 1 or 2, got {self.region_axis}.")
-        for name in ("region_blend", "timestep_fs", "skin", "seed"):
+        super().__post_init__()
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}.")
+        for name in ("timestep_fs", "skin", "seed"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
         for name in ("temperature_K", "steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
-        if self.region_around and not (self.region_lower is None and self.region_upper is None):
-            raise ValueError("region_around must come without region_lower and region_upper, got both.")
 
 
-def lammps(folder, model: Checkpoint, region: Region, atoms, settings: Settings) -> Path:
+def lammps(settings: Settings, folder) -> Path:
     """Write a folder whose `run.py` runs constant energy in LAMMPS, on any number of ranks.
 
     Args:
+        settings: what and how long.
         folder: made where there is none; files of the same names are overwritten.
-        model: the checkpoint.
-        region: as `region_as_dict` takes it.
-        atoms: ASE's, periodic along three directions.
-        settings: of which `temperature_K` to `seed` count here.
 
     Returns:
         The path of `run.py`.
 
     Raises:
-        ValueError: an argument does not fit; nothing is written.
+        ValueError: structure, region or checkpoint do not fit one another, or not LAMMPS; nothing is written.
         OSError: a file cannot be written.
     """
+    model, atoms, region = load_mixed(settings)
     elements = sorted(set(atoms.symbols))
     Coupling(model, region, elements, skin=settings.skin, dtype=settings.dtype)
-    if not atoms.pbc.all() or atoms.cell.rank < 3:
-        raise ValueError(f"atoms must be periodic along three directions, got pbc {atoms.pbc.tolist()}.")
     described = json.dumps(region_as_dict(region))
     moving = atoms.has("momenta") and np.abs(atoms.get_momenta()).max() > 0
     start = "" if moving or settings.temperature_K == 0 else f"velocity all create {settings.temperature_K} {settings.seed} mom yes dist gaussian"

@@ -11,6 +11,7 @@ import io
 import math
 import os
 import pickle
+import tomllib
 import traceback
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
@@ -28,7 +29,7 @@ from hypothesis import strategies as st
 from jax_md import space
 
 import moe_md as mm
-from moe_md import checkpoint, cli, demo
+from moe_md import bench, checkpoint, cli, demo, md, settings_file
 from moe_md.data import dataset as datasets
 from moe_md.data.batching import prepare
 from moe_md.data.extxyz import read_frames
@@ -335,7 +336,7 @@ def test_arguments_of_load_dataset(folder, name, value):
 
 # Settings --------------------------------------------------------------------
 
-TABLES = {"data": cli.Data, "training": cotrain.Settings, "run": cli.Run, "bench": cli.Bench, "demo": demo.Settings}
+TABLES = {"data": cli.Data, "training": cotrain.Settings, "run": md.Settings, "bench": bench.Settings, "demo": demo.Settings}
 TOML_VALUES = (
     *(
         "3",
@@ -488,16 +489,17 @@ def run_stubbed(*arguments):
         contextlib.redirect_stdout(io.StringIO()),
     ):
         patch.setattr(cli, "_parser", lambda: parser)
-        patch.setattr(cli, "_dynamics", lambda settings, folder: keep(settings))
-        patch.setattr(cli, "_bench", lambda settings, folder: keep(settings))
+        patch.setattr(cli.md, "run", lambda settings, *_: keep(settings))
+        patch.setattr(cli.bench, "run", lambda settings, *_: keep(settings))
+        patch.setattr(cli.settings_file, "echo", lambda folder, content, typed: tomllib.loads(settings_file.written(content)))
         patch.setattr(
             cli.demo, "run", lambda settings, *_: keep(settings) or dict.fromkeys(demo.SUMMARY_KEYS, 1.0)
         )
         patch.setattr(cli.cotrain, "cotrain", trained)
         patch.setattr(cli, "split_by_group", lambda dataset, **_: (dataset, dataset))
-        patch.setattr(cli, "_dataset", lambda parsed: check_settings(cli._settings(cli.Data, "data", parsed)) or small)
+        patch.setattr(cli, "_dataset", lambda parsed: check_settings(settings_file.settings(cli.Data, "data", parsed)) or small)
         patch.setattr(cli.checkpoints, "save", lambda *_: None)
-        patch.setattr(cli, "_write_json", lambda *_: None)
+        patch.setattr(cli.checkpoints, "write_json", lambda *_: None)
         before = content_of(Path(arguments[-1]))
         code = cli.main([str(a) for a in arguments])
         assert content_of(Path(arguments[-1])) == before

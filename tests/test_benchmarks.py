@@ -271,6 +271,20 @@ def test_soak(tmp_path, tables):
     assert "drift" in tables.soak(tmp_path)
 
 
+def test_ase(tmp_path, tables):
+    record = smoke("ase", tmp_path)
+    assert [case["region"] for case in record["overhead"]] == ["fixed", "around an atom"]
+    for case in record["overhead"]:
+        assert case["atoms"] == 256 and case["seconds"]["calculator"]["median"] > 0
+        assert case["force_difference_meV_per_A"] < 0.5  # the two are compared at the same positions
+    mixed, alone, cheap = (record["modes"][who]["THz"] for who in ("mixture", "expensive", "cheap"))
+    assert len(mixed) == 9 and min(mixed) > 2 and mixed != alone != cheap
+    np.testing.assert_allclose(mixed, alone, rtol=0.03)
+    path = tmp_path / "ase.jsonl"
+    path.write_text(path.read_text().replace('"smoke": true', '"smoke": false'))
+    assert "barrier" in tables.ase(tmp_path) and "THz" in tables.ase(tmp_path)
+
+
 def test_halo(tmp_path, tables):
     record = smoke("halo", tmp_path)
     assert record["atoms"] == 64 and record["f"] == 0.25 and record["halo"] == 0.25  # one layer of four, and the next

@@ -13,8 +13,9 @@ from ase import Atoms
 from ase.build import bulk, fcc111
 from test_demo import soft_model
 
-from moe_md import checkpoint, cli, demo, experts
+from moe_md import checkpoint, cli, demo, experts, md, settings_file
 from moe_md.data import load_dataset, ptco_pbe
+from moe_md.training import cotrain
 
 SPECIES, CUTOFF = ("Pt", "C", "O"), 4.0
 
@@ -59,9 +60,9 @@ def moe_md(capsys, *arguments) -> tuple[int, str, str]:
     return code, out, err
 
 
-def failure(capsys, *arguments) -> str:
-    code, _, err = moe_md(capsys, *arguments)
-    assert code == 2
+def failure(capsys, *arguments, code=2) -> str:
+    found, _, err = moe_md(capsys, *arguments)
+    assert found == code
     assert err.startswith("moe-md: error: ") and err.count("\n") == 1, err
     return err
 
@@ -210,13 +211,13 @@ def test_npt_around_an_adsorbate(folder, capsys, tmp_path):
 
 def test_open_directions_get_room():
     atoms = fcc111("Pt", (4, 4, 2), a=3.92, vacuum=0.5)
-    boxed = cli._in_a_box(atoms, 5.0)
+    boxed = md._in_a_box(atoms, 5.0)
     assert boxed.pbc.all() and boxed.cell[2, 2] >= 2 * 5.0 + 1
     np.testing.assert_array_equal(
         boxed.positions, atoms.positions
     )  # they fit: planes in Å keep their meaning
     molecule = Atoms("CO", [[-4.0, 0, 0], [-4.0, 0, 1.15]])
-    boxed = cli._in_a_box(molecule, 5.0)
+    boxed = md._in_a_box(molecule, 5.0)
     scaled = boxed.get_scaled_positions(wrap=False)
     assert (scaled >= 0).all() and (scaled < 1).all()
     assert boxed.get_distance(0, 1) == pytest.approx(1.15) and (boxed.cell.lengths() >= 11).all()
@@ -400,7 +401,7 @@ def test_regions(folder, capsys, tmp_path):
     assert "region_lower or region_upper" in failure(capsys, *options)
     assert "slab must select at least one atom" in failure(capsys, *options, "--region-lower", 900)
     assert "ensemble must be one of" in failure(capsys, *options, "--region-lower", 9, "--ensemble", "nvt")
-    assert "region_around must come without" in failure(capsys, *options, "--region-lower", 9, "--region-around", "C")
+    assert "a region must be chosen in one way, got region_lower or region_upper and region_around" in failure(capsys, *options, "--region-lower", 9, "--region-around", "C")
     assert "region_around must name species of the structure, got 'O'" in failure(capsys, *options, "--region-around", "O")
     assert "restart_every a multiple of it, got 10 and 15" in failure(capsys, *options, "--restart-every", 15)
     assert "timestep_fs must be positive" in failure(
@@ -485,7 +486,7 @@ def test_a_blown_up_run_says_so_and_saves(folder, capsys, tmp_path):
         "--region-lower",
         9,
     )
-    err = failure(capsys, "run", *model, "--timestep-fs", 1e200, "--steps", 100, "--out", tmp_path)
+    err = failure(capsys, "run", *model, "--timestep-fs", 1e200, "--steps", 100, "--out", tmp_path, code=1)
     assert "timestep_fs" in err
     saved = np.load(tmp_path / "last_good.npz")
     assert np.isfinite(saved["position"]).all()
@@ -515,3 +516,72 @@ def test_every_command_explains_itself(command, capsys):
 def test_packaged_frames_have_a_name():
     parsed = cli._parser().parse_args(["evaluate", "ptco"])
     assert len(cli._dataset(parsed).frames) == len(load_dataset(ptco_pbe()).frames)
+
+
+def test_init_writes_settings_that_are_the_defaults(capsys, tmp_path):
+    """Every key of every table, as the program has it, and what it means; and the program reads it."""
+    path = tmp_path / "new" / "my.toml"
+    code, out, _ = moe_md(capsys, "init", path)
+    assert code == 0 and str(path) in out
+    tables = settings_file.tables(path)
+    assert tables.keys() == {"data", "expensive", "cheap", "training", "run"}
+    assert settings_file.filled(cli.Data, tables["data"], "") == cli.Data()
+    assert settings_file.filled(cotrain.Settings, tables["training"], "") == cotrain.Settings()
+    region = {"structure": "slab.extxyz", "region_around": "C,O"}
+    assert settings_file.filled(md.Settings, tables["run"], "") == md.Settings(**region)
+    for name, builder in (("expensive", "allegro"), ("cheap", "power_spectrum")):
+        table = tables[name]
+        assert table["builder"] == builder and table["species"] == ["Pt", "C", "O"]
+        least = {k: table[k] for k in ("builder", "species", "cutoff", "domain") if k in table}
+        least |= {"l_max": 4} if name == "cheap" else {}
+        assert experts.build(table).config == experts.build(least).config
+    text = path.read_text()
+    for line in ("# energy_key =  # name of the energy; else free_energy, else energy", "forces_key = \"forces\" # name of the forces", "readout_mlp = [32] # hidden widths"):
+        assert line in text
+    before = path.read_bytes()
+    assert "file must be a new one" in failure(capsys, "init", path)
+    assert path.read_bytes() == before
+
+
+def test_a_folder_says_how_to_make_it_again(folder, capsys, tmp_path):
+    """Its settings give the same run, bit for bit; the result as JSON is alone on stdout."""
+    options = ("--checkpoint", folder / "model.msgpack", "--structure", folder / "slab.extxyz", "--region-layers", 2, "--dtype", "float32")
+    first = moe_md(capsys, "run", *options, "--steps", 20, "--seed", 3, "--json", "--out", tmp_path / "a")
+    assert first[0] == 0 and "step" in first[2]
+    result = json.loads(first[1])
+    assert result["n_atoms"] == 64 and result["f"] == 0.5 and result["settings"]["seed"] == 3
+    echoed = tmp_path / "a" / "settings.toml"
+    assert echoed.read_text().startswith("# moe-md run --checkpoint ") and "--region-layers 2" in echoed.read_text()
+    assert moe_md(capsys, "run", "--settings", echoed, "--out", tmp_path / "b")[0] == 0
+    assert (tmp_path / "a" / "log.csv").read_bytes() == (tmp_path / "b" / "log.csv").read_bytes()
+    code, out, err = moe_md(capsys, "run", "--settings", echoed, "--seed", -1, "--json", "--out", tmp_path / "c")
+    assert code == 2 and json.loads(out)["error"] in err and "seed must not be negative" in out
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    "options, f, message",
+    [
+        (("--region-tags", "1, 2"), 0.5, None),
+        (("--region-layers", 1), 0.25, None),
+        (("--region-tags", "7"), None, "tags must each be that of an atom"),
+        (("--region-tags", "top"), None, "region_tags must be whole numbers with commas between, got 'top'"),
+        (("--region-layers", 9), None, "n_layers must be at most the 4 layers"),
+        (("--region-layers", 1, "--region-around", "Pt"), None, "a region must be chosen in one way, got region_around and region_layers"),
+    ],
+)
+def test_regions_by_tag_and_by_layer(folder, capsys, tmp_path, options, f, message):
+    done = moe_md(
+        capsys, "run", "--checkpoint", folder / "model.msgpack", "--structure", folder / "slab.extxyz", "--steps", 0, *options, "--json", "--out", tmp_path
+    )
+    if message:
+        assert done[0] == 2 and message in done[2]
+    else:
+        assert done[0] == 0 and json.loads(done[1])["f"] == f
+
+
+def test_completion_by_tab():
+    """A script that bash takes and that knows commands and options."""
+    made = subprocess.run([sys.executable, "-m", "moe_md.cli", "--print-completion", "bash"], capture_output=True, text=True, check=True).stdout
+    assert "--region-around" in made and "validate" in made
+    subprocess.run(["bash", "-n"], input=made, text=True, check=True)

@@ -22,7 +22,9 @@ FLOORS = (
     ("simulate", "adjoint", "distributed", "implicit", "reweighting"),
     ("training", "interfaces"),
     ("analysis",),  # of surfaces: through ASE; of errors: as the loss has them
-    ("demo", "validate", "export"),
+    ("demo", "validate", "settings_file", "mixed_system"),
+    ("md", "export"),
+    ("bench",),
     ("cli",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -90,9 +90,7 @@ class MixtureCalculator(Calculator):
         now = held_rows.when(atoms, species)
         reach = max(e.cutoff for e in self.checkpoint.experts)
         with self._precision():
-            out = None
-            if self._held is not None and not held_rows.outlived(self._held.when, now, reach, self._skin):
-                out = self._computed(self._held, now, region)
+            out = self._computed(self._held, now, region) if self._lasts(now, reach) else None
             if out is None:
                 self._held = self._listed(now, region, reach)
                 out = self._computed(self._held, now, region)
@@ -104,6 +102,11 @@ class MixtureCalculator(Calculator):
             # As ASE has it, those of the atoms add up to that of the whole.
             self.results["stresses"] = full_3x3_to_voigt_6_stress(virials / atoms.get_volume())
             self.results["stress"] = self.results["stresses"].sum(axis=0)
+
+    def _lasts(self, now: When, reach: float) -> bool:
+        """Whether what is held knows all neighbours; for gates, also where the cell has become narrow."""
+        held = self._held
+        return held is not None and not held_rows.outlived(held.when, now, reach, self._skin) and held.whole <= ase_gates.half_width(now)
 
     def _listed(self, now: When, region, reach: float) -> "_Held":
         """Neighbours of the atoms of each expert, listed once for all of them and the gate."""

@@ -35,7 +35,7 @@ def neighbors_of_all(at: When, pairs, cutoff: float, skin: float) -> tuple[np.nd
     A displacement is that to the nearest image: in narrow cells neighbours are whole no further than half of the
     least width (in tenths of Å), and a region that must see further says so.
     """
-    half = 0.5 * perpendicular_widths(at.cell.T)[at.pbc].min(initial=np.inf)
+    half = half_width(at)
     cutoff = cutoff if cutoff <= half else float(np.floor(10 * half) / 10)
     i, j, _ = closer(pairs, cutoff + skin)
     n_atoms = len(at.position)
@@ -47,6 +47,11 @@ def neighbors_of_all(at: When, pairs, cutoff: float, skin: float) -> tuple[np.nd
     idx = np.full((n_atoms, n_slots), n_atoms, np.int32)
     idx[i, np.arange(len(i)) - np.repeat(np.cumsum(count) - count, count)] = j
     return idx, cutoff
+
+
+def half_width(at: When) -> float:
+    """Å, up to which the nearest image of an atom is its only one; without end where nothing is periodic."""
+    return float(0.5 * perpendicular_widths(at.cell.T)[at.pbc].min(initial=np.inf))
 
 
 def check_reach(region: Region, place: Place) -> None:

@@ -5,9 +5,11 @@ their images instead of displacements: D_ik = R_k - R_i + S_ik cell, so that new
 positions and a new cell give new rows on the device. Let F map the old cell to
 the new and u = R' - R F be what atoms moved besides. A pair within the cutoff
 now was no further apart than (cutoff + 2 max|u|) / s_min(F), s_min the least
-singular value: while that is within cutoff + skin, no pair is missed.
+singular value, or one if that is less: while that is within cutoff + skin, no pair
+is missed, and none within a shorter cutoff with the same skin.
 """
 
+from functools import lru_cache
 from typing import Callable, NamedTuple
 
 import jax
@@ -63,7 +65,7 @@ def outlived(then: When, now: When, cutoff: float, skin: float) -> bool:
     moved, least = now.position - then.position, 1.0
     if not np.array_equal(then.cell, now.cell):
         F = np.linalg.solve(then.cell, now.cell)
-        moved, least = now.position - then.position @ F, np.linalg.svd(F, compute_uv=False).min()
+        moved, least = now.position - then.position @ F, min(1.0, np.linalg.svd(F, compute_uv=False).min())
     furthest = np.sqrt(np.einsum("ia,ia->i", moved, moved).max(initial=0.0))
     return bool(cutoff + 2.0 * furthest > least * (cutoff + skin))
 
@@ -124,8 +126,15 @@ def evaluator(expert: Expert, chunk_size: int) -> Callable:
 
     `position` is `[n_atoms, 3]` Å and `weight` `[n_atoms]`, both padded to a roomy
     size, `cell` `[3, 3]` Å. Where a slot of the expert is dear, rows are packed
-    into `n_slots`: with `fullest` above that, the result is wrong.
+    into `n_slots`: with `fullest` above that, the result is wrong. One and the
+    same expert gets one and the same function: calculators of a band's images
+    share what is compiled.
     """
+    return _evaluator(expert._replace(config=()), chunk_size)
+
+
+@lru_cache(maxsize=64)
+def _evaluator(expert: Expert, chunk_size: int) -> Callable:
     atom_energies = chunked_atom_energies(expert, chunk_size)
 
     def evaluate(params, held: HeldRows, position, cell, weight, n_slots: int | None) -> Computed:

@@ -48,7 +48,7 @@ SLOT_STEP = 16  # slots of environment batches are rounded up to this
 class Settings:
     """What training is told; keys of the `[training]` table of a settings file."""
 
-    steps: int = 4000
+    steps: int = 4000  # batches, each of labelled frames and of metal
     max_rows: int = 32  # rows of a labelled batch; few suit a CPU, a GPU wants hundreds
     environment_rows: int = 8  # rows of unlabelled, distorted metal per step; 0 for none
     perfect_crystals: int = 8  # strained one-atom cells beside them
@@ -61,15 +61,15 @@ class Settings:
     agreement_ramp: float = 2.0  # the weights of agreement grow as (step / steps)^this
     agreement_pull: float = 0.3  # share of agreement's gradient that reaches the expensive expert
     soft_force: float = 3.0  # eV/Å: a frame whose root mean square force is beyond weighs less, by the square of the ratio
-    learning_rate: float = 1e-2
-    warmup_steps: int = 100
+    learning_rate: float = 1e-2  # peak of the warm-up and cosine
+    warmup_steps: int = 100  # over which it rises
     final_learning_rate: float = 0.01  # share of the peak at the end of the cosine
-    clip_norm: float = 10.0
-    ema_decay: float = 0.998
-    seed: int = 0
-    validate_every: int = 500
+    clip_norm: float = 10.0  # longest gradient
+    ema_decay: float = 0.998  # of the averaged parameters, which are what is kept
+    seed: int = 0  # of parameters, batches and split
+    validate_every: int = 500  # steps
     patience: int = 0  # validations without a lower loss that end training with its best parameters; 0: to the last step
-    save_every: int = 500
+    save_every: int = 500  # steps between states from which training goes on
     weights: Weights = field(default_factory=Weights)
 
     def __post_init__(self):

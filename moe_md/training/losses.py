@@ -51,14 +51,14 @@ from moe_md.training.sharding import each_its_rows
 class Weights:
     """Weights of the joint loss; energies per atom in eV, forces in eV/Å, stress in eV/Å^3. A pytree of numbers."""
 
-    energy: float = 30.0
-    forces: float = 1.0
-    stress: float = 300.0
-    agree_energy: float = 30.0
-    agree_partial_forces: float = 3.0
-    agree_stress: float = 3000.0
-    agree_forces: float = 0.0
-    agree_lots: float = 0.0
+    energy: float = 30.0  # of energies per atom, eV
+    forces: float = 1.0  # eV/Å
+    stress: float = 300.0  # eV/Å^3
+    agree_energy: float = 30.0  # agreement of the two experts on energies of rows
+    agree_partial_forces: float = 3.0  # on partial forces: no seam then shows ghost forces
+    agree_stress: float = 3000.0  # on stresses
+    agree_forces: float = 0.0  # on total forces, which leave ghost forces
+    agree_lots: float = 0.0  # by random seams
     cheap: float = 1.0  # of the cheap expert's data term, against that of the expensive one
     mixed: float = 1.0  # of the mixed energy's data term, likewise
 

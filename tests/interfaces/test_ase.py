@@ -123,9 +123,11 @@ def test_agrees_with_the_mixture(checkpoint):
     np.testing.assert_allclose(atoms.get_forces(), forces, atol=1e-9)
 
 
-def test_compiled_once_per_padded_shape(checkpoint):
-    calculator = MixtureCalculator(checkpoint, 1)
-    evaluate = calculator._evaluate[1]
+def test_compiled_once_per_padded_shape():
+    expert = mm.experts.power_spectrum(SPECIES, 4.1, l_max=1, num_bessels=4, num_channels=4, hidden=(8,), avg_num_neighbors=12.0)
+    checkpoint = mm.Checkpoint((expert,), (expert.init(jax.random.key(0)),), {}, {})
+    calculator = MixtureCalculator(checkpoint, 0)
+    (evaluate,) = calculator._evaluate
 
     def energy(atoms):
         calculator.calculate(atoms)
@@ -140,6 +142,9 @@ def test_compiled_once_per_padded_shape(checkpoint):
     np.testing.assert_allclose(twice, 2 * first, rtol=1e-10)
     assert evaluate._cache_size() == 2
     energy(slab * (2, 1, 1))  # as many atoms, as many neighbours
+    assert evaluate._cache_size() == 2
+    calculator = MixtureCalculator(checkpoint, 0, dr_threshold=0.3)  # another one, as for the next image of a band
+    energy(slab)
     assert evaluate._cache_size() == 2
     assert [roomy(n) for n in (1, 2, 3, 4, 5, 7, 9, 13, 17, 100)] == [1, 2, 3, 4, 6, 8, 12, 16, 24, 128]
 
@@ -228,3 +233,80 @@ def test_an_expert_that_passes_messages_gets_its_halo(name):
         np.testing.assert_allclose(atoms.get_stress(), calculate_numerical_stress(atoms, eps=1e-5), atol=1e-7)
     atoms.calc = MixtureCalculator(checkpoint, region=0)
     np.testing.assert_allclose(mixed[owner == 0], atoms.get_potential_energies()[owner == 0], atol=1e-10)
+
+
+def lists_made(calculator, monkeypatch):
+    """A list that grows by one whenever neighbours are listed."""
+    made, list_anew = [], calculator._listed
+    monkeypatch.setattr(calculator, "_listed", lambda *a: made.append(1) or list_anew(*a))
+    return made
+
+
+@pytest.mark.parametrize("name", ["slab", "sheared cell", "one atom"])
+def test_lists_last_while_atoms_move_little(checkpoint, calculator, monkeypatch, name):
+    """What is reused gives what a new calculator gives, to rounding, also in another cell; beyond the skin lists are new."""
+    skin = 0.4
+    held = MixtureCalculator(checkpoint, calculator.region, dr_threshold=skin)
+    made = lists_made(held, monkeypatch)
+    atoms, rng = CELLS[name].copy(), np.random.default_rng(0)
+
+    def same(atoms):
+        results = []
+        for calc in (held, MixtureCalculator(checkpoint, calculator.region, dr_threshold=0.0)):
+            calc.calculate(atoms)
+            results.append(calc.results)
+        for key in ("energies", "forces", *(["stresses"] if atoms.cell.rank == 3 else [])):
+            np.testing.assert_allclose(results[0][key], results[1][key], atol=1e-10)
+
+    for _ in range(3):
+        move = rng.standard_normal(atoms.positions.shape)
+        atoms.positions += 0.3 * 0.5 * skin * move / np.linalg.norm(move, axis=1).max()
+        same(atoms)
+    assert len(made) == 1
+    if atoms.cell.rank == 3:
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + 0.003 * rng.standard_normal((3, 3))), scale_atoms=True)
+        same(atoms)
+        assert len(made) == 1
+    atoms.positions[0, 2] += 1.5 * skin
+    same(atoms)
+    assert len(made) == 2
+    atoms.set_cell(0.85 * atoms.cell.array, scale_atoms=True)
+    same(atoms)
+    assert len(made) == 3
+    same(atoms * (1, 1, 2))
+    assert len(made) == 4
+
+
+def test_skin_is_none_too_wide_none_too_narrow(monkeypatch):
+    """Two atoms approach from beyond cutoff and skin: the pair is never missed."""
+    expert = mm.experts.lennard_jones(("Pt",), 4.0, epsilon=1.0, sigma=3.0)
+    calculator = MixtureCalculator(mm.Checkpoint((expert,), (expert.init(None),), {}, {}), 0, dr_threshold=0.5)
+    made, zero = lists_made(calculator, monkeypatch), []
+    for distance in np.arange(5.0, 3.0, -0.05):
+        calculator.calculate(ase.Atoms("Pt2", [[0, 0, 0], [distance, 0, 0]]))
+        zero.append(calculator.results["energy"] == 0)
+        assert zero[-1] == (distance >= 4.0 - 1e-9)
+    assert 6 <= len(made) <= 9  # each lasts for about a quarter of an ångström, of two
+
+
+def test_rows_without_skin_that_outgrow_their_slots(checkpoint, monkeypatch):
+    """Allegro gets rows packed to the neighbours within its cutoff: where these grow more, lists are made anew, and right."""
+    turns = np.linspace(1.0, 5.5, 10)
+    shell = np.stack([np.cos(turns), 0.2 * np.sin(5 * turns), np.sin(turns)], axis=1)
+    shell /= np.linalg.norm(shell, axis=1)[:, None]
+    far, near = 3.7, 3.52  # about the first atom; its cutoff is 3.6
+    chain = ase.Atoms("Pt12", [[0, 0, 0], [2.5, 0, 0], *(far * shell)])
+    held = MixtureCalculator(checkpoint, 0, dr_threshold=0.4)
+    made = lists_made(held, monkeypatch)
+    held.calculate(chain)
+    few = held._held.slots[0]
+    nearer = chain.copy()
+    nearer.positions[2:] = near * shell
+    held.calculate(nearer)
+    assert len(made) == 2 and held._held.slots[0] > few
+    new = MixtureCalculator(checkpoint, 0, dr_threshold=0.0)
+    new.calculate(nearer)
+    np.testing.assert_allclose(held.results["forces"], new.results["forces"], atol=1e-10)
+    assert np.abs(new.results["forces"][0]).max() > 1e-6
+    with pytest.raises(ValueError, match="dr_threshold must be a length"):
+        MixtureCalculator(checkpoint, 0, dr_threshold=-0.1)

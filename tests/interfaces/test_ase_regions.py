@@ -142,3 +142,19 @@ def test_bad_regions(checkpoint):
             MixtureCalculator(checkpoint, region).calculate(cell)
     with pytest.warns(UserWarning, match="wider than half the box"):
         MixtureCalculator(checkpoint, mm.regions.around([0], 5.0, 3.0)).calculate(atoms)
+
+
+def test_lists_last_in_cells_that_change(checkpoint):
+    """A narrow cell that is squeezed and stretched, with atoms that move: as if listed anew each time."""
+    atoms, rng = crystal(), np.random.default_rng(0)
+    region = mm.regions.coordination(11.0, 12.2, r_full=2.9, r_none=3.7)
+    held = MixtureCalculator(checkpoint, region)
+    for scale in (1.0, 0.98, 0.96, 1.0, 1.03, 1.05, 1.1):
+        moved = atoms.copy()
+        moved.positions += 0.05 * rng.standard_normal(moved.positions.shape)
+        moved.set_cell(scale * moved.cell.array, scale_atoms=True)
+        new = MixtureCalculator(checkpoint, region, dr_threshold=0.0)
+        for calculator in (held, new):
+            calculator.calculate(moved)
+        for key in ("energies", "forces", "stresses"):
+            np.testing.assert_allclose(held.results[key], new.results[key], atol=1e-10)

