@@ -1,6 +1,8 @@
 """The adapter, fed by stand-ins for LAMMPS's data: ranks with their own atoms and ghosts."""
 
 import pickle
+import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -148,7 +150,7 @@ def test_an_atom_alone_has_its_energy(path, adapter, atoms):
     alone = atoms[:1]
     alone.pbc = False
     alone.calc = MixtureCalculator(mm.load(path), experts_of(atoms)[:1])
-    data = Data(atoms, np.array([0]), 1e-3)  # no neighbour is as near
+    data = Data(atoms, np.array([0]), 0.5)  # no neighbour is as near
     assert data.npairs == 0
     adapter.compute_forces(data)
     np.testing.assert_allclose(data.energy, alone.get_potential_energy(), rtol=0, atol=1e-12)
@@ -209,6 +211,17 @@ def test_what_lammps_asks_for(adapter):
     assert set(vars(Plain())) <= set(vars(adapter))
 
 
+def test_the_page(tmp_path, monkeypatch, capsys):
+    """Its program writes the file, and its input names the kinds as the model does."""
+    page = (Path(__file__).parents[2] / "docs" / "mliap.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "mliap.md", "exec"), {})
+    model = pickle.loads((tmp_path / "model.pkl").read_bytes())
+    assert capsys.readouterr().out.strip() == str(model.element_types)
+    assert re.search(r"pair_coeff +\* \* (.*)", page)[1].split() == model.element_types
+
+
 def bad(**changes):
     return {"types": TYPES, **changes}
 
@@ -222,7 +235,7 @@ def bad(**changes):
         (bad(types=[("Pt", True)]), "types must name experts 0 to 1 of the checkpoint, got True"),
         (bad(types=[("Pt", 0), ("Pt", 0)]), r"types must name each kind of atom once, got \[\('Pt', 0\), \('Pt', 0\)\]"),
         (bad(types=[]), "types must name one kind of atom at least, got none"),
-        (bad(types=["Pt", "C"]), "types must (be pairs|name experts)"),
+        (bad(types=["Pt", "C"]), r"types must be pairs .*, got \['Pt', 'C'\]"),
         (bad(types=["Pt1x"]), r"types must be pairs .*, got \['Pt1x'\]"),
         (bad(types=3), "types must be pairs .*, got 3"),
         (bad(dtype="float16"), "dtype must be 'float32' or 'float64', got 'float16'"),
