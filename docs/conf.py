@@ -24,7 +24,6 @@ exclude_patterns = ["_build", "_figures"]
 html_theme = "furo"
 html_title = "moe_md"
 html_copy_source = False
-suppress_warnings = ["toc.empty_glob"]  # pages that another branch brings
 
 myst_enable_extensions = ["dollarmath", "colon_fence", "fieldlist"]
 myst_heading_anchors = 3
@@ -115,6 +114,14 @@ def skip_fields(app, what, name, obj, skip, options):
     return True if what == "class" and (type(obj).__name__ in ("_tuplegetter", "member_descriptor")) else None
 
 
+def more_pages(app, docname: str, source: list[str]) -> None:
+    """Pages that `index.md` does not name join its how-tos."""
+    if docname == "index":
+        named = set(source[0].split())
+        found = sorted(str(page.relative_to(HERE).with_suffix("")) for folder in (HERE, HERE / "howto") for page in folder.glob("*.md"))
+        source[0] = source[0].replace("\ngradients\n", "\n".join(["\ngradients", *(name for name in found if name not in named | {"index"}), ""]))
+
+
 def draw(app) -> None:
     """The pictures, from moe_md itself."""
     import figures
@@ -124,6 +131,7 @@ def draw(app) -> None:
 
 def setup(app) -> None:
     app.connect("builder-inited", draw)
+    app.connect("source-read", more_pages)
     app.connect("autodoc-process-docstring", formulas, priority=100)  # before napoleon
     app.connect("autodoc-process-docstring", several_returns, priority=200)
     app.connect("autodoc-process-docstring", fields, priority=900)  # after it
