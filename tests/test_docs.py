@@ -1,18 +1,77 @@
-"""Pages in docs/ keep their word: their programs run."""
+"""Pages in docs/ keep their word: their programs run, their commands exist, their settings are valid."""
 
+import os
 import re
+import shlex
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from ase.build import bulk
 from ase.calculators.morse import MorsePotential
 
 import moe_md as mm
-from moe_md import checkpoint
+from moe_md import checkpoint, cli
 from moe_md.interfaces.ase import MixtureCalculator
+from moe_md.training.cotrain import Settings
+from moe_md.training.losses import Weights
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+HOWTOS = sorted((DOCS / "howto").glob("*.md"))
+PAGES = sorted(page for page in DOCS.rglob("*.md") if not page.relative_to(DOCS).parts[0].startswith("_"))
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    return re.findall(rf"^```(?:{'|'.join(languages)})\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Every line of the pages' shell blocks that calls `moe-md`."""
+    lines = (line for page in PAGES for text in blocks(page, "sh", "bash", "console") for line in text.splitlines())
+    return [line.removeprefix("$ ") for line in lines if line.removeprefix("$ ").startswith("moe-md ")]
+
+
+@pytest.mark.parametrize("page", [page for page in HOWTOS if blocks(page, "python")], ids=lambda page: page.stem)
+def test_howtos_run(page, tmp_path):
+    """The blocks of a page are one program."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")}
+    code = "\n".join(blocks(page, "python"))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout and "nan" not in done.stdout.lower().split()
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_exist(line):
+    """Options are those of the real parser, and settings of `run` are valid together."""
+    parsed = cli._parser().parse_args(shlex.split(line, comments=True)[1:])
+    if parsed.command is cli.run_dynamics:
+        cli._settings(cli.Run, "run", parsed)
+
+
+def test_there_are_commands():
+    assert {shlex.split(line)[1] for line in commands()} == {"demo", "train", "evaluate", "validate", "run", "bench"}
+
+
+@pytest.mark.parametrize("text", [text for page in PAGES for text in blocks(page, "toml")])
+def test_settings_are_valid(text):
+    tables = tomllib.loads(text)
+    for name in ("expensive", "cheap"):
+        mm.experts.build(tables[name])
+    training = dict(tables["training"])
+    Settings(**{**training, "weights": Weights(**training.get("weights", {}))})
+
+
+def test_citation():
+    """It is this version that is cited, and the same licence."""
+    fields = dict(re.findall(r"^([\w-]+): (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (fields["version"], fields["license"]) == (project["version"], project["license"])
 
 
 def test_an_expert_of_ones_own(tmp_path, monkeypatch):

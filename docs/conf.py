@@ -1,0 +1,138 @@
+"""The documentation as pages: `sphinx-build -W --keep-going docs docs/_build`.
+
+Docstrings are Google's style, with Markdown's single backticks, formulas in
+indented blocks, and what a field means in the comment beside it; a few small
+functions here make reStructuredText of that.
+"""
+
+import inspect
+import os
+import re
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+os.environ.setdefault("MPLBACKEND", "agg")
+
+project = "moe_md"
+author = "The moe_md authors"
+copyright = "The moe_md authors, Apache-2.0"  # noqa: A001
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build", "_figures"]
+html_theme = "furo"
+html_title = "moe_md"
+html_copy_source = False
+
+myst_enable_extensions = ["dollarmath", "colon_fence", "fieldlist"]
+myst_heading_anchors = 3
+default_role = "code"
+
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+maximum_signature_line_length = 90
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_custom_sections = ["Source"]
+
+SECTIONS = ("Args:", "Returns:", "Raises:", "Source:", "Example:", "Examples:", "Note:", "Yields:")
+FIELD = re.compile(r"^    (\w+): (.+?)(?: = (.+?))?(?:  # (.*))?$", re.MULTILINE)
+
+
+def formulas(app, what, name, obj, options, lines: list[str]) -> None:
+    """Indented paragraphs outside of Google's sections are taken literally, bars and stars everywhere else too."""
+    made: list[str] = []
+    prose: list[str] = []
+    inside, literal = False, False
+
+    def flush() -> None:
+        made.extend(escaped("\n".join(prose)).split("\n") if prose else [])
+        prose.clear()
+
+    for i, line in enumerate(lines):
+        if line.strip() and not line.startswith(" "):
+            inside, literal = line.strip() in SECTIONS, False
+        elif line.startswith("    ") and not inside and not literal and not lines[i - 1].strip():
+            flush()
+            made += ["::", ""]
+            literal = True
+        if literal or line.lstrip().startswith((">>>", "...")):
+            flush()
+            made.append(line)
+        else:
+            prose.append(line)
+    flush()
+    lines[:] = made
+
+
+def several_returns(app, what, name, obj, options, lines: list[str]) -> None:
+    """`name: text` under `Returns:`, where there are two and more, as a list."""
+    if "Returns:" not in lines:
+        return
+    start = lines.index("Returns:") + 1
+    stop = next((i for i in range(start, len(lines)) if lines[i].strip() and not lines[i].startswith(" ")), len(lines))
+    named = [re.match(r"    (\w+): (.*)", line) for line in lines[start:stop]]
+    if sum(map(bool, named)) > 1:
+        body = zip(named, lines[start:stop])
+        items = [f"    * `{m[1]}`: {m[2]}" if m else f"      {line.strip()}".rstrip() for m, line in body]
+        lines[start:stop] = ["    In this order", "", *items]
+
+
+def escaped(text: str) -> str:
+    """Prose with code between backticks: what reStructuredText would read as markup is text."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if part.startswith("`") else re.sub(r"([*|\\]|(?<=\w)_(?!\w))", r"\\\1", part) for part in parts)
+
+
+def fields_of(obj) -> list[tuple[str, str, str | None, str | None]]:
+    """Name, type, default and comment of the fields of a dataclass or named tuple."""
+    if not inspect.isclass(obj) or not (hasattr(obj, "_fields") or hasattr(obj, "__dataclass_fields__")):
+        return []
+    try:
+        found = FIELD.findall(inspect.getsource(obj).partition("\n    def ")[0])
+    except (OSError, TypeError):
+        return []
+    known = set(getattr(obj, "_fields", ())) | set(getattr(obj, "__dataclass_fields__", ()))
+    return [field for field in found if field[0] in known]
+
+
+def fields(app, what, name, obj, options, lines: list[str]) -> None:
+    """What the source says beside each field."""
+    found = fields_of(obj) if what == "class" else []
+    if found:
+        lines += ["", ".. rubric:: Fields", ""]
+        for field, kind, default, comment in found:
+            default = "" if not default or default.startswith("field(") else f" = ``{default}``"
+            lines.append(f"* ``{field}``: ``{kind}``{default}" + (f", {escaped(comment)}" if comment else ""))
+        lines.append("")
+
+
+def skip_fields(app, what, name, obj, skip, options):
+    """Fields stand in the list of their class."""
+    return True if what == "class" and (type(obj).__name__ in ("_tuplegetter", "member_descriptor")) else None
+
+
+def more_pages(app, docname: str, source: list[str]) -> None:
+    """Pages that `index.md` does not name join its how-tos."""
+    if docname == "index":
+        named = set(source[0].split())
+        found = sorted(str(page.relative_to(HERE).with_suffix("")) for folder in (HERE, HERE / "howto") for page in folder.glob("*.md"))
+        source[0] = source[0].replace("\ngradients\n", "\n".join(["\ngradients", *(name for name in found if name not in named | {"index"}), ""]))
+
+
+def draw(app) -> None:
+    """The pictures, from moe_md itself."""
+    import figures
+
+    figures.main(HERE / "_figures")
+
+
+def setup(app) -> None:
+    app.connect("builder-inited", draw)
+    app.connect("source-read", more_pages)
+    app.connect("autodoc-process-docstring", formulas, priority=100)  # before napoleon
+    app.connect("autodoc-process-docstring", several_returns, priority=200)
+    app.connect("autodoc-process-docstring", fields, priority=900)  # after it
+    app.connect("autodoc-skip-member", skip_fields)
