@@ -114,14 +114,6 @@ def skip_fields(app, what, name, obj, skip, options):
     return True if what == "class" and (type(obj).__name__ in ("_tuplegetter", "member_descriptor")) else None
 
 
-def more_pages(app, docname: str, source: list[str]) -> None:
-    """Pages that `index.md` does not name join its how-tos."""
-    if docname == "index":
-        named = set(source[0].split())
-        found = sorted(str(page.relative_to(HERE).with_suffix("")) for folder in (HERE, HERE / "howto") for page in folder.glob("*.md"))
-        source[0] = source[0].replace("\ngradients\n", "\n".join(["\ngradients", *(name for name in found if name not in named | {"index"}), ""]))
-
-
 def draw(app) -> None:
     """The pictures, from moe_md itself."""
     import figures
@@ -131,7 +123,6 @@ def draw(app) -> None:
 
 def setup(app) -> None:
     app.connect("builder-inited", draw)
-    app.connect("source-read", more_pages)
     app.connect("autodoc-process-docstring", formulas, priority=100)  # before napoleon
     app.connect("autodoc-process-docstring", several_returns, priority=200)
     app.connect("autodoc-process-docstring", fields, priority=900)  # after it

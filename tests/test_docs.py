@@ -15,7 +15,7 @@ from ase.build import bulk
 from ase.calculators.morse import MorsePotential
 
 import moe_md as mm
-from moe_md import checkpoint, cli
+from moe_md import checkpoint, cli, export, md, settings_file
 from moe_md.interfaces.ase import MixtureCalculator
 from moe_md.training.cotrain import Settings
 from moe_md.training.losses import Weights
@@ -50,12 +50,13 @@ def test_howtos_run(page, tmp_path):
 def test_commands_exist(line):
     """Options are those of the real parser, and settings of `run` are valid together."""
     parsed = cli._parser().parse_args(shlex.split(line, comments=True)[1:])
-    if parsed.command is cli.run_dynamics:
-        cli._settings(cli.Run, "run", parsed)
+    for command, table, settings in ((cli.run_dynamics, "run", md.Settings), (cli.run_export, "export", export.Settings)):
+        if parsed.command is command:
+            settings_file.settings(settings, table, parsed)
 
 
 def test_there_are_commands():
-    assert {shlex.split(line)[1] for line in commands()} == {"demo", "train", "evaluate", "validate", "run", "bench"}
+    assert {shlex.split(line)[1] for line in commands()} == {"init", "demo", "train", "evaluate", "validate", "run", "export", "bench"}
 
 
 @pytest.mark.parametrize("text", [text for page in PAGES for text in blocks(page, "toml")])
