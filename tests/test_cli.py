@@ -13,7 +13,7 @@ from ase import Atoms
 from ase.build import bulk, fcc111
 from test_demo import soft_model
 
-from moe_md import checkpoint, cli, demo, experts, md, settings_file
+from moe_md import checkpoint, cli, demo, experts, md, mixed_system, settings_file
 from moe_md.data import load_dataset, ptco_pbe
 from moe_md.training import cotrain
 
@@ -211,13 +211,13 @@ def test_npt_around_an_adsorbate(folder, capsys, tmp_path):
 
 def test_open_directions_get_room():
     atoms = fcc111("Pt", (4, 4, 2), a=3.92, vacuum=0.5)
-    boxed = md._in_a_box(atoms, 5.0)
+    boxed = mixed_system._in_a_box(atoms, 5.0)
     assert boxed.pbc.all() and boxed.cell[2, 2] >= 2 * 5.0 + 1
     np.testing.assert_array_equal(
         boxed.positions, atoms.positions
     )  # they fit: planes in Å keep their meaning
     molecule = Atoms("CO", [[-4.0, 0, 0], [-4.0, 0, 1.15]])
-    boxed = md._in_a_box(molecule, 5.0)
+    boxed = mixed_system._in_a_box(molecule, 5.0)
     scaled = boxed.get_scaled_positions(wrap=False)
     assert (scaled >= 0).all() and (scaled < 1).all()
     assert boxed.get_distance(0, 1) == pytest.approx(1.15) and (boxed.cell.lengths() >= 11).all()
