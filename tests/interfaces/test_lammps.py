@@ -114,7 +114,7 @@ def test_an_exception_ends_the_run(tmp_path):
 def test_the_page(tmp_path):
     """The program of docs/lammps.md on two ranks, then balanced by cost: its last energy is the mixture's."""
     page = (HERE.parent.parent / "docs" / "lammps.md").read_text()
-    program, commands = (re.search(rf"^```{tongue}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[1] for tongue in ("python", "lammps"))
+    program, commands = (re.search(rf"^```{tongue}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[1] for tongue in ("python", "text"))
     check = f"""
 lmp.commands_string({commands.replace("balance 100", "balance 2")!r})
 sizes = lmp.get_mpi_comm().allgather(lmp.extract_setting("nlocal"))
