@@ -297,6 +297,7 @@ def test_demo_hands_on_its_settings(capsys, tmp_path, monkeypatch):
         return dict.fromkeys(demo.SUMMARY_KEYS, 1.0)
 
     monkeypatch.setattr(demo, "run", run)
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "settings.toml").write_text("[demo]\nseed = 5\ntemperature_K = 300\n")
     code, _, err = moe_md(
         capsys, "demo", "--settings", tmp_path / "settings.toml", "--seed", 7, "--small", "--out", "there"
