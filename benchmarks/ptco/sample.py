@@ -307,9 +307,28 @@ def fm_test(arguments) -> None:
 # --- the tier of density functional theory -----------------------------------------------------
 
 
+# Cells of CO on (111): repeat and number of CO.
+SMALL_COVERAGES = [((2, 2, 3), 1), ((2, 3, 3), 1), ((2, 2, 4), 1), ((2, 3, 3), 2)]
+
+
 def pbe(arguments) -> None:
     rng = np.random.default_rng(arguments.seed)
     _write(arguments.out, pbe_frames(rng, arguments))
+    if arguments.covered:
+        _write(arguments.out, small_covered(rng, arguments), append=True)
+
+
+def small_covered(rng, arguments) -> Iterator[list[Atoms]]:
+    """One or two CO on slabs of three and four layers, moving: candidates for `choose.py`."""
+    calc = mover(arguments.model)
+    for i in range(arguments.covered):
+        size, n_co = SMALL_COVERAGES[i % len(SMALL_COVERAGES)]
+        temperature = (300, 600, 900)[i // len(SMALL_COVERAGES) % 3]
+        atoms = covered(slab("111", size, rng), n_co, rng)
+        moved = covered_dynamics(atoms, calc, temperature, 2, rng, "slab-co", f"co-{temperature}K-s{arguments.seed}-{i}")
+        for frame in moved:
+            frame.center(vacuum=6.0, axis=2)
+        yield moved
 
 
 def pbe_frames(rng, arguments) -> Iterator[list[Atoms]]:
@@ -343,7 +362,17 @@ def pbe_test(arguments) -> None:
 
 
 def small_test_families(rng, calc) -> Iterator[list[Atoms]]:
-    """The kinds of `test_families` in cells as small as they can be, four trajectories of each, one frame of a trajectory."""
+    """The kinds of `test_families` in cells as small as they can be, four trajectories of each, one frame of a trajectory.
+
+    And crystals under one strain at a time, whose stresses give the elastic constants.
+    """
+    for part in ("xx", "yz"):
+        for size in (-0.01, 0.01):
+            strain = np.zeros((3, 3))
+            strain["xyz".index(part[0]), "xyz".index(part[1])] = size
+            cell = bulk("Pt", cubic=True, a=LATTICE)
+            cell.set_cell(cell.cell.array @ (np.eye(3) + (strain + strain.T) / 2), scale_atoms=True)
+            yield [named(cell, "test-elastic", f"elastic-{part}{size:+}")]
     for i in range(4):
         cell = bulk("Pt", cubic=True, a=LATTICE * rng.uniform(1.0, 1.03)) * (2, 1, 1)
         yield metal_dynamics(cell, 1500, 1, rng, "test-hotter-bulk", f"hotter-bulk-{i}")
@@ -352,7 +381,7 @@ def small_test_families(rng, calc) -> Iterator[list[Atoms]]:
             ("hotter-co", slab("111", (2, 2, 3), rng), 1, 1200),
             ("unseen-coverage", slab("111", (2, 2, 3), rng), 2, 500),
             ("unseen-step", step, 1, 500),
-            ("larger-cell", slab("111", (2, 3, 3), rng), 1, 500),
+            ("larger-cell", slab("111", (3, 3, 3), rng), 1, 500),
         ):
             moved = covered_dynamics(covered(atoms, n_co, rng), calc, temperature, 1, rng, f"test-{kind}", f"{kind}-{i}")
             for frame in moved[1:]:
@@ -360,11 +389,11 @@ def small_test_families(rng, calc) -> Iterator[list[Atoms]]:
                 yield [frame]
 
 
-def _write(path, trajectories: Iterable[list[Atoms]]) -> None:
+def _write(path, trajectories: Iterable[list[Atoms]], *, append: bool = False) -> None:
     """A trajectory at a time, so that labelling may begin before sampling ends."""
     sizes = []
     for n, frames in enumerate(f for f in trajectories if f):
-        write(path, frames, format="extxyz", append=n > 0)
+        write(path, frames, format="extxyz", append=append or n > 0)
         sizes += map(len, frames)
     print(f"{len(sizes)} frames, {sum(sizes)} atoms in {path}", flush=True)
 
@@ -379,6 +408,8 @@ def main() -> None:
     sub.add_argument("--bulk", type=int, default=24, help="strained and rattled 4-atom cells")
     sub.add_argument("--vacancy", type=int, default=12, help="7 and 15 atoms of 8 and 16")
     sub.add_argument("--gas", type=int, default=6, help="CO bond lengths")
+    sub.add_argument("--covered", type=int, default=0, help="trajectories of one or two CO on (111) slabs")
+    sub.add_argument("--model", default="ptco-small", help="checkpoint that moves metal with CO")
     sub.add_argument("--seed", type=int, default=0)
     sub.set_defaults(run=pbe)
 
