@@ -3,9 +3,9 @@
     python benchmarks/bench_accuracy.py CHECKPOINT --data ptco_fm
 
 Errors of each expert, and of the mixture whose expensive expert owns the
-adsorbates and the two top layers, on frames that training held out (and on the
-test sets of `ptco_fm`: a larger cell, a hotter run, an unseen coverage, an
-unseen step); then what the experts make of one crystal, and what a seam between
+adsorbates and the two top layers, on frames that training held out and on the
+test sets of the same labels: a larger cell, hotter runs, an unseen coverage,
+unseen steps; then what the experts make of one crystal, and what a seam between
 them does. What was wanted of a figure stands beside it.
 """
 
@@ -16,6 +16,7 @@ import numpy as np
 
 import harness
 import moe_md as mm
+from moe_md import units
 from moe_md.analysis import errors
 from moe_md.analysis.bulk import fcc_report
 from moe_md.analysis.environments import top_layers
@@ -39,6 +40,10 @@ def _kinds(*starts: str, but: str = "none") -> Callable[[Frame], bool]:
     return lambda f: f.kind.startswith(starts) and f"-{but}-" not in f.group
 
 
+TESTS = tuple(
+    Part(f"test: {name}", _kinds(f"test-{name.replace(' ', '-')}"))
+    for name in ("larger cell", "hotter bulk", "hotter co", "unseen coverage", "unseen step")
+)
 PARTS = {
     "ptco_fm": (
         Part("bulk to 900 K", _kinds("bulk-hot", but="1200K"), {"expensive": 20.0, "cheap": 40.0}),
@@ -48,10 +53,8 @@ PARTS = {
         Part("CO/Pt(111) to 600 K", _kinds("co-111", but="900K"), {"expensive": 50.0}),
         Part("CO on other faces", _kinds("co-100", "co-110", "co-211")),
     ),
-    "ptco_fm_test": tuple(
-        Part(f"test: {name}", _kinds(f"test-{name.replace(' ', '-')}"))
-        for name in ("larger cell", "hotter bulk", "hotter co", "unseen coverage", "unseen step")
-    ),
+    "ptco_fm_test": TESTS,
+    "ptco_pbe_test": TESTS,
     "ptco_pbe": (
         Part("bulk", _kinds("bulk"), {"expensive": 50.0}),
         Part("clean Pt(111)", _kinds("slab-clean", "slab-metal")),
@@ -63,7 +66,7 @@ PARTS = {
 def held_out(model: mm.Checkpoint, name: str) -> list[Frame]:
     """Frames of packaged labels that training did not see."""
     dataset = load_dataset(PACKAGED[name](), model.experts[0].species)
-    if name == "ptco_fm_test":
+    if name.endswith("_test"):
         return list(dataset.frames)
     told = model.settings
     return list(split_by_group(dataset, validation_fraction=told["validation_fraction"], seed=told.get("split_seed", told["seed"]))[1].frames)
@@ -114,10 +117,26 @@ def agreement(model: mm.Checkpoint, *, smoke: bool) -> dict:
     }
 
 
+def crystal_of_labels(frames: Sequence[Frame]) -> dict | None:
+    """The crystal by the labels themselves, from stresses of cells under one strain, up and down (`sample.py pbe-test`).
+
+    The lattice constant is that of the cells less the pressure that is left; None where there are no such frames.
+    """
+    stress = {f.group: f.stress / units.GPa for f in frames if f.kind == "test-elastic"}
+    if not stress:
+        return None
+    along, shear = ((stress[f"elastic-{part}+0.01"] - stress[f"elastic-{part}-0.01"]) / 0.02 for part in ("xx", "yz"))
+    C11, C12, C44 = along[0, 0], 0.5 * (along[1, 1] + along[2, 2]), shear[1, 2]  # 0.01 is the whole angle of yz
+    modulus = (C11 + 2 * C12) / 3
+    left = sum(map(np.trace, stress.values())) / 3 / len(stress)
+    a = next(f.cell[1, 1] for f in frames if f.group == "elastic-xx+0.01") * (1 - left / 3 / modulus)
+    return {"lattice_constant_A": a, "bulk_modulus_GPa": modulus, "C11_GPa": C11, "C12_GPa": C12, "C44_GPa": C44}
+
+
 def measure(arguments) -> dict:
     """Everything a line of the results says."""
     model = mm.load(arguments.checkpoint)
-    names = ("ptco_fm", "ptco_fm_test") if arguments.data == "ptco_fm" else (arguments.data,)
+    names = (arguments.data, f"{arguments.data}_test")
     rule = top_layers(model.experts[1].domain, LAYERS, arguments.lattice_constant / np.sqrt(2))
     parts = []
     for name in names:
@@ -140,6 +159,7 @@ def measure(arguments) -> dict:
         "data": arguments.data,
         "parts": parts,
         "agreement": agreement(model, smoke=arguments.smoke),
+        "crystal_of_labels": crystal_of_labels(held_out(model, f"{arguments.data}_test")),
         "wanted": WANTED,
     }
 

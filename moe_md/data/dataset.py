@@ -75,6 +75,11 @@ def ptco_pbe() -> Path:
     return _packaged("ptco_pbe", "frames.xyz.gz")
 
 
+def ptco_pbe_test() -> Path:
+    """Path of the test sets of `ptco_pbe`: a larger cell, hotter runs, steps and a coverage that are not there, strained crystals."""
+    return _packaged("ptco_pbe", "test.xyz.gz")
+
+
 def ptco_fm() -> Path:
     """Path of the packaged frames of Pt and CO that a foundation model labelled: many, biased; its README is beside it."""
     return _packaged("ptco_fm", "frames.xyz.gz")
@@ -85,7 +90,7 @@ def ptco_fm_test() -> Path:
     return _packaged("ptco_fm", "test.xyz.gz")
 
 
-PACKAGED = {"ptco_pbe": ptco_pbe, "ptco_fm": ptco_fm, "ptco_fm_test": ptco_fm_test}
+PACKAGED = {"ptco_pbe": ptco_pbe, "ptco_pbe_test": ptco_pbe_test, "ptco_fm": ptco_fm, "ptco_fm_test": ptco_fm_test}
 
 
 def _packaged(*names: str) -> Path:

@@ -411,6 +411,7 @@ def frame_weights(frames: Sequence[Frame], soft_force: float) -> list[float]:
 
 def _running(running: dict, terms: Terms) -> dict:
     """Smoothed root mean square errors for the progress bar, meV/Å."""
+    terms = jax.device_get(terms)  # at once: each look at a device's array is a program of its own
     now = {
         "expensive": (terms.expensive.forces, terms.expensive.count[1]),
         "cheap": (terms.cheap.forces, terms.cheap.count[1]),
