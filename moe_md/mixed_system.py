@@ -24,6 +24,7 @@ class MixedSystem:
 
     checkpoint: str = "ptco"  # name or path
     structure: str = ""  # any file that ASE reads; its last frame, with its velocities if it has any
+    repeat: str = ""  # copies along each lattice vector, as 2,2,1, where the cell is too narrow
     region_lower: float | None = None  # Å: atoms above go to the expensive expert
     region_upper: float | None = None  # Å: atoms below go to the expensive expert
     region_axis: int = 2  # normal of those planes: 0, 1 or 2
@@ -69,7 +70,7 @@ def load_mixed(settings: MixedSystem, also: Sequence[Expert] = ()) -> Loaded:
         ValueError: structure, region or checkpoint do not fit one another, or a file cannot be read.
     """
     model = checkpoints.load(settings.checkpoint)
-    atoms = _structure(settings.structure)
+    atoms = _repeated(_structure(settings.structure), settings.repeat)
     known = model.experts[0].species
     unknown = sorted(set(atoms.symbols) - set(known))
     if unknown:
@@ -88,6 +89,18 @@ def _structure(path: str) -> Atoms:
         return ase.io.read(file, index=-1)
     except Exception as error:  # ASE raises many types
         raise ValueError(f"structure must be a file that ASE reads, got {path}: {error}.") from None
+
+
+def _repeated(atoms: Atoms, repeat: str) -> Atoms:
+    """Copies side by side, at rest: with one another's velocities they would move alike for long."""
+    if not repeat:
+        return atoms
+    copies = _whole_numbers("repeat", repeat)
+    if len(copies) != 3 or min(copies) < 1:
+        raise ValueError(f"repeat must be three positive whole numbers, as 2,2,1, got {repeat!r:.80}.")
+    atoms = atoms.repeat(copies)
+    atoms.arrays.pop("momenta", None)
+    return atoms
 
 
 def _in_a_box(atoms: Atoms, cutoff: float) -> Atoms:

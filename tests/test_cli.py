@@ -581,6 +581,25 @@ def test_regions_by_tag_and_by_layer(folder, capsys, tmp_path, options, f, messa
         assert done[0] == 0 and json.loads(done[1])["f"] == f
 
 
+def test_copies_of_a_small_structure(folder, capsys, tmp_path):
+    """Twice the cell gives twice the energy; velocities, which would be alike, are drawn anew."""
+    atoms = ase.io.read(folder / "slab.extxyz")
+    atoms.set_momenta(np.ones((len(atoms), 3)))
+    atoms.write(tmp_path / "moving.extxyz")
+    potential, kinetic = {}, {}
+    for repeat in ("1,1,1", "1,2,1"):
+        options = ("--structure", tmp_path / "moving.extxyz", "--region-layers", 2, "--steps", 0, "--repeat", repeat)
+        code, out, err = moe_md(capsys, "run", "--checkpoint", folder / "model.msgpack", *options, "--json", "--out", tmp_path / repeat)
+        assert code == 0, err
+        log = np.genfromtxt(tmp_path / repeat / "log.csv", delimiter=",", names=True)
+        potential[repeat], kinetic[repeat] = float(log["potential"]), float(log["kinetic"])
+        assert json.loads(out)["n_atoms"] == len(atoms) * (2 if repeat == "1,2,1" else 1)
+    assert potential["1,2,1"] == pytest.approx(2 * potential["1,1,1"], rel=1e-10)
+    assert kinetic["1,2,1"] != pytest.approx(2 * kinetic["1,1,1"], rel=1e-3)
+    for wrong in ("2,2", "0,1,1", "a,1,1"):
+        assert "repeat must be" in failure(capsys, "run", *options[:-1], wrong, "--out", tmp_path / "none")
+
+
 def test_completion_by_tab():
     """A script that bash takes and that knows commands and options."""
     made = subprocess.run([sys.executable, "-m", "moe_md.cli", "--print-completion", "bash"], capture_output=True, text=True, check=True).stdout
