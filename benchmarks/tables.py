@@ -237,9 +237,9 @@ def accuracy(folder: Path) -> str:
 
 
 def accuracy_note(r: dict) -> str:
-    first, second = r["agreement"]["crystal"]
+    columns = [crystal for crystal in (*r["agreement"]["crystal"], r.get("crystal_of_labels")) if crystal]
     crystal = ", ".join(
-        f"{name} {first[key]:.{digits}f} | {second[key]:.{digits}f} {unit}"
+        f"{name} {' | '.join(f'{column[key]:.{digits}f}' for column in columns)} {unit}"
         for name, key, digits, unit in (
             ("a0", "lattice_constant_A", 4, "Å"),
             ("B", "bulk_modulus_GPa", 0, "GPa"),
@@ -248,11 +248,12 @@ def accuracy_note(r: dict) -> str:
             ("C44", "C44_GPa", 0, "GPa"),
         )
     )
+    whose = "expensive | cheap expert" + (" | the labels themselves" if len(columns) == 3 else "")
     differ = ", ".join(f"{name} {beside(r['agreement'][key], r['wanted'][key], 2)} {unit}" for key, (name, unit) in AGREEMENT.items())
     return (
         f"`{r['checkpoint']}`, {r['steps']:,} steps on {r['train']['frames']:,} frames, against the labels of `{r['data']}`: root mean square errors, "
         "forces in meV/Å, energies in meV/atom; after a stroke what was wanted. The mixture's region is the adsorbates and two layers; in brackets "
-        f"the expensive expert on the same atoms. The crystal by expensive | cheap expert: {crystal}. They differ by: {differ}. {where(r)}."
+        f"the expensive expert on the same atoms. The crystal by {whose}: {crystal}. The experts differ by: {differ}. {where(r)}."
     )
 
 

@@ -17,7 +17,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
 import moe_md as mm
-from moe_md.data import collate, load_dataset
+from moe_md import units
+from moe_md.data import Frame, collate, load_dataset
 from moe_md.training.losses import Weights, errors, predict
 
 ROOT = Path(__file__).parent.parent
@@ -180,11 +181,36 @@ def test_accuracy(tmp_path, tables):
     assert 0 < bulk["expensive"]["forces_meV_per_A"] < 500 and 0 < record["agreement"]["ghost_force"] < 50
     crystal = {"lattice_constant_A": 3.98, "bulk_modulus_GPa": 250.0, "C11_GPa": 300.0, "C12_GPa": 220.0, "C44_GPa": 60.0}
     measured = {"lattice_constant": 0.01, "bulk_modulus": 0.5, "C_ij": 1.2, "phonons": 1.5, "crystal": [crystal, crystal]}
-    record = {**record, "smoke": False, "agreement": {**record["agreement"], **measured}}
+    of_labels = {**crystal, "C44_GPa": 70.0}
+    record = {**record, "smoke": False, "agreement": {**record["agreement"], **measured}, "crystal_of_labels": of_labels}
     (tmp_path / "accuracy.jsonl").write_text(json.dumps(record))
     table = tables.accuracy(tmp_path)
     assert f"| bulk | {bulk['frames']} | {bulk['expensive']['forces_meV_per_A']:.0f} / 50 | " in table
-    assert "C_ij at most 1.20 / 3 %" in table and "a0 3.9800 | 3.9800 Å" in table
+    assert "C_ij at most 1.20 / 3 %" in table and "a0 3.9800 | 3.9800 | 3.9800 Å" in table
+    assert "| the labels themselves: " in table and "C44 60 | 60 | 70 GPa" in table
+
+
+def test_elastic_constants_of_labels(harness):
+    """Hooke's law, put in, comes out; a pressure that is left moves the lattice constant."""
+    import bench_accuracy
+
+    C11, C12, C44, left = 300.0, 220.0, 65.0, -0.6  # GPa
+    frames = []
+    for part, at in (("xx", (0, 0)), ("yz", (1, 2))):
+        for size in (-0.01, 0.01):
+            strain = np.zeros((3, 3))
+            strain[at] += size / 2
+            strain[at[::-1]] += size / 2
+            stress = (C11 - C12) * np.diag(np.diag(strain)) + (C12 * np.trace(strain) + left) * np.eye(3)
+            stress += 2 * C44 * (strain - np.diag(np.diag(strain)))
+            cell = 3.98 * (np.eye(3) + strain)
+            labels = {"stress": stress * units.GPa, "group": f"elastic-{part}{size:+}", "kind": "test-elastic"}
+            frames.append(Frame(np.zeros((1, 3)), ("Pt",), cell, np.ones(3, bool), **labels))
+    found = bench_accuracy.crystal_of_labels(frames)
+    wanted = {"C11_GPa": C11, "C12_GPa": C12, "C44_GPa": C44, "bulk_modulus_GPa": (C11 + 2 * C12) / 3}
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted)
+    assert found["lattice_constant_A"] == pytest.approx(3.98 * (1 - left / 740.0))
+    assert bench_accuracy.crystal_of_labels(frames[:0]) is None
 
 
 def test_learning_curve(tmp_path, tables):
