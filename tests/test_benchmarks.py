@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +50,6 @@ def smoke_all(name: str, results: Path, *arguments: str) -> list[dict]:
     """The same where it leaves several."""
     done = subprocess.run(
         [sys.executable, BENCHMARKS / f"bench_{name}.py", "--smoke", "--results", results, *arguments],
-        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")},
         cwd=results,
         capture_output=True,
         text=True,
@@ -324,10 +322,9 @@ def test_regressions_are_told(tmp_path, harness):
     import check_regression
 
     program = [sys.executable, BENCHMARKS / "check_regression.py", "--smoke", "--results", tmp_path]
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")}
 
     def check(*arguments):
-        return subprocess.run([*program, *arguments], env=environment, capture_output=True, text=True)
+        return subprocess.run([*program, *arguments], capture_output=True, text=True)
 
     done = check()
     assert done.returncode != 0 and "run with --record first" in done.stderr

@@ -39,7 +39,7 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("page", [page for page in HOWTOS if blocks(page, "python")], ids=lambda page: page.stem)
 def test_howtos_run(page, tmp_path):
     """The blocks of a page are one program."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     code = "\n".join(blocks(page, "python"))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -103,15 +103,7 @@ def main(folder, case, n_steps, *more_reporters):
 
 def start(folder, case, n_steps, *limit):
     program = [sys.executable, __file__, str(folder), case, str(n_steps), *map(str, limit)]
-    cached = {
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,  # also what imports compile
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_LOGGING_LEVEL": "CRITICAL",
-    }
-    environment = {**os.environ, **cached}
-    return subprocess.Popen(
-        program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process, code=0):

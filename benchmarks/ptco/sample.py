@@ -18,12 +18,13 @@ import numpy as np
 from ase import Atoms, units
 from ase.build import add_adsorbate, bulk, fcc100, fcc110, fcc111, fcc211, surface
 from ase.calculators.emt import EMT
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixedLine
 from ase.data import covalent_radii
 from ase.io import write
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.neighborlist import neighbor_list
+from ase.optimize import BFGS
 
 LATTICE = 3.98  # Å, of PBE with the recipe of label.py; the foundation model has 3.977
 CLOSEST = 0.68  # C-O at 1.0 Å has 0.70
@@ -316,6 +317,8 @@ def pbe(arguments) -> None:
     _write(arguments.out, pbe_frames(rng, arguments))
     if arguments.covered:
         _write(arguments.out, small_covered(rng, arguments), append=True)
+    if arguments.sites:
+        _write(arguments.out, resting(rng, arguments), append=True)
 
 
 def small_covered(rng, arguments) -> Iterator[list[Atoms]]:
@@ -329,6 +332,25 @@ def small_covered(rng, arguments) -> Iterator[list[Atoms]]:
         for frame in moved:
             frame.center(vacuum=6.0, axis=2)
         yield moved
+
+
+def resting(rng, arguments) -> Iterator[list[Atoms]]:
+    """CO at rest on each site of a p(2x2) cell of four and three layers, then cool: what tells the sites apart."""
+    calc = mover(arguments.model)
+    for i in range(arguments.sites):
+        site, layers = ("fcc", "hcp", "bridge", "ontop")[i % 4], (4, 3)[i // 4 % 2]
+        atoms = slab("111", (2, 2, layers), rng, fixed_bottom=True)
+        add_adsorbate(atoms, Atoms("CO", [[0, 0, 0], [0, 0, BOND]]), {"ontop": 1.85, "bridge": 1.5}.get(site, 1.35), site)
+        atoms.center(vacuum=6.5, axis=2)
+        held = atoms.constraints
+        atoms.set_constraint([*held, FixedLine(len(atoms) - 2, [0, 0, 1])])  # C stays above its site
+        atoms.calc = calc
+        BFGS(atoms, logfile=None).run(fmax=0.03, steps=60)
+        rested = atoms.copy()
+        atoms.set_constraint(held)
+        moved = dynamics(atoms, calc, 150, 1, rng, timestep_fs=1.5, first=66, every=50)
+        frames = [rested, *(a.copy() for a in moved)]
+        yield [named(a, "slab-co", f"site-{site}-s{arguments.seed}-{i}", step) for step, a in enumerate(frames)]
 
 
 def pbe_frames(rng, arguments) -> Iterator[list[Atoms]]:
@@ -409,6 +431,7 @@ def main() -> None:
     sub.add_argument("--vacancy", type=int, default=12, help="7 and 15 atoms of 8 and 16")
     sub.add_argument("--gas", type=int, default=6, help="CO bond lengths")
     sub.add_argument("--covered", type=int, default=0, help="trajectories of one or two CO on (111) slabs")
+    sub.add_argument("--sites", type=int, default=0, help="CO at rest on fcc, hcp, bridge and top sites, two frames each")
     sub.add_argument("--model", default="ptco-small", help="checkpoint that moves metal with CO")
     sub.add_argument("--seed", type=int, default=0)
     sub.set_defaults(run=pbe)

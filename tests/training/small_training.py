@@ -5,7 +5,6 @@ It prints the number of each step as the step begins.
 
 import sys
 
-import jax
 import numpy as np
 
 from moe_md.data.crystals import random_metal
@@ -57,9 +56,6 @@ def train(folder, steps: int):
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_compilation_cache_dir", sys.argv[2])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_logging_level", "CRITICAL")
     batch_of_step = cotrain.environment_batch
 
     def told(experts, settings, step):
@@ -67,4 +63,4 @@ if __name__ == "__main__":
         return batch_of_step(experts, settings, step)
 
     cotrain.environment_batch = told
-    train(sys.argv[1], int(sys.argv[3]))
+    train(sys.argv[1], int(sys.argv[2]))

@@ -27,7 +27,7 @@ STEPS = 200
 
 
 def start(folder) -> subprocess.Popen:
-    command = [sys.executable, str(PROGRAM), str(folder), jax.config.jax_compilation_cache_dir, str(STEPS)]
+    command = [sys.executable, str(PROGRAM), str(folder), str(STEPS)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

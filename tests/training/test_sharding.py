@@ -186,7 +186,7 @@ def found(tmp_path_factory):
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(Path(mm.__file__).parent.parent), str(HERE), str(HERE.parent)]),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
             "JAX_PLATFORMS": "cpu",
         },
         capture_output=True,
