@@ -6,6 +6,7 @@ import shlex
 import tomllib
 import typing
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Sequence
 
@@ -75,8 +76,14 @@ def check_keys(table: dict, allowed, where: str) -> None:
 
 def comment(cls, name: str) -> list[str]:
     """What the source says beside a field: said once, shown by --help."""
+    return [text for key, text in _comments(cls) if key == name][:1]
+
+
+@cache
+def _comments(cls) -> list[tuple[str, str]]:
+    """Of all fields, its own first: `inspect` parses the whole module for each class."""
     sources = (inspect.getsource(c) for c in cls.__mro__ if is_dataclass(c))
-    return [text for source in sources for text in re.findall(rf"^    {name}: .*?  # (.*)$", source, re.MULTILINE)][:1]
+    return [pair for source in sources for pair in re.findall(r"^    (\w+): .*?  # (.*)$", source, re.MULTILINE)]
 
 
 def echo(folder, content: dict, command: Sequence[str]) -> Path:
