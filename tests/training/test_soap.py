@@ -29,7 +29,8 @@ def test_diagonal_gradients_make_it_adam():
     adam = trajectory(optax.chain(optax.scale_by_adam(0.9, 0.95), optax.scale(-0.05)), gradient_fn, start, 25)
     assert abs(start["w"] - adam["w"]).max() > 0.5
     for name in start:
-        np.testing.assert_allclose(ours[name], adam[name], rtol=1e-9, atol=1e-12)
+        # Off the diagonal: rounding, divided by Adam's epsilon of 1e-8.
+        np.testing.assert_allclose(ours[name], adam[name], rtol=1e-9, atol=1e-8)
 
 
 def turn(key):
