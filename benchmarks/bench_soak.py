@@ -122,7 +122,7 @@ def main() -> None:
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", arguments.dtype == "float64")
     if arguments.smoke:
-        arguments.steps = 10 * CHUNK
+        arguments.steps = 20 * CHUNK
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     atoms, (neighbor_fn, energy_fn), shift_fn = prepare(arguments.checkpoint, tuple(arguments.size))

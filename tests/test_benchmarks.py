@@ -283,7 +283,7 @@ def test_the_peer_gets_the_same_batches(tmp_path, harness):
 
 def test_soak(tmp_path, tables):
     record = smoke("soak", tmp_path, "--out", str(tmp_path / "run"))
-    assert record["steps"] == record["this_process_steps"] == 1000
+    assert record["steps"] == record["this_process_steps"] == 2000
     assert abs(record["drift_meV_per_atom_per_ps"]) < 5 * record["drift_stderr"] + 0.01
     assert record["momentum"] < 1e-10
     # After the first tenth nothing compiles, and memory stands still.
