@@ -177,7 +177,7 @@ def main() -> None:
         "memory_MB": [float(memory[early]), float(memory[-1])],
         "compiled": [int(compiled[early]), int(compiled[-1])],
         "lists_grown": int(log["n_regrown"][-1]),
-        "share_on_expensive_expert": float(np.mean(np.asarray(result.neighbors.centers[0]) < len(atoms))),
+        "share_on_expensive_expert": np.count_nonzero(np.asarray(result.neighbors.centers[0]) < len(atoms)) / len(atoms),
     }
     harness.append(arguments.results, "soak", record)
     for name, value in record.items():

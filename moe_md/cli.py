@@ -103,7 +103,7 @@ def run_demo(parsed, say: Callable) -> dict:
     result = demo.run(settings, parsed.out, say)
     say(
         f"{result['n_atoms']} atoms, {result['f']:.1%} on the expensive expert: {result['speedup']:.1f} times faster than the expensive "
-        f"expert alone, {result['fraction_of_bound']:.0%} of the most there is to gain."
+        f"expert alone, {result['fraction_of_bound']:.0%} of what its share of the atoms allows (S_max = {result['s_max']:.1f})."
     )
     return result
 
