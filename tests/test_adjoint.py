@@ -150,12 +150,15 @@ def test_single_precision_energies():
 def test_what_goes_wrong_is_nan(monkeypatch):
     c = crystal(temperature_K=3000.0, dr_threshold=0.1)
     integrator = simulate.nve(c.shift_fn, 2.0)
+    state, neighbors = c.start(integrator), c.allocate(extra_capacity=8)
 
     def value(params, update_every):
-        out = adjoint.reversible_rollout(c.energy_fn, integrator, c.start(integrator), c.allocate(extra_capacity=8), 20, params=params, update_every=update_every)
+        out = adjoint.reversible_rollout(c.energy_fn, integrator, state, neighbors, 20, params=params, update_every=update_every)
         return out.energy, out
 
-    grad = jax.value_and_grad(value, has_aux=True)
+    def grad(params, update_every):
+        return jax.jit(jax.value_and_grad(partial(value, update_every=update_every), has_aux=True))(params)
+
     (found, out), gradient = grad(c.params, None)
     assert out.overflow and np.isnan(found) and all(np.isnan(x) for x in jax.tree.leaves(gradient))
     with pytest.raises(RuntimeError, match="neighbour lists must hold"):
