@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import add_adsorbate, fcc111
+from ase.build import add_adsorbate, bulk, fcc111
 from ase.calculators.emt import EMT
+from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
@@ -209,6 +210,18 @@ def test_elastic_constants_of_labels(harness):
     assert {name: found[name] for name in wanted} == pytest.approx(wanted)
     assert found["lattice_constant_A"] == pytest.approx(3.98 * (1 - left / 740.0))
     assert bench_accuracy.crystal_of_labels(frames[:0]) is None
+
+
+def test_reach_of_a_pair_potential_is_its_cutoff(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "ptco"))
+    from reach import reach
+
+    crystal = bulk("Ar", "fcc", a=5.0, cubic=True).repeat(3)  # neighbours at 3.5, 5.0, 6.1 Å
+    pair = LennardJones(sigma=3.2, epsilon=0.01, rc=5.6, smooth=True, ro=4.5)
+    force, (across_a_shell, beyond_the_cutoff) = reach(pair, crystal, [4.2, 5.7], rattle=0.02, samples=2, seed=0)
+    assert 1e-3 * force < across_a_shell < force and beyond_the_cutoff == 0.0
+    _, (many_body,) = reach(EMT(), bulk("Pt", cubic=True).repeat(3), [4.5], rattle=0.1, samples=1, seed=0)
+    assert many_body > 1e-4
 
 
 def test_learning_curve(tmp_path, tables):
