@@ -2,11 +2,12 @@
 
     python reach.py --with sevennet
 
-In a rattled crystal all atoms farther than R from one atom are rattled anew. By
-how much its force changes, over the root mean square of forces, is what no
-potential can know that sees no farther than R. A strictly local potential of
-cutoff c sees farther than c, through neighbours that both atoms share, never
-farther than 2 c; how much of what lies between it can know, this does not tell.
+In a rattled crystal all atoms farther than R from one atom are rattled anew, and
+its force changes. Half the mean square of the change is the variance of the
+force at given near atoms: no potential that sees no farther than R can err by
+less than its root. A strictly local potential of cutoff c sees farther than c,
+through neighbours that both atoms share, never farther than 2 c; how much of
+what lies between it can know, this does not tell.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from label import METHODS
 
 
 def reach(calc, crystal: Atoms, radii: list[float], *, rattle: float, samples: int, seed: int) -> tuple[float, list[float]]:
-    """Force on the first atom, and its changes as atoms beyond each radius are moved.
+    """Force on the first atom, and its spread over where atoms beyond each radius are.
 
     Args:
         calc: an ASE calculator.
@@ -30,7 +31,7 @@ def reach(calc, crystal: Atoms, radii: list[float], *, rattle: float, samples: i
         seed: of the displacements.
 
     Returns:
-        Root mean squares of the force's components and of their changes, eV/Å.
+        Root mean square of the force's components, and the standard deviation for each radius, eV/Å.
     """
     rng = np.random.default_rng(seed)
     distance = crystal.get_distances(0, range(len(crystal)), mic=True)
@@ -46,7 +47,7 @@ def reach(calc, crystal: Atoms, radii: list[float], *, rattle: float, samples: i
         near, far = rng.normal(0.0, rattle, (2, *crystal.positions.shape))
         forces.append(force(near))
         changes.append([force(np.where(distance[:, None] > r, far, near)) - forces[-1] for r in radii])
-    return float(np.sqrt(np.mean(np.square(forces)))), np.sqrt(np.mean(np.square(changes), axis=(0, 2))).tolist()
+    return float(np.sqrt(np.mean(np.square(forces)))), np.sqrt(np.mean(np.square(changes), axis=(0, 2)) / 2).tolist()
 
 
 def main() -> None:
@@ -62,10 +63,10 @@ def main() -> None:
     crystal = bulk("Pt", "fcc", a=arguments.lattice_constant, cubic=True).repeat(arguments.repeat)
     calc, source = METHODS[arguments.method](crystal, Path("reach.txt"))
     options = {"rattle": arguments.rattle, "samples": arguments.samples, "seed": arguments.seed}
-    force, changes = reach(calc, crystal, arguments.radii, **options)
+    force, spread = reach(calc, crystal, arguments.radii, **options)
     print(f"{source}: {len(crystal)} atoms rattled by {arguments.rattle} Å, forces of {1e3 * force:.0f} meV/Å, {arguments.samples} samples")
-    for radius, change in zip(arguments.radii, changes):
-        print(f"beyond {radius:.1f} Å: {1e3 * change:.1f} meV/Å")
+    for radius, of_radius in zip(arguments.radii, spread):
+        print(f"beyond {radius:.1f} Å: {1e3 * of_radius:.1f} meV/Å")
 
 
 if __name__ == "__main__":
