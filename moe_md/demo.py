@@ -153,7 +153,7 @@ class Timings(NamedTuple):
 
     @property
     def s_max(self) -> float:
-        """The most to gain where all atoms cost the same; those with few neighbours cost less."""
+        """The most to gain where all atoms cost the same."""
         return 1.0 / (self.f + (1.0 - self.f) / self.r)
 
 
@@ -609,8 +609,8 @@ def _report(settings, model, system, summary, timings, ghost, mismatch, by_owner
             "",
             f"With f = {summary['f']:.3f} of the atoms on the expensive expert and r = {summary['r']:.1f} times its cost per atom, the bound is "
             f"S_max = 1 / (f + (1 − f)/r) = {summary['s_max']:.2f}. This one is {summary['speedup']:.2f} times faster than the expensive "
-            f"expert alone, {summary['fraction_of_bound']:.0%} of the bound. S_max takes all atoms to cost the same; CO and the surface have fewer "
-            "neighbours than the crystal and cost less, so some per cent more than 100 are possible.",
+            f"expert alone, {summary['fraction_of_bound']:.0%} of the bound. S_max takes all atoms to cost the same, and is made of the same "
+            "timings; CO and the surface have fewer neighbours than the crystal, so somewhat more than 100% is possible.",
             "",
             f"A step is velocity Verlet with the check of its neighbour list, timed in turn over {settings.timing_rounds} rounds on {device.device_kind} "
             f"({device.platform}, jax {jax.__version__}); rebuilding the list every 20 steps or so is not in it. The whole production run, rebuilds and "
