@@ -10,11 +10,12 @@ them does. What was wanted of a figure stands beside it.
 """
 
 import argparse
-from typing import Callable, NamedTuple, Sequence
-
-import numpy as np
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import harness
+import numpy as np
+
 import moe_md as mm
 from moe_md import units
 from moe_md.analysis import errors
@@ -25,7 +26,14 @@ from moe_md.data import PACKAGED, Frame, dataset_from_frames, load_dataset, spli
 
 METAL, LAYERS = "Pt", 2
 STRAINS = (0.98, 0.99, 1.0, 1.01, 1.02)
-WANTED = {"lattice_constant": 0.05, "bulk_modulus": 1.0, "C_ij": 3.0, "phonons": 2.0, "ghost_force": 5.0, "stress_jump": 0.2}
+WANTED = {
+    "lattice_constant": 0.05,
+    "bulk_modulus": 1.0,
+    "C_ij": 3.0,
+    "phonons": 2.0,
+    "ghost_force": 5.0,
+    "stress_jump": 0.2,
+}
 
 
 class Part(NamedTuple):
@@ -69,7 +77,13 @@ def held_out(model: mm.Checkpoint, name: str) -> list[Frame]:
     if name.endswith("_test"):
         return list(dataset.frames)
     told = model.settings
-    return list(split_by_group(dataset, validation_fraction=told["validation_fraction"], seed=told.get("split_seed", told["seed"]))[1].frames)
+    return list(
+        split_by_group(
+            dataset,
+            validation_fraction=told["validation_fraction"],
+            seed=told.get("split_seed", told["seed"]),
+        )[1].frames
+    )
 
 
 def errors_of(compared: Sequence[errors.Compared]) -> dict:
@@ -79,11 +93,20 @@ def errors_of(compared: Sequence[errors.Compared]) -> dict:
     return {
         "frames": len(compared),
         **{
-            who: {name: report[who][name] and report[who][name]["rmse"] for name in ("energy_meV_per_atom", "forces_meV_per_A")}
+            who: {
+                name: report[who][name] and report[who][name]["rmse"]
+                for name in ("energy_meV_per_atom", "forces_meV_per_A")
+            }
             for who in ("expensive", "cheap")
         },
         **{
-            where: {who: _rms([getattr(c, who).forces - c.frame.forces for c in seams], [c.owner == owner for c in seams]) for who in ("expensive", "mixed")}
+            where: {
+                who: _rms(
+                    [getattr(c, who).forces - c.frame.forces for c in seams],
+                    [c.owner == owner for c in seams],
+                )
+                for who in ("expensive", "mixed")
+            }
             for owner, where in enumerate(("inside", "outside"))
         },
     }
@@ -125,12 +148,24 @@ def crystal_of_labels(frames: Sequence[Frame]) -> dict | None:
     stress = {f.group: f.stress / units.GPa for f in frames if f.kind == "test-elastic"}
     if not stress:
         return None
-    along, shear = ((stress[f"elastic-{part}+0.01"] - stress[f"elastic-{part}-0.01"]) / 0.02 for part in ("xx", "yz"))
-    C11, C12, C44 = along[0, 0], 0.5 * (along[1, 1] + along[2, 2]), shear[1, 2]  # 0.01 is the whole angle of yz
+    along, shear = (
+        (stress[f"elastic-{part}+0.01"] - stress[f"elastic-{part}-0.01"]) / 0.02 for part in ("xx", "yz")
+    )
+    C11, C12, C44 = (
+        along[0, 0],
+        0.5 * (along[1, 1] + along[2, 2]),
+        shear[1, 2],
+    )  # 0.01 is the whole angle of yz
     modulus = (C11 + 2 * C12) / 3
     left = sum(map(np.trace, stress.values())) / 3 / len(stress)
     a = next(f.cell[1, 1] for f in frames if f.group == "elastic-xx+0.01") * (1 - left / 3 / modulus)
-    return {"lattice_constant_A": a, "bulk_modulus_GPa": modulus, "C11_GPa": C11, "C12_GPa": C12, "C44_GPa": C44}
+    return {
+        "lattice_constant_A": a,
+        "bulk_modulus_GPa": modulus,
+        "C11_GPa": C11,
+        "C12_GPa": C12,
+        "C44_GPa": C44,
+    }
 
 
 def measure(arguments) -> dict:
@@ -140,14 +175,20 @@ def measure(arguments) -> dict:
     rule = top_layers(model.experts[1].domain, LAYERS, arguments.lattice_constant / np.sqrt(2))
     parts = []
     for name in names:
-        compared = errors.compare(model, dataset_from_frames(held_out(model, name), model.experts[0].species), rule)
+        compared = errors.compare(
+            model, dataset_from_frames(held_out(model, name), model.experts[0].species), rule
+        )
         for part in PARTS[name]:
             chosen = [c for c in compared if part.belongs(c.frame)]
             if not chosen:
                 continue
             found = errors_of(chosen)
             parts.append({"name": part.name, "wanted": part.wanted, **found})
-            print(part.name, {who: found[who] for who in ("expensive", "cheap", "inside", "outside")}, flush=True)
+            print(
+                part.name,
+                {who: found[who] for who in ("expensive", "cheap", "inside", "outside")},
+                flush=True,
+            )
     return {
         "benchmark": "accuracy",
         **harness.environment(),
@@ -165,9 +206,13 @@ def measure(arguments) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", help="name or path, trained on the labels named")
-    parser.add_argument("--data", choices=("ptco_fm", "ptco_pbe"), default="ptco_pbe", help="the labels to hold it against")
+    parser.add_argument(
+        "--data", choices=("ptco_fm", "ptco_pbe"), default="ptco_pbe", help="the labels to hold it against"
+    )
     parser.add_argument("--name", help="of the pair, for the table; default the checkpoint's")
     parser.add_argument("--lattice-constant", type=float, default=3.98, help="Å; tells layers apart")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")

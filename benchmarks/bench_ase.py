@@ -37,7 +37,11 @@ from moe_md.interfaces.selections import by_layer
 def overhead(model, lattice_constant: float, repeat: int, rounds: int) -> list[dict]:
     """Calculator and mixture in turn, for a region that stays and one that follows."""
     atoms = bulk("Pt", a=lattice_constant, cubic=True) * (repeat, repeat, repeat)
-    start, box, rng = atoms.positions.copy(), atoms.cell.lengths().astype(np.float32), np.random.default_rng(0)
+    start, box, rng = (
+        atoms.positions.copy(),
+        atoms.cell.lengths().astype(np.float32),
+        np.random.default_rng(0),
+    )
     start += 0.05 * rng.standard_normal(start.shape)
     species = np.full(len(atoms), model.experts[0].species.index("Pt"))
     rank = np.argsort(np.argsort(start[:, 2]))
@@ -46,7 +50,9 @@ def overhead(model, lattice_constant: float, repeat: int, rounds: int) -> list[d
         ("fixed", mm.regions.fixed(np.where(rank >= 0.95 * len(atoms), 0, 1))),
         ("around an atom", mm.regions.around([0], 5.0, 2.0)),
     ):
-        neighbor_fn, energy_fn = mm.mixture_neighbor_list(space.periodic(box)[0], box, model.experts, model.params, species, region)
+        neighbor_fn, energy_fn = mm.mixture_neighbor_list(
+            space.periodic(box)[0], box, model.experts, model.params, species, region
+        )
         neighbors = neighbor_fn.allocate(jnp.asarray(start, jnp.float32))
 
         @jax.jit
@@ -72,7 +78,9 @@ def overhead(model, lattice_constant: float, repeat: int, rounds: int) -> list[d
                 "region": name,
                 "atoms": len(atoms),
                 "seconds": {who: harness.timing(spent)._asdict() for who, spent in seconds.items()},
-                "overhead": float(np.median(np.array(seconds["calculator"]) / np.array(seconds["mixture"])) - 1.0),
+                "overhead": float(
+                    np.median(np.array(seconds["calculator"]) / np.array(seconds["mixture"])) - 1.0
+                ),
                 "force_difference_meV_per_A": float(1e3 * np.abs(forces + np.asarray(slope)).max()),
             }
         )
@@ -112,7 +120,13 @@ def modes(calculator, lattice_constant: float, repeat: int) -> dict:
     """Frequencies at the centre of the cubic cell's zone, which holds the primitive one's centre and X, THz."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        phonons = Phonons(bulk("Pt", a=lattice_constant, cubic=True), calculator, supercell=(repeat,) * 3, delta=0.01, name=f"{folder}/phonon")
+        phonons = Phonons(
+            bulk("Pt", a=lattice_constant, cubic=True),
+            calculator,
+            supercell=(repeat,) * 3,
+            delta=0.01,
+            name=f"{folder}/phonon",
+        )
         phonons.run()
         phonons.read(acoustic=True)
         energies = phonons.band_structure(np.zeros((1, 3)), verbose=False)[0]
@@ -124,7 +138,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", default="ptco-small")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--repeat", type=int, default=8, help="cubic cells along each edge of the crystal that is timed (default 8: 2,048 atoms)")
+    parser.add_argument(
+        "--repeat",
+        type=int,
+        default=8,
+        help="cubic cells along each edge of the crystal that is timed (default 8: 2,048 atoms)",
+    )
     parser.add_argument("--smoke", action="store_true", help="small and short: shows that it runs")
     parser.add_argument("--results", type=Path, default=harness.RESULTS)
     arguments = parser.parse_args()
@@ -138,11 +157,19 @@ def main() -> None:
     # CO counts as two layers. The lowest layer, which sees no CO, to the cheap expert.
     bands = {
         "expensive": band(lambda: MixtureCalculator(model, 0), lattice_constant, size, images, fmax, steps),
-        "mixture": band(lambda: MixtureCalculator(model, by_layer(size[2] + 1)), lattice_constant, size, images, fmax, steps),
+        "mixture": band(
+            lambda: MixtureCalculator(model, by_layer(size[2] + 1)),
+            lattice_constant,
+            size,
+            images,
+            fmax,
+            steps,
+        ),
     }
     layered = (lambda atoms: (np.round(2 * atoms.positions[:, 2] / lattice_constant) % 2).astype(int), 0, 1)
     frequencies = {
-        name: modes(MixtureCalculator(model, region), lattice_constant, repeat) for name, region in zip(("mixture", "expensive", "cheap"), layered)
+        name: modes(MixtureCalculator(model, region), lattice_constant, repeat)
+        for name, region in zip(("mixture", "expensive", "cheap"), layered)
     }
     record = {
         "benchmark": "ase",
@@ -157,9 +184,13 @@ def main() -> None:
     harness.append(arguments.results, "ase", record)
     for case in times:
         ms = {who: 1e3 * t["median"] for who, t in case["seconds"].items()}
-        print(f"{case['atoms']} atoms, {case['region']}: mixture {ms['mixture']:.1f} ms, calculator {ms['calculator']:.1f} ms, {case['overhead']:+.0%}")
+        print(
+            f"{case['atoms']} atoms, {case['region']}: mixture {ms['mixture']:.1f} ms, calculator {ms['calculator']:.1f} ms, {case['overhead']:+.0%}"
+        )
     for who, path in bands.items():
-        print(f"CO from fcc to on top, {who}: barrier {path['barrier_eV']:.3f} eV, reaction {path['reaction_eV']:+.3f} eV, {path['seconds']:.0f} s")
+        print(
+            f"CO from fcc to on top, {who}: barrier {path['barrier_eV']:.3f} eV, reaction {path['reaction_eV']:+.3f} eV, {path['seconds']:.0f} s"
+        )
     for who, m in frequencies.items():
         print(f"modes of Pt, {who}: {' '.join(f'{x:.2f}' for x in m['THz'])} THz, {m['seconds']:.0f} s")
 

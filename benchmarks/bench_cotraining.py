@@ -22,10 +22,10 @@ per way and seed; the seed also draws the validation set.
 import argparse
 from dataclasses import replace
 
+import harness
 import jax
 from jax_md import space
 
-import harness
 import moe_md as mm
 from moe_md import simulate
 from moe_md.analysis.bulk import fcc_report
@@ -45,7 +45,9 @@ PARTIAL = Weights(agree_stress=0.0)
 WAYS: dict[str, dict] = {
     "independent": {"weights": ALONE},
     "distillation": {
-        "weights": replace(ALONE, agree_energy=30.0, agree_forces=1.0, agree_stress=300.0, cheap=0.0, mixed=0.0),
+        "weights": replace(
+            ALONE, agree_energy=30.0, agree_forces=1.0, agree_stress=300.0, cheap=0.0, mixed=0.0
+        ),
         "agreement_pull": 0.0,
         "agreement_ramp": 0.0,
     },
@@ -58,7 +60,9 @@ WAYS: dict[str, dict] = {
 DYNAMICS = {"size": (6, 6, 5), "temperature_K": 500.0, "warm_steps": 300, "steps": 2000}
 
 
-def energy_drift(model: mm.Checkpoint, lattice_constant: float, *, size, temperature_K, warm_steps, steps) -> dict:
+def energy_drift(
+    model: mm.Checkpoint, lattice_constant: float, *, size, temperature_K, warm_steps, steps
+) -> dict:
     """Of CO on a slab, the expensive expert around it, in float64."""
     atoms = slab_with_adsorbate(METAL, lattice_constant, size)
     owner = near_foreign(model.experts[1].domain, model.experts[1].cutoff + 0.5)(frame_from_atoms(atoms))
@@ -80,9 +84,13 @@ def energy_drift(model: mm.Checkpoint, lattice_constant: float, *, size, tempera
 
 def measure(arguments, way: str, seed: int) -> dict:
     """Everything a line of the results says."""
-    dataset = load_dataset(PACKAGED[arguments.data]() if arguments.data in PACKAGED else arguments.data, SPECIES)
+    dataset = load_dataset(
+        PACKAGED[arguments.data]() if arguments.data in PACKAGED else arguments.data, SPECIES
+    )
     train, validation = split_by_group(dataset, validation_fraction=arguments.validation_fraction, seed=seed)
-    validation = validation._replace(frames=tuple(f for f in validation.frames if f.kind not in arguments.leave_out))
+    validation = validation._replace(
+        frames=tuple(f for f in validation.frames if f.kind not in arguments.leave_out)
+    )
     settings = Settings(
         steps=arguments.steps,
         seed=seed,
@@ -123,12 +131,20 @@ def measure(arguments, way: str, seed: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="ptco_fm", help=f"extended XYZ file, or one of {', '.join(PACKAGED)}; default ptco_fm")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data",
+        default="ptco_fm",
+        help=f"extended XYZ file, or one of {', '.join(PACKAGED)}; default ptco_fm",
+    )
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="default all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--validation-fraction", type=float, default=0.1)
-    parser.add_argument("--leave-out", nargs="*", default=["contact", "gas-co", "gas-pair"], help="kinds not to validate on")
+    parser.add_argument(
+        "--leave-out", nargs="*", default=["contact", "gas-co", "gas-pair"], help="kinds not to validate on"
+    )
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--learning-rate", type=float, default=1e-2)
     parser.add_argument("--lattice-constant", type=float, default=3.98, help="Å")
@@ -141,7 +157,10 @@ def main() -> None:
         for way in arguments.ways:
             record = measure(arguments, way, seed)
             ghost = record["ghost_force_meV_per_A"]
-            print(f"  ghost force {ghost['worst']:.1f} meV/Å, stress jump {record['stress_jump_GPa']:.2f} GPa", flush=True)
+            print(
+                f"  ghost force {ghost['worst']:.1f} meV/Å, stress jump {record['stress_jump_GPa']:.2f} GPa",
+                flush=True,
+            )
             harness.append(arguments.results, "cotraining", record)
 
 

@@ -15,7 +15,9 @@ import argparse
 import os
 import time
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"  # before jax starts; of a CPU
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"  # before jax starts; of a CPU
+)
 
 import harness
 import jax
@@ -47,15 +49,21 @@ class Run:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--devices", type=int, nargs="+", default=(1, 2, 4, 8))
-    parser.add_argument("--cells", type=int, nargs=3, default=(48, 6, 6), help="cubic cells of four atoms along each edge")
+    parser.add_argument(
+        "--cells", type=int, nargs=3, default=(48, 6, 6), help="cubic cells of four atoms along each edge"
+    )
     parser.add_argument("--share", type=float, default=0.1, help="of the atoms, on the expensive expert")
     parser.add_argument("--steps", type=int, default=20, help="of a timed call")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--chunk-size", type=int, default=64)
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
-    parser.add_argument("--smoke", action="store_true", help="a thin bar, tiny experts, two numbers of devices")
+    parser.add_argument(
+        "--smoke", action="store_true", help="a thin bar, tiny experts, two numbers of devices"
+    )
     arguments = parser.parse_args()
     if arguments.smoke:
         vars(arguments).update(devices=(1, 8), cells=(9, 3, 3), steps=2, repeats=2)
@@ -63,14 +71,23 @@ def main() -> None:
     atoms.rattle(0.05, seed=0)
     box, height = atoms.cell.lengths(), atoms.positions[:, 2]
     owner = (height < np.quantile(height, 1 - arguments.share)).astype(int)
-    experts = harness.small_experts(tiny=True) if arguments.smoke else harness.two_experts("", random=True).experts
+    experts = (
+        harness.small_experts(tiny=True) if arguments.smoke else harness.two_experts("", random=True).experts
+    )
     params = [expert.init(jax.random.key(n)) for n, expert in enumerate(experts)]
     species = np.full(len(atoms), experts[0].species.index("Pt"))
     integrator = simulate.nve(space.free()[1], 1.0)
     runs = {}
     for n in arguments.devices:
         slabs = distributed.mixture(
-            box, experts, params, species, mm.regions.fixed(owner), devices=jax.devices()[:n], axis=0, chunk_size=arguments.chunk_size
+            box,
+            experts,
+            params,
+            species,
+            mm.regions.fixed(owner),
+            devices=jax.devices()[:n],
+            axis=0,
+            chunk_size=arguments.chunk_size,
         )
         state = slabs.scatter(atoms.positions.astype(np.float32), atoms.get_masses())
         runs[n] = Run(slabs, state, integrator, arguments.steps)
@@ -78,7 +95,10 @@ def main() -> None:
     rows, fewest = [], timings[arguments.devices[0]].median
     for n, run in runs.items():
         atom_bytes = 3 * run.state.atoms.position.dtype.itemsize
-        sent = sum(int(np.sum(np.asarray(face) < run.state.sizes.atoms)) for face in (run.state.lists.before, run.state.lists.after))
+        sent = sum(
+            int(np.sum(np.asarray(face) < run.state.sizes.atoms))
+            for face in (run.state.lists.before, run.state.lists.after)
+        )
         median, lower, upper = (timings[n].median, timings[n].lower, timings[n].upper)
         rows.append(
             {
@@ -97,8 +117,18 @@ def main() -> None:
             f"{sent / len(atoms):.2f} halo atoms an atom, {rows[-1]['bytes_per_step'] / 1e3:.0f} kB a step",
             flush=True,
         )
-    record = {"benchmark": "distributed", "smoke": arguments.smoke, **harness.environment(), "dtype": "float32", "atoms": len(atoms)}
-    harness.append(arguments.results, "distributed", {**record, "f": float(np.mean(owner == 0)), "chunk_size": arguments.chunk_size, "rows": rows})
+    record = {
+        "benchmark": "distributed",
+        "smoke": arguments.smoke,
+        **harness.environment(),
+        "dtype": "float32",
+        "atoms": len(atoms),
+    }
+    harness.append(
+        arguments.results,
+        "distributed",
+        {**record, "f": float(np.mean(owner == 0)), "chunk_size": arguments.chunk_size, "rows": rows},
+    )
 
 
 if __name__ == "__main__":

@@ -60,17 +60,29 @@ def system(name: str, n_atoms: int, tiny: bool):
     displacement_fn, shift_fn = space.periodic(jnp.asarray(edges))
     if name == "lj":
         experts = (mm.experts.lennard_jones((SYMBOL,), 5.0, epsilon=0.6, sigma=2.5446),)
-        params, region, index = (experts[0].init(None),), mm.regions.fixed(np.zeros(n_atoms, int), n_experts=1), 0
+        params, region, index = (
+            (experts[0].init(None),),
+            mm.regions.fixed(np.zeros(n_atoms, int), n_experts=1),
+            0,
+        )
     else:
         model = harness.two_experts(name, tiny=tiny)
         experts, params = model.experts, tuple(model.params)
         region, index = mm.regions.around([0], 3.0, 1.5), experts[0].species.index(SYMBOL)
-    fns = mm.mixture_neighbor_list(displacement_fn, edges, experts, params, np.full(n_atoms, index), region, capacity_multiplier=1.5)
+    fns = mm.mixture_neighbor_list(
+        displacement_fn, edges, experts, params, np.full(n_atoms, index), region, capacity_multiplier=1.5
+    )
     mass = np.full(n_atoms, 195.08)
     momentum = rng.normal(size=position.shape) * np.sqrt(mass[:, None] * units.kB * TEMPERATURE_K)
     params = jax.tree.map(jnp.asarray, params)
     start = (params, position, jnp.asarray(momentum - momentum.mean(axis=0)))
-    return fns[1], simulate.nve(shift_fn, TIMESTEP_FS), fns[0].allocate(position, extra_capacity=8), start, jnp.asarray(mass)
+    return (
+        fns[1],
+        simulate.nve(shift_fn, TIMESTEP_FS),
+        fns[0].allocate(position, extra_capacity=8),
+        start,
+        jnp.asarray(mass),
+    )
 
 
 def measure(name: str, n_atoms: int, n_steps: int, ways, arguments) -> list[dict]:
@@ -80,7 +92,16 @@ def measure(name: str, n_atoms: int, n_steps: int, ways, arguments) -> list[dict
     def value(inputs, roll=simulate.rollout, **options):
         params, position, momentum = inputs
         state = integrator.start(position, momentum, mass, None, None)
-        out = roll(energy_fn, integrator, state, neighbors, n_steps, params=params, update_every=UPDATE_EVERY, **options)
+        out = roll(
+            energy_fn,
+            integrator,
+            state,
+            neighbors,
+            n_steps,
+            params=params,
+            update_every=UPDATE_EVERY,
+            **options,
+        )
         return out.energy + jnp.sum(out.state.velocity[::2]), out.overflow
 
     def gradient_by(roll, options):
@@ -89,7 +110,10 @@ def measure(name: str, n_atoms: int, n_steps: int, ways, arguments) -> list[dict
     cases = {"forward": Once(value, start)}
     for way in ways:
         cases[way] = Once(gradient_by(*WAYS[way]), start)
-        print(f"{name}, {n_steps} steps, {way}: {1e-6 * cases[way].bytes:,.1f} MB, compiled in {cases[way].compile_seconds:.0f} s", flush=True)
+        print(
+            f"{name}, {n_steps} steps, {way}: {1e-6 * cases[way].bytes:,.1f} MB, compiled in {cases[way].compile_seconds:.0f} s",
+            flush=True,
+        )
     if bool(cases["forward"]._call(start)[1]):
         raise RuntimeError("a list overflowed; its time means nothing.")
     fit = {way: case for way, case in cases.items() if case.bytes <= 1e9 * arguments.max_GB}
@@ -116,7 +140,9 @@ def measure(name: str, n_atoms: int, n_steps: int, ways, arguments) -> list[dict
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--systems", nargs="+", choices=("lj", "ptco-small"), default=("lj", "ptco-small"))
     parser.add_argument("--lj-steps", type=int, nargs="+", default=(100, 1000, 10_000, 100_000))
     parser.add_argument("--ptco-steps", type=int, nargs="+", default=(10, 100, 1000))
@@ -134,7 +160,9 @@ def main() -> None:
     record = {"benchmark": "gradient", **harness.environment(), "smoke": arguments.smoke, "dtype": "float64",
               "update_every": UPDATE_EVERY, "timestep_fs": TIMESTEP_FS, "note": arguments.note}  # fmt: skip
     for name in arguments.systems:
-        lengths, n_atoms = (arguments.lj_steps, 108) if name == "lj" else (arguments.ptco_steps, arguments.ptco_atoms)
+        lengths, n_atoms = (
+            (arguments.lj_steps, 108) if name == "lj" else (arguments.ptco_steps, arguments.ptco_atoms)
+        )
         for n_steps in lengths:
             rows = measure(name, n_atoms, n_steps, arguments.ways, arguments)
             harness.append(arguments.results, "gradient", {**record, "rows": rows})

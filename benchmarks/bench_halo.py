@@ -37,13 +37,21 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.smoke:
         arguments.columns, arguments.slab_layers, arguments.rounds = 4, 4, 1
-    atoms = fcc111("Pt", (arguments.columns, arguments.columns, arguments.slab_layers), a=3.98, vacuum=6.0, orthogonal=True)
+    atoms = fcc111(
+        "Pt",
+        (arguments.columns, arguments.columns, arguments.slab_layers),
+        a=3.98,
+        vacuum=6.0,
+        orthogonal=True,
+    )
     atoms.rattle(0.05, seed=0)
     n_atoms, top = len(atoms), np.unique(np.round(atoms.positions[:, 2], 0))[-1]
     box = atoms.cell.lengths().astype(np.float32)
     displacement_fn, _ = space.periodic(box)
     experts = (
-        mm.experts.nequip(("Pt",), CUTOFF, num_layers=arguments.layers, hidden_irreps=FEATURES, avg_num_neighbors=18.0),
+        mm.experts.nequip(
+            ("Pt",), CUTOFF, num_layers=arguments.layers, hidden_irreps=FEATURES, avg_num_neighbors=18.0
+        ),
         mm.experts.power_spectrum(("Pt",), CUTOFF, avg_num_neighbors=18.0),
     )
     params = [e.init(jax.random.key(k)) for k, e in enumerate(experts)]

@@ -11,6 +11,7 @@ the others are added, each kind of frame in its proportion.
 import argparse
 
 import harness
+
 import moe_md as mm
 from moe_md.data import PACKAGED, Dataset, load_dataset, split_by_group, summary
 from moe_md.training.cotrain import Settings
@@ -32,7 +33,9 @@ def share_of(dataset: Dataset, share: float, seed: int) -> Dataset:
 def measure(arguments, start: mm.Checkpoint | None, seed: int) -> dict:
     """Everything a line of the results says."""
     experts = start.experts if start else harness.small_experts(tiny=arguments.smoke)
-    dataset = load_dataset(PACKAGED[arguments.data]() if arguments.data in PACKAGED else arguments.data, experts[0].species)
+    dataset = load_dataset(
+        PACKAGED[arguments.data]() if arguments.data in PACKAGED else arguments.data, experts[0].species
+    )
     train, validation = split_by_group(dataset, validation_fraction=arguments.validation_fraction, seed=seed)
     settings = Settings(
         steps=arguments.steps,
@@ -50,7 +53,14 @@ def measure(arguments, start: mm.Checkpoint | None, seed: int) -> dict:
         at = next(h for h in model.record["history"] if h["step"] == model.record["best_step"])
         print(f"{len(part.frames)} frames: " + describe(at), flush=True)
         scores = {name: at[name] for name in ("expensive", "cheap", "mixed", "mismatch")}
-        points.append({"share": share, **{k: summary(part)[k] for k in ("frames", "groups", "atoms")}, "best_step": at["step"], "scores": scores})
+        points.append(
+            {
+                "share": share,
+                **{k: summary(part)[k] for k in ("frames", "groups", "atoms")},
+                "best_step": at["step"],
+                "scores": scores,
+            }
+        )
     return {
         "benchmark": "learning_curve",
         **harness.environment(),
@@ -58,7 +68,9 @@ def measure(arguments, start: mm.Checkpoint | None, seed: int) -> dict:
         "experts": [e.config for e in experts],
         "dtype": "float32",
         "data": arguments.data,
-        "start": None if start is None else {"data": start.record["train"]["frames"], "steps": start.record["step"]},
+        "start": None
+        if start is None
+        else {"data": start.record["train"]["frames"], "steps": start.record["step"]},
         "seed": seed,
         "steps": arguments.steps,
         "validation": summary(validation),
@@ -67,10 +79,20 @@ def measure(arguments, start: mm.Checkpoint | None, seed: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="ptco_pbe", help=f"extended XYZ file, or one of {', '.join(PACKAGED)}; default ptco_pbe")
-    parser.add_argument("--start", help="checkpoint to begin with; default random parameters of the pair of `ptco-small`")
-    parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES), help="of the training trajectories")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data",
+        default="ptco_pbe",
+        help=f"extended XYZ file, or one of {', '.join(PACKAGED)}; default ptco_pbe",
+    )
+    parser.add_argument(
+        "--start", help="checkpoint to begin with; default random parameters of the pair of `ptco-small`"
+    )
+    parser.add_argument(
+        "--shares", type=float, nargs="+", default=list(SHARES), help="of the training trajectories"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--validation-fraction", type=float, default=0.25)
     parser.add_argument("--steps", type=int, default=2400)

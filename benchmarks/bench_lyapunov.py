@@ -56,12 +56,16 @@ def measure(name: str, system, temperature_K: float, timestep_fs: float, n_steps
     atoms, experts, params, species, region = system
     box = atoms.cell.lengths()
     displacement_fn, shift_fn = space.periodic(jnp.asarray(box, jnp.float32))
-    neighbor_fn, energy_fn = mm.mixture_neighbor_list(displacement_fn, box, experts, params, species, region, capacity_multiplier=1.5)
+    neighbor_fn, energy_fn = mm.mixture_neighbor_list(
+        displacement_fn, box, experts, params, species, region, capacity_multiplier=1.5
+    )
     masses = atoms.get_masses()
     before = simulate.run(
         neighbor_fn,
         energy_fn,
-        simulate.langevin(shift_fn, timestep_fs=timestep_fs, temperature_K=temperature_K, friction_per_fs=0.005),
+        simulate.langevin(
+            shift_fn, timestep_fs=timestep_fs, temperature_K=temperature_K, friction_per_fs=0.005
+        ),
         jnp.asarray(atoms.positions, jnp.float32),
         n_steps=n_before,
         masses=masses,
@@ -79,7 +83,9 @@ def measure(name: str, system, temperature_K: float, timestep_fs: float, n_steps
 
     start, tangent = jax.jvp(at, (position,), (direction,))
     started = time.perf_counter()
-    found = tangent_growth(step, start, tangent, n_steps=n_steps, every=10, carry=neighbors, size_fn=of_positions, skip=0.3)
+    found = tangent_growth(
+        step, start, tangent, n_steps=n_steps, every=10, carry=neighbors, size_fn=of_positions, skip=0.3
+    )
     seconds = time.perf_counter() - started
     if bool(found.carry.did_buffer_overflow):
         raise RuntimeError("a list overflowed; the trajectory means nothing.")
@@ -111,9 +117,17 @@ def measure(name: str, system, temperature_K: float, timestep_fs: float, n_steps
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--temperatures", type=float, nargs="*", default=(300.0, 900.0), help="K, of Pt + CO")
-    parser.add_argument("--argon-temperatures", type=float, nargs="*", default=(40.0, 120.0), help="K; a solid below 84 K, a liquid above")
+    parser.add_argument(
+        "--argon-temperatures",
+        type=float,
+        nargs="*",
+        default=(40.0, 120.0),
+        help="K; a solid below 84 K, a liquid above",
+    )
     parser.add_argument("--steps", type=int, default=8000, help="of Pt + CO, 1 fs each")
     parser.add_argument("--argon-steps", type=int, default=20_000, help="of argon, 5 fs each")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
@@ -133,7 +147,14 @@ def main() -> None:
     harness.append(
         arguments.results,
         "lyapunov",
-        {"benchmark": "lyapunov", **harness.environment(), "smoke": arguments.smoke, "dtype": "float32", "model": "ptco-small", "rows": rows},
+        {
+            "benchmark": "lyapunov",
+            **harness.environment(),
+            "smoke": arguments.smoke,
+            "dtype": "float32",
+            "model": "ptco-small",
+            "rows": rows,
+        },
     )
 
 

@@ -20,13 +20,13 @@ at one rebuild in 20 steps.
 import argparse
 from pathlib import Path
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.data import atomic_masses, atomic_numbers
 from jax_md import simulate, space
 
-import harness
 import moe_md as mm
 from moe_md.data import fcc_supercell
 
@@ -118,7 +118,10 @@ def measure(arguments) -> dict:
     alone = mm.regions.fixed(np.zeros(n_atoms, int), n_experts=1)
     make = lambda *who, region: step_case(position, edges, *who, species, region, arguments.chunk_size)  # noqa: E731
     regions = {f"mixture {share:g}": upper_share(position, share) for share in arguments.shares}
-    regions |= {f"moving, {count} ball{'s' * (count > 1)}": balls(n_atoms, count, experts[1].cutoff) for count in arguments.balls}
+    regions |= {
+        f"moving, {count} ball{'s' * (count > 1)}": balls(n_atoms, count, experts[1].cutoff)
+        for count in arguments.balls
+    }
     displacement_fn, _ = space.periodic(edges)
     cases = {}
     for name, who, region in [
@@ -144,7 +147,9 @@ def measure(arguments) -> dict:
         region = regions.get(name)
         f, rest = (1.0, 0.0) if name == "all expensive" else (0.0, 1.0)
         if region is not None:
-            f, rest = np.mean(np.asarray(region.gate(jnp.asarray(position), displacement_fn)) > 0, axis=0).tolist()
+            f, rest = np.mean(
+                np.asarray(region.gate(jnp.asarray(position), displacement_fn)) > 0, axis=0
+            ).tolist()
         s_max = expensive / (f * expensive + rest * cheap)
         speedup = expensive / timings[name].median
         rows.append(
@@ -161,7 +166,8 @@ def measure(arguments) -> dict:
                 "speedup": speedup,
                 "s_max": s_max,
                 "fraction_of_bound": speedup / s_max,
-                "force_difference_meV_per_A": 1e3 * float(np.sqrt(np.mean((force - forces["all expensive"]) ** 2))),
+                "force_difference_meV_per_A": 1e3
+                * float(np.sqrt(np.mean((force - forces["all expensive"]) ** 2))),
             }
         )
     return {
@@ -221,22 +227,55 @@ def draw(record: dict, folder: Path) -> Path:
             continue
         # A blend computes both experts in its shell: its place on the curve is that of its bound.
         x = [(expensive / row["s_max"] - cheap) / (expensive - cheap) for row in some]
-        low, high = ([abs(expensive / t - row["speedup"]) for row, t in zip(some, ends)] for ends in zip(*(row["quartiles_s"][::-1] for row in some)))
+        low, high = (
+            [abs(expensive / t - row["speedup"]) for row, t in zip(some, ends)]
+            for ends in zip(*(row["quartiles_s"][::-1] for row in some))
+        )
         label = {"mixture": "slab", "moving": "balls that follow atoms", "all": "one expert alone"}[kind]
-        left.errorbar(x, [row["speedup"] for row in some], (low, high), fmt="o", color=color, markersize=5, capsize=2, label=label)
+        left.errorbar(
+            x,
+            [row["speedup"] for row in some],
+            (low, high),
+            fmt="o",
+            color=color,
+            markersize=5,
+            capsize=2,
+            label=label,
+        )
         speeds = [1e6 * row["median_s"] / record["atoms"] for row in some]
         right.plot(speeds, [row["force_difference_meV_per_A"] for row in some], "o", color=color)
-        place, side = {"mixture": ((6, 3), "left"), "moving": ((0, -14), "left"), "all": ((-7, -3), "right")}[kind]
+        place, side = {"mixture": ((6, 3), "left"), "moving": ((0, -14), "left"), "all": ((-7, -3), "right")}[
+            kind
+        ]
         for row, speed in zip(some, speeds):
             name = row["name"].replace("mixture", "f =").replace("moving, ", "")
-            right.annotate(name, (speed, row["force_difference_meV_per_A"]), xytext=place, textcoords="offset points", fontsize=8, ha=side)
-    left.set(xlabel="share of the atoms on the expensive expert", ylabel="times all-expensive", ylim=(0, None))
+            right.annotate(
+                name,
+                (speed, row["force_difference_meV_per_A"]),
+                xytext=place,
+                textcoords="offset points",
+                fontsize=8,
+                ha=side,
+            )
+    left.set(
+        xlabel="share of the atoms on the expensive expert", ylabel="times all-expensive", ylim=(0, None)
+    )
     left.legend(frameon=False)
-    right.set(xscale="log", xlabel="µs per atom and step", ylabel="change of forces from all-expensive, meV/Å", ylim=(-1, None))
+    right.set(
+        xscale="log",
+        xlabel="µs per atom and step",
+        ylabel="change of forces from all-expensive, meV/Å",
+        ylim=(-1, None),
+    )
     right.margins(x=0.2, y=0.12)
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.suptitle(f"{record['atoms']:,} Pt atoms, {record['cores']} cores of {record['cpu']}" if record["platform"] == "cpu" else f"{record['atoms']:,} Pt atoms, {record['device']}", fontsize=10)
+    figure.suptitle(
+        f"{record['atoms']:,} Pt atoms, {record['cores']} cores of {record['cpu']}"
+        if record["platform"] == "cpu"
+        else f"{record['atoms']:,} Pt atoms, {record['device']}",
+        fontsize=10,
+    )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "mixture.png"
     figure.savefig(path, dpi=150)
@@ -245,9 +284,13 @@ def draw(record: dict, folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", default="ptco", help="name or path")
-    parser.add_argument("--random", action="store_true", help="random parameters: the speed is the same, errors are not")
+    parser.add_argument(
+        "--random", action="store_true", help="random parameters: the speed is the same, errors are not"
+    )
     parser.add_argument("--tiny", action="store_true", help="tiny experts with random parameters")
     parser.add_argument("--atoms", type=int, default=8064)
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES)

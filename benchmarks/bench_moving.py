@@ -68,7 +68,9 @@ def terrace(size: tuple[int, int, int], n_molecules: int) -> Atoms:
     top = atoms.positions[atoms.get_tags() == 1, :2]
     for n in range(n_molecules):
         wanted = width * [(n + 0.5) / n_molecules, 0.5 + 0.25 * (-1) ** n]
-        add_adsorbate(atoms, molecule("CO"), 1.85, top[np.argmin(np.linalg.norm(top - wanted, axis=1))], mol_index=1)
+        add_adsorbate(
+            atoms, molecule("CO"), 1.85, top[np.argmin(np.linalg.norm(top - wanted, axis=1))], mol_index=1
+        )
     atoms.pbc = True
     atoms.positions[:, 2] -= atoms.positions[:, 2].min() - 7.0
     return atoms
@@ -91,9 +93,16 @@ class Kicks:
         for pair in self.pairs:
             angle = self._rng.uniform(-0.5, 0.5)  # about along x
             mass = self._mass[pair]
-            given = mass / mass.sum() * np.sqrt(2 * mass.sum() * self._energy) * np.array([np.cos(angle), np.sin(angle), 0.0])
+            given = (
+                mass
+                / mass.sum()
+                * np.sqrt(2 * mass.sum() * self._energy)
+                * np.array([np.cos(angle), np.sin(angle), 0.0])
+            )
             momentum[pair] += given
-            momentum[self._metal] -= given.sum(axis=0) * self._mass[self._metal] / self._mass[self._metal].sum()
+            momentum[self._metal] -= (
+                given.sum(axis=0) * self._mass[self._metal] / self._mass[self._metal].sum()
+            )
         kicked = jnp.asarray(momentum, state.position.dtype)
         self.work += self._kinetic(np.asarray(kicked, float)) - before
         return state._replace(dynamics=state.dynamics.set(momentum=kicked))
@@ -117,7 +126,9 @@ def simulate_one(name: str, run: Run, arguments) -> dict:
     displacement_fn, shift_fn = space.periodic(jnp.asarray(box, run.dtype))
     region = region_of(run, atoms, model.experts[1].cutoff)
     species = np.array([known.index(s) for s in atoms.symbols])
-    neighbor_fn, energy_fn = mm.mixture_neighbor_list(displacement_fn, box, model.experts, model.params, species, region)
+    neighbor_fn, energy_fn = mm.mixture_neighbor_list(
+        displacement_fn, box, model.experts, model.params, species, region
+    )
     if not run.slope:
 
         def energy_fn(R, neighbor, **_):
@@ -133,7 +144,16 @@ def simulate_one(name: str, run: Run, arguments) -> dict:
     kept: list[tuple] = []
 
     def keep(frame: simulate.Frame) -> None:
-        kept.append((frame.time_ps, frame.conserved - kicks.work, frame.temperature_K, frame.momentum, frame.work, frame.position))
+        kept.append(
+            (
+                frame.time_ps,
+                frame.conserved - kicks.work,
+                frame.temperature_K,
+                frame.momentum,
+                frame.work,
+                frame.position,
+            )
+        )
 
     options = dict(chunk_steps=round(CHUNK_FS / run.timestep_fs), reporters=[keep, watch])
     if switches:
@@ -145,8 +165,19 @@ def simulate_one(name: str, run: Run, arguments) -> dict:
     started = time.perf_counter()
     while (done := result.state.step) < steps:
         state = kicks(result.state)
-        result = simulate.run(neighbor_fn, energy_fn, integrator, state=state, neighbors=result.neighbors, n_steps=min(between, steps - done), **options)
-        print(f"{name}: {result.state.time_ps:6.2f} ps, {time.perf_counter() - started:6.0f} s, {kept[-1][1]:.6f} eV, {kept[-1][2]:.0f} K", flush=True)
+        result = simulate.run(
+            neighbor_fn,
+            energy_fn,
+            integrator,
+            state=state,
+            neighbors=result.neighbors,
+            n_steps=min(between, steps - done),
+            **options,
+        )
+        print(
+            f"{name}: {result.state.time_ps:6.2f} ps, {time.perf_counter() - started:6.0f} s, {kept[-1][1]:.6f} eV, {kept[-1][2]:.0f} K",
+            flush=True,
+        )
     seconds = time.perf_counter() - started
     times, energy, temperature, momentum, work, position = (np.array(column) for column in zip(*kept))
     if arguments.trajectory:
@@ -189,11 +220,15 @@ def farthest(carbon: np.ndarray, box: np.ndarray) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", default="ptco-small", help="name or path")
     parser.add_argument("--runs", nargs="+", choices=list(RUNS), default=list(RUNS))
     # Wider than twice the balls, or the weights of atoms between two images of a ball have a kink.
-    parser.add_argument("--size", type=int, nargs=3, default=(8, 8, 4), help="columns, rows (even), layers of Pt")
+    parser.add_argument(
+        "--size", type=int, nargs=3, default=(8, 8, 4), help="columns, rows (even), layers of Pt"
+    )
     parser.add_argument("--molecules", type=int, default=3)
     parser.add_argument("--ps", type=float, default=10.0)
     parser.add_argument("--kick-every", type=float, default=1.0, help="ps")
@@ -209,7 +244,21 @@ def main() -> None:
     for name, run in runs.items():
         with jax.enable_x64(run.dtype == "float64"):
             record = simulate_one(name, run, arguments)
-        print({k: record[k] for k in ("run", "drift_meV_per_atom_per_ps", "drift_stderr", "fluctuation_meV", "momentum", "farthest", "ms_per_step")}, flush=True)
+        print(
+            {
+                k: record[k]
+                for k in (
+                    "run",
+                    "drift_meV_per_atom_per_ps",
+                    "drift_stderr",
+                    "fluctuation_meV",
+                    "momentum",
+                    "farthest",
+                    "ms_per_step",
+                )
+            },
+            flush=True,
+        )
         harness.append(arguments.results, "moving", record)
 
 

@@ -62,7 +62,9 @@ class Worker:
         self.process.wait()
 
 
-def measure(n_atoms: int, workers: dict[str, Worker], folder: Path, before: list[dict], arguments) -> tuple[list[dict], dict]:
+def measure(
+    n_atoms: int, workers: dict[str, Worker], folder: Path, before: list[dict], arguments
+) -> tuple[list[dict], dict]:
     """All cases of one size, given the rows of smaller ones; what could not run, and why."""
     position, edges = crystal(n_atoms)
     atoms = folder / f"atoms-{len(position)}.npz"
@@ -83,10 +85,19 @@ def measure(n_atoms: int, workers: dict[str, Worker], folder: Path, before: list
             continue
         with np.load(folder / "result.npz") as result:
             energies[name], forces[name] = float(result["energy"]), result["forces"]
-        if forces[name].shape != position.shape or not np.isfinite(forces[name]).all() or not forces[name].any():
-            raise RuntimeError(f"{name}: forces are not those of {len(position)} atoms; its time means nothing.")
+        if (
+            forces[name].shape != position.shape
+            or not np.isfinite(forces[name]).all()
+            or not forces[name].any()
+        ):
+            raise RuntimeError(
+                f"{name}: forces are not those of {len(position)} atoms; its time means nothing."
+            )
         rows[name] = {"name": name, "group": case.group, **answer}
-        print(f"{name}: built in {answer['build_s']:.1f} s, {1e6 * answer['seconds'] / len(position):.1f} µs per atom", flush=True)
+        print(
+            f"{name}: built in {answer['build_s']:.1f} s, {1e6 * answer['seconds'] / len(position):.1f} µs per atom",
+            flush=True,
+        )
     for name in rows:
         if name.startswith("Allegro, PyTorch"):
             rows[name] |= compare(name, energies, forces)
@@ -115,7 +126,11 @@ def too_large(name: str, n_atoms: int, before: list[dict], longest: float) -> st
     if times * rows[-1]["median_s"] > longest:
         return f"would need about {times * rows[-1]['median_s']:.0f} s an evaluation"
     needed, free = times * (rows[-1]["evaluation_memory_MB"] or 0.0), free_memory()
-    return f"would need about {needed / 1024:.0f} GB of memory" if free is not None and needed > 0.9 * free else None
+    return (
+        f"would need about {needed / 1024:.0f} GB of memory"
+        if free is not None and needed > 0.9 * free
+        else None
+    )
 
 
 def free_memory() -> float | None:
@@ -136,7 +151,9 @@ def compare(name: str, energies: dict, forces: dict) -> dict:
     difference = float(np.abs(forces[name] - forces[OURS]).max() / np.abs(forces[OURS]).max())
     energy = abs(energies[name] - energies[OURS]) / abs(energies[OURS])
     if max(difference, energy) > FORCE_TOLERANCE:
-        raise RuntimeError(f"{name}: forces differ from moe_md's by {difference:.1e} of the longest, energies by {energy:.1e}.")
+        raise RuntimeError(
+            f"{name}: forces differ from moe_md's by {difference:.1e} of the longest, energies by {energy:.1e}."
+        )
     return {"force_difference": difference, "energy_difference": energy}
 
 
@@ -144,7 +161,9 @@ def timed(rows: dict, workers: dict[str, Worker], arguments) -> dict[str, list[f
     """Seconds per evaluation, in rounds; a case's rounds are spread evenly over all and take about `--seconds`."""
     turns = {}
     for name, row in rows.items():
-        count = int(np.clip(arguments.seconds / row["seconds"], min(LEAST_ROUNDS, arguments.rounds), arguments.rounds))
+        count = int(
+            np.clip(arguments.seconds / row["seconds"], min(LEAST_ROUNDS, arguments.rounds), arguments.rounds)
+        )
         turns[name] = set(np.linspace(0, arguments.rounds - 1, count).round().astype(int).tolist())
     names, seconds = list(rows), {name: [] for name in rows}
     for turn in range(arguments.rounds):
@@ -185,11 +204,27 @@ def draw(record: dict, folder: Path) -> Path:
         rows = sorted((row for row in record["rows"] if row["name"] == name), key=lambda row: row["atoms"])
         x, y = [row["atoms"] for row in rows], [1e3 * row["median_s"] for row in rows]
         low, high = (np.abs(1e3 * np.array([row["quartiles_s"][k] for row in rows]) - y) for k in (0, 1))
-        axes.errorbar(x, y, (low, high), fmt="o", linestyle=styles[rows[0]["group"]], color=colors.get(rows[0]["group"]), markersize=4, capsize=2, label=name)
+        axes.errorbar(
+            x,
+            y,
+            (low, high),
+            fmt="o",
+            linestyle=styles[rows[0]["group"]],
+            color=colors.get(rows[0]["group"]),
+            markersize=4,
+            capsize=2,
+            label=name,
+        )
         last[name] = y[-1] / x[-1]
     handles, labels = axes.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda k: -last[labels[k]])
-    figure.legend([handles[k] for k in order], [labels[k] for k in order], loc="outside right center", fontsize=9, frameon=False)
+    figure.legend(
+        [handles[k] for k in order],
+        [labels[k] for k in order],
+        loc="outside right center",
+        fontsize=9,
+        frameon=False,
+    )
     sizes = sorted({row["atoms"] for row in record["rows"]})
     axes.set(xscale="log", yscale="log", xlabel="atoms", ylabel="energy and forces, ms")
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
@@ -204,14 +239,27 @@ def draw(record: dict, folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     groups = list(dict.fromkeys(case.group for case in CASES.values()))
-    parser.add_argument("--peer-python", nargs="*", default=[], metavar="GROUP=PATH", help=f"whose Python runs a group of {groups}")
+    parser.add_argument(
+        "--peer-python",
+        nargs="*",
+        default=[],
+        metavar="GROUP=PATH",
+        help=f"whose Python runs a group of {groups}",
+    )
     parser.add_argument("--atoms", type=int, nargs="+", default=(1000, 3000, 8000))
     parser.add_argument("--only", nargs="*", help="names of cases; ours must be among them")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=15.0, help="of a case at a size; it takes part in three rounds at least")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=15.0,
+        help="of a case at a size; it takes part in three rounds at least",
+    )
     parser.add_argument("--longest", type=float, default=60.0, help="seconds that one evaluation may take")
     parser.add_argument("--plots", type=Path, help="folder for a picture of the results")
     parser.add_argument("--redraw", action="store_true", help="draw the newest record, measure nothing")
@@ -229,12 +277,18 @@ def main() -> None:
         vars(arguments).update(atoms=(108,), rounds=2)
     rows, left_out = [], {}
     with tempfile.TemporaryDirectory() as folder:
-        workers = {group: Worker(pythons.get(group, sys.executable), Path(folder), group, arguments.threads) for group in groups}
+        workers = {
+            group: Worker(pythons.get(group, sys.executable), Path(folder), group, arguments.threads)
+            for group in groups
+        }
         try:
             for n_atoms in arguments.atoms:
                 of_size, without = measure(n_atoms, workers, Path(folder), rows, arguments)
                 rows += of_size
-                left_out |= {f"{name}, {n_atoms:,} atoms" if len(arguments.atoms) > 1 else name: why for name, why in without.items()}
+                left_out |= {
+                    f"{name}, {n_atoms:,} atoms" if len(arguments.atoms) > 1 else name: why
+                    for name, why in without.items()
+                }
         finally:
             for worker in workers.values():
                 worker.close()

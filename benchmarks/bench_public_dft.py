@@ -31,18 +31,30 @@ import hashlib
 import importlib.util
 import math
 import time
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from itertools import islice
-from typing import Callable, Iterator, NamedTuple, Sequence
+from typing import NamedTuple
 
+import harness
 import jax
 import numpy as np
 
-import harness
 import moe_md as mm
 from moe_md.analysis.seam import ghost_force_report
-from moe_md.data import Batch, Dataset, Frame, batches, collate, dataset_from_frames, force_rms, load_dataset, prepare
-from moe_md.data import reference_energies, summary
+from moe_md.data import (
+    Batch,
+    Dataset,
+    Frame,
+    batches,
+    collate,
+    dataset_from_frames,
+    force_rms,
+    load_dataset,
+    prepare,
+    reference_energies,
+    summary,
+)
 from moe_md.data.batching import frame_rows
 from moe_md.experts import Expert
 from moe_md.training.cotrain import Settings
@@ -155,8 +167,9 @@ def torch_allegro(expert: Expert, scale: float, references: dict, seed: int, *, 
     """
     import torch
     from allegro.model import AllegroModel
-    from moe_md.interfaces.torch_allegro import from_module
     from nequip.utils.global_state import global_state_initialized, set_global_state
+
+    from moe_md.interfaces.torch_allegro import from_module
 
     if not global_state_initialized():
         set_global_state()
@@ -164,14 +177,24 @@ def torch_allegro(expert: Expert, scale: float, references: dict, seed: int, *, 
     widths = {}
     for mlp in ("scalar_embed_mlp", "allegro_mlp", "readout_mlp"):
         widths |= {f"{mlp}_hidden_layers_width": c[mlp][0], f"{mlp}_hidden_layers_depth": len(c[mlp])}
-    same = ("l_max", "parity", "num_layers", "num_scalar_features", "num_tensor_features", "avg_num_neighbors")
+    same = (
+        "l_max",
+        "parity",
+        "num_layers",
+        "num_scalar_features",
+        "num_tensor_features",
+        "avg_num_neighbors",
+    )
     model = AllegroModel(
         seed=seed,
         compile_mode=compile_mode,
         model_dtype="float32",
         type_names=list(c["species"]),
         r_max=c["cutoff"],
-        radial_chemical_embed={"_target_": "allegro.nn.TwoBodyBesselScalarEmbed", "num_bessels": c["num_bessels"]},
+        radial_chemical_embed={
+            "_target_": "allegro.nn.TwoBodyBesselScalarEmbed",
+            "num_bessels": c["num_bessels"],
+        },
         per_type_energy_scales=scale,
         per_type_energy_shifts=references,
         **{name: c[name] for name in same},
@@ -189,14 +212,19 @@ def torch_input(batch: Batch) -> dict:
     import torch
 
     center, slot = np.nonzero(batch.rows.mask)
-    n, n_atoms = int(batch.row_mask.sum()), batch.n_atoms[batch.n_atoms > 0]  # real rows and frames come first
+    n, n_atoms = (
+        int(batch.row_mask.sum()),
+        batch.n_atoms[batch.n_atoms > 0],
+    )  # real rows and frames come first
     return {
         "pos": torch.zeros(n, 3, dtype=torch.float64),  # as the reference has it, whatever the model's dtype
         "cell": torch.eye(3, dtype=torch.float64).repeat(len(n_atoms), 1, 1),
         "batch": torch.from_numpy(batch.frame[:n].astype(np.int64)),
         "num_atoms": torch.from_numpy(n_atoms.astype(np.int64)),
         "atom_types": torch.from_numpy(batch.rows.center_species[:n].astype(np.int64)),
-        "edge_index": torch.from_numpy(np.stack([center, batch.rows.neighbor[center, slot]]).astype(np.int64)),
+        "edge_index": torch.from_numpy(
+            np.stack([center, batch.rows.neighbor[center, slot]]).astype(np.int64)
+        ),
         "edge_cell_shift": torch.from_numpy(batch.rows.displacement[center, slot].astype(np.float64)),
     }
 
@@ -256,14 +284,20 @@ def learning_rate(settings: Settings, step: int, share: float) -> float:
     """Warm-up by steps, then the cosine of co-training, over the share of the budget spent."""
     warmup = min(1.0, step / max(min(settings.warmup_steps, settings.steps // 2), 1))
     low = settings.final_learning_rate
-    return settings.learning_rate * warmup * (low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0))))
+    return (
+        settings.learning_rate
+        * warmup
+        * (low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0))))
+    )
 
 
 def labelled(train, settings: Settings) -> Iterator[Batch]:
     """Batches without end, those of co-training."""
     epoch = 0
     while True:
-        yield from batches(train, max_rows=settings.max_rows, rng=np.random.default_rng([settings.seed, 0, epoch]))
+        yield from batches(
+            train, max_rows=settings.max_rows, rng=np.random.default_rng([settings.seed, 0, epoch])
+        )
         epoch += 1
 
 
@@ -421,15 +455,25 @@ def report(record: dict) -> str:
 
 def main() -> None:
     defaults = Settings()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, help="extended XYZ file of the public frames")
-    parser.add_argument("--steps", type=int, default=3000, help="of co-training; the peer gets the same processor time")
+    parser.add_argument(
+        "--steps", type=int, default=3000, help="of co-training; the peer gets the same processor time"
+    )
     parser.add_argument("--seed", type=int, default=3, help="of the split and of training")
     parser.add_argument("--held-out", type=float, default=0.2, help="share of frames")
-    parser.add_argument("--max-force", type=float, default=20.0, help="eV/Å; frames with a longer force are dropped")
-    parser.add_argument("--max-rows", type=int, default=104, help="atoms per batch; a larger frame is a batch")
+    parser.add_argument(
+        "--max-force", type=float, default=20.0, help="eV/Å; frames with a longer force are dropped"
+    )
+    parser.add_argument(
+        "--max-rows", type=int, default=104, help="atoms per batch; a larger frame is a batch"
+    )
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
-    parser.add_argument("--lattice-constant", type=float, default=3.98, help="Å; the frames' slabs have 3.97 and 3.99")
+    parser.add_argument(
+        "--lattice-constant", type=float, default=3.98, help="Å; the frames' slabs have 3.97 and 3.99"
+    )
     parser.add_argument("--cutoff", type=float, default=5.0, help="Å, of both experts")
     parser.add_argument("--l-max", type=int, default=2)
     parser.add_argument("--layers", type=int, default=1)

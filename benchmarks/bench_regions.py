@@ -30,7 +30,9 @@ def measure(n_atoms: int, n_seeds: int, repeats: int) -> dict:
     position, edges = crystal(n_atoms)
     n_atoms, position = len(position), jnp.asarray(position)
     displacement_fn, _ = space.periodic(edges)
-    region = mm.regions.around(np.random.default_rng(1).choice(n_atoms, n_seeds, replace=False), R_CORE, R_BLEND)
+    region = mm.regions.around(
+        np.random.default_rng(1).choice(n_atoms, n_seeds, replace=False), R_CORE, R_BLEND
+    )
     wanted = region.spheres(SKIN)
     fns = lists.neighbor_list(displacement_fn, edges, [R_CORE], dr_threshold=SKIN)
     near = fns.allocate(position, cutoffs=[wanted.reach], centers=wanted.centers)
@@ -46,7 +48,9 @@ def measure(n_atoms: int, n_seeds: int, repeats: int) -> dict:
 
     def gate(carry):
         R, nbrs = carry
-        slope = jax.grad(lambda R: jnp.sum(region.gate(R, displacement_fn, Surroundings(None, None, R_CORE, nbrs))[:, 0]))(R)
+        slope = jax.grad(
+            lambda R: jnp.sum(region.gate(R, displacement_fn, Surroundings(None, None, R_CORE, nbrs))[:, 0])
+        )(R)
         return R + 1e-9 * slope, nbrs
 
     def touch(carry):
@@ -67,7 +71,9 @@ def measure(n_atoms: int, n_seeds: int, repeats: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--atoms", type=int, nargs="+", default=(10_000, 100_000, 1_000_000))
     parser.add_argument("--seeds", type=int, nargs="+", default=(10, 100, 1000))
     parser.add_argument("--repeats", type=int, default=9)
@@ -80,11 +86,22 @@ def main() -> None:
     for n_atoms in arguments.atoms:
         for n_seeds in arguments.seeds:
             rows.append(measure(n_atoms, n_seeds, arguments.repeats))
-            print({k: [round(x, 2) for x in v] if isinstance(v, list) else v for k, v in rows[-1].items()}, flush=True)
+            print(
+                {k: [round(x, 2) for x in v] if isinstance(v, list) else v for k, v in rows[-1].items()},
+                flush=True,
+            )
     harness.append(
         arguments.results,
         "regions",
-        {"benchmark": "regions", **harness.environment(), "smoke": arguments.smoke, "r_core": R_CORE, "r_blend": R_BLEND, "dtype": "float32", "rows": rows},
+        {
+            "benchmark": "regions",
+            **harness.environment(),
+            "smoke": arguments.smoke,
+            "r_core": R_CORE,
+            "r_blend": R_BLEND,
+            "dtype": "float32",
+            "rows": rows,
+        },
     )
 
 

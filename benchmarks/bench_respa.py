@@ -36,8 +36,22 @@ from moe_md.data.dataset import dataset_from_frames
 from moe_md.training import cotrain
 from moe_md.training.losses import Weights
 
-GUIDE = {"builder": "power_spectrum", "cutoff": 5.0, "l_max": 3, "num_channels": 12, "hidden": [32, 32], "avg_num_neighbors": 40.0}
-LONE = {"builder": "power_spectrum", "cutoff": 3.0, "l_max": 0, "num_channels": 1, "num_bessels": 2, "hidden": [2]}  # `cotrain` wants two
+GUIDE = {
+    "builder": "power_spectrum",
+    "cutoff": 5.0,
+    "l_max": 3,
+    "num_channels": 12,
+    "hidden": [32, 32],
+    "avg_num_neighbors": 40.0,
+}
+LONE = {
+    "builder": "power_spectrum",
+    "cutoff": 3.0,
+    "l_max": 0,
+    "num_channels": 1,
+    "num_bessels": 2,
+    "hidden": [2],
+}  # `cotrain` wants two
 EVERY = (1, 2, 3, 4, 5, 6, 8)
 
 
@@ -47,14 +61,23 @@ def trained_guide(arguments) -> mm.Checkpoint:
         return mm.load(arguments.guide)
     model = mm.load(arguments.checkpoint)
     species = model.experts[0].species
-    frames = [f for f in mm.data.read_frames(mm.data.ptco_fm()) if len(f.symbols) <= 40][:: 40 if arguments.smoke else 2]
+    frames = [f for f in mm.data.read_frames(mm.data.ptco_fm()) if len(f.symbols) <= 40][
+        :: 40 if arguments.smoke else 2
+    ]
     rule = near_foreign(model.experts[1].domain, model.experts[1].cutoff)
     said = [c.expensive for c in compare(model, dataset_from_frames(frames, species), rule)]
     frames = [f._replace(energy=o.energy, forces=o.forces, stress=o.stress) for f, o in zip(frames, said)]
-    pair = (experts.build({**GUIDE, "species": species}), experts.build({**LONE, "species": species, "domain": ("Pt",)}))
+    pair = (
+        experts.build({**GUIDE, "species": species}),
+        experts.build({**LONE, "species": species, "domain": ("Pt",)}),
+    )
     alone = Weights(agree_energy=0.0, agree_partial_forces=0.0, agree_stress=0.0, mixed=0.0)
     settings = cotrain.Settings(
-        steps=20 if arguments.smoke else arguments.guide_steps, weights=alone, environment_rows=0, perfect_crystals=0, max_rows=64
+        steps=20 if arguments.smoke else arguments.guide_steps,
+        weights=alone,
+        environment_rows=0,
+        perfect_crystals=0,
+        max_rows=64,
     )
     trained = mm.cotrain(pair, dataset_from_frames(frames, species), settings)
     guide = trained._replace(experts=trained.experts[:1], params=trained.params[:1])
@@ -72,10 +95,20 @@ def conservation(model, guides: dict, arguments) -> Iterator[dict]:
     displacement_fn, shift_fn = space.periodic(jnp.asarray(box))
     warm = None
     for name, guide in guides.items():
-        fns = mm.mixture_neighbor_list(displacement_fn, box, model.experts, model.params, species, region, guide=guide)
+        fns = mm.mixture_neighbor_list(
+            displacement_fn, box, model.experts, model.params, species, region, guide=guide
+        )
         if warm is None:
-            start = dict(masses=atoms.get_masses(), temperature_K=2 * arguments.temperature_K, key=jax.random.key(0))
-            warm = simulate.run(*fns, simulate.nve(shift_fn, 1.0), jnp.asarray(atoms.positions), n_steps=arguments.warmup, **start).state
+            start = dict(
+                masses=atoms.get_masses(), temperature_K=2 * arguments.temperature_K, key=jax.random.key(0)
+            )
+            warm = simulate.run(
+                *fns,
+                simulate.nve(shift_fn, 1.0),
+                jnp.asarray(atoms.positions),
+                n_steps=arguments.warmup,
+                **start,
+            ).state
         for every in arguments.every:
             bonds: list[float] = []
 
@@ -85,14 +118,29 @@ def conservation(model, guides: dict, arguments) -> Iterator[dict]:
 
             chunk = max(1, round(min(CHUNK_FS, 40 * arguments.ps) / every)) * every  # at least 25 frames
             steps = -(-round(1e3 * arguments.ps) // chunk) * chunk
-            row = {"guide": name, "slow_every": every, "ps": 1e-3 * steps, "n_atoms": len(atoms), "failed": True}
+            row = {
+                "guide": name,
+                "slow_every": every,
+                "ps": 1e-3 * steps,
+                "n_atoms": len(atoms),
+                "failed": True,
+            }
             try:
-                result = simulate.run(*fns, simulate.nve(shift_fn, 1.0, slow_every=every), state=warm, n_steps=steps, chunk_steps=chunk, reporters=[look])
+                result = simulate.run(
+                    *fns,
+                    simulate.nve(shift_fn, 1.0, slow_every=every),
+                    state=warm,
+                    n_steps=steps,
+                    chunk_steps=chunk,
+                    reporters=[look],
+                )
             except simulate.SimulationError:
                 yield row
                 continue
             line = drift(result.log.time_ps, result.log.total, len(atoms))
-            rest = result.log.total - np.polyval(np.polyfit(result.log.time_ps, result.log.total, 1), result.log.time_ps)
+            rest = result.log.total - np.polyval(
+                np.polyfit(result.log.time_ps, result.log.total, 1), result.log.time_ps
+            )
             yield row | {
                 "failed": False,
                 "drift_meV_per_atom_per_ps": line.slope,
@@ -110,13 +158,17 @@ def speed(model, guide, arguments) -> dict:
     position, edges = crystal(arguments.atoms)
     species = np.full(len(position), model.experts[0].species.index(SYMBOL))
     displacement_fn, shift_fn = space.periodic(edges)
-    build = partial(mm.mixture_neighbor_list, displacement_fn, edges, species=species, chunk_size=arguments.chunk_size)
+    build = partial(
+        mm.mixture_neighbor_list, displacement_fn, edges, species=species, chunk_size=arguments.chunk_size
+    )
     masses = np.full(len(position), 195.08)
 
     def case(fns, every: int) -> harness.Case:
         """`every` inner steps."""
         start = dict(masses=masses, temperature_K=300.0, key=jax.random.key(0))
-        begun = simulate.run(*fns, simulate.nve(shift_fn, 1.0, slow_every=every), jnp.asarray(position), n_steps=0, **start)
+        begun = simulate.run(
+            *fns, simulate.nve(shift_fn, 1.0, slow_every=every), jnp.asarray(position), n_steps=0, **start
+        )
         energies = simulate._Energies(fns[1], fns[0].fast, fns[0].split)
         dynamics = simulate.nve(shift_fn, 1.0, slow_every=every)
 
@@ -133,11 +185,16 @@ def speed(model, guide, arguments) -> dict:
         "all cheap": case(build(experts=model.experts[1:], params=model.params[1:], region=alone), 1),
     }
     for share in arguments.shares:
-        fns = build(experts=model.experts, params=model.params, region=upper_share(position, share), guide=guide)
+        fns = build(
+            experts=model.experts, params=model.params, region=upper_share(position, share), guide=guide
+        )
         for every in arguments.speed_every:
             counts[f"{share:g}, {every}"] = every
             cases[f"{share:g}, {every}"] = case(fns, every)
-            print(f"f = {share:g}, every {every}: compiled in {cases[f'{share:g}, {every}'].compile_seconds:.0f} s", flush=True)
+            print(
+                f"f = {share:g}, every {every}: compiled in {cases[f'{share:g}, {every}'].compile_seconds:.0f} s",
+                flush=True,
+            )
     timings = harness.interleave(cases, repeats=arguments.repeats)
     for name, each in cases.items():
         state, neighbors = each.state
@@ -160,34 +217,66 @@ def speed(model, guide, arguments) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", default="ptco-small", help="name or path, for conservation")
     parser.add_argument("--speed-checkpoint", default="ptco", help="name or path, for speed")
     parser.add_argument("--guide", default="ptco-small-guide", help="name of the guide, or a file (.msgpack)")
     parser.add_argument("--guide-steps", type=int, default=6000)
-    parser.add_argument("--parts", nargs="+", choices=("conservation", "speed"), default=("conservation", "speed"))
-    parser.add_argument("--every", type=int, nargs="+", default=EVERY, help="steps of 1 fs between forces of the expensive expert")
+    parser.add_argument(
+        "--parts", nargs="+", choices=("conservation", "speed"), default=("conservation", "speed")
+    )
+    parser.add_argument(
+        "--every",
+        type=int,
+        nargs="+",
+        default=EVERY,
+        help="steps of 1 fs between forces of the expensive expert",
+    )
     # Wider than twice the ball, or the weights of atoms between two images of it have a kink.
-    parser.add_argument("--size", type=int, nargs=3, default=(6, 8, 4), help="columns, rows (even), layers of Pt")
+    parser.add_argument(
+        "--size", type=int, nargs=3, default=(6, 8, 4), help="columns, rows (even), layers of Pt"
+    )
     parser.add_argument("--ps", type=float, default=5.0)
     parser.add_argument("--warmup", type=int, default=500, help="steps")
     parser.add_argument("--temperature-K", type=float, default=500.0)
     parser.add_argument("--atoms", type=int, default=8064)
     parser.add_argument("--shares", type=float, nargs="+", default=(0.05, 0.25))
-    parser.add_argument("--speed-every", type=int, nargs="+", default=(1, 2, 3, 4), help="the first is what others are compared to")
+    parser.add_argument(
+        "--speed-every",
+        type=int,
+        nargs="+",
+        default=(1, 2, 3, 4),
+        help="the first is what others are compared to",
+    )
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--chunk-size", type=int, default=64, help="rows computed at a time")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
-    parser.add_argument("--smoke", action="store_true", help="fs of a small slab, a few hundred atoms, two repeats")
+    parser.add_argument(
+        "--smoke", action="store_true", help="fs of a small slab, a few hundred atoms, two repeats"
+    )
     arguments = parser.parse_args()
     if arguments.smoke:
-        vars(arguments).update(ps=0.1, warmup=4, every=(4,), size=(6, 8, 3), atoms=256, shares=(0.25,), speed_every=(1, 2), repeats=2)
+        vars(arguments).update(
+            ps=0.1,
+            warmup=4,
+            every=(4,),
+            size=(6, 8, 3),
+            atoms=256,
+            shares=(0.25,),
+            speed_every=(1, 2),
+            repeats=2,
+        )
     guide = trained_guide(arguments)
     record = {"benchmark": "respa", **harness.environment(), "smoke": arguments.smoke, "checkpoint": arguments.checkpoint,
               "speed_checkpoint": arguments.speed_checkpoint, "dtype": "float64 and float32", "lattice_constant": LATTICE, "guide": guide.experts[0].config}  # fmt: skip
     if "conservation" in arguments.parts:
         model = mm.load(arguments.checkpoint)
-        guides = {"guide": (guide.experts[0], guide.params[0]), "cheap expert": (model.experts[1], model.params[1])}
+        guides = {
+            "guide": (guide.experts[0], guide.params[0]),
+            "cheap expert": (model.experts[1], model.params[1]),
+        }
         if arguments.smoke:
             del guides["cheap expert"]
         with jax.enable_x64(True):

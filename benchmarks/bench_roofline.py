@@ -48,7 +48,15 @@ def sample(expert: Expert, n_rows: int, skin: float) -> Neighborhood:
     atoms = bulk(SYMBOL, cubic=True, a=LATTICE) * ((int(np.ceil((n_rows / 4) ** (1 / 3))),) * 3)
     position = atoms.positions + RATTLE * np.random.default_rng(0).standard_normal(atoms.positions.shape)
     kinds = np.full(len(atoms), expert.species.index(SYMBOL))
-    make = partial(rows_from_images, position, kinds, atoms.cell.array, atoms.pbc, centers=np.arange(n_rows), dtype=np.float32)
+    make = partial(
+        rows_from_images,
+        position,
+        kinds,
+        atoms.cell.array,
+        atoms.pbc,
+        centers=np.arange(n_rows),
+        dtype=np.float32,
+    )
     reach = expert.cutoff + (0.0 if expert.dear_slots else skin)
     needed = make(reach).mask.shape[1]
     room = 1.075 if expert.dear_slots else 1.25  # as the mixture's defaults
@@ -97,7 +105,9 @@ def product_seconds(left, right, numbers, repeats: int) -> float:
             a, total = carry
             out = jax.lax.dot_general(a, b, numbers)
             value = out.reshape(-1)[0]
-            return a.at[(0,) * a.ndim].set(value * 1e-6), total + value  # the next product must wait for this one
+            return a.at[(0,) * a.ndim].set(
+                value * 1e-6
+            ), total + value  # the next product must wait for this one
 
         return jax.lax.fori_loop(0, often, body, (a, jnp.zeros(())))
 
@@ -134,7 +144,9 @@ def where_time_goes(fn, arguments, calls: int) -> dict[str, float]:
     shares: collections.Counter = collections.Counter()
     for operation, durations in spent.items():
         name = names.get(operation, "")
-        part = next((part for part, pattern in PARTS.items() if re.search(pattern, name)), "radial, harmonics, sums")
+        part = next(
+            (part for part, pattern in PARTS.items() if re.search(pattern, name)), "radial, harmonics, sums"
+        )
         shares[part] += float(np.median(durations))
         if "dot" in operation or name.endswith("dot_general"):
             shares["products of all parts"] += float(np.median(durations))
@@ -147,7 +159,10 @@ def roofline(expert: Expert, params, arguments) -> list[dict]:
     rows = sample(expert, arguments.rows, arguments.skin)
     rate = bandwidth(rows.mask.size * (expert.config["l_max"] + 1) ** 2, arguments.repeats)
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
-    passes = {"energy": lambda rows: expert.atom_energies(params, rows), "energy and forces": partial(energies_and_partial_forces, expert, params)}
+    passes = {
+        "energy": lambda rows: expert.atom_energies(params, rows),
+        "energy and forces": partial(energies_and_partial_forces, expert, params),
+    }
     found = []
     for name, fn in passes.items():
         shapes = products(jax.make_jaxpr(fn)(rows).jaxpr)
@@ -162,7 +177,11 @@ def roofline(expert: Expert, params, arguments) -> list[dict]:
                 "pass": name,
                 "rows": arguments.rows,
                 "slots": int(rows.mask.shape[1]),
-                "neighbours": float(jnp.mean(jnp.sum(rows.mask & (jnp.sum(rows.displacement**2, -1) < expert.cutoff**2), axis=1))),
+                "neighbours": float(
+                    jnp.mean(
+                        jnp.sum(rows.mask & (jnp.sum(rows.displacement**2, -1) < expert.cutoff**2), axis=1)
+                    )
+                ),
                 "product_flops": float(flops) / arguments.rows,
                 "flops": float(cost["flops"]) / arguments.rows,
                 "bytes": float(cost["bytes accessed"]) / arguments.rows,
@@ -179,7 +198,9 @@ def roofline(expert: Expert, params, arguments) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", default="ptco", help="name or path")
     parser.add_argument("--rows", type=int, default=64, help="of a chunk")
     parser.add_argument("--skin", type=float, default=0.4, help="Å")
@@ -192,9 +213,15 @@ def main() -> None:
     model = harness.two_experts(arguments.checkpoint, tiny=arguments.smoke)
     rate = bandwidth(2**16 if arguments.smoke else 2**26, arguments.repeats)  # beyond every cache
     large = (64, 64) if arguments.smoke else (2048, 2048)
-    peak = flops_of(large, large, (((1,), (0,)), ((), ()))) / product_seconds(large, large, (((1,), (0,)), ((), ())), arguments.repeats)
+    peak = flops_of(large, large, (((1,), (0,)), ((), ()))) / product_seconds(
+        large, large, (((1,), (0,)), ((), ())), arguments.repeats
+    )
     print(f"bandwidth {1e-9 * rate:.0f} GB/s, large product {1e-9 * peak:.0f} GFLOP/s", flush=True)
-    rows = [row for expert, params in zip(model.experts, model.params) for row in roofline(expert, params, arguments)]
+    rows = [
+        row
+        for expert, params in zip(model.experts, model.params)
+        for row in roofline(expert, params, arguments)
+    ]
     record = {"benchmark": "roofline", **harness.environment(), "smoke": arguments.smoke, "dtype": "float32", "checkpoint": Path(arguments.checkpoint).name,
               "bandwidth": rate, "peak_flops": peak, "rows": rows}  # fmt: skip
     harness.append(arguments.results, "roofline", record)

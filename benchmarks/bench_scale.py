@@ -15,13 +15,22 @@ works in, which all grow with the atoms (chunks of rows are as large as ever).
 import argparse
 from typing import NamedTuple
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bench_mixture import SYMBOL, TEMPERATURE_K, TIMESTEP_FS, cells_for, crystal_of, rebuild_case, start, upper_share
+from bench_mixture import (
+    SYMBOL,
+    TEMPERATURE_K,
+    TIMESTEP_FS,
+    cells_for,
+    crystal_of,
+    rebuild_case,
+    start,
+    upper_share,
+)
 from jax_md import simulate, space
 
-import harness
 import moe_md as mm
 
 NARROW = 3  # cubic cells: the box must be wider than two cutoffs
@@ -39,7 +48,11 @@ def systems(sizes: list[int]) -> list[System]:
     """Crystals of about these sizes, the smallest as a bar too, the second also shuffled."""
     found = [System("crystal", cells_for(n)) for n in sorted(sizes)]
     bar = System("bar", (NARROW, NARROW, round(min(sizes) / 4 / NARROW**2)))
-    return [*found, bar, System("crystal, atoms shuffled", found[min(1, len(found) - 1)].cells, shuffled=True)]
+    return [
+        *found,
+        bar,
+        System("crystal, atoms shuffled", found[min(1, len(found) - 1)].cells, shuffled=True),
+    ]
 
 
 class Chunk(harness.Case):
@@ -53,7 +66,13 @@ class Chunk(harness.Case):
         species = np.full(len(position), model.experts[0].species.index(SYMBOL))
         displacement_fn, shift_fn = space.periodic(edges)
         neighbor_fn, energy_fn = mm.mixture_neighbor_list(
-            displacement_fn, edges, model.experts[:2], model.params[:2], species, upper_share(position, share), chunk_size=chunk_size
+            displacement_fn,
+            edges,
+            model.experts[:2],
+            model.params[:2],
+            species,
+            upper_share(position, share),
+            chunk_size=chunk_size,
         )
         _, apply_fn = simulate.nve(energy_fn, shift_fn, TIMESTEP_FS * mm.units.fs)
 
@@ -64,7 +83,10 @@ class Chunk(harness.Case):
             return apply_fn(state, neighbor=new), new, rebuilds + moved
 
         neighbors = neighbor_fn.allocate(jnp.asarray(position))
-        super().__init__(lambda carry: jax.lax.fori_loop(0, n_steps, step, carry), (start(position), neighbors, jnp.zeros((), int)))
+        super().__init__(
+            lambda carry: jax.lax.fori_loop(0, n_steps, step, carry),
+            (start(position), neighbors, jnp.zeros((), int)),
+        )
 
     @property
     def rebuilds(self) -> int:
@@ -79,7 +101,9 @@ class Chunk(harness.Case):
     def check(self) -> None:
         state, neighbors, _ = self.state
         if bool(neighbors.did_buffer_overflow) or not bool(jnp.isfinite(state.position).all()):
-            raise RuntimeError(f"{self.n_atoms} atoms: lists overflowed or positions are not finite; its time means nothing.")
+            raise RuntimeError(
+                f"{self.n_atoms} atoms: lists overflowed or positions are not finite; its time means nothing."
+            )
 
 
 def measure(arguments) -> dict:
@@ -90,10 +114,15 @@ def measure(arguments) -> dict:
     chunks = {}
     for system in found:
         chunks[system] = make(system, arguments.steps)
-        print(f"{system.name}, {chunks[system].n_atoms:,} atoms: compiled in {chunks[system].compile_seconds:.1f} s", flush=True)
+        print(
+            f"{system.name}, {chunks[system].n_atoms:,} atoms: compiled in {chunks[system].compile_seconds:.1f} s",
+            flush=True,
+        )
     timings = harness.interleave(chunks, repeats=arguments.repeats)
     counted = {system: chunk.rebuilds for system, chunk in chunks.items()}
-    rebuilt = harness.interleave({s: rebuild_case(c, c.edges) for s, c in chunks.items()}, repeats=max(3, arguments.repeats))
+    rebuilt = harness.interleave(
+        {s: rebuild_case(c, c.edges) for s, c in chunks.items()}, repeats=max(3, arguments.repeats)
+    )
     long = make(found[0], arguments.long_steps)
     long.advance()
     for chunk in (*chunks.values(), long):
@@ -138,7 +167,9 @@ def measure(arguments) -> dict:
 
 def describe(record: dict) -> str:
     """The result, for people."""
-    lines = [f"f = {record['f']:g}; the smallest rebuilt its list {record['long_rebuilds']} times in {record['long_steps']} steps"]
+    lines = [
+        f"f = {record['f']:g}; the smallest rebuilt its list {record['long_rebuilds']} times in {record['long_steps']} steps"
+    ]
     for row in record["rows"]:
         held = "unknown" if row["bytes_per_atom"] is None else f"{row['bytes_per_atom']:,.0f}"
         low, high = (1e6 * t / row["atoms"] for t in row["quartiles_s"])
@@ -151,7 +182,9 @@ def describe(record: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", default="ptco", help="name or path")
     parser.add_argument("--atoms", type=int, nargs="+", default=(8064, 32000, 250000))
     parser.add_argument("--share", type=float, default=0.05, help="of the atoms, on the expensive expert")

@@ -67,7 +67,11 @@ class Molecule:
     """Where C went, over all periodic images, and the bond to O, at each frame."""
 
     def __init__(self, atoms: Atoms):
-        self._cell, self._carbon, self._oxygen = atoms.cell, atoms.symbols.search("C")[0], atoms.symbols.search("O")[0]
+        self._cell, self._carbon, self._oxygen = (
+            atoms.cell,
+            atoms.symbols.search("C")[0],
+            atoms.symbols.search("O")[0],
+        )
         self._last, self._path, self.farthest, self.bonds = None, np.zeros(3), 0.0, []
 
     def __call__(self, frame: simulate.Frame) -> None:
@@ -112,10 +116,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--checkpoint", default="ptco")
-    parser.add_argument("--size", type=int, nargs=3, default=(4, 6, 3), help="columns, rows (even) and layers of Pt")
+    parser.add_argument(
+        "--size", type=int, nargs=3, default=(4, 6, 3), help="columns, rows (even) and layers of Pt"
+    )
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float64")
     parser.add_argument("--temperature-K", dest="temperature_K", type=float, default=300.0)
-    parser.add_argument("--thermostat", action="store_true", help="Langevin dynamics instead of constant energy")
+    parser.add_argument(
+        "--thermostat", action="store_true", help="Langevin dynamics instead of constant energy"
+    )
     parser.add_argument("--out", type=Path, default=Path("soak"))
     parser.add_argument("--smoke", action="store_true", help="few steps: shows that it runs")
     parser.add_argument("--results", type=Path, default=harness.RESULTS)
@@ -130,8 +138,16 @@ def main() -> None:
     if arguments.thermostat:
         integrator = simulate.langevin(shift_fn, TIMESTEP_FS, arguments.temperature_K, friction_per_fs=0.002)
     run = partial(simulate.run, neighbor_fn, energy_fn, integrator, chunk_steps=CHUNK)
-    begin = {"masses": atoms.get_masses(), "temperature_K": 2 * arguments.temperature_K, "key": jax.random.key(0)}
-    position, restart, cut = jnp.asarray(atoms.get_positions(wrap=True)), arguments.out / "restart.msgpack", {}
+    begin = {
+        "masses": atoms.get_masses(),
+        "temperature_K": 2 * arguments.temperature_K,
+        "key": jax.random.key(0),
+    }
+    position, restart, cut = (
+        jnp.asarray(atoms.get_positions(wrap=True)),
+        arguments.out / "restart.msgpack",
+        {},
+    )
     n_steps, fingerprint = arguments.steps, {name: str(getattr(arguments, name)) for name in WHAT}
     if restart.exists():
         like = run(position, n_steps=0, **begin)
@@ -144,7 +160,9 @@ def main() -> None:
     watch, carbon_monoxide = Watch(), Molecule(atoms)
     writers = [
         LogWriter(arguments.out / "log.csv", **cut),
-        H5MDWriter(arguments.out / "trajectory.h5", atoms.get_chemical_symbols(), atoms.cell.array, True, **cut),
+        H5MDWriter(
+            arguments.out / "trajectory.h5", atoms.get_chemical_symbols(), atoms.cell.array, True, **cut
+        ),
         Restart(restart, every=10, fingerprint=fingerprint),
     ]
     started = time.perf_counter()
@@ -177,7 +195,8 @@ def main() -> None:
         "memory_MB": [float(memory[early]), float(memory[-1])],
         "compiled": [int(compiled[early]), int(compiled[-1])],
         "lists_grown": int(log["n_regrown"][-1]),
-        "share_on_expensive_expert": np.count_nonzero(np.asarray(result.neighbors.centers[0]) < len(atoms)) / len(atoms),
+        "share_on_expensive_expert": np.count_nonzero(np.asarray(result.neighbors.centers[0]) < len(atoms))
+        / len(atoms),
     }
     harness.append(arguments.results, "soak", record)
     for name, value in record.items():

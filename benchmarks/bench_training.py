@@ -13,17 +13,17 @@ as many rounds as compile anything, then in turn, a round of batches each. Witho
 
 import argparse
 import time
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice
-from typing import Callable, Iterable, Sequence
 
+import harness
 import jax
 import numpy as np
 import optax
 from bench_public_dft import HAS_PEER, PEER, SPECIES, torch_allegro, torch_loss
 from peers import inductor_settings
 
-import harness
 from moe_md.data import Batch, batches, load_dataset, prepare, ptco_fm, reference_energies
 from moe_md.training import cotrain as training
 from moe_md.training.losses import errors, predict
@@ -37,7 +37,9 @@ def count(some: Iterable[Batch]) -> int:
     return sum(int(np.sum(batch.n_atoms > 0)) for batch in some)
 
 
-def ours(expert, params, batches_: Sequence[Batch], settings: training.Settings) -> Callable[[], tuple[float, int]]:
+def ours(
+    expert, params, batches_: Sequence[Batch], settings: training.Settings
+) -> Callable[[], tuple[float, int]]:
     """One round of the expensive expert alone: its last loss, and how many frames."""
     optimizer = optax.chain(optax.clip_by_global_norm(settings.clip_norm), optax.adam(LEARNING_RATE))
 
@@ -61,7 +63,9 @@ def ours(expert, params, batches_: Sequence[Batch], settings: training.Settings)
     return round_
 
 
-def cotrained(experts, dataset, prepared, n_batches: int, settings: training.Settings) -> Callable[[], tuple[float, int]]:
+def cotrained(
+    experts, dataset, prepared, n_batches: int, settings: training.Settings
+) -> Callable[[], tuple[float, int]]:
     """One round of `moe_md.cotrain`, its batches made while it runs, as it does."""
     optimizer = optax.chain(optax.clip_by_global_norm(settings.clip_norm), scale_by_soap())
     step = jax.jit(partial(training._step, experts, optimizer, None, None))
@@ -83,7 +87,9 @@ def cotrained(experts, dataset, prepared, n_batches: int, settings: training.Set
     return round_
 
 
-def peer(expert, batches_: Sequence[Batch], dataset, settings: training.Settings, compile_mode: str) -> Callable[[], tuple[float, int]]:
+def peer(
+    expert, batches_: Sequence[Batch], dataset, settings: training.Settings, compile_mode: str
+) -> Callable[[], tuple[float, int]]:
     """One round of PyTorch Allegro."""
     import torch
 
@@ -170,17 +176,25 @@ def measure(arguments) -> dict:
 
 def describe(record: dict) -> str:
     """The result, for people."""
-    lines = [f"{record['frames']} frames, {record['atoms']} atoms in {record['batches']} batches of at most {record['max_rows']} atoms"]
+    lines = [
+        f"{record['frames']} frames, {record['atoms']} atoms in {record['batches']} batches of at most {record['max_rows']} atoms"
+    ]
     for row in record["rows"]:
         low, high = (1 / t for t in row["quartiles_s"][::-1])
-        lines.append(f"{row['name']:26s} {1 / row['s_per_frame']:8.1f} frames/s ({low:.1f} to {high:.1f}), {row['over_ours']:.2f} times the time of our Allegro alone")
+        lines.append(
+            f"{row['name']:26s} {1 / row['s_per_frame']:8.1f} frames/s ({low:.1f} to {high:.1f}), {row['over_ours']:.2f} times the time of our Allegro alone"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batches", type=int, default=12, help="of a round")
-    parser.add_argument("--max-rows", type=int, default=128, help="atoms per batch: many, in the peer's favour")
+    parser.add_argument(
+        "--max-rows", type=int, default=128, help="atoms per batch: many, in the peer's favour"
+    )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--tiny", action="store_true", help="tiny experts")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")

@@ -27,7 +27,17 @@ def ratios(smoke: bool) -> dict[str, float]:
     for expert, params in zip(model.experts, model.params):
         *_, row = bench_roofline.roofline(expert, params, Namespace(rows=rows, repeats=repeats, skin=0.4))
         found[f"{row['expert']}: of its roofline"] = row["reached"]
-    options = Namespace(checkpoint="ptco", random=False, tiny=smoke, atoms=256 if smoke else 4000, shares=SHARES, balls=(), repeats=repeats, chunk_size=64, smoke=smoke)
+    options = Namespace(
+        checkpoint="ptco",
+        random=False,
+        tiny=smoke,
+        atoms=256 if smoke else 4000,
+        shares=SHARES,
+        balls=(),
+        repeats=repeats,
+        chunk_size=64,
+        smoke=smoke,
+    )
     for row in bench_mixture.measure(options)["rows"]:
         if row["name"].startswith("mixture"):
             found[f"{row['name']}: of its bound"] = row["fraction_of_bound"]
@@ -40,18 +50,32 @@ def fallen(now: dict[str, float], before: dict[str, float], least: float) -> lis
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", action="store_true", help="what is measured now is what later runs are compared with")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--record", action="store_true", help="what is measured now is what later runs are compared with"
+    )
     parser.add_argument("--least", type=float, help="of the recorded ratio; default 0.8, with --smoke 0.3")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
-    parser.add_argument("--smoke", action="store_true", help="tiny experts, few atoms: the program works, timings mean little")
+    parser.add_argument(
+        "--smoke", action="store_true", help="tiny experts, few atoms: the program works, timings mean little"
+    )
     arguments = parser.parse_args()
     least = (0.3 if arguments.smoke else 0.8) if arguments.least is None else arguments.least
     environment = harness.environment()
-    same = [r for r in harness.read(arguments.results, "regression") if r["smoke"] == arguments.smoke and r["platform"] == environment["platform"]]
+    same = [
+        r
+        for r in harness.read(arguments.results, "regression")
+        if r["smoke"] == arguments.smoke and r["platform"] == environment["platform"]
+    ]
     if arguments.record:
         now = ratios(arguments.smoke)
-        harness.append(arguments.results, "regression", {"benchmark": "regression", **environment, "smoke": arguments.smoke, "ratios": now})
+        harness.append(
+            arguments.results,
+            "regression",
+            {"benchmark": "regression", **environment, "smoke": arguments.smoke, "ratios": now},
+        )
         print(now)
         return
     if not same:

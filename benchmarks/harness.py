@@ -12,8 +12,9 @@ import platform
 import subprocess
 import time
 import tomllib
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,7 +34,15 @@ PTCO_CONFIGS = (
 
 # What makes a pair tiny, for smoke runs.
 TINY = (
-    {"cutoff": 4.0, "l_max": 1, "num_layers": 1, "num_scalar_features": 8, "num_tensor_features": 4, "scalar_embed_mlp": (8,), "allegro_mlp": (8,)},
+    {
+        "cutoff": 4.0,
+        "l_max": 1,
+        "num_layers": 1,
+        "num_scalar_features": 8,
+        "num_tensor_features": 4,
+        "scalar_embed_mlp": (8,),
+        "allegro_mlp": (8,),
+    },
     {"cutoff": 4.0, "l_max": 1, "num_channels": 4, "hidden": (8,)},
 )
 
@@ -108,7 +117,7 @@ def environment() -> dict:
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if status is None else bool(status),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": device.device_kind,
         "platform": device.platform,
         "cpu": _cpu_model(),
@@ -135,7 +144,9 @@ def append(folder, name: str, record: dict) -> Path:
 def read(folder, name: str) -> list[dict]:
     """The records of `folder/name.jsonl`, oldest first; none where there is no file."""
     path = Path(folder) / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.exists() else []
+    )
 
 
 def two_experts(name_or_path: str, *, random: bool = False, tiny: bool = False) -> mm.Checkpoint:
@@ -151,13 +162,17 @@ def small_experts(*, tiny: bool = False) -> tuple[experts.Expert, experts.Expert
     """The experts of `ptco-small`; a few thousand steps of them take minutes. Tiny ones take seconds."""
     settings = tomllib.loads((ROOT / "benchmarks/ptco/ptco-small.toml").read_text())
     shrunk = TINY if tiny else ({}, {})
-    return tuple(experts.build({**settings[name], **change}) for name, change in zip(("expensive", "cheap"), shrunk))
+    return tuple(
+        experts.build({**settings[name], **change}) for name, change in zip(("expensive", "cheap"), shrunk)
+    )
 
 
 def _git(*arguments: str) -> str | None:
     """Output of a git command in the checkout; None where there is none."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

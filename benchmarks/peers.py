@@ -16,8 +16,9 @@ import re
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -51,7 +52,9 @@ class Problem(NamedTuple):
     def atoms(self):
         import ase
 
-        return ase.Atoms(f"Pt{len(self.position)}", self.position.astype(float), cell=self.edges.astype(float), pbc=True)
+        return ase.Atoms(
+            f"Pt{len(self.position)}", self.position.astype(float), cell=self.edges.astype(float), pbc=True
+        )
 
 
 class Built(NamedTuple):
@@ -76,12 +79,15 @@ def moe_md_case(experts, params, region, problem: Problem) -> Built:
     """Energy and forces of a mixture, of one expert or more; the list has its skin, as in dynamics."""
     import jax
     import jax.numpy as jnp
-    import moe_md as mm
     from jax_md import space
+
+    import moe_md as mm
 
     displacement_fn, _ = space.periodic(problem.edges)
     species = np.full(len(problem.position), experts[0].species.index("Pt"))
-    neighbor_fn, energy_fn = mm.mixture_neighbor_list(displacement_fn, problem.edges, experts, params, species, region)
+    neighbor_fn, energy_fn = mm.mixture_neighbor_list(
+        displacement_fn, problem.edges, experts, params, species, region
+    )
     position = jnp.asarray(problem.position)
     neighbors = neighbor_fn.allocate(position)
     compiled = jax.jit(jax.value_and_grad(energy_fn)).lower(position, neighbors).compile()
@@ -101,6 +107,7 @@ def one_expert(expert, params, problem: Problem) -> Built:
 
 def built_expert(config: dict, seed: int = 0):
     import jax
+
     from moe_md import experts
 
     expert = experts.build(config)
@@ -142,7 +149,14 @@ def moe_md_mixture(problem: Problem) -> Built:
 def jax_md_nequip(problem: Problem) -> Built:
     shape, irreps = (TINY_NEQUIP, TINY_IRREPS) if problem.tiny else (NEQUIP, IRREPS)
     cutoff = 4.0 if problem.tiny else CUTOFF
-    config = {"builder": "nequip", "species": ("Pt",), "cutoff": cutoff, "hidden_irreps": irreps, "avg_num_neighbors": 42.0, **shape}
+    config = {
+        "builder": "nequip",
+        "species": ("Pt",),
+        "cutoff": cutoff,
+        "hidden_irreps": irreps,
+        "avg_num_neighbors": 42.0,
+        **shape,
+    }
     return one_expert(*built_expert(config), problem)
 
 
@@ -152,12 +166,13 @@ def jax_md_nequip(problem: Problem) -> Built:
 def torch_model(problem: Problem):
     """The model and its input; its weights are left for moe_md."""
     os.environ["NEQUIP_SKIP_AOTI_MODEL_CHECK"] = "1"  # the parent compares forces
-    import moe_md as mm
     import torch
     from bench_public_dft import torch_allegro
+    from nequip.data import compute_neighborlist_, from_dict
+
+    import moe_md as mm
     from moe_md import checkpoint
     from moe_md.interfaces.torch_allegro import from_module
-    from nequip.data import compute_neighborlist_, from_dict
 
     config = allegro_config(problem.tiny)
     model = torch_allegro(mm.experts.build(config), 1.0, dict.fromkeys(config["species"], 0.0), seed=0).eval()
@@ -227,7 +242,9 @@ def torch_compiled(problem: Problem) -> Built:
     model, data = torch_model(problem)
     if "compile" not in COMPILED:
         inductor_settings()
-        traced = nequip_make_fx(ListInputOutputWrapper(model, TORCH_INPUTS, TORCH_OUTPUTS), data, TORCH_INPUTS)
+        traced = nequip_make_fx(
+            ListInputOutputWrapper(model, TORCH_INPUTS, TORCH_OUTPUTS), data, TORCH_INPUTS
+        )
         COMPILED["compile"] = torch.compile(traced, dynamic=True)
     call = COMPILED["compile"]
     return torch_case(DictInputOutputWrapper(lambda inputs: call(*inputs), TORCH_INPUTS, TORCH_OUTPUTS), data)
@@ -242,9 +259,14 @@ def torch_aot_inductor(problem: Problem) -> Built:
     model, data = torch_model(problem)
     if "aot" not in COMPILED:
         inductor_settings()
-        many = {name: torch.export.dynamic_shapes.Dim(f"num_{name}s", min=2, max=torch.inf) for name in ("node", "edge")}
+        many = {
+            name: torch.export.dynamic_shapes.Dim(f"num_{name}s", min=2, max=torch.inf)
+            for name in ("node", "edge")
+        }
         path = str(problem.folder / "allegro.nequip.pt2")
-        aot_export_model(model, "cpu", TORCH_INPUTS, TORCH_OUTPUTS, data, {"graph": torch.export.Dim.STATIC, **many}, path)
+        aot_export_model(
+            model, "cpu", TORCH_INPUTS, TORCH_OUTPUTS, data, {"graph": torch.export.Dim.STATIC, **many}, path
+        )
         COMPILED["aot"] = torch._inductor.aoti_load_package(path)
     return torch_case(DictInputOutputWrapper(COMPILED["aot"], TORCH_INPUTS, TORCH_OUTPUTS), data)
 
@@ -259,7 +281,11 @@ def mlip_case(network, config, problem: Problem) -> Built:
     from mlip.models import ForceField
     from mlip.simulation.ase.mlip_ase_calculator import MLIPForceFieldASECalculator
 
-    info = DatasetInfo(atomic_energies_map={78: 0.0}, graph_cutoff_angstrom=4.0 if problem.tiny else CUTOFF, avg_num_neighbors=42.0)
+    info = DatasetInfo(
+        atomic_energies_map={78: 0.0},
+        graph_cutoff_angstrom=4.0 if problem.tiny else CUTOFF,
+        avg_num_neighbors=42.0,
+    )
     field = ForceField.from_mlip_network(network(config, info))
     atoms = problem.atoms()
     calculator = MLIPForceFieldASECalculator(atoms, 1.0, field)
@@ -309,7 +335,9 @@ def lammps_eam(problem: Problem) -> Built:
             *("neighbor 0.1 bin", "neigh_modify once yes", "thermo 1"),
         ]
     )
-    lmp.create_atoms(n_atoms, list(range(1, n_atoms + 1)), [1] * n_atoms, problem.position.astype(float).ravel().tolist())
+    lmp.create_atoms(
+        n_atoms, list(range(1, n_atoms + 1)), [1] * n_atoms, problem.position.astype(float).ravel().tolist()
+    )
     lmp.command("run 0 post no")
     return Built(
         lambda: lmp.command(f"run {calls} pre no post no"),

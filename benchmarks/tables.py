@@ -10,14 +10,19 @@ device counts; smoke runs do not.
 
 import argparse
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import harness
+
 import moe_md as mm
 from moe_md import checkpoint
 
-PAGES = (harness.ROOT / "README.md", harness.ROOT / "benchmarks/README.md", harness.ROOT / "docs/gradients.md")
+PAGES = (
+    harness.ROOT / "README.md",
+    harness.ROOT / "benchmarks/README.md",
+    harness.ROOT / "docs/gradients.md",
+)
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -38,7 +43,15 @@ def mixture(folder: Path) -> str:
             ]
             for row in record["rows"]
         ]
-        head = ["atoms on", "f", "ms per step (quartiles)", "speedup", "S_max", "of bound", "force change, meV/Å"]
+        head = [
+            "atoms on",
+            "f",
+            "ms per step (quartiles)",
+            "speedup",
+            "S_max",
+            "of bound",
+            "force change, meV/Å",
+        ]
         parts += [markdown(head, rows), mixture_note(record)]
     return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
 
@@ -46,7 +59,11 @@ def mixture(folder: Path) -> str:
 def mixture_note(record: dict) -> str:
     errors = record["force_error_meV_per_A"]
     known = ", ".join(f"{name} {error:.0f}" for name, error in errors.items() if error is not None)
-    told = f" Force errors on validation frames, meV/Å: {known}." if known and not record["random_params"] else ""
+    told = (
+        f" Force errors on validation frames, meV/Å: {known}."
+        if known and not record["random_params"]
+        else ""
+    )
     return (
         f"{record['atoms']:,} atoms, {record['dtype']}, {where(record)}; r = {record['r']:.1f}. "
         f"The force change is the root mean square difference from all-expensive, at equal positions. "
@@ -74,7 +91,17 @@ def roofline(folder: Path) -> str:
             ]
             for row in record["rows"]
         ]
-        head = ["expert", "neighbours", "MFLOP, in products", "kB", "products alone, µs", "bytes alone, µs", "measured, µs", "reached", "where the time goes"]
+        head = [
+            "expert",
+            "neighbours",
+            "MFLOP, in products",
+            "kB",
+            "products alone, µs",
+            "bytes alone, µs",
+            "measured, µs",
+            "reached",
+            "where the time goes",
+        ]
         note = (
             f"Per atom of bulk Pt, chunks of {record['rows'][0]['rows']} rows, float32. A large product runs at {1e-9 * record['peak_flops']:.0f} GFLOP/s, memory at {1e-9 * record['bandwidth']:.0f} GB/s. "
             f"Where the time goes: {', '.join(kinds)}. {where(record)}."
@@ -92,7 +119,9 @@ def respa(folder: Path) -> str:
     for record in records:
         if "conservation" in record and not record["smoke"]:
             row = record["conservation"]
-            groups.setdefault((record["device"], record["checkpoint"]), {})[row["guide"], row["slow_every"]] = record
+            groups.setdefault((record["device"], record["checkpoint"]), {})[
+                row["guide"], row["slow_every"]
+            ] = record
     for group in groups.values():
         rows, record = [r["conservation"] for r in group.values()], list(group.values())[-1]
         head = ["guide", "expensive forces every, fs", "drift, µeV/atom/ps", "fluctuation, meV", "C-O, Å"]
@@ -100,7 +129,10 @@ def respa(folder: Path) -> str:
             f"{rows[0]['ps']:g} ps of {rows[0]['n_atoms']} atoms under `{record['checkpoint']}`, one CO and a ball about it on the expensive expert, float64, 1 fs. "
             f"The guide: l_max {record['guide']['l_max']}, {record['guide']['num_channels']} channels. {where(record)}."
         )
-        parts += [markdown(head, [[row["guide"], f"{row['slow_every']}", *_energy_of(row)] for row in rows]), note]
+        parts += [
+            markdown(head, [[row["guide"], f"{row['slow_every']}", *_energy_of(row)] for row in rows]),
+            note,
+        ]
     for record in newest([r for r in records if "speed" in r]):
         timed = record["speed"]
         rows = [
@@ -115,8 +147,19 @@ def respa(folder: Path) -> str:
             ]
             for row in timed["rows"]
         ]
-        head = ["f", "expensive forces every, steps", "ms per step (quartiles)", "gain", "bound", "of bound", "over all expensive"]
-        parts += [markdown(head, rows), f"{timed['atoms']:,} atoms under `{record['speed_checkpoint']}`, float32; r = {timed['r']:.1f}. {where(record)}."]
+        head = [
+            "f",
+            "expensive forces every, steps",
+            "ms per step (quartiles)",
+            "gain",
+            "bound",
+            "of bound",
+            "over all expensive",
+        ]
+        parts += [
+            markdown(head, rows),
+            f"{timed['atoms']:,} atoms under `{record['speed_checkpoint']}`, float32; r = {timed['r']:.1f}. {where(record)}.",
+        ]
     return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
 
 
@@ -141,7 +184,16 @@ def cotraining(folder: Path) -> str:
     parts = [f"`{command}`"]
     for group in groups.values():
         ways = list(dict.fromkeys(way for way, _ in group))
-        rows = [[way, *(mean_of([r for (w, _), r in group.items() if w == way], value) for value in ABLATION.values())] for way in ways]
+        rows = [
+            [
+                way,
+                *(
+                    mean_of([r for (w, _), r in group.items() if w == way], value)
+                    for value in ABLATION.values()
+                ),
+            ]
+            for way in ways
+        ]
         record = list(group.values())[-1]
         seeds = sorted({seed for _, seed in group})
         of_seed = {seed: r for (_, seed), r in group.items()}
@@ -166,17 +218,32 @@ def learning_curve(folder: Path) -> str:
     groups: dict[tuple, dict[int, dict]] = {}
     for record in harness.read(folder, "learning_curve"):
         if not record["smoke"]:
-            groups.setdefault((record["device"], record["data"], record["start"] is None, record["steps"]), {})[record["seed"]] = record
+            groups.setdefault(
+                (record["device"], record["data"], record["start"] is None, record["steps"]), {}
+            )[record["seed"]] = record
     for group in groups.values():
         records = list(group.values())
         record = records[-1]
         rows = []
         for n, point in enumerate(record["points"]):
             of_seeds = [r["points"][n]["scores"] for r in records]
-            errors = [mean_of(of_seeds, lambda s: s[name]["forces_meV_per_A"]) for name in ("expensive", "cheap", "mixed")]
-            rows.append([f"{point['frames']:,}", *errors, mean_of(of_seeds, lambda s: s["expensive"]["energy_meV_per_atom"])])
+            errors = [
+                mean_of(of_seeds, lambda s: s[name]["forces_meV_per_A"])
+                for name in ("expensive", "cheap", "mixed")
+            ]
+            rows.append(
+                [
+                    f"{point['frames']:,}",
+                    *errors,
+                    mean_of(of_seeds, lambda s: s["expensive"]["energy_meV_per_atom"]),
+                ]
+            )
         cheap = record["experts"][1]
-        begun = "random parameters" if record["start"] is None else f"a pair trained on {record['start']['data']:,} frames of the foundation model"
+        begun = (
+            "random parameters"
+            if record["start"] is None
+            else f"a pair trained on {record['start']['data']:,} frames of the foundation model"
+        )
         note = (
             f"From {begun}; force errors in meV/Å and energy error of the expensive expert in meV/atom, against `{record['data']}`: "
             f"{record['validation']['frames']} held-out frames, {record['steps']:,} steps at most, best of the validations. "
@@ -225,13 +292,30 @@ def accuracy(folder: Path) -> str:
             [
                 part["name"],
                 str(part["frames"]),
-                *(beside(part[who]["forces_meV_per_A"], part["wanted"].get(who)) for who in ("expensive", "cheap")),
-                *(f"{shown(part[where]['mixed'])} ({shown(part[where]['expensive'])})" if part[where]["mixed"] else "–" for where in ("inside", "outside")),
+                *(
+                    beside(part[who]["forces_meV_per_A"], part["wanted"].get(who))
+                    for who in ("expensive", "cheap")
+                ),
+                *(
+                    f"{shown(part[where]['mixed'])} ({shown(part[where]['expensive'])})"
+                    if part[where]["mixed"]
+                    else "–"
+                    for where in ("inside", "outside")
+                ),
                 *(shown(part[who]["energy_meV_per_atom"], 1) for who in ("expensive", "cheap")),
             ]
             for part in r["parts"]
         ]
-        head = ["frames held out", "", "expensive", "cheap", "mixture, its region", "mixture, elsewhere", "energy, expensive", "energy, cheap"]
+        head = [
+            "frames held out",
+            "",
+            "expensive",
+            "cheap",
+            "mixture, its region",
+            "mixture, elsewhere",
+            "energy, expensive",
+            "energy, cheap",
+        ]
         parts += [markdown(head, rows), accuracy_note(r)]
     return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
 
@@ -249,7 +333,10 @@ def accuracy_note(r: dict) -> str:
         )
     )
     whose = "expensive | cheap expert" + (" | the labels themselves" if len(columns) == 3 else "")
-    differ = ", ".join(f"{name} {beside(r['agreement'][key], r['wanted'][key], 2)} {unit}" for key, (name, unit) in AGREEMENT.items())
+    differ = ", ".join(
+        f"{name} {beside(r['agreement'][key], r['wanted'][key], 2)} {unit}"
+        for key, (name, unit) in AGREEMENT.items()
+    )
     return (
         f"`{r['checkpoint']}`, {r['steps']:,} steps on {r['train']['frames']:,} frames, against the labels of `{r['data']}`: root mean square errors, "
         "forces in meV/Å, energies in meV/atom; after a stroke what was wanted. The mixture's region is the adsorbates and two layers; in brackets "
@@ -279,7 +366,9 @@ def beside(value: float | None, wanted: float | None, digits: int = 0) -> str:
 def ptco(folder: Path) -> str:
     """What the training of shipped checkpoints recorded."""
     del folder
-    return "\n\n".join(recorded(name) for name in ("ptco", "ptco-small", "ptco-large") if name in checkpoint.names()) or unmeasured("moe-md train")
+    return "\n\n".join(
+        recorded(name) for name in ("ptco", "ptco-small", "ptco-large") if name in checkpoint.names()
+    ) or unmeasured("moe-md train")
 
 
 def recorded(name: str) -> str:
@@ -302,7 +391,9 @@ def recorded(name: str) -> str:
         f"{train['frames']} training frames), after {kept:,} steps. Where both experts are at home they differ by "
         f"{mismatch['energy_meV']:.1f} meV per atom and {mismatch['partial_forces_meV_per_A']:.1f} meV/Å in partial forces."
     )
-    return "\n\n".join([markdown([f"`{name}`", "energy, meV/atom", "forces, meV/Å", "stress, GPa"], rows), note])
+    return "\n\n".join(
+        [markdown([f"`{name}`", "energy, meV/atom", "forces, meV/Å", "stress, GPa"], rows), note]
+    )
 
 
 def soak(folder: Path) -> str:
@@ -310,7 +401,10 @@ def soak(folder: Path) -> str:
     command = "python benchmarks/bench_soak.py"
     parts = [f"`{command}`"]
     runs = [r for r in harness.read(folder, "soak") if not r["smoke"]]
-    for r in {(r["device"], r["checkpoint"], str(r["size"]), r["dtype"], r["temperature_K"], r["thermostat"]): r for r in runs}.values():
+    for r in {
+        (r["device"], r["checkpoint"], str(r["size"]), r["dtype"], r["temperature_K"], r["thermostat"]): r
+        for r in runs
+    }.values():
         conserved = (
             f"{r['mean_temperature_K']:.0f} K under a thermostat"
             if r["thermostat"]
@@ -337,13 +431,25 @@ def ase(folder: Path) -> str:
     parts = []
     for r in newest(harness.read(folder, "ase"), "checkpoint"):
         rows = [
-            [case["region"], f"{case['atoms']:,}", *("{:.1f} ({:.1f} to {:.1f})".format(*(1e3 * case["seconds"][who][k] for k in ("median", "lower", "upper"))) for who in ("mixture", "calculator")), f"{100 * case['overhead']:+.0f} %"]
+            [
+                case["region"],
+                f"{case['atoms']:,}",
+                *(
+                    "{:.1f} ({:.1f} to {:.1f})".format(
+                        *(1e3 * case["seconds"][who][k] for k in ("median", "lower", "upper"))
+                    )
+                    for who in ("mixture", "calculator")
+                ),
+                f"{100 * case['overhead']:+.0f} %",
+            ]
             for case in r["overhead"]
         ]
         head = ["region", "atoms", "list, energy and forces, ms", "the calculator's forces, ms", "more"]
         bands, waves = r["band"], r["modes"]
         exact = waves["expensive"]["THz"]
-        off = {who: max(abs(x / y - 1) for x, y in zip(waves[who]["THz"], exact)) for who in ("mixture", "cheap")}
+        off = {
+            who: max(abs(x / y - 1) for x, y in zip(waves[who]["THz"], exact)) for who in ("mixture", "cheap")
+        }
         text = (
             f"`{r['checkpoint']}`. CO from the fcc site to on top, climbing band of {bands['images']} images of {bands['mixture']['atoms']} atoms, the lowest "
             f"layer on the cheap expert: barrier {bands['mixture']['barrier_eV']:.3f} eV, reaction {bands['mixture']['reaction_eV']:+.3f} eV, in {bands['mixture']['seconds']:.0f} s; "
@@ -372,7 +478,12 @@ def public_dft(folder: Path) -> str:
     """Errors on public frames, beside a peer's."""
     command = "python benchmarks/bench_public_dft.py --data frames.xyz.gz"
     parts = [f"`{command}`"]
-    names = {"nothing": "none", "peer": "PyTorch Allegro", "expensive": "expensive expert", "mixture": "mixture"}
+    names = {
+        "nothing": "none",
+        "peer": "PyTorch Allegro",
+        "expensive": "expensive expert",
+        "mixture": "mixture",
+    }
     for r in newest(harness.read(folder, "public_dft")):
         rows = [
             [
@@ -386,7 +497,14 @@ def public_dft(folder: Path) -> str:
             if (s := r["scores"].get(key))
         ]
         species = list(r["scores"]["mixture"]["by_species"])
-        head = ["", "energy, meV/atom", "forces, meV/Å", "mean absolute", *species, "atoms of the cheap expert"]
+        head = [
+            "",
+            "energy, meV/atom",
+            "forces, meV/Å",
+            "mean absolute",
+            *species,
+            "atoms of the cheap expert",
+        ]
         parts += [markdown(head, rows), public_dft_note(r)]
     return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
 
@@ -411,7 +529,11 @@ def public_dft_note(r: dict) -> str:
 def moving(folder: Path) -> str:
     """What regions that move do to energy and momentum: the newest of each run."""
     command = "python benchmarks/bench_moving.py"
-    newest_of = {(r["device"], r["checkpoint"], str(r["size"]), r["run"]): r for r in harness.read(folder, "moving") if not r["smoke"]}
+    newest_of = {
+        (r["device"], r["checkpoint"], str(r["size"]), r["run"]): r
+        for r in harness.read(folder, "moving")
+        if not r["smoke"]
+    }
     groups: dict[tuple, list[dict]] = {}
     for key, r in newest_of.items():
         groups.setdefault(key[:3], []).append(r)
@@ -434,7 +556,16 @@ def moving(folder: Path) -> str:
                 ]
             )
         r = max(records, key=lambda r: r["n_atoms"])
-        head = ["run", "on the expensive expert", "drift, µeV/atom/ps", "fluctuation, meV", "momentum", "gate's force", "flux, µeV/ps/Å²", "way of a CO, Å"]
+        head = [
+            "run",
+            "on the expensive expert",
+            "drift, µeV/atom/ps",
+            "fluctuation, meV",
+            "momentum",
+            "gate's force",
+            "flux, µeV/ps/Å²",
+            "way of a CO, Å",
+        ]
         note = (
             f"{r['n_atoms']} atoms under `{r['checkpoint']}`, {r['molecules']} of them CO molecules, a kick of {r['kick_eV']:g} eV for each every {r['kick_every_ps']:g} ps. Energy less the work of kicks and of "
             "atoms that change hands at once; fluctuation: standard deviation about the line of the drift. Momentum: the largest of the whole, "
@@ -462,7 +593,11 @@ def regions(folder: Path) -> str:
     parts = [f"`{command}`"]
     for r in newest(harness.read(folder, "regions")):
         rows = [
-            [f"{row['atoms']:,}", f"{row['seeds']:,}", *(f"{row[f'{name}_ms'][0]:.2f}" for name in ("gate", "update", "rebuild", "touch"))]
+            [
+                f"{row['atoms']:,}",
+                f"{row['seeds']:,}",
+                *(f"{row[f'{name}_ms'][0]:.2f}" for name in ("gate", "update", "rebuild", "touch")),
+            ]
             for row in r["rows"]
         ]
         near = sum(row["near_a_seed"] for row in r["rows"]) / len(r["rows"])
@@ -470,7 +605,13 @@ def regions(folder: Path) -> str:
             f"Milliseconds, {r['dtype']}; {near:.0f} atoms near a seed (balls of {r['r_core']:g} Å, {r['r_blend']:g} Å of blend, and the skin). Gate: with the gradient of its sum. "
             f"One pass: the sum of squares of all positions and its gradient. {where(r)}."
         )
-        parts += [markdown(["atoms", "seeds", "gate", "list, looked at", "list, rebuilt", "one pass over positions"], rows), note]
+        parts += [
+            markdown(
+                ["atoms", "seeds", "gate", "list, looked at", "list, rebuilt", "one pass over positions"],
+                rows,
+            ),
+            note,
+        ]
     return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
 
 
@@ -484,13 +625,22 @@ def gradient(folder: Path) -> str:
             group = groups.setdefault(record["device"], {})
             group[record["rows"][0]["system"], record["rows"][0]["steps"]] = record
     for group in groups.values():
-        ways = list(dict.fromkeys(row["way"] for r in group.values() for row in r["rows"] if row["way"] != "forward"))
+        ways = list(
+            dict.fromkeys(row["way"] for r in group.values() for row in r["rows"] if row["way"] != "forward")
+        )
         lines = []
         for (name, steps), r in sorted(group.items()):
             found = {row["way"]: row for row in r["rows"]}
             forward = found["forward"]
             cells = [gradient_cell(found[way]) if way in found else "–" for way in ways]
-            lines.append([f"{name}, {forward['atoms']} atoms", f"{steps:,}", f"{1e3 * forward['median_s'] / steps:.2f}", *cells])
+            lines.append(
+                [
+                    f"{name}, {forward['atoms']} atoms",
+                    f"{steps:,}",
+                    f"{1e3 * forward['median_s'] / steps:.2f}",
+                    *cells,
+                ]
+            )
         last = list(group.values())[-1]
         head = ["system", "steps", "forward, ms per step", *(f"{way}, times forward; MB" for way in ways)]
         notes = sorted({r["note"] for r in group.values() if r["note"]})
@@ -551,7 +701,9 @@ def peers(folder: Path) -> str:
             [
                 name,
                 *(peer_time(found[name, n]) if (name, n) in found else "–" for n in sizes),
-                " / ".join(ratio(found[name, n]["over_our_allegro"]) if (name, n) in found else "–" for n in sizes),
+                " / ".join(
+                    ratio(found[name, n]["over_our_allegro"]) if (name, n) in found else "–" for n in sizes
+                ),
             ]
             for name in names
         ]
@@ -574,9 +726,17 @@ def ratio(value: float) -> str:
 def peers_note(r: dict) -> str:
     a, others = r["allegro"], r["others"]
     differ = [row["force_difference"] for row in r["rows"] if "force_difference" in row]
-    same = f", equal weights in all (forces differ by {max(differ):.0e} of the longest at most)" if differ else ""
+    same = (
+        f", equal weights in all (forces differ by {max(differ):.0e} of the longest at most)"
+        if differ
+        else ""
+    )
     versions = {package: v for row in r["rows"] for package, v in row["versions"].items() if package != "jax"}
-    left_out = f" Left out: {'; '.join(f'{name} ({why})' for name, why in r['left_out'].items())}." if r["left_out"] else ""
+    left_out = (
+        f" Left out: {'; '.join(f'{name} ({why})' for name, why in r['left_out'].items())}."
+        if r["left_out"]
+        else ""
+    )
     return (
         f"Energy and forces: medians and quartiles. Rattled Pt crystals, {r['dtype']}, {r['threads']} threads, neighbour lists {r['neighbour_lists']}. "
         f"Allegro: l_max {a['l_max']}, {a['num_layers']} layers, {a['num_scalar_features']} scalar and {a['num_tensor_features']} tensor features{same}. "
@@ -604,7 +764,8 @@ def peers_ratios(rows: list[dict]) -> str:
         mixture: ["Allegro, PyTorch eager", "NequIP, mlip"],
     }
     told = [
-        f"{ours}: " + ", ".join(f"{times(ours, other):.0f} times that of {other}" for other in others if other in cost)
+        f"{ours}: "
+        + ", ".join(f"{times(ours, other):.0f} times that of {other}" for other in others if other in cost)
         for ours, others in wanted.items()
         if any(other in cost for other in others)
     ]
@@ -620,7 +781,9 @@ def scale(folder: Path) -> str:
             [
                 row["name"],
                 f"{row['atoms']:,}",
-                "{:.2f} ({:.2f} to {:.2f})".format(*(1e6 * t / row["atoms"] for t in (row["step_s"], *row["quartiles_s"]))),
+                "{:.2f} ({:.2f} to {:.2f})".format(
+                    *(1e6 * t / row["atoms"] for t in (row["step_s"], *row["quartiles_s"]))
+                ),
                 f"{row['us_per_atom'] / r['rows'][0]['us_per_atom']:.2f}",
                 f"{row['rebuilds']} in {row['steps']}",
                 f"{1e6 * row['rebuild_s'] / row['atoms']:.1f}",
@@ -629,7 +792,16 @@ def scale(folder: Path) -> str:
             ]
             for row in r["rows"]
         ]
-        head = ["", "atoms", "µs per atom and step", "over the smallest", "rebuilds in steps", "a rebuild, µs per atom", "its share", "bytes per atom"]
+        head = [
+            "",
+            "atoms",
+            "µs per atom and step",
+            "over the smallest",
+            "rebuilds in steps",
+            "a rebuild, µs per atom",
+            "its share",
+            "bytes per atom",
+        ]
         note = (
             f"f = {r['f']:g}, {r['dtype']}, {r['temperature_K']:.0f} K. Steps include the rebuilds they meet. Share: at the {r['long_rebuilds']} rebuilds in {r['long_steps']} steps "
             f"of a longer run of the smallest crystal. Bytes: all that the compiled chunk of steps holds. {where(r)}."
@@ -644,10 +816,20 @@ def training(folder: Path) -> str:
     parts = [f"`{command}`"]
     for r in newest(harness.read(folder, "training")):
         rows = [
-            [row["name"], "{:.1f} ({:.1f} to {:.1f})".format(*(1 / t for t in (row["s_per_frame"], *row["quartiles_s"][::-1]))), f"{row['over_ours']:.2f}"]
+            [
+                row["name"],
+                "{:.1f} ({:.1f} to {:.1f})".format(
+                    *(1 / t for t in (row["s_per_frame"], *row["quartiles_s"][::-1]))
+                ),
+                f"{row['over_ours']:.2f}",
+            ]
             for row in r["rows"]
         ]
-        left_out = f" Left out: {'; '.join(f'{name} ({why})' for name, why in r['left_out'].items())}." if r["left_out"] else ""
+        left_out = (
+            f" Left out: {'; '.join(f'{name} ({why})' for name, why in r['left_out'].items())}."
+            if r["left_out"]
+            else ""
+        )
         e = r["experts"][0]
         note = (
             f"{r['frames']} frames of `{r['data']}` with {r['atoms']:,} atoms, batches of at most {r['max_rows']} atoms, {r['dtype']}; gradient of the energies' and forces' errors and one step of Adam. "
@@ -708,7 +890,9 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def where(record: dict) -> str:
-    device = f"{record['cores']} cores of {record['cpu']}" if record["platform"] == "cpu" else record["device"]
+    device = (
+        f"{record['cores']} cores of {record['cpu']}" if record["platform"] == "cpu" else record["device"]
+    )
     commit = (record["commit"] or "unknown")[:9] + (" with changes" if record["dirty"] else "")
     return f"{device}, jax {record['jax']}, commit {commit}, {record['date'][:10]}"
 
@@ -718,7 +902,9 @@ def unmeasured(command: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--results", type=Path, default=harness.RESULTS, help="folder of the JSON lines")
     parser.add_argument("--write", action="store_true", help="rewrite the pages between their markers")
     arguments = parser.parse_args()

@@ -17,9 +17,15 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 project = "moe_md"
 author = "The moe_md authors"
-copyright = "The moe_md authors, Apache-2.0"  # noqa: A001
+copyright = "The moe_md authors, Apache-2.0"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+]
 exclude_patterns = ["_build", "_figures"]
 html_theme = "furo"
 html_title = "moe_md"
@@ -72,7 +78,9 @@ def several_returns(app, what, name, obj, options, lines: list[str]) -> None:
     if "Returns:" not in lines:
         return
     start = lines.index("Returns:") + 1
-    stop = next((i for i in range(start, len(lines)) if lines[i].strip() and not lines[i].startswith(" ")), len(lines))
+    stop = next(
+        (i for i in range(start, len(lines)) if lines[i].strip() and not lines[i].startswith(" ")), len(lines)
+    )
     named = [re.match(r"    (\w+): (.*)", line) for line in lines[start:stop]]
     if sum(map(bool, named)) > 1:
         body = zip(named, lines[start:stop])
@@ -83,7 +91,9 @@ def several_returns(app, what, name, obj, options, lines: list[str]) -> None:
 def escaped(text: str) -> str:
     """Prose with code between backticks: what reStructuredText would read as markup is text."""
     parts = re.split(r"(`[^`]*`)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"([*|\\]|(?<=\w)_(?!\w))", r"\\\1", part) for part in parts)
+    return "".join(
+        part if part.startswith("`") else re.sub(r"([*|\\]|(?<=\w)_(?!\w))", r"\\\1", part) for part in parts
+    )
 
 
 def fields_of(obj) -> list[tuple[str, str, str | None, str | None]]:

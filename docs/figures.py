@@ -6,8 +6,8 @@ Nothing here is stored: what a picture shows is what the code beside it does.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,9 @@ def gate() -> Figure:
     weight, slope = (np.asarray(jax.jit(jax.vmap(f))(distance)) for f in (along, jax.grad(along)))
 
     def at(x, y):
-        place = jnp.stack([jnp.array([-4.0, 0.0, 0.0]), jnp.array([4.0, 0.0, 0.0]), jnp.stack([x, y, 0.0 * x])])
+        place = jnp.stack(
+            [jnp.array([-4.0, 0.0, 0.0]), jnp.array([4.0, 0.0, 0.0]), jnp.stack([x, y, 0.0 * x])]
+        )
         return pair.gate(place, far)[2, 0]
 
     x, y = np.meshgrid(np.linspace(-12, 12, 121), np.linspace(-8, 8, 81))
@@ -96,7 +98,9 @@ def demo_bound(f: float, r: float) -> float:
 def slab() -> Figure:
     """The slab of the demonstration, coloured by expert."""
     atoms = demo.co_covered_slab(LATTICE, 8, 8, 12, vacuum=12.0)
-    region = mm.regions.slab(atoms.positions, lower=demo.lower_plane(atoms, mm.load("ptco").experts[1].cutoff))
+    region = mm.regions.slab(
+        atoms.positions, lower=demo.lower_plane(atoms, mm.load("ptco").experts[1].cutoff)
+    )
     return slab_view(atoms.positions, atoms.symbols, np.asarray(region.assignment), zoom=None)
 
 
@@ -118,7 +122,11 @@ def seam_of_pairs() -> Figure:
     trained = mm.load("ptco-small")
     strangers = [mm.experts.lennard_jones(("Pt",), 5.5, epsilon=e, sigma=2.56) for e in (0.68, 0.60)]
     pairs = {
-        "two Lennard-Jones potentials, one a tenth weaker": (strangers, [x.init(None) for x in strangers], RED),
+        "two Lennard-Jones potentials, one a tenth weaker": (
+            strangers,
+            [x.init(None) for x in strangers],
+            RED,
+        ),
         "the shipped pair ptco-small": (trained.experts, trained.params, EXPENSIVE),
     }
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
@@ -132,9 +140,13 @@ def seam_of_pairs() -> Figure:
         size = 1e3 * np.linalg.norm(ghost.forces, axis=1)
         order = np.argsort(layer)
         near = (np.abs(layer[order] - first) < 4) & (size[order] > 1e-6)
-        panel.semilogy((layer[order] - first)[near], size[order][near], "o-", color=colour, ms=4, lw=1, label=label)
+        panel.semilogy(
+            (layer[order] - first)[near], size[order][near], "o-", color=colour, ms=4, lw=1, label=label
+        )
     panel.axvline(0, color=FAINT, lw=0.8, ls=(0, (4, 3)))
-    panel.set(xlabel="(100) layers from the seam", ylabel="force that should be zero / meV/Å", ylim=(0.02, 2000))
+    panel.set(
+        xlabel="(100) layers from the seam", ylabel="force that should be zero / meV/Å", ylim=(0.02, 2000)
+    )
     panel.legend(frameon=False, fontsize=8.5)
     plain(panel)
     return figure
@@ -150,7 +162,13 @@ def conservation() -> Figure:
     # Some atoms that wander through the others, and take their balls with them.
     region = mm.regions.around(np.arange(0, len(atoms), 21), 3.0, 2.0)
     neighbor_fn, energy_fn = mm.mixture_neighbor_list(
-        displacement_fn, box, experts, [e.init(None) for e in experts], species, region, capacity_multiplier=1.6
+        displacement_fn,
+        box,
+        experts,
+        [e.init(None) for e in experts],
+        species,
+        region,
+        capacity_multiplier=1.6,
     )
 
     def without(R, neighbor, **kwargs):
@@ -165,10 +183,17 @@ def conservation() -> Figure:
     for label, energy, more, colour in (
         ("forces with ∂w/∂R", energy_fn, {}, EXPENSIVE),
         ("forces without it", without, {}, RED),
-        ("hard: reassigned every 20 steps", energy_fn, dict(region=mm.regions.hard(region), reassign_steps=20), CHEAP),
+        (
+            "hard: reassigned every 20 steps",
+            energy_fn,
+            dict(region=mm.regions.hard(region), reassign_steps=20),
+            CHEAP,
+        ),
     ):
         neighbors = {} if more else dict(neighbors=warm.neighbors)
-        log = mm.simulate.run(neighbor_fn, energy, nve, state=warm.state, n_steps=1200, chunk_steps=20, **neighbors, **more).log
+        log = mm.simulate.run(
+            neighbor_fn, energy, nve, state=warm.state, n_steps=1200, chunk_steps=20, **neighbors, **more
+        ).log
         total = log.total - log.total[0]
         panel.plot(log.time_ps - log.time_ps[0], 1e3 * total / len(atoms), color=colour, lw=1.6, label=label)
     kinetic = 1e3 * 1.5 * ase_units.kB * float(np.mean(log.temperature_K))

@@ -23,8 +23,9 @@ Friction and noise forget, bit by bit: a thermostat's gradients are for
 `simulate.rollout(..., checkpoint="sqrt")`.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,19 @@ def reversible_rollout(
             are off (`jax.config.update("jax_enable_x64", True)`), the integrator
             is another one, or positions are fractions.
     """
-    plan, inputs = _prepared(energy_fn, integrator, state, neighbors, n_steps, params, region, update_every, observe, observe_every, summed)
+    plan, inputs = _prepared(
+        energy_fn,
+        integrator,
+        state,
+        neighbors,
+        n_steps,
+        params,
+        region,
+        update_every,
+        observe,
+        observe_every,
+        summed,
+    )
     old = getattr(state, "dynamics", state)
     reached = _rolled(plan, *inputs)
     wrong = reached.overflow | ~reached.finite
@@ -99,15 +112,29 @@ class RoundTrip(NamedTuple):
     started: tuple[Array, Array]  # before it
 
 
-def round_trip(energy_fn, integrator, state, neighbors, n_steps: int, *, params=None, region=None, update_every: int | None = 10) -> RoundTrip:
+def round_trip(
+    energy_fn,
+    integrator,
+    state,
+    neighbors,
+    n_steps: int,
+    *,
+    params=None,
+    region=None,
+    update_every: int | None = 10,
+) -> RoundTrip:
     """There and back, to see whether a device and a potential are reversible bit for bit; under jit.
 
     Arguments and errors as of `reversible_rollout`.
     """
-    plan, inputs = _prepared(energy_fn, integrator, state, neighbors, n_steps, params, region, update_every, None, 1, False)
+    plan, inputs = _prepared(
+        energy_fn, integrator, state, neighbors, n_steps, params, region, update_every, None, 1, False
+    )
     reached, kept = _forth(plan, *inputs)
     start, half, same = _walk_back(plan, inputs, kept)
-    e, f = _energy_and_force(plan, inputs[0], inputs[1], _first_lists(plan, inputs, kept), _float(start, plan.dtype))
+    e, f = _energy_and_force(
+        plan, inputs[0], inputs[1], _first_lists(plan, inputs, kept), _float(start, plan.dtype)
+    )
     back = half - _kick(inputs[0].timestep, f)
     same = same & jnp.all(start == kept.start[0]) & jnp.all(back == kept.start[1]) & reached.finite
     return RoundTrip(same, reached.overflow, reached.position, reached.momentum, (start, back), kept.start)
@@ -159,7 +186,19 @@ class _Kept(NamedTuple):
     places: Array  # [n_blocks, n_atoms, 3] int64, where lists were made
 
 
-def _prepared(energy_fn, integrator, state, neighbors, n_steps, params, region, update_every, observe, observe_every, summed):
+def _prepared(
+    energy_fn,
+    integrator,
+    state,
+    neighbors,
+    n_steps,
+    params,
+    region,
+    update_every,
+    observe,
+    observe_every,
+    summed,
+):
     """A plan, and what is traced; checks first."""
     state = getattr(state, "dynamics", state)
     if type(integrator) is not NVE:
@@ -167,13 +206,25 @@ def _prepared(energy_fn, integrator, state, neighbors, n_steps, params, region, 
             f"integrator must be from nve to be walked back in time, got {type(integrator).__name__}, which forgets: "
             'use simulate.rollout(..., checkpoint="sqrt").'
         )
-    check_arguments(energy_fn, integrator, state, neighbors, region, n_steps, update_every, observe, 1 if observe is None else observe_every)
+    check_arguments(
+        energy_fn,
+        integrator,
+        state,
+        neighbors,
+        region,
+        n_steps,
+        update_every,
+        observe,
+        1 if observe is None else observe_every,
+    )
     if n_steps < 1:
         raise ValueError(f"n_steps must be at least 1, got {n_steps}.")
     if observe is None:
         observe_every = n_steps if update_every is None else update_every
     if update_every is not None and update_every % observe_every:
-        raise ValueError(f"update_every must be a multiple of observe_every = {observe_every}, got {update_every}.")
+        raise ValueError(
+            f"update_every must be a multiple of observe_every = {observe_every}, got {update_every}."
+        )
     if jax.dtypes.canonicalize_dtype(np.int64) != np.int64:
         raise ValueError(
             'jax_enable_x64 must be on for positions and momenta in 64-bit integers, got off: jax.config.update("jax_enable_x64", True); '
@@ -182,23 +233,45 @@ def _prepared(energy_fn, integrator, state, neighbors, n_steps, params, region, 
     with jax.ensure_compile_time_eval():
         move = np.asarray(integrator.shift_fn(jnp.full((1, 3), 1e-3), jnp.full((1, 3), 1e-3)))
     if not np.allclose(move, 2e-3, rtol=1e-4):
-        raise ValueError("shift_fn of the integrator must take positions in Å, got one of fractional coordinates: use simulate.rollout.")
+        raise ValueError(
+            "shift_fn of the integrator must take positions in Å, got one of fractional coordinates: use simulate.rollout."
+        )
     dtype = state.position.dtype
     leaves, structure = jax.tree.flatten((params, region))
     is_float = tuple(jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in leaves)
     mass = jnp.asarray(state.mass)
     constants: tuple = ()
     if observe is not None:
-        like = Snapshot(jnp.zeros((), jnp.int32), state.position, state.momentum, mass, state.position, jnp.zeros((), dtype))
+        like = Snapshot(
+            jnp.zeros((), jnp.int32),
+            state.position,
+            state.momentum,
+            mass,
+            state.position,
+            jnp.zeros((), dtype),
+        )
         observe, constants = jax.closure_convert(observe, like)
     block = n_steps if update_every is None else update_every
     plan = _Plan(
-        energy_fn, n_steps // block, block // observe_every, observe_every, update_every is not None, observe, summed, dtype, structure, is_float
+        energy_fn,
+        n_steps // block,
+        block // observe_every,
+        observe_every,
+        update_every is not None,
+        observe,
+        summed,
+        dtype,
+        structure,
+        is_float,
     )
     real = tuple(jnp.asarray(x) for x, wanted in zip(leaves, is_float) if wanted)
     others = tuple(x for x, wanted in zip(leaves, is_float) if not wanted)
     timestep = jnp.asarray(integrator.timestep_fs, jnp.float64) * units.fs
-    return plan, (_Inputs(state.position, state.momentum, mass, timestep, real, tuple(constants)), others, neighbors)
+    return plan, (
+        _Inputs(state.position, state.momentum, mass, timestep, real, tuple(constants)),
+        others,
+        neighbors,
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -243,7 +316,9 @@ def _drift(timestep: Array, mass: Array, P: Array) -> Array:
 def _arguments(plan: _Plan, leaves, others) -> dict:
     """`params` and `region`."""
     real, rest = iter(leaves), iter(others)
-    params, region = jax.tree.unflatten(plan.structure, [next(real if wanted else rest) for wanted in plan.is_float])
+    params, region = jax.tree.unflatten(
+        plan.structure, [next(real if wanted else rest) for wanted in plan.is_float]
+    )
     return {name: value for name, value in (("params", params), ("region", region)) if value is not None}
 
 
@@ -265,7 +340,9 @@ def _lists_at(plan: _Plan, inputs: _Inputs, others, neighbors, X: Array):
     if not plan.renew:
         return neighbors
     region = {k: v for k, v in _arguments(plan, inputs.leaves, others).items() if k == "region"}
-    position, region, neighbors = jax.lax.optimization_barrier(jax.lax.stop_gradient((_float(X, plan.dtype), region, neighbors)))
+    position, region, neighbors = jax.lax.optimization_barrier(
+        jax.lax.stop_gradient((_float(X, plan.dtype), region, neighbors))
+    )
     return jax.lax.optimization_barrier(neighbors.update(position, renew=True, **region))
 
 
@@ -290,7 +367,14 @@ class _Here(NamedTuple):
 
 
 def _snapshot(plan: _Plan, inputs: _Inputs, here: _Here) -> Snapshot:
-    return Snapshot(here.step, _float(here.X, plan.dtype), _float(here.P, inputs.momentum.dtype), inputs.mass, here.force, here.energy)
+    return Snapshot(
+        here.step,
+        _float(here.X, plan.dtype),
+        _float(here.P, inputs.momentum.dtype),
+        inputs.mass,
+        here.force,
+        here.energy,
+    )
 
 
 def _forth(plan: _Plan, inputs: _Inputs, others, neighbors) -> tuple[_Reached, _Kept]:
@@ -303,14 +387,20 @@ def _forth(plan: _Plan, inputs: _Inputs, others, neighbors) -> tuple[_Reached, _
         energy, force = _energy_and_force(plan, inputs, others, lists, position)
         overflow = here.overflow | lists.stale(position, **region)
         finite = here.finite & jnp.all(jnp.isfinite(force)) & jnp.isfinite(energy)
-        return _Here(X, P + _kick(inputs.timestep, force), force, energy, here.step + 1, overflow, finite, here.total)
+        return _Here(
+            X, P + _kick(inputs.timestep, force), force, energy, here.step + 1, overflow, finite, here.total
+        )
 
     def look(here: _Here, lists):
         here, _ = jax.lax.scan(lambda h, _: (step(h, lists), None), here, None, plan.n_between)
         if plan.observe is None:
             return here, None
         seen = plan.observe(_snapshot(plan, inputs, here), *inputs.constants)
-        return (here._replace(total=jax.tree.map(jnp.add, here.total, seen)), None) if plan.summed else (here, seen)
+        return (
+            (here._replace(total=jax.tree.map(jnp.add, here.total, seen)), None)
+            if plan.summed
+            else (here, seen)
+        )
 
     def block(here: _Here, _):
         lists = _lists_at(plan, inputs, others, neighbors, here.X)
@@ -323,7 +413,15 @@ def _forth(plan: _Plan, inputs: _Inputs, others, neighbors) -> tuple[_Reached, _
     lists = _lists_at(plan, inputs, others, neighbors, start[0])
     position = _float(start[0], plan.dtype)
     energy, force = _energy_and_force(plan, inputs, others, lists, position)
-    here = _Here(*start, force, energy, jnp.zeros((), jnp.int32), lists.stale(position, **region), jnp.all(jnp.isfinite(force)), None)
+    here = _Here(
+        *start,
+        force,
+        energy,
+        jnp.zeros((), jnp.int32),
+        lists.stale(position, **region),
+        jnp.all(jnp.isfinite(force)),
+        None,
+    )
     if plan.observe is not None and plan.summed:
         shapes = jax.eval_shape(plan.observe, _snapshot(plan, inputs, here), *inputs.constants)
         here = here._replace(total=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
@@ -358,7 +456,7 @@ def _walk_back(plan: _Plan, inputs, kept: _Kept) -> tuple[Array, Array, Array]:
             return _undone(plan, inputs[0], inputs[1], lists, *carry)[3:], None
 
         (X, half), _ = jax.lax.scan(one, (X, half), None, plan.n_looks * plan.n_between)
-        return (X, half, same & (jnp.all(X == place) if plan.renew else True)), None
+        return (X, half, same & (jnp.all(place == X) if plan.renew else True)), None
 
     return jax.lax.scan(block, (*kept.end, jnp.ones((), bool)), kept.places, plan.n_blocks, reverse=True)[0]
 
@@ -394,7 +492,14 @@ def _back(plan: _Plan, inputs, kept: _Kept, given: _Reached) -> _Inputs:
         """What happens at one place: its force kicked twice, was observed, and depends on position, params and region."""
         energy, force, P, X, before = _undone(plan, own, others, lists, back.X, back.half)
         of_timestep = back.of_timestep + 0.5 * jnp.sum(force.astype(wide) * back.of_kick)
-        return energy, force, P, X, before, back._replace(of_force=back.of_force + 0.5 * dt * back.of_kick, of_timestep=of_timestep)
+        return (
+            energy,
+            force,
+            P,
+            X,
+            before,
+            back._replace(of_force=back.of_force + 0.5 * dt * back.of_kick, of_timestep=of_timestep),
+        )
 
     def pulled(back: _Back, lists) -> _Back:
         """Through energy and force."""
@@ -411,8 +516,14 @@ def _back(plan: _Plan, inputs, kept: _Kept, given: _Reached) -> _Inputs:
     def undo(back: _Back, lists, asked=None) -> _Back:
         energy, force, P, X, before, back = force_at(back, lists)
         if asked is not None:
-            seen = Snapshot(back.step, _float(back.X, plan.dtype), _float(P, own.momentum.dtype), own.mass, force, energy)
-            _, pull = jax.vjp(lambda constants, *floats: plan.observe(Snapshot(seen.step, *floats), *constants), own.constants, *seen[1:])
+            seen = Snapshot(
+                back.step, _float(back.X, plan.dtype), _float(P, own.momentum.dtype), own.mass, force, energy
+            )
+            _, pull = jax.vjp(
+                lambda constants, *floats: plan.observe(Snapshot(seen.step, *floats), *constants),
+                own.constants,
+                *seen[1:],
+            )
             of_constants, of_position, of_momentum, of_mass, of_force, of_energy = pull(asked)
             back = back._replace(
                 of_constants=_add(back.of_constants, of_constants),
@@ -451,7 +562,7 @@ def _back(plan: _Plan, inputs, kept: _Kept, given: _Reached) -> _Inputs:
         place, asked = kept_here
         lists = _lists_at(plan, *inputs, place if plan.renew else back.X)
         back, _ = jax.lax.scan(partial(look, lists=lists), back, asked, plan.n_looks, reverse=True)
-        return back._replace(same=back.same & (jnp.all(back.X == place) if plan.renew else True)), None
+        return back._replace(same=back.same & (jnp.all(place == back.X) if plan.renew else True)), None
 
     asked = None
     if plan.observe is not None and not plan.summed:
@@ -472,6 +583,8 @@ def _back(plan: _Plan, inputs, kept: _Kept, given: _Reached) -> _Inputs:
     lists = _first_lists(plan, inputs, kept)
     _, _, P, _, _, back = force_at(back, lists)
     back = pulled(back, lists)
-    same = back.same & jnp.all(back.X == kept.start[0]) & jnp.all(P == kept.start[1])
-    found = _Inputs(back.of_position, back.of_momentum, back.of_mass, back.of_timestep, back.of_leaves, back.of_constants)
+    same = back.same & jnp.all(kept.start[0] == back.X) & jnp.all(kept.start[1] == P)
+    found = _Inputs(
+        back.of_position, back.of_momentum, back.of_mass, back.of_timestep, back.of_leaves, back.of_constants
+    )
     return jax.tree.map(lambda x, like: (x * jnp.where(same, 1.0, jnp.nan)).astype(like.dtype), found, own)

@@ -2,9 +2,9 @@
 
 import contextlib
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Callable
 
 import jax
 import numpy as np

@@ -7,9 +7,10 @@ Written under another name and renamed, so that a file is whole or absent.
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
 import flax.serialization
 import jax
@@ -71,11 +72,15 @@ def load(name_or_path) -> Checkpoint:
     if not path.is_file() and str(name_or_path) in names():  # also beside a folder of that name
         path = Path(str(resources.files("moe_md") / "checkpoints" / f"{name_or_path}.msgpack"))
     if not path.is_file():
-        raise ValueError(f"name_or_path must be one of {names()} or an existing file, got {str(name_or_path)!r}.")
+        raise ValueError(
+            f"name_or_path must be one of {names()} or an existing file, got {str(name_or_path)!r}."
+        )
     content = read(path, "a moe_md checkpoint", FORMAT, ("experts", "params", "settings", "record"))
     configs, params = (_in_order(path, key, content[key]) for key in ("experts", "params"))
     if len(configs) != len(params):
-        raise ValueError(f"{path} must hold parameters for each of its {len(configs)} experts, got {len(params)}.")
+        raise ValueError(
+            f"{path} must hold parameters for each of its {len(configs)} experts, got {len(params)}."
+        )
     for key in ("settings", "record"):
         if not isinstance(content[key], dict):
             raise ValueError(f"{path} must hold a dict of {key}, got {content[key]!r:.80}.")
@@ -85,7 +90,9 @@ def load(name_or_path) -> Checkpoint:
             experts.append(build(config))
             wanted = jax.eval_shape(experts[-1].init, jax.random.key(0))
         except Exception as error:  # a tampered config may upset any part of a network
-            raise ValueError(f"{path} must describe experts that can be built, got {config!r:.200}: {error}") from error
+            raise ValueError(
+                f"{path} must describe experts that can be built, got {config!r:.200}: {error}"
+            ) from error
         _check_params(path, config["builder"], wanted, tree)
     return Checkpoint(tuple(experts), tuple(params), content["settings"], content["record"])
 
@@ -130,7 +137,9 @@ def read(path, what: str, version: int, keys: Sequence[str]) -> dict:
         _check_plain(content)
         found = content["format"]
     except Exception as error:  # garbage upsets the decoder in many ways
-        raise ValueError(f"{path} must be {what}, but it cannot be read: {type(error).__name__}: {error}.") from None
+        raise ValueError(
+            f"{path} must be {what}, but it cannot be read: {type(error).__name__}: {error}."
+        ) from None
     if type(found) is not type(version) or found != version:
         raise ValueError(f"{path} must have {what.split()[-1]} format {version}, got {found!r:.80}.")
     digest = content.pop("sha256", None)
@@ -138,7 +147,9 @@ def read(path, what: str, version: int, keys: Sequence[str]) -> dict:
         raise ValueError(f"{path} must be {what} as it was written, but its content has changed since.")
     missing, unknown = set(keys) - set(content), set(content) - {"format", *keys}
     if missing or unknown:
-        problem = f"holds no {', '.join(sorted(missing))}" if missing else f"also holds {sorted(map(str, unknown))}"
+        problem = (
+            f"holds no {', '.join(sorted(missing))}" if missing else f"also holds {sorted(map(str, unknown))}"
+        )
         raise ValueError(f"{path} must be {what}, but it {problem}.")
     return content
 
@@ -209,7 +220,9 @@ def _check_params(path: Path, builder: str, wanted: Params, params: Params) -> N
         raise ValueError(f"{path} must hold parameters of shapes {wanted} for {builder}, got {found}.")
     for leaf in jax.tree.leaves(params):
         if not jnp.issubdtype(leaf.dtype, jnp.floating) or not np.isfinite(leaf.astype(float)).all():
-            raise ValueError(f"{path} must hold finite floating-point parameters for {builder}, got {leaf!r:.80}.")
+            raise ValueError(
+                f"{path} must hold finite floating-point parameters for {builder}, got {leaf!r:.80}."
+            )
 
 
 def write_json(path, content: dict) -> None:

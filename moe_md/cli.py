@@ -12,10 +12,10 @@ import os
 import sys
 import typing
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Callable
 
 import jax
 import shtab
@@ -120,13 +120,19 @@ def run_train(parsed, say: Callable) -> dict:
     dataset = dataset._replace(species=first.species)
     train, validation = dataset, None
     if parsed.validation_fraction != 0:
-        train, validation = split_by_group(dataset, validation_fraction=parsed.validation_fraction, seed=training.seed)
+        train, validation = split_by_group(
+            dataset, validation_fraction=parsed.validation_fraction, seed=training.seed
+        )
     say(_counts("train", train) + ("" if validation is None else "; " + _counts("validation", validation)))
     folder = Path(parsed.out)
     devices = _devices(parsed.devices)
-    begun = {} if parsed.start is None and "start" not in tables else {"start": parsed.start or tables["start"]}
+    begun = (
+        {} if parsed.start is None and "start" not in tables else {"start": parsed.start or tables["start"]}
+    )
     own = {} if same else {"expensive": dict(first.config), "cheap": dict(second.config)}
-    _echo(parsed, {**begun, "data": settings_file.settings(Data, "data", parsed), **own, "training": training})
+    _echo(
+        parsed, {**begun, "data": settings_file.settings(Data, "data", parsed), **own, "training": training}
+    )
     result = cotrain.cotrain(
         (first, second),
         train,
@@ -155,10 +161,17 @@ def run_evaluate(parsed, say: Callable) -> dict:
     model = checkpoints.load(parsed.checkpoint)
     if len(model.experts) != 2:
         raise ValueError(f"checkpoint must hold two experts, got {len(model.experts)}.")
-    dataset = _part(_dataset(parsed, model.experts[0].species), model, parsed.split, parsed.validation_fraction)
+    dataset = _part(
+        _dataset(parsed, model.experts[0].species), model, parsed.split, parsed.validation_fraction
+    )
     _echo(parsed, {"data": settings_file.settings(Data, "data", parsed)})
     scores = evaluation.evaluate_by_kind(model.experts, model.params, dataset)
-    report = {"checkpoint": str(parsed.checkpoint), "data": settings_file.settings(Data, "data", parsed).file, "split": parsed.split, "kinds": scores}
+    report = {
+        "checkpoint": str(parsed.checkpoint),
+        "data": settings_file.settings(Data, "data", parsed).file,
+        "split": parsed.split,
+        "kinds": scores,
+    }
     folder = Path(parsed.out)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.write_json(folder / "evaluation.json", report)
@@ -177,7 +190,11 @@ def run_validate(parsed, say: Callable) -> dict:
         known = parsed.validation_fraction or model.settings.get("validation_fraction")
         split = "validation" if settings_file.settings(Data, "data", parsed).file == DATA and known else "all"
     dataset = _part(_dataset(parsed, model.experts[0].species), model, split, parsed.validation_fraction)
-    names = {"checkpoint": str(parsed.checkpoint), "data": settings_file.settings(Data, "data", parsed).file, "split": split}
+    names = {
+        "checkpoint": str(parsed.checkpoint),
+        "data": settings_file.settings(Data, "data", parsed).file,
+        "split": split,
+    }
     settings = validate.small(settings) if parsed.small else settings
     _echo(parsed, {"data": settings_file.settings(Data, "data", parsed), "validate": settings})
     return validate.run(model, dataset, settings, parsed.out, say, names=names)
@@ -217,7 +234,9 @@ def run_init(parsed, say: Callable) -> dict:
         "data": Data(file=species),
         **{name: dict(e.config) for name, e in (("expensive", first), ("cheap", second))},
         "training": cotrain.Settings(),
-        "run": md.Settings(structure="slab.extxyz", region_around=",".join(s for s in first.species if s != metal)),
+        "run": md.Settings(
+            structure="slab.extxyz", region_around=",".join(s for s in first.species if s != metal)
+        ),
     }
     header = ["Settings of moe-md: an option on the command line overrides a key, a key that is left out has its default.",
               "moe-md train --settings FILE; moe-md run --settings FILE --checkpoint training/checkpoint.msgpack"]  # fmt: skip
@@ -261,15 +280,27 @@ def _experts(tables: dict, dataset: Dataset, metal: str, file) -> tuple:
     species = [metal, *(s for s in dataset.species if s != metal)]
     defaults = {
         "expensive": {"builder": "allegro", "species": species, "cutoff": 5.0},
-        "cheap": {"builder": "power_spectrum", "species": species, "cutoff": 5.0, "l_max": 4, "domain": [metal]},
+        "cheap": {
+            "builder": "power_spectrum",
+            "species": species,
+            "cutoff": 5.0,
+            "l_max": 4,
+            "domain": [metal],
+        },
     }
     made = []
     for name, default in defaults.items():
         table = tables.get(name)
-        config = default if table is None else {**{k: default[k] for k in ("builder", "species", "cutoff")}, **table}
+        config = (
+            default
+            if table is None
+            else {**{k: default[k] for k in ("builder", "species", "cutoff")}, **table}
+        )
         builder = config["builder"]
         if not isinstance(builder, str) or builder not in experts.BUILDERS:
-            raise ValueError(f"builder of [{name}] of {file} must be one of {sorted(experts.BUILDERS)}, got {builder!r}.")
+            raise ValueError(
+                f"builder of [{name}] of {file} must be one of {sorted(experts.BUILDERS)}, got {builder!r}."
+            )
         allowed = ("builder", *inspect.signature(experts.BUILDERS[builder]).parameters)
         settings_file.check_keys(config, allowed, f"[{name}] of {file}")
         made.append(experts.build(config))
@@ -301,7 +332,9 @@ def _devices(wanted: str | None) -> list | None:
     if wanted == "all":
         return found
     if not wanted.isdecimal() or not 1 <= int(wanted) <= len(found):
-        raise ValueError(f"devices must be 'all' or a number from 1 to the {len(found)} that jax finds, got {wanted!r}.")
+        raise ValueError(
+            f"devices must be 'all' or a number from 1 to the {len(found)} that jax finds, got {wanted!r}."
+        )
     return found[: int(wanted)]
 
 
@@ -312,48 +345,99 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    shtab.add_argument_to(parser, "--print-completion", help="a script that completes commands and options by tab, for bash, zsh or tcsh")
+    shtab.add_argument_to(
+        parser,
+        "--print-completion",
+        help="a script that completes commands and options by tab, for bash, zsh or tcsh",
+    )
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
-    commands = parser.add_subparsers(required=True, metavar="init | demo | train | evaluate | validate | run | export | bench")
+    commands = parser.add_subparsers(
+        required=True, metavar="init | demo | train | evaluate | validate | run | export | bench"
+    )
 
     def command(name: str, fn, out: str, text: str, settings_class=None):
         sub = commands.add_parser(name, help=text, description=text + ".")
         sub.set_defaults(command=fn)
         sub.add_argument("--out", default=out, metavar="DIR", help=f"folder of the results (default {out})")
         sub.add_argument("--settings", metavar="FILE", help="TOML file; options override it")
-        sub.add_argument("--json", action="store_true", help="the result as JSON on stdout, all else on stderr")
+        sub.add_argument(
+            "--json", action="store_true", help="the result as JSON on stdout, all else on stderr"
+        )
         for item in fields(settings_class) if settings_class else ():
             kind = kind_of(typing.get_type_hints(settings_class)[item.name])
             if kind in (int, float, str):
                 default = [] if item.default in (None, "") else [f"default {item.default}"]
-                text = "; ".join(settings_file.comment(settings_class, item.name) + default).replace("%", "%%")
-                sub.add_argument(f"--{item.name.replace('_', '-')}", type=kind, help=text, metavar=kind.__name__)
+                text = "; ".join(settings_file.comment(settings_class, item.name) + default).replace(
+                    "%", "%%"
+                )
+                sub.add_argument(
+                    f"--{item.name.replace('_', '-')}", type=kind, help=text, metavar=kind.__name__
+                )
         return sub
 
-    sub = commands.add_parser("init", help="Write a settings file with all keys and what they mean", description="Write a settings file with all keys and what they mean.")
+    sub = commands.add_parser(
+        "init",
+        help="Write a settings file with all keys and what they mean",
+        description="Write a settings file with all keys and what they mean.",
+    )
     sub.set_defaults(command=run_init)
     sub.add_argument("file", nargs="?", default="moe_md.toml", help="a new file (default moe_md.toml)")
-    sub.add_argument("--data", metavar="FILE", help=f"extended XYZ whose species it is for, or packaged frames (default {DATA})")
+    sub.add_argument(
+        "--data",
+        metavar="FILE",
+        help=f"extended XYZ whose species it is for, or packaged frames (default {DATA})",
+    )
     sub.add_argument("--json", action="store_true", help="the result as JSON on stdout, all else on stderr")
 
-    sub = command("demo", run_demo, "demo", "Run a CO-covered Pt(111) slab under two experts and report on it", demo.Settings)
+    sub = command(
+        "demo",
+        run_demo,
+        "demo",
+        "Run a CO-covered Pt(111) slab under two experts and report on it",
+        demo.Settings,
+    )
     sub.add_argument("--small", action="store_true", help="a small slab and few steps, for tests")
 
-    sub = command("train", run_train, "training", "Train an expensive and a cheap expert together; resumes where it stopped", cotrain.Settings)
+    sub = command(
+        "train",
+        run_train,
+        "training",
+        "Train an expensive and a cheap expert together; resumes where it stopped",
+        cotrain.Settings,
+    )
     _data_options(sub)
-    sub.add_argument("--validation-fraction", type=float, default=0.15, help="share of frames held out by group; 0 for none (default 0.15)")
-    sub.add_argument("--start", metavar="CHECKPOINT", help="name or path: begin with its parameters, and its experts unless settings name others; in a settings file a line of its own, on top")
-    sub.add_argument("--devices", metavar="N", help="share the rows of each batch among N devices, or all (default one); it may change when a training goes on")
+    sub.add_argument(
+        "--validation-fraction",
+        type=float,
+        default=0.15,
+        help="share of frames held out by group; 0 for none (default 0.15)",
+    )
+    sub.add_argument(
+        "--start",
+        metavar="CHECKPOINT",
+        help="name or path: begin with its parameters, and its experts unless settings name others; in a settings file a line of its own, on top",
+    )
+    sub.add_argument(
+        "--devices",
+        metavar="N",
+        help="share the rows of each batch among N devices, or all (default one); it may change when a training goes on",
+    )
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
     sub = command("evaluate", run_evaluate, "evaluation", "Errors of a checkpoint on labelled frames")
     sub.add_argument("checkpoint", help="name or path")
     _data_options(sub)
-    sub.add_argument("--split", choices=("train", "validation", "all"), default="all", help="which frames (default all)")
+    sub.add_argument(
+        "--split", choices=("train", "validation", "all"), default="all", help="which frames (default all)"
+    )
     sub.add_argument("--validation-fraction", type=float, help="of the split; default what training used")
 
     sub = command(
-        "validate", run_validate, "validation", "Errors, properties, seam and dynamics of a checkpoint, as a report", validate.Settings
+        "validate",
+        run_validate,
+        "validation",
+        "Errors, properties, seam and dynamics of a checkpoint, as a report",
+        validate.Settings,
     )
     sub.add_argument("checkpoint", help="name or path")
     _data_options(sub)
@@ -366,18 +450,35 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--small", action="store_true", help="few steps of dynamics, for tests")
 
     command("run", run_dynamics, "run", "Molecular dynamics of a structure", md.Settings)
-    sub = command("export", run_export, "exported", "Write a folder that runs a structure in another program", export.Settings)
+    sub = command(
+        "export",
+        run_export,
+        "exported",
+        "Write a folder that runs a structure in another program",
+        export.Settings,
+    )
     sub.add_argument("program", choices=("lammps",), help="that runs it")
-    command("bench", run_bench, "bench", "Time a mixture against either expert alone, on a slab", bench.Settings)
+    command(
+        "bench", run_bench, "bench", "Time a mixture against either expert alone, on a slab", bench.Settings
+    )
     return parser
 
 
 def _data_options(sub) -> None:
-    sub.add_argument("--data", dest="file", metavar="FILE", help=f"extended XYZ, or packaged frames: {', '.join(PACKAGED)} (default {DATA})")
+    sub.add_argument(
+        "--data",
+        dest="file",
+        metavar="FILE",
+        help=f"extended XYZ, or packaged frames: {', '.join(PACKAGED)} (default {DATA})",
+    )
     for name in ("energy_key", "forces_key", "stress_key", "group_key", "kind_key"):
         default = next(f.default for f in fields(Data) if f.name == name)
         (text,) = settings_file.comment(Data, name)
-        sub.add_argument(f"--{name.replace('_', '-')}", metavar="NAME", help=text + (f" (default {default})" if default else ""))
+        sub.add_argument(
+            f"--{name.replace('_', '-')}",
+            metavar="NAME",
+            help=text + (f" (default {default})" if default else ""),
+        )
 
 
 def _quieten() -> None:
@@ -386,7 +487,9 @@ def _quieten() -> None:
         jax.config.update("jax_logging_level", "CRITICAL")
     warnings.showwarning = lambda message, *_, **__: print(f"moe-md: warning: {message}", file=sys.stderr)
     # jax-md mixes integer types where 64 bits are on.
-    warnings.filterwarnings("ignore", message="scatter inputs have incompatible types", category=FutureWarning)
+    warnings.filterwarnings(
+        "ignore", message="scatter inputs have incompatible types", category=FutureWarning
+    )
 
 
 def _keep_compiled_programs() -> None:

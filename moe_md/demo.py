@@ -12,9 +12,10 @@ what came out, in numbers, pictures and words.
 import json
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,17 @@ class Settings:
             raise ValueError(
                 f"columns must be even and rows a multiple of 4, so that a p(2x2) pattern fits, got {self.columns} and {self.rows}."
             )
-        for name in ("layers", "vacuum", "temperature_K", "timestep_fs", "log_every", "trajectory_every", "timing_rounds", "snapshots", "chunk_size"):
+        for name in (
+            "layers",
+            "vacuum",
+            "temperature_K",
+            "timestep_fs",
+            "log_every",
+            "trajectory_every",
+            "timing_rounds",
+            "snapshots",
+            "chunk_size",
+        ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
         for name in ("relax_steps", "equilibration_steps", "seed"):
@@ -157,7 +168,9 @@ class Timings(NamedTuple):
         return 1.0 / (self.f + (1.0 - self.f) / self.r)
 
 
-def co_covered_slab(lattice_constant: float, columns: int, rows: int, layers: int, *, vacuum: float = 16.0) -> Atoms:
+def co_covered_slab(
+    lattice_constant: float, columns: int, rows: int, layers: int, *, vacuum: float = 16.0
+) -> Atoms:
     """Pt(111) with a quarter layer of CO on top of its atoms, p(2x2).
 
     Args:
@@ -207,7 +220,9 @@ def lower_plane(atoms: Atoms, cutoff: float, margin: float = MARGIN) -> float:
     seen = tags[i[is_metal[i] & ~is_metal[j]]]
     deepest = int(seen.max(initial=1))
     if deepest >= tags.max():
-        raise ValueError(f"layers must be more than {deepest}, all of which see CO within {cutoff + margin:.2f} Å, got {tags.max()}.")
+        raise ValueError(
+            f"layers must be more than {deepest}, all of which see CO within {cutoff + margin:.2f} Å, got {tags.max()}."
+        )
     heights = [atoms.positions[tags == layer, 2].mean() for layer in (deepest, deepest + 1)]
     return float(np.mean(heights))
 
@@ -256,7 +271,9 @@ class Stepper:
         chunk_size: rows computed at a time.
     """
 
-    def __init__(self, system: System, experts: Sequence[Expert], params, region, timestep_fs: float, chunk_size: int):
+    def __init__(
+        self, system: System, experts: Sequence[Expert], params, region, timestep_fs: float, chunk_size: int
+    ):
         displacement_fn, shift_fn = space.periodic(system.box)
         self._neighbor_fn, energy_fn = mixture_neighbor_list(
             displacement_fn,
@@ -294,7 +311,9 @@ class Stepper:
         self._carry = jax.block_until_ready(self._step(*self._carry))
         seconds = time.perf_counter() - started
         if bool(self._carry[1].did_buffer_overflow):
-            raise simulate.SimulationError("neighbour lists must fit while timing, but they overflowed.", self._carry[0])
+            raise simulate.SimulationError(
+                "neighbour lists must fit while timing, but they overflowed.", self._carry[0]
+            )
         return seconds
 
     def forces(self, position) -> np.ndarray:
@@ -362,7 +381,9 @@ def timing_lines(timings: Timings) -> list[str]:
         ("mixture", timings.mixed),
         ("all atoms on the cheap expert (timing only)", timings.cheap),
     ):
-        lines.append(row(label, 1e3 * t.median, 1e3 * t.lower, 1e3 * t.upper, timings.expensive.median / t.median))
+        lines.append(
+            row(label, 1e3 * t.median, 1e3 * t.lower, 1e3 * t.upper, timings.expensive.median / t.median)
+        )
     return lines
 
 
@@ -391,12 +412,16 @@ def run(settings: Settings, folder, say: Callable[[str], None] = print) -> dict:
     check_experts(model)
     folder.mkdir(parents=True, exist_ok=True)
     crystal = relax_fcc(model.experts[1], model.params[1], METAL)
-    stage(f"lattice constant {crystal.lattice_constant:.3f} Å, bulk modulus {crystal.bulk_modulus_GPa:.0f} GPa (cheap expert)")
+    stage(
+        f"lattice constant {crystal.lattice_constant:.3f} Å, bulk modulus {crystal.bulk_modulus_GPa:.0f} GPa (cheap expert)"
+    )
 
     system = build(model, settings, crystal.lattice_constant)
     n_atoms, n_expensive = len(system.atoms), int(np.sum(system.assignment == 0))
     edges = " x ".join(f"{edge:.1f}" for edge in system.box)
-    stage(f"{n_atoms} atoms in {edges} Å, {n_expensive} of them ({n_expensive / n_atoms:.1%}) on the expensive expert")
+    stage(
+        f"{n_atoms} atoms in {edges} Å, {n_expensive} of them ({n_expensive / n_atoms:.1%}) on the expensive expert"
+    )
 
     displacement_fn, shift_fn = space.periodic(system.box)
     neighbor_fn, atom_energy_fn = mixture_neighbor_list(
@@ -420,12 +445,22 @@ def run(settings: Settings, folder, say: Callable[[str], None] = print) -> dict:
         return jnp.sum(atom_energy_fn(R, neighbor, **kwargs) - reference)
 
     relaxed = simulate.relax(
-        neighbor_fn, energy_fn, shift_fn, start, n_steps=settings.relax_steps, neighbors=neighbors, chunk_steps=10
+        neighbor_fn,
+        energy_fn,
+        shift_fn,
+        start,
+        n_steps=settings.relax_steps,
+        neighbors=neighbors,
+        chunk_steps=10,
     )
-    stage(f"relaxed by {1e3 * relaxed.energy / n_atoms:.2f} meV/atom in {relaxed.n_steps} steps, largest force {relaxed.max_force:.2f} eV/Å")
+    stage(
+        f"relaxed by {1e3 * relaxed.energy / n_atoms:.2f} meV/atom in {relaxed.n_steps} steps, largest force {relaxed.max_force:.2f} eV/Å"
+    )
 
     # Half of the kinetic energy flows into vibration: twice the temperature to start with.
-    thermostat = simulate.langevin(shift_fn, settings.timestep_fs, settings.temperature_K, friction_per_fs=0.02)
+    thermostat = simulate.langevin(
+        shift_fn, settings.timestep_fs, settings.temperature_K, friction_per_fs=0.02
+    )
     warm = simulate.run(
         neighbor_fn,
         energy_fn,
@@ -482,15 +517,22 @@ def run(settings: Settings, folder, say: Callable[[str], None] = print) -> dict:
     cases = steppers(model, system, settings.timestep_fs, settings.chunk_size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the cheap expert meets C and O: only its time is wanted
-        timings = interleave(cases, system, result.state.position, result.state.velocity, settings.timing_rounds)
+        timings = interleave(
+            cases, system, result.state.position, result.state.velocity, settings.timing_rounds
+        )
     stage(f"speed-up {timings.speedup:.2f} of at most {timings.s_max:.2f}")
 
-    chosen = [snapshots[k] for k in np.unique(np.linspace(1, len(snapshots) - 1, settings.snapshots).round().astype(int))]
+    chosen = [
+        snapshots[k]
+        for k in np.unique(np.linspace(1, len(snapshots) - 1, settings.snapshots).round().astype(int))
+    ]
     exact = np.array([cases["expensive"].forces(frame.position) for frame in chosen], float)
     difference = np.array([frame.force for frame in chosen], float) - exact
     force_rms = _rms(exact)
     force_rmse = _rms(difference)
-    stage(f"forces differ from the expensive expert's by {1e3 * force_rmse:.1f} meV/Å on {len(chosen)} snapshots")
+    stage(
+        f"forces differ from the expensive expert's by {1e3 * force_rmse:.1f} meV/Å on {len(chosen)} snapshots"
+    )
 
     # Unwrapped: every atom beside where it started.
     final = system.atoms.copy()
@@ -504,7 +546,9 @@ def run(settings: Settings, folder, say: Callable[[str], None] = print) -> dict:
         dtype=system.position.dtype,
     )
     mismatch = seam.mismatch(model.experts, model.params, rows)
-    ghost = seam.ghost_force_report(model, [s * crystal.lattice_constant for s in (0.98, 1.0, 1.02)], symbol=METAL)
+    ghost = seam.ghost_force_report(
+        model, [s * crystal.lattice_constant for s in (0.98, 1.0, 1.02)], symbol=METAL
+    )
     ghost_relaxed = max(ghost[name]["max"][1] for name in ("100", "111", "sphere"))
     stage(f"ghost force of a seam through a perfect crystal: at most {ghost_relaxed:.1f} meV/Å")
 
@@ -535,7 +579,9 @@ def run(settings: Settings, folder, say: Callable[[str], None] = print) -> dict:
         "plane": lower_plane(system.atoms, model.experts[1].cutoff),
         "n_hopped": int(np.sum((np.linalg.norm(moved, axis=1) > HOP) & (np.array(final.symbols) == METAL))),
     }
-    (folder / "report.md").write_text(_report(settings, model, system, summary, timings, ghost, mismatch, by_owner, facts))
+    (folder / "report.md").write_text(
+        _report(settings, model, system, summary, timings, ghost, mismatch, by_owner, facts)
+    )
     stage(f"wrote {folder / 'report.md'}")
     return summary
 
@@ -549,7 +595,9 @@ def _rms(values) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
 
 
-def _draw(folder: Path, final: Atoms, system: System, result, slope, n_atoms: int, mismatch: seam.Mismatch) -> None:
+def _draw(
+    folder: Path, final: Atoms, system: System, result, slope, n_atoms: int, mismatch: seam.Mismatch
+) -> None:
     symbols = final.get_chemical_symbols()
     plots.slab_view(final.positions, symbols, system.assignment).savefig(folder / "slab.png", dpi=150)
     log = result.log
@@ -564,7 +612,11 @@ def _draw(folder: Path, final: Atoms, system: System, result, slope, n_atoms: in
     height = final.positions[:, 2]
     inside = height[system.assignment == 0]
     plots.mismatch_over_height(
-        height, mismatch.energy, mismatch.partial_force, mismatch.in_domain, region=(inside.min(), inside.max())
+        height,
+        mismatch.energy,
+        mismatch.partial_force,
+        mismatch.in_domain,
+        region=(inside.min(), inside.max()),
     ).savefig(folder / "mismatch.png", dpi=150)
 
 
@@ -574,7 +626,9 @@ def _report(settings, model, system, summary, timings, ghost, mismatch, by_owner
     per_day = 86400 / (facts["production_seconds"] / settings.production_steps) * settings.timestep_fs * 1e-6
     known = mismatch.in_domain
     drift_is_zero = abs(summary["drift_meV_per_atom_per_ps"]) < 2 * summary["drift_stderr"]
-    kelvin_per_ns = summary["drift_meV_per_atom_per_ps"] / (3 * units.kB)  # 3 kB T per atom, half of it kinetic
+    kelvin_per_ns = summary["drift_meV_per_atom_per_ps"] / (
+        3 * units.kB
+    )  # 3 kB T per atom, half of it kinetic
     hopped = []
     if facts["n_hopped"] and settings.temperature_K <= 1000:  # hotter, atoms may well move
         hopped = [
@@ -584,11 +638,11 @@ def _report(settings, model, system, summary, timings, ghost, mismatch, by_owner
         ]
     names = [e.config["builder"] for e in model.experts]
     device = jax.devices()[0]
-    forces = [
-        f"| {name} | {1e3 * size:.0f} | {1e3 * change:.1f} |" for name, size, change in by_owner
-    ]
+    forces = [f"| {name} | {1e3 * size:.0f} | {1e3 * change:.1f} |" for name, size, change in by_owner]
     ghosts = [
-        f"| {label} | " + " | ".join(f"{ghost[key]['max'][k]:.1f} ({ghost[key]['rms'][k]:.1f})" for k in range(3)) + " |"
+        f"| {label} | "
+        + " | ".join(f"{ghost[key]['max'][k]:.1f} ({ghost[key]['rms'][k]:.1f})" for k in range(3))
+        + " |"
         for key, label in (("100", "plane (100)"), ("111", "plane (111)"), ("sphere", "sphere"))
     ]
     return "\n".join(
@@ -623,7 +677,11 @@ def _report(settings, model, system, summary, timings, ghost, mismatch, by_owner
             "",
             f"{facts['time_ps']:.2f} ps at constant energy, {settings.timestep_fs:g} fs steps, {facts['temperature_K']:.0f} K on average: the total energy drifts by "
             f"{summary['drift_meV_per_atom_per_ps']:+.4f} ± {summary['drift_stderr']:.4f} meV/atom/ps (one standard error), "
-            + ("which is zero within twice its error" if drift_is_zero else "which is more than twice its error")
+            + (
+                "which is zero within twice its error"
+                if drift_is_zero
+                else "which is more than twice its error"
+            )
             + f". At this rate the slab would change its temperature by {abs(kelvin_per_ns):.1f} K in a nanosecond. "
             f"Neighbour lists were enlarged {facts['n_regrown']} times.",
             "",
@@ -636,7 +694,10 @@ def _report(settings, model, system, summary, timings, ghost, mismatch, by_owner
             "",
             "| atoms of the | size of forces, meV/Å | difference, meV/Å |",
             "| --- | ---: | ---: |",
-            *(line.replace("| expensive", "| expensive expert").replace("| cheap", "| cheap expert") for line in forces),
+            *(
+                line.replace("| expensive", "| expensive expert").replace("| cheap", "| cheap expert")
+                for line in forces
+            ),
             "",
             "This says how well the two experts agree, not how well either agrees with density functional theory; the checkpoint's validation errors say that.",
             "",

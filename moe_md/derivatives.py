@@ -5,7 +5,7 @@ gates as it reaches rows. Stress is +(1/V) dE/d strain, as ASE has it;
 `jax_md.quantity.stress` has the other sign.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp

@@ -5,7 +5,8 @@ training, ASE and an MPI engine. Everything else (forces, virial, stress)
 follows from the partial forces g = dE_i / d displacement of each row.
 """
 
-from typing import Any, Callable, NamedTuple, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import e3nn_jax as e3nn
 import flax.linen as nn
@@ -202,7 +203,11 @@ def allegro(
     _check_whole("num_tensor_features", num_tensor_features, 1)
     _check_whole("num_bessels", num_bessels, 1)
     _check_power(polynomial_cutoff_p)
-    for name, widths in (("scalar_embed_mlp", scalar_embed_mlp), ("allegro_mlp", allegro_mlp), ("readout_mlp", readout_mlp)):
+    for name, widths in (
+        ("scalar_embed_mlp", scalar_embed_mlp),
+        ("allegro_mlp", allegro_mlp),
+        ("readout_mlp", readout_mlp),
+    ):
         _check_widths(name, widths)
     for name, flag in (("parity", parity), ("path_channel_coupling", path_channel_coupling), ("zbl", zbl)):
         check_value(name, flag, bool)
@@ -474,7 +479,9 @@ def lennard_jones(
         p = cast(params, rows.displacement.dtype)
         return lennard_jones_energies(rows, p["epsilon"], p["sigma"], onset, cutoff)
 
-    return Expert(init, atom_energies, float(cutoff), tuple(species), allowed, _config("lennard_jones", config))
+    return Expert(
+        init, atom_energies, float(cutoff), tuple(species), allowed, _config("lennard_jones", config)
+    )
 
 
 BUILDERS = {
@@ -547,7 +554,9 @@ def _network_expert(name: str, network: nn.Module, config: dict) -> Expert:
 def _checked_avg_num_neighbors(value, n_species: int) -> float | tuple[float, ...]:
     numbers = _numbers(value)
     if numbers.shape not in ((), (n_species,)) or not np.all((numbers > 0) & (numbers < np.inf)):
-        raise ValueError(f"avg_num_neighbors must be positive, one number or one per species, got {value!r:.80}.")
+        raise ValueError(
+            f"avg_num_neighbors must be positive, one number or one per species, got {value!r:.80}."
+        )
     return numbers.item() if numbers.ndim == 0 else tuple(numbers.tolist())
 
 
@@ -562,7 +571,9 @@ def _checked_pair_cutoffs(value, n_species: int, cutoff: float) -> tuple[tuple[f
 
 
 def _checked_irreps(value: str) -> str:
-    requirement = f"hidden_irreps must be irreps with two or more even scalars, like '8x0e + 4x1o', got {value!r:.80}."
+    requirement = (
+        f"hidden_irreps must be irreps with two or more even scalars, like '8x0e + 4x1o', got {value!r:.80}."
+    )
     if not isinstance(value, str):
         raise ValueError(requirement)
     try:
@@ -595,7 +606,9 @@ def _check_species(species: Sequence[str], cutoff: float, domain: Sequence[str] 
     if not cutoff > 0:
         raise ValueError(f"cutoff must be positive (Å), got {cutoff}.")
     if domain is not None and (not _are_names(domain) or len(domain) == 0 or not set(domain) <= set(species)):
-        raise ValueError(f"domain must be a non-empty subset of species {tuple(species)}, got {domain!r:.80}.")
+        raise ValueError(
+            f"domain must be a non-empty subset of species {tuple(species)}, got {domain!r:.80}."
+        )
 
 
 def _are_names(value) -> bool:

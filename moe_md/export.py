@@ -62,13 +62,31 @@ def lammps(settings: Settings, folder) -> Path:
     Coupling(model, region, elements, skin=settings.skin, dtype=settings.dtype)
     described = json.dumps(region_as_dict(region))
     moving = atoms.has("momenta") and np.abs(atoms.get_momenta()).max() > 0
-    start = "" if moving or settings.temperature_K == 0 else f"velocity all create {settings.temperature_K} {settings.seed} mom yes dist gaussian"
+    start = (
+        ""
+        if moving or settings.temperature_K == 0
+        else f"velocity all create {settings.temperature_K} {settings.seed} mom yes dist gaussian"
+    )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    ase.io.write(folder / "atoms.data", atoms, format="lammps-data", specorder=elements, masses=True, velocities=bool(moving))
+    ase.io.write(
+        folder / "atoms.data",
+        atoms,
+        format="lammps-data",
+        specorder=elements,
+        masses=True,
+        velocities=bool(moving),
+    )
     checkpoints.save(folder / "model.msgpack", model)
     checkpoints.write_atomic(folder / "region.json", (described + "\n").encode())
-    script = SCRIPT.format(timestep=settings.timestep_fs / 1000, start=start, elements=elements, skin=settings.skin, dtype=settings.dtype, steps=settings.steps)
+    script = SCRIPT.format(
+        timestep=settings.timestep_fs / 1000,
+        start=start,
+        elements=elements,
+        skin=settings.skin,
+        dtype=settings.dtype,
+        steps=settings.steps,
+    )
     checkpoints.write_atomic(folder / "run.py", script.encode())
     return folder / "run.py"
 
@@ -84,16 +102,30 @@ def region_as_dict(region: Region) -> dict:
     """
     match region:
         case Fixed():
-            return {"kind": "fixed", "assignment": np.asarray(region.assignment).tolist(), "n_experts": region.n_experts}
+            return {
+                "kind": "fixed",
+                "assignment": np.asarray(region.assignment).tolist(),
+                "n_experts": region.n_experts,
+            }
         case Weighted():
             return {"kind": "weighted", "weights": np.asarray(region.weights, float).tolist()}
         case Around():
-            return {"kind": "around", "seeds": np.asarray(region.seeds).tolist(), "r_core": float(region.r_core), "r_blend": float(region.r_blend)}
+            return {
+                "kind": "around",
+                "seeds": np.asarray(region.seeds).tolist(),
+                "r_core": float(region.r_core),
+                "r_blend": float(region.r_blend),
+            }
         case Complement():
             return {"kind": "complement", "region": region_as_dict(region.region)}
         case Union() | Nested():
-            return {"kind": type(region).__name__.lower(), "regions": [region_as_dict(part) for part in region.regions]}
-    raise ValueError(f"region must be one of fixed, slab, sphere and around, or a union, complement or nest of these, got {type(region).__name__}.")
+            return {
+                "kind": type(region).__name__.lower(),
+                "regions": [region_as_dict(part) for part in region.regions],
+            }
+    raise ValueError(
+        f"region must be one of fixed, slab, sphere and around, or a union, complement or nest of these, got {type(region).__name__}."
+    )
 
 
 def region_from_dict(values: dict) -> Region:

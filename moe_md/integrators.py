@@ -19,9 +19,10 @@ their *fractions* times the growth of the box, so a trajectory depends on where
 the origin is.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Callable, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -134,8 +135,12 @@ class Langevin(_OneForce):
     def follow(self, weight: Array) -> "Langevin":
         """The friction of each atom, from its weights `[n_atoms, n_experts]` on the experts."""
         if len(self.expert_friction) != weight.shape[1]:
-            raise ValueError(f"friction_per_fs must have a rate for each of {weight.shape[1]} experts, got {len(self.expert_friction)}.")
-        return replace(self, friction_per_fs=jnp.maximum(weight @ self.expert_friction.astype(weight.dtype), 0.0))
+            raise ValueError(
+                f"friction_per_fs must have a rate for each of {weight.shape[1]} experts, got {len(self.expert_friction)}."
+            )
+        return replace(
+            self, friction_per_fs=jnp.maximum(weight @ self.expert_friction.astype(weight.dtype), 0.0)
+        )
 
     def functions(self, force_fn):
         """jax-md's `(init_fn, apply_fn)`."""
@@ -278,7 +283,9 @@ class NPT:
         del box
         dt, kT, mass = self.timestep_fs * units.fs, self.temperature_K * units.kB, state.mass
         thermostat, barostat = self._chains()
-        heat, cold = (c.update_mass(s, kT) for c, s in ((thermostat, state.thermostat), (barostat, state.barostat)))
+        heat, cold = (
+            c.update_mass(s, kT) for c, s in ((thermostat, state.thermostat), (barostat, state.barostat))
+        )
         box_momentum, cold = barostat.half_step(state.box_momentum, cold, kT)
         momentum, heat = thermostat.half_step(state.momentum, heat, kT)
         state = state.set(momentum=momentum, box_momentum=box_momentum)
@@ -308,7 +315,12 @@ class NPT:
         return _chain(self, 3, self.tau_fs), _chain(self, 3, self.barostat_tau_fs)
 
     def _box_mass(self, state: BarostatState):
-        return (n_free(state.position) + 3) * self.temperature_K * units.kB * (self.barostat_tau_fs * units.fs) ** 2
+        return (
+            (n_free(state.position) + 3)
+            * self.temperature_K
+            * units.kB
+            * (self.barostat_tau_fs * units.fs) ** 2
+        )
 
     def _box_kinetic(self, state: BarostatState):
         return 0.5 * state.box_momentum**2 / self._box_mass(state)
@@ -332,7 +344,9 @@ class Fire(_OneForce):
 
     shift_fn: Callable = field(metadata={"static": True})
     dt_start: float = field(default=0.05, metadata={"static": True})  # Å sqrt(amu / eV)
-    dt_max: float = field(default=0.1, metadata={"static": True})  # steps stay stable up to 2 / omega, 0.13 for C-O
+    dt_max: float = field(
+        default=0.1, metadata={"static": True}
+    )  # steps stay stable up to 2 / omega, 0.13 for C-O
     max_step: float = field(default=0.1, metadata={"static": True})  # Å, of the atom that moves most
 
     def functions(self, force_fn):
@@ -369,7 +383,9 @@ class CellFire:
 
     def start(self, fraction):
         """FIRE's state, forces yet unknown."""
-        position = jnp.concatenate([fraction @ self.first_box.T, len(fraction) * jnp.eye(3, dtype=fraction.dtype)])
+        position = jnp.concatenate(
+            [fraction @ self.first_box.T, len(fraction) * jnp.eye(3, dtype=fraction.dtype)]
+        )
         return self._descent().start(position)
 
     def place(self, state, box):
@@ -425,7 +441,13 @@ def nve(shift_fn: Callable, timestep_fs: float, *, slow_every: int = 1) -> NVE:
 
 
 def langevin(
-    shift_fn: Callable, timestep_fs: float, temperature_K: float, friction_per_fs, *, per_expert: bool = False, slow_every: int = 1
+    shift_fn: Callable,
+    timestep_fs: float,
+    temperature_K: float,
+    friction_per_fs,
+    *,
+    per_expert: bool = False,
+    slow_every: int = 1,
 ) -> Langevin:
     """Constant temperature: Langevin dynamics. Total momentum is not conserved.
 
@@ -448,19 +470,30 @@ def langevin(
     check_positive("timestep_fs", timestep_fs)
     check_not_negative("temperature_K", temperature_K)
     check_count("slow_every", slow_every, 1)
-    build = partial(Langevin, float(timestep_fs), float(temperature_K), shift_fn=shift_fn, slow_every=slow_every)
+    build = partial(
+        Langevin, float(timestep_fs), float(temperature_K), shift_fn=shift_fn, slow_every=slow_every
+    )
     if np.ndim(friction_per_fs) == 0 and not per_expert:
         check_positive("friction_per_fs", friction_per_fs)
         return build(float(friction_per_fs))
     rates = np.asarray(friction_per_fs)
-    if rates.ndim != 1 or rates.dtype.kind not in "iuf" or not (rates >= 0).all() or not 0 < rates.max(initial=0) < np.inf:
-        raise ValueError(f"friction_per_fs must be rates that are finite, not negative and not all zero, got {friction_per_fs!r:.80}.")
+    if (
+        rates.ndim != 1
+        or rates.dtype.kind not in "iuf"
+        or not (rates >= 0).all()
+        or not 0 < rates.max(initial=0) < np.inf
+    ):
+        raise ValueError(
+            f"friction_per_fs must be rates that are finite, not negative and not all zero, got {friction_per_fs!r:.80}."
+        )
     rates = jnp.asarray(rates, float)
     # Of the atoms nothing is known yet.
     return build(0.0, expert_friction=rates) if per_expert else build(rates)
 
 
-def nose_hoover(shift_fn: Callable, timestep_fs: float, temperature_K: float, tau_fs: float = 100.0) -> NoseHoover:
+def nose_hoover(
+    shift_fn: Callable, timestep_fs: float, temperature_K: float, tau_fs: float = 100.0
+) -> NoseHoover:
     """Constant temperature: a Nosé-Hoover chain. Deterministic; an extended energy and the momentum are conserved.
 
     Args:

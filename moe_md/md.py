@@ -3,10 +3,10 @@
 import contextlib
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Callable
 
 import jax
 import jax.numpy as jnp
@@ -64,13 +64,19 @@ class Settings(MixedSystem):
         for name in ("trajectory_every", "restart_every"):
             every = getattr(self, name)
             if self.log_every < 1 or every < 1 or every % self.log_every:
-                raise ValueError(f"log_every must be positive and {name} a multiple of it, got {self.log_every} and {every}.")
+                raise ValueError(
+                    f"log_every must be positive and {name} a multiple of it, got {self.log_every} and {every}."
+                )
         if self.steps % self.log_every:
             raise ValueError(f"steps must be a multiple of log_every, got {self.steps} and {self.log_every}.")
         if self.slow_every < 1 or self.log_every % self.slow_every:
-            raise ValueError(f"slow_every must be positive and log_every a multiple of it, got {self.slow_every} and {self.log_every}.")
+            raise ValueError(
+                f"slow_every must be positive and log_every a multiple of it, got {self.slow_every} and {self.log_every}."
+            )
         if self.slow_every > 1 and not (self.guide and self.ensemble in ("nve", "langevin")):
-            raise ValueError(f"slow_every above 1 must come with a guide and ensemble nve or langevin, got {self.guide!r} and {self.ensemble}.")
+            raise ValueError(
+                f"slow_every above 1 must come with a guide and ensemble nve or langevin, got {self.guide!r} and {self.ensemble}."
+            )
 
 
 def run(settings: Settings, folder, say: Callable = print) -> dict:
@@ -105,15 +111,30 @@ def _run(settings: Settings, folder: Path, say: Callable) -> dict:
     # A rectangular box is three edges to jax-md, any other its columns.
     rectangular = np.allclose(atoms.cell.array, np.diag(atoms.cell.lengths())) and not breathes
     box = (atoms.cell.lengths() if rectangular else atoms.cell.array.T).astype(dtype)
-    make_space = space.periodic if rectangular else partial(space.periodic_general, fractional_coordinates=breathes)
+    make_space = (
+        space.periodic if rectangular else partial(space.periodic_general, fractional_coordinates=breathes)
+    )
     displacement_fn, shift_fn = make_space(box)
     neighbor_fn, energy_fn = mixture_neighbor_list(
-        displacement_fn, box, model.experts, model.params, species, region, fractional_coordinates=breathes, guide=guide
+        displacement_fn,
+        box,
+        model.experts,
+        model.params,
+        species,
+        region,
+        fractional_coordinates=breathes,
+        guide=guide,
     )
     integrator = _integrator(settings, shift_fn)
     steps = partial(simulate.run, neighbor_fn, energy_fn, integrator, chunk_steps=settings.log_every)
-    begin = {"masses": atoms.get_masses(), "key": jax.random.key(settings.seed), "box": box if breathes else None}
-    position = jnp.asarray(atoms.get_scaled_positions() if breathes else atoms.get_positions(wrap=True), dtype)
+    begin = {
+        "masses": atoms.get_masses(),
+        "key": jax.random.key(settings.seed),
+        "box": box if breathes else None,
+    }
+    position = jnp.asarray(
+        atoms.get_scaled_positions() if breathes else atoms.get_positions(wrap=True), dtype
+    )
 
     folder.mkdir(parents=True, exist_ok=True)
     restart, cut = folder / "restart.msgpack", {}
@@ -131,10 +152,18 @@ def _run(settings: Settings, folder: Path, say: Callable) -> dict:
         neighbors, n_steps = neighbor_fn.allocate(position), settings.steps
         if settings.relax_steps:
             relaxed = simulate.relax(
-                neighbor_fn, energy_fn, shift_fn, position, n_steps=settings.relax_steps, box=begin["box"], neighbors=neighbors
+                neighbor_fn,
+                energy_fn,
+                shift_fn,
+                position,
+                n_steps=settings.relax_steps,
+                box=begin["box"],
+                neighbors=neighbors,
             )
             position, neighbors = relaxed.position, relaxed.neighbors
-            say(f"relaxed to {relaxed.energy:.4f} eV in {relaxed.n_steps} steps, largest force {relaxed.max_force:.3f} eV/Å")
+            say(
+                f"relaxed to {relaxed.energy:.4f} eV in {relaxed.n_steps} steps, largest force {relaxed.max_force:.3f} eV/Å"
+            )
         moving = atoms.has("momenta") and np.abs(atoms.get_momenta()).max() > 0 and not settings.relax_steps
         speed = {"velocity": atoms.get_velocities()} if moving else {"temperature_K": settings.temperature_K}
         begin |= {"position": position, "neighbors": neighbors, **speed}
@@ -161,12 +190,28 @@ def _run(settings: Settings, folder: Path, say: Callable) -> dict:
             trajectory(frame)
 
     def tell(frame: simulate.Frame) -> None:
-        if frame.step % max(settings.log_every, settings.steps // 10 // settings.log_every * settings.log_every) == 0:
-            say(f"step {frame.step:7d}  {frame.time_ps:8.3f} ps  {frame.temperature_K:6.0f} K  {frame.total:.5f} eV")
+        if (
+            frame.step
+            % max(settings.log_every, settings.steps // 10 // settings.log_every * settings.log_every)
+            == 0
+        ):
+            say(
+                f"step {frame.step:7d}  {frame.time_ps:8.3f} ps  {frame.temperature_K:6.0f} K  {frame.total:.5f} eV"
+            )
 
     started = time.perf_counter()
     try:
-        result = steps(n_steps=n_steps, reporters=[report, tell, *([watch] if region.moves else []), keeper, LastState(folder / "last_good.npz")], **begin)
+        result = steps(
+            n_steps=n_steps,
+            reporters=[
+                report,
+                tell,
+                *([watch] if region.moves else []),
+                keeper,
+                LastState(folder / "last_good.npz"),
+            ],
+            **begin,
+        )
     finally:
         keeper.close()
         log.close()
@@ -176,8 +221,16 @@ def _run(settings: Settings, folder: Path, say: Callable) -> dict:
             final(last[-1])
             final.close()
     seconds = time.perf_counter() - started
-    record = {"settings": asdict(settings), "n_atoms": n_atoms, "f": share, "seconds": seconds, "time_ps": result.state.time_ps}
-    times, energies = np.genfromtxt(folder / "log.csv", delimiter=",", names=True, usecols=("time_ps", "conserved"), unpack=True)
+    record = {
+        "settings": asdict(settings),
+        "n_atoms": n_atoms,
+        "f": share,
+        "seconds": seconds,
+        "time_ps": result.state.time_ps,
+    }
+    times, energies = np.genfromtxt(
+        folder / "log.csv", delimiter=",", names=True, usecols=("time_ps", "conserved"), unpack=True
+    )
     if settings.ensemble != "langevin" and np.size(times) >= 20:
         slope = drift(times, energies, n_atoms)
         record |= {"drift_meV_per_atom_per_ps": slope.slope, "drift_stderr": slope.standard_error}
@@ -186,7 +239,9 @@ def _run(settings: Settings, folder: Path, say: Callable) -> dict:
         record["blend"] = blend = watch.summary()
         if "gate_over_thermal" in blend:
             _, least, most = blend["share"][0]
-            say(f"{least:.1%} to {most:.1%} of the atoms on the expensive expert; the gate's force is {blend['gate_over_thermal']:.2%} of all force in the blend")
+            say(
+                f"{least:.1%} to {most:.1%} of the atoms on the expensive expert; the gate's force is {blend['gate_over_thermal']:.2%} of all force in the blend"
+            )
     checkpoints.write_json(folder / "run.json", record)
     say(f"{n_steps} steps in {seconds:.1f} s, compilation included; wrote {folder / 'log.csv'}")
     return record

@@ -1,9 +1,10 @@
 """What the command line runs: a checkpoint, a structure from a file, and a region of it."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
 import ase.io
 import numpy as np
@@ -45,7 +46,12 @@ class MixedSystem:
         if not self.region_blend > 0:
             raise ValueError(f"region_blend must be positive, got {self.region_blend}.")
         planes = not (self.region_lower is None and self.region_upper is None)
-        ways = {"region_lower or region_upper": planes, "region_around": self.region_around, "region_layers": self.region_layers, "region_tags": self.region_tags}
+        ways = {
+            "region_lower or region_upper": planes,
+            "region_around": self.region_around,
+            "region_layers": self.region_layers,
+            "region_tags": self.region_tags,
+        }
         given = [name for name, way in ways.items() if way]
         if len(given) > 1:
             raise ValueError(f"a region must be chosen in one way, got {' and '.join(given)}.")
@@ -74,7 +80,9 @@ def load_mixed(settings: MixedSystem, also: Sequence[Expert] = ()) -> Loaded:
     known = model.experts[0].species
     unknown = sorted(set(atoms.symbols) - set(known))
     if unknown:
-        raise ValueError(f"structure must hold the species {known} that the checkpoint knows, got {', '.join(unknown)}.")
+        raise ValueError(
+            f"structure must hold the species {known} that the checkpoint knows, got {', '.join(unknown)}."
+        )
     atoms = _in_a_box(atoms, max(e.cutoff for e in (*model.experts, *also)))
     return Loaded(model, atoms, _region(settings, atoms, len(model.experts)))
 
@@ -131,12 +139,18 @@ def _region(settings: MixedSystem, atoms: Atoms, n_experts: int) -> regions.Regi
         symbols = [symbol.strip() for symbol in settings.region_around.split(",")]
         seeds = np.flatnonzero(np.isin(atoms.get_chemical_symbols(), symbols))
         if len(seeds) == 0:
-            raise ValueError(f"region_around must name species of the structure, got {settings.region_around!r}.")
+            raise ValueError(
+                f"region_around must name species of the structure, got {settings.region_around!r}."
+            )
         return regions.around(seeds, settings.region_core, settings.region_blend)
     if settings.region_layers:
-        return regions.fixed(selections.by_layer(settings.region_layers, settings.region_axis)(atoms), n_experts)
+        return regions.fixed(
+            selections.by_layer(settings.region_layers, settings.region_axis)(atoms), n_experts
+        )
     if settings.region_tags:
-        return regions.fixed(selections.by_tag(_whole_numbers("region_tags", settings.region_tags))(atoms), n_experts)
+        return regions.fixed(
+            selections.by_tag(_whole_numbers("region_tags", settings.region_tags))(atoms), n_experts
+        )
     if settings.region_lower is None and settings.region_upper is None:
         if "expert" in atoms.arrays:
             return regions.fixed(atoms.arrays["expert"].astype(int), n_experts)
@@ -146,7 +160,9 @@ def _region(settings: MixedSystem, atoms: Atoms, n_experts: int) -> regions.Regi
         )
     lower = -np.inf if settings.region_lower is None else settings.region_lower
     upper = np.inf if settings.region_upper is None else settings.region_upper
-    return regions.slab(atoms.positions, lower=lower, upper=upper, axis=settings.region_axis, n_experts=n_experts)
+    return regions.slab(
+        atoms.positions, lower=lower, upper=upper, axis=settings.region_axis, n_experts=n_experts
+    )
 
 
 def _whole_numbers(name: str, text: str) -> list[int]:

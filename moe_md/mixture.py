@@ -12,9 +12,10 @@ all atoms within `num_hops - 1` neighbours of them. Their energies are not used.
 """
 
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,12 +41,18 @@ class MixtureNeighbors:
     centers: tuple[Array, ...]  # per expert [capacity] int, the atoms it computes, n_atoms where none
     halo: tuple[Array, ...]  # per expert [capacity] int, other atoms whose rows it needs, n_atoms where none
     spheres: Any  # lists of what is near the atoms that the region follows, as it wants them
-    centers_overflow: Array  # bool, an expert was given more atoms than it holds rows, or more neighbours than slots
-    slots: tuple[int | None, ...] = field(metadata={"static": True})  # per potential, in a row without skin; None where the list's will do
+    centers_overflow: (
+        Array  # bool, an expert was given more atoms than it holds rows, or more neighbours than slots
+    )
+    slots: tuple[int | None, ...] = field(
+        metadata={"static": True}
+    )  # per potential, in a row without skin; None where the list's will do
     update_fn: Callable = field(metadata={"static": True})
     stale_fn: Callable = field(metadata={"static": True})
 
-    def update(self, position: Array, *, region: Region | None = None, renew: bool = False, **kwargs) -> "MixtureNeighbors":
+    def update(
+        self, position: Array, *, region: Region | None = None, renew: bool = False, **kwargs
+    ) -> "MixtureNeighbors":
         """The same capacities at new positions; safe under jit.
 
         Args:
@@ -78,7 +85,10 @@ class MixtureNeighbors:
 
     @property
     def _list_overflow(self) -> Array:
-        made = [self.list, *jax.tree.leaves(self.spheres, is_leaf=lambda x: isinstance(x, lists.NeighborList))]
+        made = [
+            self.list,
+            *jax.tree.leaves(self.spheres, is_leaf=lambda x: isinstance(x, lists.NeighborList)),
+        ]
         return jnp.any(jnp.stack([each.did_buffer_overflow for each in made]))
 
 
@@ -98,7 +108,9 @@ class MixtureNeighborFns(NamedTuple):
     parts: Callable  # (position, neighbors, *, params=None, region=None, **kwargs) -> Parts
     gate: Callable  # (position, neighbors, *, region=None, **kwargs) -> [n_atoms, n_experts], weights
     assign: Callable  # (position, neighbors, region, **kwargs) -> a region of `regions.hard`, atoms dealt out anew
-    fast: Callable | None  # (position, neighbors, *, params=None, region=None, **kwargs) -> eV, the guide in expert 0's place; None without one
+    fast: (
+        Callable | None
+    )  # (position, neighbors, *, params=None, region=None, **kwargs) -> eV, the guide in expert 0's place; None without one
     split: Callable | None  # the same -> [2] eV, that energy and what is missing from the whole
 
 
@@ -180,7 +192,9 @@ def mixture_neighbor_list(
 
     def given(box=None, perturbation=None) -> dict:
         if box is not None and not fractional_coordinates:
-            raise ValueError("box can be given only where fractional_coordinates = True: positions in Å stay behind.")
+            raise ValueError(
+                "box can be given only where fractional_coordinates = True: positions in Å stay behind."
+            )
         return {k: v for k, v in (("box", box), ("perturbation", perturbation)) if v is not None}
 
     def surroundings(neighbors_list, spheres) -> Surroundings:
@@ -193,7 +207,9 @@ def mixture_neighbor_list(
 
     def halos_of(held, full_list) -> list[Array]:
         """Which atoms each expert needs besides, `[n_atoms]` bool each."""
-        return [_halo(held[:, e], full_list.idx[level[e]], expert.num_hops) for e, expert in enumerate(experts)]
+        return [
+            _halo(held[:, e], full_list.idx[level[e]], expert.num_hops) for e, expert in enumerate(experts)
+        ]
 
     def select(held, halos, centers_sizes, halo_sizes):
         centers = tuple(_first(held[:, e], size) for e, size in enumerate(centers_sizes))
@@ -207,7 +223,8 @@ def mixture_neighbor_list(
         """The most neighbours within its cutoff that a row of each potential with dear slots has."""
         moved, held = partial(displacement_fn, **kwargs), [*centers, centers[0]]
         return [
-            fullest_row(position, full_list.idx[level[e]], moved, held[e], p.cutoff) if packed[e] else None for e, p in enumerate(potentials)
+            fullest_row(position, full_list.idx[level[e]], moved, held[e], p.cutoff) if packed[e] else None
+            for e, p in enumerate(potentials)
         ]
 
     def allocate(position, extra_capacity: int = 0, *, region: Region | None = None, **kwargs):
@@ -217,12 +234,16 @@ def mixture_neighbor_list(
         owner = builder_region if region is None else region
         full_list = list_fns.allocate(position, extra_capacity=extra_capacity, **kwargs)
 
-        narrowest = lists.perpendicular_widths(lists.strained(kwargs.get("box", box), kwargs.get("perturbation"))).min()
+        narrowest = lists.perpendicular_widths(
+            lists.strained(kwargs.get("box", box), kwargs.get("perturbation"))
+        ).min()
 
         def listed(wanted: Sphere):
             _check_seeds(wanted.centers, n_atoms)
             warn_of_wide_spheres(float(wanted.reach) - dr_threshold, narrowest)
-            return list_fns.allocate(position, extra_capacity, cutoffs=[wanted.reach], centers=wanted.centers, **kwargs)
+            return list_fns.allocate(
+                position, extra_capacity, cutoffs=[wanted.reach], centers=wanted.centers, **kwargs
+            )
 
         spheres = jax.tree.map(listed, owner.spheres(dr_threshold), is_leaf=_is_sphere)
         held = support(position, owner, full_list, spheres, **kwargs)
@@ -250,13 +271,17 @@ def mixture_neighbor_list(
         of_spheres = jax.tree.leaves(jax.tree.map(old, wanted, neighbors.spheres, is_leaf=_is_sphere))
         return jnp.any(jnp.stack([list_fns.stale(position, neighbors.list, **kwargs), *of_spheres]))
 
-    def update(position, neighbors: MixtureNeighbors, *, region: Region | None = None, renew: bool = False, **kwargs):
+    def update(
+        position, neighbors: MixtureNeighbors, *, region: Region | None = None, renew: bool = False, **kwargs
+    ):
         kwargs = given(**kwargs)
         full_list = list_fns.update(position, neighbors.list, renew=renew, **kwargs)
         owner = builder_region if region is None else region
 
         def listed(wanted: Sphere, old: lists.NeighborList):
-            return list_fns.update(position, old, renew=renew, cutoffs=wanted.reach[None], centers=wanted.centers, **kwargs)
+            return list_fns.update(
+                position, old, renew=renew, cutoffs=wanted.reach[None], centers=wanted.centers, **kwargs
+            )
 
         wanted = owner.spheres(dr_threshold)
         _check_spheres(wanted, neighbors.spheres)
@@ -273,7 +298,9 @@ def mixture_neighbor_list(
         """Rows for a potential of its centres, then of its halo; whether slots ran out."""
         idx, no = neighbors.list.idx[level[e]], jnp.zeros((), bool)
         if packed[e]:
-            rows, n = near_rows(position, species, idx, moved, centers, potentials[e].cutoff, neighbors.slots[e])
+            rows, n = near_rows(
+                position, species, idx, moved, centers, potentials[e].cutoff, neighbors.slots[e]
+            )
             return rows, n > neighbors.slots[e]
         if potentials[e].num_hops == 1:
             return rows_from_neighbor_list(position, species, idx, moved, centers), no
@@ -283,7 +310,9 @@ def mixture_neighbor_list(
         row_of = jnp.full(n_atoms + 1, n_rows).at[centers].set(jnp.arange(n_rows)).at[n_atoms].set(n_rows)
         return rows._replace(neighbor=row_of[rows.neighbor]), no
 
-    def column(R, neighbor: MixtureNeighbors, weight, moves: bool, moved, e: int, tree, of: int) -> tuple[Array, Array]:
+    def column(
+        R, neighbor: MixtureNeighbors, weight, moves: bool, moved, e: int, tree, of: int
+    ) -> tuple[Array, Array]:
         """Energies by potential `e` of the atoms with weight on expert `of`, `[n_atoms]`; whether rows are missing."""
         centers, wanted = neighbor.centers[of], jnp.sum(weight[:, of] > 0)
         if centers.shape[0] == 0:
@@ -296,10 +325,14 @@ def mixture_neighbor_list(
             centers, weighted, only = centers[order], weighted[order], {"wanted": jnp.sum(weighted)}
         rows, lacking = rows_of(e, centers, R, neighbor, moved)
         computed = energies_of[e](tree, rows, **only)[: centers.shape[0]]
-        energies = jnp.zeros(n_atoms, R.dtype).at[centers].set(jnp.where(weighted, computed, 0.0), mode="drop")
+        energies = (
+            jnp.zeros(n_atoms, R.dtype).at[centers].set(jnp.where(weighted, computed, 0.0), mode="drop")
+        )
         return energies, lacking | (wanted > jnp.sum(weighted))
 
-    def evaluated(R, neighbor, of: Sequence[tuple[int, int]], params=None, region=None, box=None, perturbation=None) -> Parts:
+    def evaluated(
+        R, neighbor, of: Sequence[tuple[int, int]], params=None, region=None, box=None, perturbation=None
+    ) -> Parts:
         """Weights, and the energies by some potentials of the atoms that are on some experts."""
         trees = builder_params if params is None else params
         trees = (*trees[: len(experts)], *(() if guide is None else guide[1:]))
@@ -320,7 +353,9 @@ def mixture_neighbor_list(
     def parts(R, neighbor: MixtureNeighbors, **kwargs) -> Parts:
         return evaluated(R, neighbor, every, **kwargs)
 
-    def energy_fn(R, neighbor: MixtureNeighbors, *, params=None, region=None, box=None, perturbation=None, **_):
+    def energy_fn(
+        R, neighbor: MixtureNeighbors, *, params=None, region=None, box=None, perturbation=None, **_
+    ):
         weight, energy = parts(R, neighbor, params=params, region=region, box=box, perturbation=perturbation)
         energies = jnp.sum(weight * energy, axis=1)
         return energies if per_particle else jnp.sum(energies)
@@ -363,7 +398,9 @@ def mixture_neighbor_list(
             counts.append(jnp.sum(foreign & (gate.at[centers, e].get(mode="fill", fill_value=0.0) > 0)))
         return jnp.stack(counts)
 
-    def check_domains(position, neighbors: MixtureNeighbors, *, region: Region | None = None, **kwargs) -> bool:
+    def check_domains(
+        position, neighbors: MixtureNeighbors, *, region: Region | None = None, **kwargs
+    ) -> bool:
         if all(set(expert.domain) == set(expert.species) for expert in experts):
             return True
         counts = np.asarray(count_foreign(position, neighbors, region, given(**kwargs)))
@@ -414,7 +451,9 @@ def _check_builder_arguments(experts, params, region, dr_threshold, capacity_mul
         raise ValueError(f"params must be a tuple, one tree for each expert, got {params!r:.80}.")
     for n, (expert, tree) in enumerate(zip(experts, params)):
         if jax.tree.structure(tree) != _structure_of(expert.init):
-            raise ValueError(f"params must fit the experts, those of expert {n} are {jax.tree.structure(tree)!s:.80}.")
+            raise ValueError(
+                f"params must fit the experts, those of expert {n} are {jax.tree.structure(tree)!s:.80}."
+            )
     check_region(region)
     check_value("dr_threshold", dr_threshold, float)
     check_value("capacity_multiplier", capacity_multiplier, float)
@@ -428,7 +467,9 @@ def _check_guide(guide, experts) -> None:
         raise ValueError(f"guide must be an expert and its parameters, got {guide!r:.80}.")
     expert, params = guide
     if jax.tree.structure(params) != _structure_of(expert.init):
-        raise ValueError(f"guide must have parameters that fit its expert, got {jax.tree.structure(params)!s:.80}.")
+        raise ValueError(
+            f"guide must have parameters that fit its expert, got {jax.tree.structure(params)!s:.80}."
+        )
     if expert.num_hops > 1 or expert.species != experts[0].species:
         raise ValueError(
             f"guide must be an expert of the species {experts[0].species} that passes no messages, "
@@ -454,7 +495,7 @@ def _checked_species(experts, params, species) -> Array:
             f"species must be a vector of integers, one per atom, got shape {values.shape} and dtype {values.dtype}."
         )
     known = len(experts[0].species)
-    if values.size and not (0 <= values.min() and values.max() < known):
+    if values.size and not (values.min() >= 0 and values.max() < known):
         raise ValueError(
             f"species must index {experts[0].species}, 0 to {known - 1}, got {values.min()} to {values.max()}."
         )
@@ -468,7 +509,9 @@ def _check_box(box, cutoff: float) -> None:
         edges = np.asarray(None)
     shaped = edges.dtype.kind in "iuf" and edges.shape in ((), (3,), (3, 3))
     if not shaped or not (np.abs(edges) <= MAX_EDGE).all():
-        raise ValueError(f"box must be a number, 3 edges or 3 x 3 columns, within {MAX_EDGE} Å, got {box!r:.80}.")
+        raise ValueError(
+            f"box must be a number, 3 edges or 3 x 3 columns, within {MAX_EDGE} Å, got {box!r:.80}."
+        )
     if edges.ndim == 2 and abs(np.linalg.det(edges)) < 1e-6 * np.prod(np.linalg.norm(edges, axis=0)):
         raise ValueError(f"box must have independent columns, got {box!r:.80}.")
     if not (edges != 0).any() or (edges.ndim < 2 and not (edges > 0).all()):

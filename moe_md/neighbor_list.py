@@ -16,10 +16,11 @@ several cutoffs; shorter ones have rows of their own, with fewer slots. A list
 of a few centres costs what they cost: of each, all atoms around it.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
-from typing import Callable, NamedTuple, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +102,9 @@ def neighbor_list(
     inverse_box = np.linalg.inv(np.asarray(builder_box, float))
 
     def cells_of(position, grid):
-        fraction = position if fractional_coordinates else position @ jnp.asarray(inverse_box.T, position.dtype)
+        fraction = (
+            position if fractional_coordinates else position @ jnp.asarray(inverse_box.T, position.dtype)
+        )
         fraction = fraction - jnp.floor(fraction)
         sides = jnp.asarray(grid, jnp.int32)
         return jnp.minimum((fraction * sides).astype(jnp.int32), sides - 1)
@@ -123,11 +126,15 @@ def neighbor_list(
         to_neighbor = jax.vmap(jax.vmap(lambda b, a: displacement_fn(b, a, **kwargs), (0, None)))
 
         def squared(atoms, others):
-            D = to_neighbor(position[jnp.minimum(others, n_atoms - 1)], position[jnp.minimum(atoms, n_atoms - 1)])
+            D = to_neighbor(
+                position[jnp.minimum(others, n_atoms - 1)], position[jnp.minimum(atoms, n_atoms - 1)]
+            )
             return jnp.sum(D**2, axis=-1)
 
         def block(atoms):
-            cells = _number((place[jnp.minimum(atoms, n_atoms - 1)][:, None] + around) % jnp.asarray(grid), grid)
+            cells = _number(
+                (place[jnp.minimum(atoms, n_atoms - 1)][:, None] + around) % jnp.asarray(grid), grid
+            )
             rows = members[cells].reshape(atoms.shape[0], -1)
             made, fullest = [], []
             for level, size in enumerate(n_slots):
@@ -148,7 +155,9 @@ def neighbor_list(
 
     @partial(jax.jit, static_argnums=1)
     def fullest_cell(position, grid):
-        return jnp.max(jnp.zeros(int(np.prod(grid)), jnp.int32).at[_number(cells_of(position, grid), grid)].add(1))
+        return jnp.max(
+            jnp.zeros(int(np.prod(grid)), jnp.int32).at[_number(cells_of(position, grid), grid)].add(1)
+        )
 
     def allocate(position, extra_capacity: int = 0, *, cutoffs=None, centers=None, **kwargs) -> NeighborList:
         n_atoms = position.shape[0]
@@ -183,7 +192,9 @@ def neighbor_list(
             cutoffs = neighbors.cutoffs
         else:
             cutoffs = jnp.asarray(cutoffs, neighbors.cutoffs.dtype)
-            changed = changed | jnp.any(cutoffs > neighbors.cutoffs)  # shorter ones are whole in what there is
+            changed = changed | jnp.any(
+                cutoffs > neighbors.cutoffs
+            )  # shorter ones are whole in what there is
         if centers is None:
             centers = neighbors.centers
         else:
@@ -208,18 +219,29 @@ def neighbor_list(
         broken, narrow, *_ = looked_at(position, neighbors, cutoffs, centers, kwargs)
         return broken | narrow
 
-    def update(position, neighbors: NeighborList, *, renew: bool = False, cutoffs=None, centers=None, **kwargs) -> NeighborList:
+    def update(
+        position, neighbors: NeighborList, *, renew: bool = False, cutoffs=None, centers=None, **kwargs
+    ) -> NeighborList:
         position, kwargs, cutoffs = jax.lax.stop_gradient((position, kwargs, cutoffs))
         broken, narrow, frame, cutoffs, centers = looked_at(position, neighbors, cutoffs, centers, kwargs)
         n_slots = tuple(rows.shape[1] for rows in neighbors.idx)
 
         def renewed(old: NeighborList):
-            rows, needed, most = build(position, cutoffs, centers, old.grid, old.cell_capacity, n_slots, **kwargs)
+            rows, needed, most = build(
+                position, cutoffs, centers, old.grid, old.cell_capacity, n_slots, **kwargs
+            )
             overflow = jnp.any(needed > jnp.asarray(n_slots)) | (most > old.cell_capacity)
             return rows, position, frame, cutoffs, centers, overflow
 
         def kept(old: NeighborList):
-            return old.idx, old.reference_position, old.reference_frame, old.cutoffs, old.centers, jnp.zeros((), bool)
+            return (
+                old.idx,
+                old.reference_position,
+                old.reference_frame,
+                old.cutoffs,
+                old.centers,
+                jnp.zeros((), bool),
+            )
 
         *made, overflow = renewed(neighbors) if renew else jax.lax.cond(broken, renewed, kept, neighbors)
         overflow = overflow | narrow | neighbors.did_buffer_overflow
@@ -252,7 +274,9 @@ def strained(box, perturbation=None) -> np.ndarray | Array:
 
 def perpendicular_widths(box) -> np.ndarray:
     """Distances between opposite faces of a box: `[3]` Å."""
-    inverse = np.linalg.inv(np.asarray(box_matrix(box), float))  # rows are the reciprocal vectors of the columns
+    inverse = np.linalg.inv(
+        np.asarray(box_matrix(box), float)
+    )  # rows are the reciprocal vectors of the columns
     return 1.0 / np.linalg.norm(inverse, axis=1)
 
 

@@ -6,7 +6,8 @@ and from a list of periodic images for training and single points
 (`rows_from_images`, on the host; cells of any size, one atom included).
 """
 
-from typing import Callable, NamedTuple, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,9 @@ def near_rows(
     return _rows(position, species, neighbor, displacement_fn, centers, **kwargs), fullest
 
 
-def fullest_row(position: Array, idx: Array, displacement_fn: Callable, centers: Array, cutoff: float, **kwargs) -> Array:
+def fullest_row(
+    position: Array, idx: Array, displacement_fn: Callable, centers: Array, cutoff: float, **kwargs
+) -> Array:
     """The most neighbours within a cutoff that any of some centres has; arguments as in `near_rows`."""
     if centers.shape[0] == 0:
         return jnp.zeros((), jnp.int32)
@@ -163,9 +166,13 @@ def map_rows(fn: Callable, rows: Neighborhood, chunk_size: int, wanted: Array | 
     if wanted is None:
         out = jax.lax.map(fn, padded)
     else:
-        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fn, jax.tree.map(lambda x: x[0], padded)))
+        nothing = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fn, jax.tree.map(lambda x: x[0], padded))
+        )
         first = size * jnp.arange(n_chunks)
-        out = jax.lax.map(lambda chunk: jax.lax.cond(chunk[0] < wanted, fn, lambda _: nothing, chunk[1]), (first, padded))
+        out = jax.lax.map(
+            lambda chunk: jax.lax.cond(chunk[0] < wanted, fn, lambda _: nothing, chunk[1]), (first, padded)
+        )
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], out)
 
 
@@ -199,7 +206,9 @@ def image_pairs(
         raise ValueError("position must be finite, got NaN or infinity.")
     lengths = np.linalg.norm(cell, axis=1)
     if (lengths[pbc] == 0).any():
-        raise ValueError(f"cell must have a lattice vector along each periodic direction, got lengths {lengths} with pbc {pbc}.")
+        raise ValueError(
+            f"cell must have a lattice vector along each periodic direction, got lengths {lengths} with pbc {pbc}."
+        )
     if len(position) == 0:
         return np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3))
     cell = complete_cell(cell)
@@ -277,7 +286,9 @@ def rows_from_images(
     if n_slots is None:
         n_slots = max(needed, 1)
     elif needed > n_slots:
-        raise ValueError(f"n_slots must be at least {needed}, the number of neighbours of the fullest row, got {n_slots}.")
+        raise ValueError(
+            f"n_slots must be at least {needed}, the number of neighbours of the fullest row, got {n_slots}."
+        )
     row_of = np.full(n_atoms, -1)
     row_of[centers] = np.arange(len(centers))
     keep = row_of[i] >= 0

@@ -14,7 +14,8 @@ of the frames (the source has 0.9), sample anew at the parameters of now.
 Source: Thaler and Zavadlav, Nat. Commun. 12, 6884 (2021), doi:10.1038/s41467-021-27241-4 (DiffTRe).
 """
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +99,9 @@ def reweight(frames: Frames, energy, *, temperature_K=None, least_share: float =
     check_positive("least_share", least_share)
     energy = jnp.asarray(energy)
     if energy.shape != frames.energy.shape or energy.ndim != 1:
-        raise ValueError(f"energy must have shape {frames.energy.shape}, as the frames have, got {energy.shape}.")
+        raise ValueError(
+            f"energy must have shape {frames.energy.shape}, as the frames have, got {energy.shape}."
+        )
     if least_share > 1:
         raise ValueError(f"least_share must not exceed 1, got {least_share}.")
     kT_0 = units.kB * frames.temperature_K

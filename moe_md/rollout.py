@@ -22,9 +22,10 @@ Long times. Gradients grow as nearby trajectories part, by exp(t / Lyapunov
 time): then they are right, but of no use.
 """
 
+from collections.abc import Callable
 from dataclasses import is_dataclass, replace
 from functools import partial
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -118,11 +119,17 @@ def rollout(
             jumps (`regions.hard`).
     """
     state, box = _unpacked(state, box)
-    check_arguments(energy_fn, integrator, state, neighbors, region, n_steps, update_every, observe, observe_every, box)
+    check_arguments(
+        energy_fn, integrator, state, neighbors, region, n_steps, update_every, observe, observe_every, box
+    )
     box = None if box is None else box_matrix(box)
     if box is not None:
         integrator = replace(integrator, shift_fn=partial(_shifted, integrator.shift_fn))
-    given = {name: value for name, value in (("params", params), ("region", region), ("box", box)) if value is not None}
+    given = {
+        name: value
+        for name, value in (("params", params), ("region", region), ("box", box))
+        if value is not None
+    }
     kept_lists = update_every != 1
     block = 1 if update_every in (1, None) else update_every
     unit = max(block, observe_every)
@@ -192,7 +199,11 @@ def rollout(
     state = _as_dtypes(state, integrator.receive(state, Evaluation(force, None)))
     carry = _Carry(state, first if update_every == 1 else None, energy, wrong, jnp.zeros((), jnp.int32), None)
     if observe is not None and summed:
-        carry = carry._replace(total=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(observe, _snapshot(carry))))
+        carry = carry._replace(
+            total=jax.tree.map(
+                lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(observe, _snapshot(carry))
+            )
+        )
     carry, seen = _nested(one_unit, carry, n_steps // unit, levels)
     if unit > observe_every:
         seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
@@ -215,28 +226,44 @@ def check_rollout(result: Rollout) -> Rollout:
         )
     numbers = (result.energy, result.state.position, result.state.momentum)
     if not all(np.isfinite(np.asarray(x)).all() for x in numbers):
-        raise FloatingPointError("energy, positions and momenta of a rollout must stay finite, got NaN or infinity: try a shorter timestep_fs.")
+        raise FloatingPointError(
+            "energy, positions and momenta of a rollout must stay finite, got NaN or infinity: try a shorter timestep_fs."
+        )
     return result
 
 
-def check_arguments(energy_fn, integrator, state, neighbors, region, n_steps, update_every, observe, observe_every, box=None) -> None:
+def check_arguments(
+    energy_fn, integrator, state, neighbors, region, n_steps, update_every, observe, observe_every, box=None
+) -> None:
     """Raise `ValueError` where something does not fit; shared by all differentiable trajectories."""
     if not callable(energy_fn):
         raise ValueError(f"energy_fn must be a function, got {energy_fn!r:.80}.")
-    if not is_dataclass(integrator) or not all(hasattr(integrator, name) for name in ("place", "receive", "step", "slow_every")):
+    if not is_dataclass(integrator) or not all(
+        hasattr(integrator, name) for name in ("place", "receive", "step", "slow_every")
+    ):
         raise ValueError(f"integrator must be from nve, langevin or nose_hoover, got {integrator!r:.80}.")
     if integrator.slow_every != 1:
-        raise ValueError(f"integrator must have slow_every = 1 to be differentiated through, got {integrator.slow_every}.")
+        raise ValueError(
+            f"integrator must have slow_every = 1 to be differentiated through, got {integrator.slow_every}."
+        )
     if integrator.moves_box:
-        raise ValueError(f"integrator must hold the box to be differentiated through: nve, langevin or nose_hoover, got {type(integrator).__name__}.")
+        raise ValueError(
+            f"integrator must hold the box to be differentiated through: nve, langevin or nose_hoover, got {type(integrator).__name__}."
+        )
     if getattr(integrator, "expert_friction", None) is not None and jnp.ndim(integrator.friction_per_fs) == 0:
-        raise ValueError("integrator must have a friction for each atom where it has rates of experts: hand over integrator.follow(neighbor_fn.gate(position, neighbors)).")
+        raise ValueError(
+            "integrator must have a friction for each atom where it has rates of experts: hand over integrator.follow(neighbor_fn.gate(position, neighbors))."
+        )
     if not all(hasattr(state, name) for name in ("position", "momentum", "mass")):
         raise ValueError(f"state must be the integrator's, as integrator.start makes one, got {state!r:.80}.")
     key = getattr(state, "rng", None)
-    wanted = jax.eval_shape(lambda s, k: integrator.start(s.position, s.momentum, s.mass[:, 0], k, box), state, key)
+    wanted = jax.eval_shape(
+        lambda s, k: integrator.start(s.position, s.momentum, s.mass[:, 0], k, box), state, key
+    )
     if type(wanted) is not type(state) or (integrator.needs_key and key is None):
-        raise ValueError(f"state must be a {type(wanted).__name__}, as this integrator.start makes it, with a key where it needs one, got {type(state).__name__}.")
+        raise ValueError(
+            f"state must be a {type(wanted).__name__}, as this integrator.start makes it, with a key where it needs one, got {type(state).__name__}."
+        )
     check_count("n_steps", n_steps, 0)
     check_count("observe_every", observe_every, 1)
     if observe is not None and not callable(observe):
@@ -247,7 +274,9 @@ def check_arguments(energy_fn, integrator, state, neighbors, region, n_steps, up
         raise ValueError(f"neighbors must be of mixture_neighbor_list, got {neighbors!r:.80}.")
     longer, shorter = max(block, observe_every), min(block, observe_every)
     if longer % shorter:
-        raise ValueError(f"observe_every and update_every must be multiples one of the other, got {observe_every} and {update_every}.")
+        raise ValueError(
+            f"observe_every and update_every must be multiples one of the other, got {observe_every} and {update_every}."
+        )
     for name, every in (("observe_every", observe_every), ("update_every", block)):
         if n_steps % every:
             raise ValueError(f"n_steps must be a multiple of {name} = {every}, got {n_steps}.")
@@ -317,7 +346,9 @@ def _jumps(region) -> bool:
 
 def _as_dtypes(old, new):
     """A time step or box of another dtype must not change the state's."""
-    return jax.tree.map(lambda a, b: b if b.dtype == a.dtype else b.astype(a.dtype), jax.tree.map(jnp.asarray, old), new)
+    return jax.tree.map(
+        lambda a, b: b if b.dtype == a.dtype else b.astype(a.dtype), jax.tree.map(jnp.asarray, old), new
+    )
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -353,7 +384,9 @@ def _levels(checkpoint, n_steps: int, unit: int) -> int:
     for level, count in enumerate(kept, 1):
         if count <= budget:
             return level
-    raise ValueError(f"checkpoint must be at least {min(kept)} states for {n_steps} steps in groups of {unit}, got {checkpoint}.")
+    raise ValueError(
+        f"checkpoint must be at least {min(kept)} states for {n_steps} steps in groups of {unit}, got {checkpoint}."
+    )
 
 
 def _root(n: int, level: int) -> int:

@@ -5,10 +5,10 @@ import re
 import shlex
 import tomllib
 import typing
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Sequence
 
 import tomlkit
 
@@ -35,7 +35,9 @@ def tables(file) -> dict:
         raise ValueError(f"settings must be a TOML file, got {file}: {error}.") from None
     check_keys(found, ("start", *TABLES), str(file))
     if not isinstance(found.get("start", ""), str):
-        raise ValueError(f"start of {file} must be the name or path of a checkpoint, got {found['start']!r:.80}.")
+        raise ValueError(
+            f"start of {file} must be the name or path of a checkpoint, got {found['start']!r:.80}."
+        )
     for name, table in found.items():
         if name != "start" and not isinstance(table, dict):
             raise ValueError(f"{name} of {file} must be a table, [{name}], got {table!r}.")
@@ -45,7 +47,9 @@ def tables(file) -> dict:
 def settings(cls, name: str, parsed):
     """A settings dataclass: defaults, then the file's table, then options."""
     table = tables(parsed.settings).get(name, {})
-    options = {f.name: getattr(parsed, f.name) for f in fields(cls) if getattr(parsed, f.name, None) is not None}
+    options = {
+        f.name: getattr(parsed, f.name) for f in fields(cls) if getattr(parsed, f.name, None) is not None
+    }
     return filled(cls, table, f"[{name}] of {parsed.settings}", options)
 
 
@@ -71,7 +75,9 @@ def check_keys(table: dict, allowed, where: str) -> None:
     """Raise `ValueError` where a table has a key that is not allowed."""
     unknown = sorted(set(table) - set(allowed))
     if unknown:
-        raise ValueError(f"unknown key {', '.join(map(repr, unknown))} in {where}: allowed are {', '.join(allowed)}.")
+        raise ValueError(
+            f"unknown key {', '.join(map(repr, unknown))} in {where}: allowed are {', '.join(allowed)}."
+        )
 
 
 def comment(cls, name: str) -> list[str]:
@@ -83,7 +89,9 @@ def comment(cls, name: str) -> list[str]:
 def _comments(cls) -> list[tuple[str, str]]:
     """Of all fields, its own first: `inspect` parses the whole module for each class."""
     sources = (inspect.getsource(c) for c in cls.__mro__ if is_dataclass(c))
-    return [pair for source in sources for pair in re.findall(r"^    (\w+): .*?  # (.*)$", source, re.MULTILINE)]
+    return [
+        pair for source in sources for pair in re.findall(r"^    (\w+): .*?  # (.*)$", source, re.MULTILINE)
+    ]
 
 
 def echo(folder, content: dict, command: Sequence[str]) -> Path:

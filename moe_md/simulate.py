@@ -15,9 +15,10 @@ carries the last good state.
 Pure: no files, no printing. Reporters (`moe_md.analysis.trajectory`) write.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,9 +41,23 @@ from moe_md.neighbor_list import box_matrix
 from moe_md.rollout import Rollout, Snapshot, check_rollout, rollout
 from moe_md.settings import check_count, check_not_negative, check_positive, check_value
 
-__all__ = [  # fmt: skip
-    "Frame", "Log", "Relaxation", "Result", "Rollout", "SimulationError", "Snapshot", "State", "check_rollout",
-    "langevin", "nose_hoover", "npt", "nve", "relax", "rollout", "run",
+__all__ = [
+    "Frame",
+    "Log",
+    "Relaxation",
+    "Result",
+    "Rollout",
+    "SimulationError",
+    "Snapshot",
+    "State",
+    "check_rollout",
+    "langevin",
+    "nose_hoover",
+    "npt",
+    "nve",
+    "relax",
+    "rollout",
+    "run",
 ]
 
 
@@ -93,7 +108,9 @@ class State(NamedTuple):
     box: Array | None = None  # [3, 3] Å, columns; None where it was not given
     n_regrown: int = 0  # neighbour lists enlarged so far
     work: float = 0.0  # eV, put in so far by dealing atoms out anew
-    weights: Array | None = None  # [n_atoms, n_experts], as a region of `regions.hard` dealt atoms out; None where none does
+    weights: Array | None = (
+        None  # [n_atoms, n_experts], as a region of `regions.hard` dealt atoms out; None where none does
+    )
 
     @property
     def position(self) -> Array:
@@ -208,14 +225,22 @@ def run(
             again and again.
     """
     check_count("n_steps", n_steps, 0)
-    chunk_steps = _whole(50, integrator.slow_every) if chunk_steps is None else check_count("chunk_steps", chunk_steps, 1)
+    chunk_steps = (
+        _whole(50, integrator.slow_every)
+        if chunk_steps is None
+        else check_count("chunk_steps", chunk_steps, 1)
+    )
     check_count("max_regrow", max_regrow, 0)
     _check_reassignment(neighbor_fn, region, reassign_steps)
-    _check_slow(neighbor_fn, integrator, n_steps=n_steps, chunk_steps=chunk_steps, reassign_steps=reassign_steps)
+    _check_slow(
+        neighbor_fn, integrator, n_steps=n_steps, chunk_steps=chunk_steps, reassign_steps=reassign_steps
+    )
     continues = state is not None
     if continues:
         if not all(x is None for x in (position, masses, velocity, temperature_K, box)):
-            raise ValueError("state must come alone: position, masses, velocity, temperature_K and box are part of it.")
+            raise ValueError(
+                "state must come alone: position, masses, velocity, temperature_K and box are part of it."
+            )
         start = _adopt(state, integrator, key)
     else:
         start = _begin(integrator, position, masses, velocity, temperature_K, key, box)
@@ -227,7 +252,9 @@ def run(
 
     def advance(good: State, neighbors, first: bool, n: int) -> tuple[State, _Chunk]:
         following = _following(neighbor_fn, integrator, good, neighbors, region)
-        return _advance_and_heal(neighbor_fn, energy_fn, following, params, region, max_regrow, good, neighbors, first, n)
+        return _advance_and_heal(
+            neighbor_fn, energy_fn, following, params, region, max_regrow, good, neighbors, first, n
+        )
 
     try:
         with interrupts.kept() as check_interrupt:
@@ -272,7 +299,9 @@ def _check_reassignment(neighbor_fn, region, reassign_steps) -> None:
         return
     check_count("reassign_steps", reassign_steps, 1)
     if not hasattr(region, "assigned"):
-        raise ValueError(f"region must be given, one of regions.hard, where reassign_steps is, got {region!r:.80}.")
+        raise ValueError(
+            f"region must be given, one of regions.hard, where reassign_steps is, got {region!r:.80}."
+        )
     if not hasattr(neighbor_fn, "assign"):
         raise ValueError("neighbor_fn must be of mixture_neighbor_list where reassign_steps is given.")
 
@@ -287,7 +316,9 @@ def _check_slow(neighbor_fn, integrator, **counts) -> None:
     if every == 1:
         return
     if getattr(neighbor_fn, "split", None) is None:
-        raise ValueError(f"neighbor_fn must be of mixture_neighbor_list(..., guide=...) where slow_every = {every}.")
+        raise ValueError(
+            f"neighbor_fn must be of mixture_neighbor_list(..., guide=...) where slow_every = {every}."
+        )
     for name, count in counts.items():
         if count is not None and count % every:
             raise ValueError(f"{name} must be a multiple of slow_every = {every}, got {count}.")
@@ -301,7 +332,9 @@ def _reassigned(neighbor_fn, dynamics, state: State, region, neighbors) -> State
 
 def _switch(advance, neighbor_fn, dynamics, good: State, region, chunk: "_Chunk") -> tuple[State, Any]:
     """The atoms dealt out anew, forces of the new owners, and the work booked."""
-    good, after = advance(_reassigned(neighbor_fn, dynamics, good, region, chunk.neighbors), chunk.neighbors, True, 0)
+    good, after = advance(
+        _reassigned(neighbor_fn, dynamics, good, region, chunk.neighbors), chunk.neighbors, True, 0
+    )
     return good._replace(work=good.work + float(after.energy) - float(chunk.energy)), after.neighbors
 
 
@@ -312,7 +345,9 @@ def _following(neighbor_fn, integrator, state: State, neighbors, region):
     if not hasattr(neighbor_fn, "gate"):
         raise ValueError("neighbor_fn must be of mixture_neighbor_list where a thermostat is on experts.")
     position, box = integrator.place(state.dynamics, state.box)
-    return integrator.follow(neighbor_fn.gate(position, neighbors, **_given(region=_owner(region, state), box=box)))
+    return integrator.follow(
+        neighbor_fn.gate(position, neighbors, **_given(region=_owner(region, state), box=box))
+    )
 
 
 def _owner(region, state: State):
@@ -402,7 +437,9 @@ def relax(
 
 def _cell_fire(box, pressure_GPa: float, cell_mask, dtype) -> CellFire:
     if box is None:
-        raise ValueError("box must be given where relax_cell = True (Å, a number, edges or columns), got None.")
+        raise ValueError(
+            "box must be given where relax_cell = True (Å, a number, edges or columns), got None."
+        )
     mask = np.ones((3, 3)) if cell_mask is None else np.asarray(cell_mask, float)
     if mask.shape != (3, 3) or not np.isin(mask, (0.0, 1.0)).all() or (mask != mask.T).any():
         raise ValueError(f"cell_mask must be a symmetric [3, 3] array of zeros and ones, got {cell_mask!r}.")
@@ -433,7 +470,9 @@ class _Energies(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=0)
-def _advance(energies: _Energies, dynamics, state, neighbors, params, region, box, first, n_steps, tolerance) -> _Chunk:
+def _advance(
+    energies: _Energies, dynamics, state, neighbors, params, region, box, first, n_steps, tolerance
+) -> _Chunk:
     """`n_steps` steps, less where something stops them; step 0 (if `first`) only evaluates forces."""
     dtype = state.position.dtype
     unstrained = jnp.eye(3, dtype=dtype)
@@ -445,13 +484,17 @@ def _advance(energies: _Energies, dynamics, state, neighbors, params, region, bo
             energy, force, impulse = _timescales(energies, dynamics.slow_every, k, position, neighbors, given)
             return energy, force, Evaluation(impulse, None)
         if not dynamics.moves_box:
-            energy, gradient = jax.value_and_grad(lambda R: energies.whole(R, neighbor=neighbors, **given))(position)
+            energy, gradient = jax.value_and_grad(lambda R: energies.whole(R, neighbor=neighbors, **given))(
+                position
+            )
             return energy, -gradient, Evaluation(-gradient, None)
 
         def strained(R, strain):
             return energies.whole(R, neighbor=neighbors, perturbation=unstrained + strain, **given)
 
-        energy, (gradient, slope) = jax.value_and_grad(strained, argnums=(0, 1))(position, jnp.zeros_like(unstrained))
+        energy, (gradient, slope) = jax.value_and_grad(strained, argnums=(0, 1))(
+            position, jnp.zeros_like(unstrained)
+        )
         return energy, -gradient, Evaluation(-gradient, 0.5 * (slope + slope.T))
 
     def step(carry: _Chunk) -> _Chunk:
@@ -486,10 +529,14 @@ def _advance(energies: _Energies, dynamics, state, neighbors, params, region, bo
     before = jnp.where(first, -1, 0).astype(jnp.int32)
     unknown = jnp.full((3, 3), jnp.nan, dtype)
     energy, force = jnp.zeros((), dtype), jnp.zeros_like(dynamics.place(state, box)[0])
-    return jax.lax.while_loop(more, step, _Chunk(state, neighbors, energy, unknown, force, before, no, yes, no))
+    return jax.lax.while_loop(
+        more, step, _Chunk(state, neighbors, energy, unknown, force, before, no, yes, no)
+    )
 
 
-def _timescales(energies: _Energies, slow_every: int, k, position, neighbors, given) -> tuple[Array, Array, Array]:
+def _timescales(
+    energies: _Energies, slow_every: int, k, position, neighbors, given
+) -> tuple[Array, Array, Array]:
     """Energy, force and impulse of step `k`: slow forces only at every so many steps, but as often as they stand for."""
 
     def outer(R):
@@ -529,7 +576,16 @@ def _advance_and_heal(
         owner = _owner(region, start)
         energies = _Energies(energy_fn, *(getattr(neighbor_fn, name, None) for name in ("fast", "split")))
         chunk = _advance(
-            energies, dynamics, start.dynamics, neighbors, params, owner, start.box, first, n_steps, float(tolerance)
+            energies,
+            dynamics,
+            start.dynamics,
+            neighbors,
+            params,
+            owner,
+            start.box,
+            first,
+            n_steps,
+            float(tolerance),
         )
         taken = max(int(chunk.last), 0)
         at = start.step + taken
@@ -603,7 +659,9 @@ def _begin(integrator, position, masses, velocity, temperature_K, key, box) -> S
     if not (np.isfinite(mass).all() and (mass > 0).all()):
         raise ValueError(f"masses must be positive (amu), got a smallest of {mass.min()}.")
     if (velocity is None) == (temperature_K is None):
-        raise ValueError(f"give either velocity or temperature_K, got {'both' if velocity is not None else 'neither'}.")
+        raise ValueError(
+            f"give either velocity or temperature_K, got {'both' if velocity is not None else 'neither'}."
+        )
     if key is None and (temperature_K is not None or integrator.needs_key):
         raise ValueError("key must be a random key, to draw velocities or for Langevin dynamics, got None.")
     column = jnp.asarray(mass[:, None], position.dtype)
@@ -612,7 +670,9 @@ def _begin(integrator, position, masses, velocity, temperature_K, key, box) -> S
     if velocity is not None:
         velocity = _numbers("velocity", velocity)
         if np.shape(velocity) != (n_atoms, 3) or not np.isfinite(np.asarray(velocity)).all():
-            raise ValueError(f"velocity must be finite and have shape [{n_atoms}, 3], got shape {np.shape(velocity)}.")
+            raise ValueError(
+                f"velocity must be finite and have shape [{n_atoms}, 3], got shape {np.shape(velocity)}."
+            )
         momentum = column * jnp.asarray(velocity, position.dtype)
     else:
         check_not_negative("temperature_K", temperature_K)
@@ -621,7 +681,9 @@ def _begin(integrator, position, masses, velocity, temperature_K, key, box) -> S
         momentum = spread * jax.random.normal(draw, position.shape, position.dtype)
     box = None if box is None else _checked_box(box, position.dtype)
     if integrator.moves_box and box is None:
-        raise ValueError("box must be given (Å, a number, edges or columns) where the integrator moves it, got None.")
+        raise ValueError(
+            "box must be given (Å, a number, edges or columns) where the integrator moves it, got None."
+        )
     dynamics = integrator.start(position, _without_drift(momentum, column), column[:, 0], key, box)
     return State(dynamics, 0, 0.0, box)
 
@@ -632,16 +694,24 @@ def _adopt(state: State, integrator, key) -> State:
     if key is None and integrator.needs_key and not hasattr(old, "rng"):
         raise ValueError("key must be a random key for Langevin dynamics, got None.")
     if integrator.moves_box and state.box is None:
-        raise ValueError("state must know its box where the integrator moves it: begin the earlier run with box=.")
+        raise ValueError(
+            "state must know its box where the integrator moves it: begin the earlier run with box=."
+        )
     new = integrator.start(
-        old.position, old.momentum, old.mass[:, 0], getattr(old, "rng", None) if key is None else key, state.box
+        old.position,
+        old.momentum,
+        old.mass[:, 0],
+        getattr(old, "rng", None) if key is None else key,
+        state.box,
     )
     if type(new) is type(old):
         chains = [name for name in ("chain", "thermostat", "barostat") if hasattr(old, name)]
         kept = {name: getattr(old, name).set(tau=getattr(new, name).tau) for name in chains}
         return state._replace(dynamics=old.set(**kept, **({"rng": new.rng} if hasattr(old, "rng") else {})))
     if integrator.conserves_momentum:
-        new = integrator.start(old.position, _without_drift(old.momentum, old.mass), old.mass[:, 0], None, state.box)
+        new = integrator.start(
+            old.position, _without_drift(old.momentum, old.mass), old.mass[:, 0], None, state.box
+        )
     return state._replace(dynamics=new)
 
 

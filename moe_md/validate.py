@@ -13,10 +13,11 @@ Each is a section of its own and can be left out. What is found goes to
 import importlib.util
 import json
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Callable, NamedTuple, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -42,15 +43,15 @@ class Settings:
     sections: str = ",".join(SECTIONS)  # which to do, as errors,seam
     metal: str = "Pt"  # fcc, in the domain of both experts
     adsorbate: str = "CO"  # on the slab of dynamics: a molecule that ASE knows; empty for none
-    region: str = (
-        "near"  # near: what the cheap expert may not meet and all around it; top_layers: those of a slab instead
-    )
+    region: str = "near"  # near: what the cheap expert may not meet and all around it; top_layers: those of a slab instead
     region_margin: float = 0.5  # Å, near: beyond the cheap expert's cutoff
     region_layers: int = 3  # top_layers: how many
     max_rows: int = 64  # rows of a batch of labelled frames
     surface_steps: int = 300  # at most, of each relaxation of a vacancy, surface or molecule
     strains: int = 9  # of the crystal that is cut in two, odd: from -2 to 2 %
-    columns: int | None = None  # metal atoms along x, of the slab of dynamics; default wider than twice the cutoff
+    columns: int | None = (
+        None  # metal atoms along x, of the slab of dynamics; default wider than twice the cutoff
+    )
     rows: int | None = None  # rows of metal atoms along y, even; default as columns
     layers: int = 6
     vacuum: float = 12.0  # Å
@@ -298,7 +299,9 @@ def _crystal(shared: Plan, dataset: Dataset, stage) -> dict:
 def _surfaces(shared: Plan, dataset: Dataset, stage) -> dict:
     """Vacancy and surfaces under each expert, at its own lattice constant; CO under the expensive one and the mixture."""
     model, metal = shared.model, shared.settings.metal
-    cheap = relax_fcc(model.experts[1], model.params[1], metal, guess=shared.lattice_constant).lattice_constant
+    cheap = relax_fcc(
+        model.experts[1], model.params[1], metal, guess=shared.lattice_constant
+    ).lattice_constant
     found: dict = {"vacancy": {}, "surfaces": {}}
     for who, region, a in (("expensive", 0, shared.lattice_constant), ("cheap", 1, cheap)):
         given = {"lattice_constant": a, "max_steps": shared.settings.surface_steps}

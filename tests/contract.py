@@ -5,8 +5,9 @@ energies and forces of an open cluster. `test_experts.py` and `test_mixture.py`
 run all of `CHECKS` over theirs.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,9 @@ class Potential(NamedTuple):
     cutoff: float  # Å
 
 
-def cluster_rows(position, species, *, extra_slots: int = 0, extra_rows: int = 0, fill: float = 0.0, dtype=None):
+def cluster_rows(
+    position, species, *, extra_slots: int = 0, extra_rows: int = 0, fill: float = 0.0, dtype=None
+):
     """Rows of an open cluster: every other atom in a slot, then padded slots and rows that hold `fill`."""
     n_atoms = len(species)
     n, slots = n_atoms + extra_rows, n_atoms - 1 + extra_slots
@@ -59,7 +62,11 @@ def cluster_rows(position, species, *, extra_slots: int = 0, extra_rows: int = 0
     displacement = jnp.where(mask[..., None], position[safe] - position[center][:, None], fill)
     species = np.asarray(species, np.int32)
     return Neighborhood(
-        displacement, jnp.asarray(mask), jnp.asarray(species[center]), jnp.asarray(species[safe]), jnp.asarray(neighbor)
+        displacement,
+        jnp.asarray(mask),
+        jnp.asarray(species[center]),
+        jnp.asarray(species[safe]),
+        jnp.asarray(neighbor),
     )
 
 
@@ -93,7 +100,14 @@ def small_allegro(l_max: int = 2, num_layers: int = 2, parity: bool = True, **kw
 def small_power_spectrum(domain: tuple[str, ...] = SPECIES, cutoff: float = CUTOFF, l_max: int = 3) -> Expert:
     """A power spectrum small enough to test."""
     return power_spectrum(
-        SPECIES, cutoff, l_max=l_max, num_bessels=4, num_channels=3, hidden=(6, 5), avg_num_neighbors=5.0, domain=domain
+        SPECIES,
+        cutoff,
+        l_max=l_max,
+        num_bessels=4,
+        num_channels=3,
+        hidden=(6, 5),
+        avg_num_neighbors=5.0,
+        domain=domain,
     )
 
 
@@ -104,7 +118,9 @@ def small_embedded_atom(domain: tuple[str, ...] = SPECIES, cutoff: float = CUTOF
 
 
 @lru_cache
-def small_nequip(num_layers: int = 2, cutoff: float = CUTOFF, l_max: int = 1, hidden: str = "4x0e + 2x1o") -> Expert:
+def small_nequip(
+    num_layers: int = 2, cutoff: float = CUTOFF, l_max: int = 1, hidden: str = "4x0e + 2x1o"
+) -> Expert:
     """A NequIP small enough to test."""
     return nequip(
         SPECIES,

@@ -34,15 +34,39 @@ def loss(roll, c, inputs, neighbors, n_steps, **options):
 
     def observe(s):
         # Closes over something that is differentiated.
-        return {"sine": scale * jnp.sum(s.velocity * jnp.sin(2 * np.pi / c.box * s.position)), "energy": s.energy**2, "force": jnp.sum(s.force**2)}
+        return {
+            "sine": scale * jnp.sum(s.velocity * jnp.sin(2 * np.pi / c.box * s.position)),
+            "energy": s.energy**2,
+            "force": jnp.sum(s.force**2),
+        }
 
-    out = roll(c.energy_fn, integrator, state, neighbors, n_steps, params=params, region=region, observe=observe, **options)
+    out = roll(
+        c.energy_fn,
+        integrator,
+        state,
+        neighbors,
+        n_steps,
+        params=params,
+        region=region,
+        observe=observe,
+        **options,
+    )
     seen = jax.tree.map(jnp.sum, out.observed)
-    end = jnp.sum(jnp.sin(2 * np.pi / c.box * out.state.position) * jnp.arange(3.0)) + 0.1 * jnp.sum(out.state.velocity[::3]) + 0.01 * jnp.sum(out.state.force[::2])
+    end = (
+        jnp.sum(jnp.sin(2 * np.pi / c.box * out.state.position) * jnp.arange(3.0))
+        + 0.1 * jnp.sum(out.state.velocity[::3])
+        + 0.01 * jnp.sum(out.state.force[::2])
+    )
     return end + out.energy + seen["sine"] + 1e-4 * seen["energy"] + 0.1 * seen["force"]
 
 
-@pytest.mark.parametrize("region_name, options", [("moving", dict(update_every=10, observe_every=5)), ("static", dict(update_every=20, observe_every=20, summed=True))])
+@pytest.mark.parametrize(
+    "region_name, options",
+    [
+        ("moving", dict(update_every=10, observe_every=5)),
+        ("static", dict(update_every=20, observe_every=20, summed=True)),
+    ],
+)
 def test_gradients_are_those_of_plain_reverse_mode(region_name, options):
     c = crystal(region_name)
     integrator = simulate.nve(c.shift_fn, TIMESTEP_FS)
@@ -63,13 +87,26 @@ def test_without_lists_or_looks():
     """Lists held throughout; gradients of the end alone; the State of a run serves."""
     c = crystal()
     integrator = simulate.nve(c.shift_fn, TIMESTEP_FS)
-    begun = simulate.run(c.neighbor_fn, c.energy_fn, integrator, c.position, masses=c.mass, velocity=c.momentum / c.mass[:, None], n_steps=0)
+    begun = simulate.run(
+        c.neighbor_fn,
+        c.energy_fn,
+        integrator,
+        c.position,
+        masses=c.mass,
+        velocity=c.momentum / c.mass[:, None],
+        n_steps=0,
+    )
 
     def end(roll, params):
-        out = roll(c.energy_fn, integrator, begun.state, begun.neighbors, 20, params=params, update_every=None)
+        out = roll(
+            c.energy_fn, integrator, begun.state, begun.neighbors, 20, params=params, update_every=None
+        )
         return out.energy + jnp.sum(out.state.velocity[::2]), out.observed
 
-    found, plain = (jax.jit(jax.value_and_grad(partial(end, roll), has_aux=True))(c.params) for roll in (adjoint.reversible_rollout, simulate.rollout))
+    found, plain = (
+        jax.jit(jax.value_and_grad(partial(end, roll), has_aux=True))(c.params)
+        for roll in (adjoint.reversible_rollout, simulate.rollout)
+    )
     (a, seen), of_a = found
     (b, _), of_b = plain
     assert seen is None
@@ -78,7 +115,11 @@ def test_without_lists_or_looks():
 
 
 def there_and_back(energy_fn, params, region, neighbors, integrator, n_steps, state, **options):
-    trip = jax.jit(lambda s: adjoint.round_trip(energy_fn, integrator, s, neighbors, n_steps, params=params, region=region, **options))(state)
+    trip = jax.jit(
+        lambda s: adjoint.round_trip(
+            energy_fn, integrator, s, neighbors, n_steps, params=params, region=region, **options
+        )
+    )(state)
     assert not trip.overflow
     for ours, theirs in zip(trip.returned, trip.started, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -92,7 +133,15 @@ def there_and_back(energy_fn, params, region, neighbors, integrator, n_steps, st
 def test_every_bit_of_the_start_comes_back(n_steps):
     c = crystal(temperature_K=600.0)
     integrator = simulate.nve(c.shift_fn, 2.0)
-    there_and_back(c.energy_fn, c.params, c.region, c.allocate(extra_capacity=6), integrator, n_steps, c.start(integrator))
+    there_and_back(
+        c.energy_fn,
+        c.params,
+        c.region,
+        c.allocate(extra_capacity=6),
+        integrator,
+        n_steps,
+        c.start(integrator),
+    )
 
 
 @pytest.mark.parametrize("n_steps", [20, pytest.param(10_000, marks=pytest.mark.slow)])
@@ -103,20 +152,46 @@ def test_every_bit_comes_back_under_networks(n_steps):
     box = np.diag(atoms.cell).copy()
     displacement_fn, shift_fn = space.periodic(jnp.asarray(box))
     region = mm.regions.around([0], 1.5, 2.0)
-    fns = mm.mixture_neighbor_list(displacement_fn, box, model.experts, model.params, np.zeros(len(atoms), int), region, capacity_multiplier=2.0)
+    fns = mm.mixture_neighbor_list(
+        displacement_fn,
+        box,
+        model.experts,
+        model.params,
+        np.zeros(len(atoms), int),
+        region,
+        capacity_multiplier=2.0,
+    )
     integrator, mass = simulate.nve(shift_fn, 2.0), jnp.asarray(atoms.get_masses())
-    momentum = np.random.default_rng(0).normal(size=(len(atoms), 3)) * np.sqrt(np.asarray(mass)[:, None] * units.kB * 600.0)
-    state = integrator.start(jnp.asarray(atoms.positions), jnp.asarray(momentum - momentum.mean(axis=0)), mass, None, None)
+    momentum = np.random.default_rng(0).normal(size=(len(atoms), 3)) * np.sqrt(
+        np.asarray(mass)[:, None] * units.kB * 600.0
+    )
+    state = integrator.start(
+        jnp.asarray(atoms.positions), jnp.asarray(momentum - momentum.mean(axis=0)), mass, None, None
+    )
     neighbors = fns[0].allocate(state.position, extra_capacity=8)
     there_and_back(fns[1], model.params, region, neighbors, integrator, n_steps, state)
 
 
 def gradient_memory(c, integrator, neighbors, n_steps, **options) -> int:
     def value(params, momentum):
-        out = adjoint.reversible_rollout(c.energy_fn, integrator, c.start(integrator, momentum=momentum), neighbors, n_steps, params=params, **options)
+        out = adjoint.reversible_rollout(
+            c.energy_fn,
+            integrator,
+            c.start(integrator, momentum=momentum),
+            neighbors,
+            n_steps,
+            params=params,
+            **options,
+        )
         return out.energy + jnp.sum(out.state.velocity**2)
 
-    return jax.jit(jax.grad(value, argnums=(0, 1))).lower(c.params, c.momentum).compile().memory_analysis().temp_size_in_bytes
+    return (
+        jax.jit(jax.grad(value, argnums=(0, 1)))
+        .lower(c.params, c.momentum)
+        .compile()
+        .memory_analysis()
+        .temp_size_in_bytes
+    )
 
 
 def test_memory_does_not_grow():
@@ -125,7 +200,9 @@ def test_memory_does_not_grow():
     short, long = (gradient_memory(c, integrator, neighbors, n, update_every=10) for n in (100, 100_000))
     snapshots = {n: n // 10 * c.position.size * 8 for n in (100, 100_000)}
     assert long - snapshots[100_000] < 1.1 * (short - snapshots[100])
-    assert gradient_memory(c, integrator, neighbors, 100_000, update_every=None) < 1.1 * gradient_memory(c, integrator, neighbors, 100, update_every=None)
+    assert gradient_memory(c, integrator, neighbors, 100_000, update_every=None) < 1.1 * gradient_memory(
+        c, integrator, neighbors, 100, update_every=None
+    )
 
 
 def test_single_precision_energies():
@@ -142,7 +219,9 @@ def test_single_precision_energies():
 
     (found, out), gradient = jax.jit(jax.value_and_grad(value, has_aux=True))(c.params)
     assert out.state.position.dtype == out.energy.dtype == jnp.float32
-    (plain, _), expected = jax.jit(jax.value_and_grad(partial(value, roll=simulate.rollout), has_aux=True))(c.params)
+    (plain, _), expected = jax.jit(jax.value_and_grad(partial(value, roll=simulate.rollout), has_aux=True))(
+        c.params
+    )
     np.testing.assert_allclose(found, plain, rtol=1e-5)
     closeness(gradient, expected, 1e-3)
 
@@ -153,7 +232,9 @@ def test_what_goes_wrong_is_nan(monkeypatch):
     state, neighbors = c.start(integrator), c.allocate(extra_capacity=8)
 
     def value(params, update_every):
-        out = adjoint.reversible_rollout(c.energy_fn, integrator, state, neighbors, 20, params=params, update_every=update_every)
+        out = adjoint.reversible_rollout(
+            c.energy_fn, integrator, state, neighbors, 20, params=params, update_every=update_every
+        )
         return out.energy, out
 
     def grad(params, update_every):
@@ -190,14 +271,26 @@ def test_what_does_not_fit_is_refused():
     langevin = simulate.langevin(c.shift_fn, 2.0, 100.0, 0.01)
     hoover = simulate.nose_hoover(c.shift_fn, 2.0, 100.0)
     bad = [
-        ("integrator must be from nve .* Langevin.* use simulate.rollout", dict(integrator=langevin, state=c.start(langevin, key=jax.random.key(0)))),
-        ("integrator must be from nve .* NoseHoover.* use simulate.rollout", dict(integrator=hoover, state=c.start(hoover))),
+        (
+            "integrator must be from nve .* Langevin.* use simulate.rollout",
+            dict(integrator=langevin, state=c.start(langevin, key=jax.random.key(0))),
+        ),
+        (
+            "integrator must be from nve .* NoseHoover.* use simulate.rollout",
+            dict(integrator=hoover, state=c.start(hoover)),
+        ),
         ("integrator must have slow_every = 1", dict(integrator=replace(nve, slow_every=2))),
         ("region must have smooth gates", dict(region=mm.regions.hard(c.region))),
-        ("shift_fn of the integrator must take positions in Å", dict(integrator=simulate.nve(fractional(), 2.0))),
+        (
+            "shift_fn of the integrator must take positions in Å",
+            dict(integrator=simulate.nve(fractional(), 2.0)),
+        ),
         ("n_steps must be at least 1", dict(n_steps=0)),
         ("n_steps must be a multiple of update_every = 3", dict(update_every=3)),
-        ("update_every must be a multiple of observe_every = 20", dict(observe=lambda s: s.energy, observe_every=20)),
+        (
+            "update_every must be a multiple of observe_every = 20",
+            dict(observe=lambda s: s.energy, observe_every=20),
+        ),
         ("neighbors must be", dict(neighbors=())),
     ]
     for message, change in bad:
@@ -211,7 +304,9 @@ def autocorrelation(velocity):
     """<v(0) v(t)> / <v(0)^2> over atoms and origins; velocities `[n_times, n_atoms, 3]`."""
     n = len(velocity)
     products = jnp.einsum("tad,sad->ts", velocity, velocity)
-    return jnp.stack([jnp.mean(jnp.diagonal(products, k)) for k in range(n // 2)]) / jnp.mean(jnp.diagonal(products))
+    return jnp.stack([jnp.mean(jnp.diagonal(products, k)) for k in range(n // 2)]) / jnp.mean(
+        jnp.diagonal(products)
+    )
 
 
 def test_a_velocity_autocorrelation_is_matched():
@@ -223,7 +318,9 @@ def test_a_velocity_autocorrelation_is_matched():
         params = (c.params[0], {**c.params[1], "epsilon": epsilon})
         state = c.start(integrator, momentum=momentum)
         options = dict(update_every=10, observe=lambda s: s.velocity, observe_every=5, params=params)
-        return autocorrelation(adjoint.reversible_rollout(c.energy_fn, integrator, state, neighbors, 100, **options).observed)
+        return autocorrelation(
+            adjoint.reversible_rollout(c.energy_fn, integrator, state, neighbors, 100, **options).observed
+        )
 
     wanted = curve(0.5, c.momentum)
     loss = jax.jit(jax.value_and_grad(lambda epsilon: jnp.mean((curve(epsilon, c.momentum) - wanted) ** 2)))

@@ -324,7 +324,10 @@ odd = st.sampled_from(ODD)
 
 
 @examples(40)
-@given(st.sampled_from(("path", "species", "energy_key", "forces_key", "stress_key", "group_key", "kind_key")), odd)
+@given(
+    st.sampled_from(("path", "species", "energy_key", "forces_key", "stress_key", "group_key", "kind_key")),
+    odd,
+)
 def test_arguments_of_load_dataset(folder, name, value):
     path = folder / "whole.xyz"
     path.write_bytes(FEW_FRAMES)
@@ -336,7 +339,13 @@ def test_arguments_of_load_dataset(folder, name, value):
 
 # Settings --------------------------------------------------------------------
 
-TABLES = {"data": cli.Data, "training": cotrain.Settings, "run": md.Settings, "bench": bench.Settings, "demo": demo.Settings}
+TABLES = {
+    "data": cli.Data,
+    "training": cotrain.Settings,
+    "run": md.Settings,
+    "bench": bench.Settings,
+    "demo": demo.Settings,
+}
 TOML_VALUES = (
     *(
         "3",
@@ -491,13 +500,21 @@ def run_stubbed(*arguments):
         patch.setattr(cli, "_parser", lambda: parser)
         patch.setattr(cli.md, "run", lambda settings, *_: keep(settings))
         patch.setattr(cli.bench, "run", lambda settings, *_: keep(settings))
-        patch.setattr(cli.settings_file, "echo", lambda folder, content, typed: tomllib.loads(settings_file.written(content)))
+        patch.setattr(
+            cli.settings_file,
+            "echo",
+            lambda folder, content, typed: tomllib.loads(settings_file.written(content)),
+        )
         patch.setattr(
             cli.demo, "run", lambda settings, *_: keep(settings) or dict.fromkeys(demo.SUMMARY_KEYS, 1.0)
         )
         patch.setattr(cli.cotrain, "cotrain", trained)
         patch.setattr(cli, "split_by_group", lambda dataset, **_: (dataset, dataset))
-        patch.setattr(cli, "_dataset", lambda parsed: check_settings(settings_file.settings(cli.Data, "data", parsed)) or small)
+        patch.setattr(
+            cli,
+            "_dataset",
+            lambda parsed: check_settings(settings_file.settings(cli.Data, "data", parsed)) or small,
+        )
         patch.setattr(cli.checkpoints, "save", lambda *_: None)
         patch.setattr(cli.checkpoints, "write_json", lambda *_: None)
         before = content_of(Path(arguments[-1]))
@@ -731,7 +748,12 @@ BASE = {
     },
     mm.regions.around: {"seeds": [0, 1], "r_core": 2.0, "r_blend": 1.0},
     mm.regions.coordination: {"low": 1.0, "high": 2.0, "r_full": 1.6, "r_none": 2.4, "slack": 0.1},
-    mm.regions.descriptor: {"scalar_fn": lambda _, rows: jax.numpy.sum(rows.mask, axis=1) * 0.5, "low": 1.0, "high": 2.0, "cutoff": 2.0},
+    mm.regions.descriptor: {
+        "scalar_fn": lambda _, rows: jax.numpy.sum(rows.mask, axis=1) * 0.5,
+        "low": 1.0,
+        "high": 2.0,
+        "cutoff": 2.0,
+    },
 }
 
 
@@ -779,42 +801,58 @@ EXPERT_BASE = {
         "domain": None,
     },
     mm.experts.power_spectrum: {
-        **{
-            "species": ("Pt", "C"),
-            "cutoff": 3.0,
-            "l_max": 1,
-            "num_bessels": 2,
-            "num_channels": 2,
-            "hidden": (3,),
-        },
-        **{"polynomial_cutoff_p": 6.0, "avg_num_neighbors": 10.0, "domain": None},
+        "species": ("Pt", "C"),
+        "cutoff": 3.0,
+        "l_max": 1,
+        "num_bessels": 2,
+        "num_channels": 2,
+        "hidden": (3,),
+        "polynomial_cutoff_p": 6.0,
+        "avg_num_neighbors": 10.0,
+        "domain": None,
     },
     mm.experts.embedded_atom: {
-        **{"species": ("Pt", "C"), "cutoff": 3.0, "num_bessels": 2, "num_densities": 1, "hidden": (3,)},
-        **{"polynomial_cutoff_p": 6.0, "avg_num_neighbors": 10.0, "domain": None},
+        "species": ("Pt", "C"),
+        "cutoff": 3.0,
+        "num_bessels": 2,
+        "num_densities": 1,
+        "hidden": (3,),
+        "polynomial_cutoff_p": 6.0,
+        "avg_num_neighbors": 10.0,
+        "domain": None,
     },
     mm.experts.allegro: {
-        **{
-            "species": ("Pt", "C"),
-            "cutoff": 3.0,
-            "l_max": 1,
-            "parity": True,
-            "num_layers": 1,
-            "num_scalar_features": 4,
-        },
-        **{"num_tensor_features": 2, "num_bessels": 2, "polynomial_cutoff_p": 6.0, "scalar_embed_mlp": (3,)},
-        **{
-            "allegro_mlp": (3,),
-            "readout_mlp": (3,),
-            "avg_num_neighbors": 10.0,
-            "path_channel_coupling": True,
-        },
-        **{"nonlinearity": "silu", "pair_cutoffs": None, "zbl": False, "domain": None},
+        "species": ("Pt", "C"),
+        "cutoff": 3.0,
+        "l_max": 1,
+        "parity": True,
+        "num_layers": 1,
+        "num_scalar_features": 4,
+        "num_tensor_features": 2,
+        "num_bessels": 2,
+        "polynomial_cutoff_p": 6.0,
+        "scalar_embed_mlp": (3,),
+        "allegro_mlp": (3,),
+        "readout_mlp": (3,),
+        "avg_num_neighbors": 10.0,
+        "path_channel_coupling": True,
+        "nonlinearity": "silu",
+        "pair_cutoffs": None,
+        "zbl": False,
+        "domain": None,
     },
 }
 NEQUIP_BASE = {
-    **{"species": ("Pt", "C"), "cutoff": 3.0, "l_max": 1, "num_layers": 1, "hidden_irreps": "4x0e", "num_bessels": 2},
-    **{"radial_width": 2, "radial_depth": 1, "avg_num_neighbors": 10.0, "domain": None},
+    "species": ("Pt", "C"),
+    "cutoff": 3.0,
+    "l_max": 1,
+    "num_layers": 1,
+    "hidden_irreps": "4x0e",
+    "num_bessels": 2,
+    "radial_width": 2,
+    "radial_depth": 1,
+    "avg_num_neighbors": 10.0,
+    "domain": None,
 }
 EXPERT_CASES = [(builder, name) for builder, base in EXPERT_BASE.items() for name in base]
 
@@ -865,14 +903,14 @@ def test_arguments_of_mixtures(name, value):
 
 
 RUN_BASE = {
-    **{
-        "n_steps": 0,
-        "position": POSITION,
-        "masses": np.ones(4),
-        "temperature_K": 300.0,
-        "key": jax.random.key(0),
-    },
-    **{"velocity": None, "chunk_steps": 5, "max_regrow": 2},
+    "n_steps": 0,
+    "position": POSITION,
+    "masses": np.ones(4),
+    "temperature_K": 300.0,
+    "key": jax.random.key(0),
+    "velocity": None,
+    "chunk_steps": 5,
+    "max_regrow": 2,
 }
 
 

@@ -91,7 +91,13 @@ def test_mixture(tmp_path, tables):
 def test_peers(tmp_path, tables):
     record = smoke("peers", tmp_path, "--plots", str(tmp_path / "plots"))
     rows = {row["name"]: row for row in record["rows"]}
-    ours = {"Allegro, moe_md", "power spectrum, moe_md", "mixture, f = 0.05, moe_md", "NequIP, jax-md in moe_md", "EMT, ASE"}
+    ours = {
+        "Allegro, moe_md",
+        "power spectrum, moe_md",
+        "mixture, f = 0.05, moe_md",
+        "NequIP, jax-md in moe_md",
+        "EMT, ASE",
+    }
     assert ours <= set(rows)
     # Everybody is either timed or named as left out.
     import peers
@@ -99,7 +105,11 @@ def test_peers(tmp_path, tables):
     assert set(rows) | set(record["left_out"]) == set(peers.CASES) and not set(rows) & set(record["left_out"])
     assert rows["Allegro, moe_md"]["over_our_allegro"] == 1.0
     for row in record["rows"]:
-        assert row["atoms"] == 108 and row["rounds"] == 2 and row["quartiles_s"][0] <= row["median_s"] <= row["quartiles_s"][1]
+        assert (
+            row["atoms"] == 108
+            and row["rounds"] == 2
+            and row["quartiles_s"][0] <= row["median_s"] <= row["quartiles_s"][1]
+        )
         assert row["us_per_atom"] == pytest.approx(1e6 * row["median_s"] / 108) and row["versions"]
     if HAS_TORCH:
         assert rows["Allegro, PyTorch eager"]["force_difference"] < 1e-4
@@ -143,7 +153,10 @@ def test_peers_with_other_forces_are_refused(harness):
 
     forces = {bench_peers.OURS: np.ones((2, 3)), "other": np.ones((2, 3))}
     energies = {bench_peers.OURS: -1.0, "other": -1.0}
-    assert bench_peers.compare("other", energies, forces) == {"force_difference": 0.0, "energy_difference": 0.0}
+    assert bench_peers.compare("other", energies, forces) == {
+        "force_difference": 0.0,
+        "energy_difference": 0.0,
+    }
     forces["other"] = forces["other"] + 1e-3
     with pytest.raises(RuntimeError, match="forces differ"):
         bench_peers.compare("other", energies, forces)
@@ -154,7 +167,10 @@ def test_peers_that_are_too_large_are_left_out(harness, monkeypatch):
 
     monkeypatch.setattr(bench_peers, "free_memory", lambda: 10_000.0)
     before = [{"name": "a", "atoms": 100, "median_s": 1.0, "evaluation_memory_MB": 1_000.0}]
-    assert bench_peers.too_large("a", 800, before, 60.0) is None and bench_peers.too_large("b", 800, before, 60.0) is None
+    assert (
+        bench_peers.too_large("a", 800, before, 60.0) is None
+        and bench_peers.too_large("b", 800, before, 60.0) is None
+    )
     assert bench_peers.too_large("a", 1000, before, 60.0) == "would need about 10 GB of memory"
     assert bench_peers.too_large("a", 800, before, 5.0) == "would need about 8 s an evaluation"
 
@@ -166,8 +182,13 @@ def test_cotraining(tmp_path, tables):
     assert record["scores"]["expensive"]["forces_meV_per_A"] > 0 and record["stress_jump_GPa"] > 0
     assert abs(record["drift"]["meV_per_atom_per_ps"]) < 1.0
     # As measurements of two ways and two seeds lines fill the table.
-    record |= {"smoke": False, "crystal_difference": {"lattice_constant": -0.5, "C11": 1.0, "C12": -4.0, "C44": 2.0}}
-    lines = [json.dumps({**record, "way": way, "seed": seed}) for seed in (0, 1) for way in ("independent", "lots")]
+    record |= {
+        "smoke": False,
+        "crystal_difference": {"lattice_constant": -0.5, "C11": 1.0, "C12": -4.0, "C44": 2.0},
+    }
+    lines = [
+        json.dumps({**record, "way": way, "seed": seed}) for seed in (0, 1) for way in ("independent", "lots")
+    ]
     (tmp_path / "cotraining.jsonl").write_text("\n".join(lines))
     table = tables.cotraining(tmp_path)
     assert "| independent | " in table and "| 0.50 (0.50, 0.50) | 4.0 (4.0, 4.0) |" in table
@@ -176,12 +197,31 @@ def test_cotraining(tmp_path, tables):
 def test_accuracy(tmp_path, tables):
     record = smoke("accuracy", tmp_path, "ptco")
     bulk = record["parts"][0]
-    assert bulk["name"] == "bulk" and bulk["frames"] > 0 and bulk["inside"] == {"expensive": None, "mixed": None}
+    assert (
+        bulk["name"] == "bulk" and bulk["frames"] > 0 and bulk["inside"] == {"expensive": None, "mixed": None}
+    )
     assert 0 < bulk["expensive"]["forces_meV_per_A"] < 500 and 0 < record["agreement"]["ghost_force"] < 50
-    crystal = {"lattice_constant_A": 3.98, "bulk_modulus_GPa": 250.0, "C11_GPa": 300.0, "C12_GPa": 220.0, "C44_GPa": 60.0}
-    measured = {"lattice_constant": 0.01, "bulk_modulus": 0.5, "C_ij": 1.2, "phonons": 1.5, "crystal": [crystal, crystal]}
+    crystal = {
+        "lattice_constant_A": 3.98,
+        "bulk_modulus_GPa": 250.0,
+        "C11_GPa": 300.0,
+        "C12_GPa": 220.0,
+        "C44_GPa": 60.0,
+    }
+    measured = {
+        "lattice_constant": 0.01,
+        "bulk_modulus": 0.5,
+        "C_ij": 1.2,
+        "phonons": 1.5,
+        "crystal": [crystal, crystal],
+    }
     of_labels = {**crystal, "C44_GPa": 70.0}
-    record = {**record, "smoke": False, "agreement": {**record["agreement"], **measured}, "crystal_of_labels": of_labels}
+    record = {
+        **record,
+        "smoke": False,
+        "agreement": {**record["agreement"], **measured},
+        "crystal_of_labels": of_labels,
+    }
     (tmp_path / "accuracy.jsonl").write_text(json.dumps(record))
     table = tables.accuracy(tmp_path)
     assert f"| bulk | {bulk['frames']} | {bulk['expensive']['forces_meV_per_A']:.0f} / 50 | " in table
@@ -203,7 +243,11 @@ def test_elastic_constants_of_labels(harness):
             stress = (C11 - C12) * np.diag(np.diag(strain)) + (C12 * np.trace(strain) + left) * np.eye(3)
             stress += 2 * C44 * (strain - np.diag(np.diag(strain)))
             cell = 3.98 * (np.eye(3) + strain)
-            labels = {"stress": stress * units.GPa, "group": f"elastic-{part}{size:+}", "kind": "test-elastic"}
+            labels = {
+                "stress": stress * units.GPa,
+                "group": f"elastic-{part}{size:+}",
+                "kind": "test-elastic",
+            }
             frames.append(Frame(np.zeros((1, 3)), ("Pt",), cell, np.ones(3, bool), **labels))
     found = bench_accuracy.crystal_of_labels(frames)
     wanted = {"C11_GPa": C11, "C12_GPa": C12, "C44_GPa": C44, "bulk_modulus_GPa": (C11 + 2 * C12) / 3}
@@ -218,7 +262,9 @@ def test_reach_of_a_pair_potential_is_its_cutoff(monkeypatch):
 
     crystal = bulk("Ar", "fcc", a=5.0, cubic=True).repeat(3)  # neighbours at 3.5, 5.0, 6.1 Å
     pair = LennardJones(sigma=3.2, epsilon=0.01, rc=5.6, smooth=True, ro=4.5)
-    force, (across_a_shell, beyond_the_cutoff) = reach(pair, crystal, [4.2, 5.7], rattle=0.02, samples=2, seed=0)
+    force, (across_a_shell, beyond_the_cutoff) = reach(
+        pair, crystal, [4.2, 5.7], rattle=0.02, samples=2, seed=0
+    )
     assert 1e-3 * force < across_a_shell < force and beyond_the_cutoff == 0.0
     _, (many_body,) = reach(EMT(), bulk("Pt", cubic=True).repeat(3), [4.5], rattle=0.1, samples=1, seed=0)
     assert many_body > 1e-4
@@ -230,7 +276,9 @@ def test_learning_curve(tmp_path, tables):
     assert 0 < few["frames"] < more["frames"] and few["groups"] < more["groups"]
     path = tmp_path / "learning_curve.jsonl"
     path.write_text(path.read_text().replace('"smoke": true', '"smoke": false'))
-    assert f"| {few['frames']} | " in tables.learning_curve(tmp_path) and "random parameters" in tables.learning_curve(tmp_path)
+    assert f"| {few['frames']} | " in tables.learning_curve(
+        tmp_path
+    ) and "random parameters" in tables.learning_curve(tmp_path)
 
 
 def public_frames(path: Path) -> None:
@@ -276,6 +324,7 @@ def test_public_dft(tmp_path, tables):
 def test_the_peer_gets_the_same_batches(tmp_path, harness):
     """Its energies and forces of a batch are those of the expert that it is."""
     import bench_public_dft as bench
+
     from moe_md.interfaces.torch_allegro import from_module
 
     public_frames(tmp_path / "frames.xyz")
@@ -324,7 +373,9 @@ def test_ase(tmp_path, tables):
 
 def test_halo(tmp_path, tables):
     record = smoke("halo", tmp_path)
-    assert record["atoms"] == 64 and record["f"] == 0.25 and record["halo"] == 0.25  # one layer of four, and the next
+    assert (
+        record["atoms"] == 64 and record["f"] == 0.25 and record["halo"] == 0.25
+    )  # one layer of four, and the next
     path = tmp_path / "halo.jsonl"
     path.write_text(path.read_text().replace('"smoke": true', '"smoke": false'))
     assert "halo" in tables.halo(tmp_path)
@@ -356,7 +407,12 @@ def test_roofline(tmp_path, tables):
         (expert, name) for expert in ("allegro", "power_spectrum") for name in ("energy", "energy and forces")
     ]
     for row in record["rows"]:
-        assert 0 < row["product_flops"] < row["flops"] and row["measured_s"] > 0 and row["product_s"] > 0 and row["memory_s"] > 0
+        assert (
+            0 < row["product_flops"] < row["flops"]
+            and row["measured_s"] > 0
+            and row["product_s"] > 0
+            and row["memory_s"] > 0
+        )
         assert 12 <= row["neighbours"] <= row["slots"]
     path = tmp_path / "roofline.jsonl"
     path.write_text(json.dumps({**record, "smoke": False}) + "\n")
@@ -377,7 +433,12 @@ def test_products_are_counted(harness):
 def test_respa(tmp_path, tables):
     first, last = smoke_all("respa", tmp_path, "--guide", str(tmp_path / "guide.msgpack"))
     run, timed = first["conservation"], last["speed"]
-    assert run["slow_every"] == 4 and not run["failed"] and 0 < run["fluctuation_meV"] < 50 and run["momentum"] < 1e-10
+    assert (
+        run["slow_every"] == 4
+        and not run["failed"]
+        and 0 < run["fluctuation_meV"] < 50
+        and run["momentum"] < 1e-10
+    )
     assert mm.load(tmp_path / "guide.msgpack").experts[0].domain == ("Pt", "C", "O")
     once, twice = timed["rows"]
     assert once["gain"] == 1.0 and twice["gain"] == pytest.approx(once["median_s"] / twice["median_s"])
@@ -399,7 +460,9 @@ def test_moving(tmp_path, tables):
 
 def test_regions(tmp_path, tables):
     record = smoke("regions", tmp_path)
-    assert [row["seeds"] for row in record["rows"]] == [5, 10] and all(100 < row["near_a_seed"] < 200 for row in record["rows"])
+    assert [row["seeds"] for row in record["rows"]] == [5, 10] and all(
+        100 < row["near_a_seed"] < 200 for row in record["rows"]
+    )
     path = tmp_path / "regions.jsonl"
     path.write_text(path.read_text().replace('"smoke": true', '"smoke": false'))
     assert "| 1,960 | 10 |" in tables.regions(tmp_path)
@@ -411,19 +474,34 @@ def test_distributed(tmp_path):
     assert (one["devices"], eight["devices"], record["atoms"]) == (1, 8, 324) and 0 < record["f"] < 1
     for row in (one, eight):
         # A position there and a force back, 12 bytes each, through both faces; capacities are larger than what is sent.
-        assert row["bytes_of_atoms_per_step"] == 24 * row["halo_atoms"] <= row["bytes_per_step"] == 48 * row["devices"] * row["sizes"]["halo"]
+        assert (
+            row["bytes_of_atoms_per_step"]
+            == 24 * row["halo_atoms"]
+            <= row["bytes_per_step"]
+            == 48 * row["devices"] * row["sizes"]["halo"]
+        )
         assert row["median_s"] > 0 and row["compile_s"] > 0
     assert eight["halo_atoms"] > 6 * one["halo_atoms"] > 0
 
 
 def test_gradient(tmp_path, tables):
     records = smoke_all("gradient", tmp_path)
-    assert [(r["rows"][0]["system"], r["rows"][0]["steps"]) for r in records] == [("lj", 20), ("lj", 40), ("ptco-small", 10)]
+    assert [(r["rows"][0]["system"], r["rows"][0]["steps"]) for r in records] == [
+        ("lj", 20),
+        ("lj", 40),
+        ("ptco-small", 10),
+    ]
     for record in records:
         rows = {row["way"]: row for row in record["rows"]}
         assert list(rows) == ["forward", "plain", "rematerialised", "reversible"]
-        assert all(row["median_s"] > 0 and row["over_forward"] == row["median_s"] / rows["forward"]["median_s"] for row in rows.values())
-        assert rows["reversible"]["bytes"] < rows["plain"]["bytes"] and rows["rematerialised"]["bytes"] < rows["plain"]["bytes"]
+        assert all(
+            row["median_s"] > 0 and row["over_forward"] == row["median_s"] / rows["forward"]["median_s"]
+            for row in rows.values()
+        )
+        assert (
+            rows["reversible"]["bytes"] < rows["plain"]["bytes"]
+            and rows["rematerialised"]["bytes"] < rows["plain"]["bytes"]
+        )
     path = tmp_path / "gradient.jsonl"
     path.write_text("".join(json.dumps({**record, "smoke": False}) + "\n" for record in records))
     assert "| lj, 108 atoms | 40 |" in tables.gradient(tmp_path)

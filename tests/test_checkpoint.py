@@ -10,9 +10,17 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import add_adsorbate, fcc111
+from contract import (
+    ATOMS,
+    POSITION,
+    cluster_rows,
+    randomized,
+    small_allegro,
+    small_lennard_jones,
+    small_power_spectrum,
+)
 
 import moe_md as mm
-from contract import ATOMS, POSITION, cluster_rows, randomized, small_allegro, small_lennard_jones, small_power_spectrum
 from moe_md.checkpoint import Checkpoint, load, names, save, write_atomic
 from moe_md.interfaces.ase import MixtureCalculator
 
@@ -59,7 +67,9 @@ def test_loaded_experts_give_the_same_energies(saved):
 
 def test_jax_arrays_and_more_than_nine_experts_keep_their_order(tmp_path):
     experts = tuple(mm.experts.lennard_jones(("Pt",), 3.0 + i) for i in range(12))
-    params = tuple(e.init(jax.random.key(0)) | {"sigma": jax.numpy.asarray(1.0 + i)} for i, e in enumerate(experts))
+    params = tuple(
+        e.init(jax.random.key(0)) | {"sigma": jax.numpy.asarray(1.0 + i)} for i, e in enumerate(experts)
+    )
     save(tmp_path / "x", Checkpoint(experts, params, {}, {}))
     again = load(tmp_path / "x")
     assert [e.cutoff for e in again.experts] == [3.0 + i for i in range(12)]
@@ -132,7 +142,9 @@ def content():
 
 def edited(path, remove=(), **changes):
     whole = {**content(), **changes}
-    path.write_bytes(flax.serialization.msgpack_serialize({k: v for k, v in whole.items() if k not in remove}))
+    path.write_bytes(
+        flax.serialization.msgpack_serialize({k: v for k, v in whole.items() if k not in remove})
+    )
     return path
 
 
@@ -241,7 +253,10 @@ def test_shipped_guides_know_what_their_pair_knows(name):
     """One cheap expert of all species, whose forces on a stretched molecule are nearly those it stands in for."""
     guide, pair = load(name), load(name.removesuffix("-guide"))
     (expert,) = guide.experts
-    assert expert.species == expert.domain == pair.experts[0].species and guide.record["step"] == guide.settings["steps"]
+    assert (
+        expert.species == expert.domain == pair.experts[0].species
+        and guide.record["step"] == guide.settings["steps"]
+    )
     forces = []
     for model in (guide, pair):
         atoms = fcc111("Pt", (2, 2, 3), a=3.98, vacuum=8.0)

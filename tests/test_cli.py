@@ -70,12 +70,46 @@ def failure(capsys, *arguments, code=2) -> str:
 def test_run_with_a_guide(folder, capsys, tmp_path):
     """The cheap expert stands in for the other at three of four steps; the energy is the pair's."""
     pair = checkpoint.load(folder / "model.msgpack")
-    checkpoint.save(tmp_path / "guide.msgpack", pair._replace(experts=pair.experts[1:], params=pair.params[1:]))
-    options = ("--checkpoint", folder / "model.msgpack", "--structure", folder / "slab.extxyz", "--region-lower", 9.0, "--steps", 40)
-    slow = ("--guide", tmp_path / "guide.msgpack", "--slow-every", 4, "--log-every", 4, "--trajectory-every", 20, "--restart-every", 20)
+    checkpoint.save(
+        tmp_path / "guide.msgpack", pair._replace(experts=pair.experts[1:], params=pair.params[1:])
+    )
+    options = (
+        "--checkpoint",
+        folder / "model.msgpack",
+        "--structure",
+        folder / "slab.extxyz",
+        "--region-lower",
+        9.0,
+        "--steps",
+        40,
+    )
+    slow = (
+        "--guide",
+        tmp_path / "guide.msgpack",
+        "--slow-every",
+        4,
+        "--log-every",
+        4,
+        "--trajectory-every",
+        20,
+        "--restart-every",
+        20,
+    )
     code, _, err = moe_md(capsys, "run", *options, *slow, "--out", tmp_path / "a")
     assert code == 0, err
-    code, _, err = moe_md(capsys, "run", *options, "--log-every", 4, "--trajectory-every", 20, "--restart-every", 20, "--out", tmp_path / "b")
+    code, _, err = moe_md(
+        capsys,
+        "run",
+        *options,
+        "--log-every",
+        4,
+        "--trajectory-every",
+        20,
+        "--restart-every",
+        20,
+        "--out",
+        tmp_path / "b",
+    )
     assert code == 0, err
     a, b = (np.genfromtxt(tmp_path / x / "log.csv", delimiter=",", names=True) for x in "ab")
     assert a["potential"][0] == pytest.approx(b["potential"][0], abs=1e-9)
@@ -84,7 +118,18 @@ def test_run_with_a_guide(folder, capsys, tmp_path):
         (("--slow-every", 3, "--log-every", 4), "log_every a multiple of it, got 3 and 4"),
         (("--slow-every", 2, "--log-every", 4), "must come with a guide"),
     ):
-        code, _, err = moe_md(capsys, "run", *options, *wrong, "--trajectory-every", 20, "--restart-every", 20, "--out", tmp_path / "c")
+        code, _, err = moe_md(
+            capsys,
+            "run",
+            *options,
+            *wrong,
+            "--trajectory-every",
+            20,
+            "--restart-every",
+            20,
+            "--out",
+            tmp_path / "c",
+        )
         assert code != 0 and message in err
 
 
@@ -127,15 +172,40 @@ def test_a_region_that_moves_is_reported(folder, capsys, tmp_path):
     atoms = ase.io.read(folder / "slab.extxyz")
     atoms.symbols[int(np.argmax(atoms.positions[:, 2]))] = "C"
     atoms.write(tmp_path / "carbon.extxyz")
-    options = ("--checkpoint", folder / "model.msgpack", "--structure", tmp_path / "carbon.extxyz", "--region-around", "C")
-    radii = ("--region-core", 3.0, "--region-blend", 1.5, "--steps", 20, "--log-every", 5, "--trajectory-every", 20, "--restart-every", 20)
+    options = (
+        "--checkpoint",
+        folder / "model.msgpack",
+        "--structure",
+        tmp_path / "carbon.extxyz",
+        "--region-around",
+        "C",
+    )
+    radii = (
+        "--region-core",
+        3.0,
+        "--region-blend",
+        1.5,
+        "--steps",
+        20,
+        "--log-every",
+        5,
+        "--trajectory-every",
+        20,
+        "--restart-every",
+        20,
+    )
     for _ in range(2):
         code, out, err = moe_md(capsys, "run", *options, *radii, "--out", tmp_path / "a")
         assert code == 0, err
     assert "blend" not in json.loads((tmp_path / "a" / "run.json").read_text())
     code, out, err = moe_md(capsys, "run", *options, *radii, "--out", tmp_path / "b")
     blend = json.loads((tmp_path / "b" / "run.json").read_text())["blend"]
-    assert blend["looks"] == 5 and 0 < blend["share"][0][0] < 1 and blend["gate_over_thermal"] > 0 and blend["power_rms"] > 0
+    assert (
+        blend["looks"] == 5
+        and 0 < blend["share"][0][0] < 1
+        and blend["gate_over_thermal"] > 0
+        and blend["power_rms"] > 0
+    )
     assert "of the atoms on the expensive expert; the gate's force is" in out
 
 
@@ -169,8 +239,25 @@ def test_run_langevin_float32_in_a_skewed_cell(folder, capsys, tmp_path):
 
 def test_a_run_is_taken_up_where_it_stopped(folder, capsys, tmp_path):
     """Twenty steps and twenty more are forty, byte for byte; another run's folder is refused."""
-    options = ("run", "--checkpoint", folder / "model.msgpack", "--structure", folder / "slab.extxyz", "--region-lower", 9.0)
-    options += ("--ensemble", "nose_hoover", "--log-every", 5, "--trajectory-every", 10, "--restart-every", 10)
+    options = (
+        "run",
+        "--checkpoint",
+        folder / "model.msgpack",
+        "--structure",
+        folder / "slab.extxyz",
+        "--region-lower",
+        9.0,
+    )
+    options += (
+        "--ensemble",
+        "nose_hoover",
+        "--log-every",
+        5,
+        "--trajectory-every",
+        10,
+        "--restart-every",
+        10,
+    )
     for out, steps in (("whole", 40), ("parts", 20), ("parts", 40)):
         code, said, err = moe_md(capsys, *options, "--steps", steps, "--out", tmp_path / out)
         assert code == 0, err
@@ -190,7 +277,16 @@ def test_npt_around_an_adsorbate(folder, capsys, tmp_path):
     atoms.write(tmp_path / "crystal.extxyz")
     options = ("run", "--checkpoint", folder / "model.msgpack", "--structure", tmp_path / "crystal.extxyz")
     options += ("--region-around", "C,O", "--region-core", 4.0, "--region-blend", 1.0, "--ensemble", "npt")
-    options += ("--pressure-GPa", 5.0, "--barostat-tau-fs", 200.0, "--trajectory-format", "h5md", "--trajectory-every", 10)
+    options += (
+        "--pressure-GPa",
+        5.0,
+        "--barostat-tau-fs",
+        200.0,
+        "--trajectory-format",
+        "h5md",
+        "--trajectory-every",
+        10,
+    )
     code, said, err = moe_md(capsys, *options, "--steps", 40, "--out", tmp_path / "out")
     assert code == 0 and "outside its domain" not in err, err
     log = np.genfromtxt(tmp_path / "out" / "log.csv", delimiter=",", names=True)
@@ -255,8 +351,19 @@ def test_train_then_evaluate(folder, capsys, tmp_path):
             )
 
     # Another training begins there, with the same experts; its file names no others.
-    (tmp_path / "more.toml").write_text("[training]\nsteps = 2\nlearning_rate = 1e-12\nenvironment_rows = 4\nmax_rows = 16\n")
-    more = ("train", "--start", out / "checkpoint.msgpack", "--settings", tmp_path / "more.toml", "--out", tmp_path / "more", "--quiet")
+    (tmp_path / "more.toml").write_text(
+        "[training]\nsteps = 2\nlearning_rate = 1e-12\nenvironment_rows = 4\nmax_rows = 16\n"
+    )
+    more = (
+        "train",
+        "--start",
+        out / "checkpoint.msgpack",
+        "--settings",
+        tmp_path / "more.toml",
+        "--out",
+        tmp_path / "more",
+        "--quiet",
+    )
     code, _, err = moe_md(capsys, *more)
     assert code == 0, err
     went_on = checkpoint.load(tmp_path / "more" / "checkpoint.msgpack")
@@ -265,7 +372,9 @@ def test_train_then_evaluate(folder, capsys, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), went_on.params, model.params)
     assert "name_or_path" in failure(capsys, "train", "--start", "nowhere", "--out", tmp_path / "nothing")
     for wanted in ("0", "two", "1000"):
-        assert f"devices must be 'all' or a number from 1 to the {len(jax.devices())}" in failure(capsys, *training, "--devices", wanted)
+        assert f"devices must be 'all' or a number from 1 to the {len(jax.devices())}" in failure(
+            capsys, *training, "--devices", wanted
+        )
     assert moe_md(capsys, *more[:-2], tmp_path / "all", "--quiet", "--devices", "all")[0] == 0
     assert checkpoint.load(tmp_path / "all" / "checkpoint.msgpack").record["devices"] == len(jax.devices())
 
@@ -402,8 +511,13 @@ def test_regions(folder, capsys, tmp_path):
     assert "region_lower or region_upper" in failure(capsys, *options)
     assert "slab must select at least one atom" in failure(capsys, *options, "--region-lower", 900)
     assert "ensemble must be one of" in failure(capsys, *options, "--region-lower", 9, "--ensemble", "nvt")
-    assert "a region must be chosen in one way, got region_lower or region_upper and region_around" in failure(capsys, *options, "--region-lower", 9, "--region-around", "C")
-    assert "region_around must name species of the structure, got 'O'" in failure(capsys, *options, "--region-around", "O")
+    assert (
+        "a region must be chosen in one way, got region_lower or region_upper and region_around"
+        in failure(capsys, *options, "--region-lower", 9, "--region-around", "C")
+    )
+    assert "region_around must name species of the structure, got 'O'" in failure(
+        capsys, *options, "--region-around", "O"
+    )
     assert "restart_every a multiple of it, got 10 and 15" in failure(capsys, *options, "--restart-every", 15)
     assert "timestep_fs must be positive" in failure(
         capsys, *options, "--region-lower", 9, "--timestep-fs", 0
@@ -442,21 +556,43 @@ def test_names_of_labels_and_the_start_come_from_the_settings_file(folder, capsy
     for n in range(6):
         atoms = bulk("Pt", a=3.98, cubic=True)
         atoms.rattle(0.05, seed=n)
-        atoms.info.update(REF_energy=-20.0 + rng.normal(), REF_virial=rng.normal(size=6), walk=f"run-{n // 2}", config_type="hot")
+        atoms.info.update(
+            REF_energy=-20.0 + rng.normal(),
+            REF_virial=rng.normal(size=6),
+            walk=f"run-{n // 2}",
+            config_type="hot",
+        )
         atoms.arrays["dft_forces"] = rng.normal(size=(4, 3))
         images.append(atoms)
     ase.io.write(tmp_path / "theirs.extxyz", images, format="extxyz")
-    names = {"energy_key": "REF_energy", "forces_key": "dft_forces", "stress_key": "REF_virial", "group_key": "walk", "kind_key": "config_type"}
+    names = {
+        "energy_key": "REF_energy",
+        "forces_key": "dft_forces",
+        "stress_key": "REF_virial",
+        "group_key": "walk",
+        "kind_key": "config_type",
+    }
     head = f'start = "{folder / "model.msgpack"}"\n'
     training = "[training]\nsteps = 2\nmax_rows = 16\nenvironment_rows = 4\nperfect_crystals = 1\n"
     lines = "".join(f'{key} = "{name}"\n' for key, name in names.items())
-    (tmp_path / "all.toml").write_text(head + f'[data]\nfile = "{tmp_path / "theirs.extxyz"}"\n' + lines + training)
+    (tmp_path / "all.toml").write_text(
+        head + f'[data]\nfile = "{tmp_path / "theirs.extxyz"}"\n' + lines + training
+    )
     (tmp_path / "bare.toml").write_text(training)
-    code, said, err = moe_md(capsys, "train", "--settings", tmp_path / "all.toml", "--out", tmp_path / "a", "--quiet")
+    code, said, err = moe_md(
+        capsys, "train", "--settings", tmp_path / "all.toml", "--out", tmp_path / "a", "--quiet"
+    )
     assert code == 0, err
     assert "train: 4 frames of 2 groups" in said and "validation: 2 frames of 1 groups" in said
     options = [part for key, name in names.items() for part in (f"--{key.replace('_', '-')}", name)]
-    options += ["--data", tmp_path / "theirs.extxyz", "--start", folder / "model.msgpack", "--settings", tmp_path / "bare.toml"]
+    options += [
+        "--data",
+        tmp_path / "theirs.extxyz",
+        "--start",
+        folder / "model.msgpack",
+        "--settings",
+        tmp_path / "bare.toml",
+    ]
     code, _, err = moe_md(capsys, "train", *options, "--out", tmp_path / "b", "--quiet")
     assert code == 0, err
     first, second = (checkpoint.load(tmp_path / name / "checkpoint.msgpack") for name in "ab")
@@ -465,17 +601,38 @@ def test_names_of_labels_and_the_start_come_from_the_settings_file(folder, capsy
     assert counts["frames"] == counts["energy"] == counts["forces"] == counts["stress"] > 0
     assert first.record["start"] is not None
     # Errors of those frames, by their kinds.
-    code, said, err = moe_md(capsys, "evaluate", tmp_path / "a" / "checkpoint.msgpack", "--settings", tmp_path / "all.toml", "--out", tmp_path / "c")
+    code, said, err = moe_md(
+        capsys,
+        "evaluate",
+        tmp_path / "a" / "checkpoint.msgpack",
+        "--settings",
+        tmp_path / "all.toml",
+        "--out",
+        tmp_path / "c",
+    )
     assert code == 0, err
     report = json.loads((tmp_path / "c" / "evaluation.json").read_text())
     assert set(report["kinds"]) == {"hot", "all"} and report["data"].endswith("theirs.extxyz")
     # An option overrides the file; a wrong name is told with those there are.
-    err = failure(capsys, "train", "--settings", tmp_path / "all.toml", "--stress-key", "virials", "--out", tmp_path / "d")
+    err = failure(
+        capsys,
+        "train",
+        "--settings",
+        tmp_path / "all.toml",
+        "--stress-key",
+        "virials",
+        "--out",
+        tmp_path / "d",
+    )
     assert "stress_key" in err and "'virials'" in err and "REF_virial" in err
     (tmp_path / "wrong.toml").write_text("start = 3\n")
-    assert "start of" in failure(capsys, "train", "--settings", tmp_path / "wrong.toml", "--out", tmp_path / "d")
+    assert "start of" in failure(
+        capsys, "train", "--settings", tmp_path / "wrong.toml", "--out", tmp_path / "d"
+    )
     (tmp_path / "wrong.toml").write_text('[data]\nenergy = "REF_energy"\n')
-    assert "unknown key 'energy'" in failure(capsys, "train", "--settings", tmp_path / "wrong.toml", "--out", tmp_path / "d")
+    assert "unknown key 'energy'" in failure(
+        capsys, "train", "--settings", tmp_path / "wrong.toml", "--out", tmp_path / "d"
+    )
 
 
 def test_a_blown_up_run_says_so_and_saves(folder, capsys, tmp_path):
@@ -537,7 +694,11 @@ def test_init_writes_settings_that_are_the_defaults(capsys, tmp_path):
         least |= {"l_max": 4} if name == "cheap" else {}
         assert experts.build(table).config == experts.build(least).config
     text = path.read_text()
-    for line in ("# energy_key =  # name of the energy; else free_energy, else energy", "forces_key = \"forces\" # name of the forces", "readout_mlp = [32] # hidden widths"):
+    for line in (
+        "# energy_key =  # name of the energy; else free_energy, else energy",
+        'forces_key = "forces" # name of the forces',
+        "readout_mlp = [32] # hidden widths",
+    ):
         assert line in text
     before = path.read_bytes()
     assert "file must be a new one" in failure(capsys, "init", path)
@@ -546,16 +707,30 @@ def test_init_writes_settings_that_are_the_defaults(capsys, tmp_path):
 
 def test_a_folder_says_how_to_make_it_again(folder, capsys, tmp_path):
     """Its settings give the same run, bit for bit; the result as JSON is alone on stdout."""
-    options = ("--checkpoint", folder / "model.msgpack", "--structure", folder / "slab.extxyz", "--region-layers", 2, "--dtype", "float32")
+    options = (
+        "--checkpoint",
+        folder / "model.msgpack",
+        "--structure",
+        folder / "slab.extxyz",
+        "--region-layers",
+        2,
+        "--dtype",
+        "float32",
+    )
     first = moe_md(capsys, "run", *options, "--steps", 20, "--seed", 3, "--json", "--out", tmp_path / "a")
     assert first[0] == 0 and "step" in first[2]
     result = json.loads(first[1])
     assert result["n_atoms"] == 64 and result["f"] == 0.5 and result["settings"]["seed"] == 3
     echoed = tmp_path / "a" / "settings.toml"
-    assert echoed.read_text().startswith("# moe-md run --checkpoint ") and "--region-layers 2" in echoed.read_text()
+    assert (
+        echoed.read_text().startswith("# moe-md run --checkpoint ")
+        and "--region-layers 2" in echoed.read_text()
+    )
     assert moe_md(capsys, "run", "--settings", echoed, "--out", tmp_path / "b")[0] == 0
     assert (tmp_path / "a" / "log.csv").read_bytes() == (tmp_path / "b" / "log.csv").read_bytes()
-    code, out, err = moe_md(capsys, "run", "--settings", echoed, "--seed", -1, "--json", "--out", tmp_path / "c")
+    code, out, err = moe_md(
+        capsys, "run", "--settings", echoed, "--seed", -1, "--json", "--out", tmp_path / "c"
+    )
     assert code == 2 and json.loads(out)["error"] in err and "seed must not be negative" in out
     assert not (tmp_path / "c").exists()
 
@@ -568,12 +743,27 @@ def test_a_folder_says_how_to_make_it_again(folder, capsys, tmp_path):
         (("--region-tags", "7"), None, "tags must each be that of an atom"),
         (("--region-tags", "top"), None, "region_tags must be whole numbers with commas between, got 'top'"),
         (("--region-layers", 9), None, "n_layers must be at most the 4 layers"),
-        (("--region-layers", 1, "--region-around", "Pt"), None, "a region must be chosen in one way, got region_around and region_layers"),
+        (
+            ("--region-layers", 1, "--region-around", "Pt"),
+            None,
+            "a region must be chosen in one way, got region_around and region_layers",
+        ),
     ],
 )
 def test_regions_by_tag_and_by_layer(folder, capsys, tmp_path, options, f, message):
     done = moe_md(
-        capsys, "run", "--checkpoint", folder / "model.msgpack", "--structure", folder / "slab.extxyz", "--steps", 0, *options, "--json", "--out", tmp_path
+        capsys,
+        "run",
+        "--checkpoint",
+        folder / "model.msgpack",
+        "--structure",
+        folder / "slab.extxyz",
+        "--steps",
+        0,
+        *options,
+        "--json",
+        "--out",
+        tmp_path,
     )
     if message:
         assert done[0] == 2 and message in done[2]
@@ -588,8 +778,26 @@ def test_copies_of_a_small_structure(folder, capsys, tmp_path):
     atoms.write(tmp_path / "moving.extxyz")
     potential, kinetic = {}, {}
     for repeat in ("1,1,1", "1,2,1"):
-        options = ("--structure", tmp_path / "moving.extxyz", "--region-layers", 2, "--steps", 0, "--repeat", repeat)
-        code, out, err = moe_md(capsys, "run", "--checkpoint", folder / "model.msgpack", *options, "--json", "--out", tmp_path / repeat)
+        options = (
+            "--structure",
+            tmp_path / "moving.extxyz",
+            "--region-layers",
+            2,
+            "--steps",
+            0,
+            "--repeat",
+            repeat,
+        )
+        code, out, err = moe_md(
+            capsys,
+            "run",
+            "--checkpoint",
+            folder / "model.msgpack",
+            *options,
+            "--json",
+            "--out",
+            tmp_path / repeat,
+        )
         assert code == 0, err
         log = np.genfromtxt(tmp_path / repeat / "log.csv", delimiter=",", names=True)
         potential[repeat], kinetic[repeat] = float(log["potential"]), float(log["kinetic"])
@@ -602,6 +810,11 @@ def test_copies_of_a_small_structure(folder, capsys, tmp_path):
 
 def test_completion_by_tab():
     """A script that bash takes and that knows commands and options."""
-    made = subprocess.run([sys.executable, "-m", "moe_md.cli", "--print-completion", "bash"], capture_output=True, text=True, check=True).stdout
+    made = subprocess.run(
+        [sys.executable, "-m", "moe_md.cli", "--print-completion", "bash"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert "--region-around" in made and "validate" in made
     subprocess.run(["bash", "-n"], input=made, text=True, check=True)

@@ -81,7 +81,9 @@ def cohesive(network: Expert, epsilon: float, sigma: float) -> Expert:
         return {"pair": pair.init(key), "network": network.init(key)}
 
     def atom_energies(params, rows):
-        return pair.atom_energies(params["pair"], rows) + 0.02 * network.atom_energies(params["network"], rows)
+        return pair.atom_energies(params["pair"], rows) + 0.02 * network.atom_energies(
+            params["network"], rows
+        )
 
     return Expert(init, atom_energies, pair.cutoff, pair.species, pair.domain, {})
 
@@ -90,7 +92,13 @@ def cohesive(network: Expert, epsilon: float, sigma: float) -> Expert:
 def platinum():
     """96 atoms; an Allegro expert owns the upper two layers, a power spectrum the lower two."""
     allegro = mm.experts.allegro(
-        ("Pt",), 4.0, l_max=1, num_layers=1, num_scalar_features=8, num_tensor_features=4, avg_num_neighbors=12.0
+        ("Pt",),
+        4.0,
+        l_max=1,
+        num_layers=1,
+        num_scalar_features=8,
+        num_tensor_features=4,
+        avg_num_neighbors=12.0,
     )
     cheap = mm.experts.power_spectrum(
         ("Pt",), 4.0, l_max=1, num_bessels=4, num_channels=4, hidden=(8,), avg_num_neighbors=12.0
@@ -160,12 +168,16 @@ def test_a_region_that_follows_an_atom_conserves(platinum):
     region = mm.regions.around([seed], 2.5, 3.0)
     out, _ = conserves(platinum, 1.0, region)
     halving_quarters_the_error(platinum, out, 0.4, region)
-    weights = [region.gate(state.position, platinum.displacement_fn)[:, 0] for state in (platinum.warm.state, out.state)]
+    weights = [
+        region.gate(state.position, platinum.displacement_fn)[:, 0]
+        for state in (platinum.warm.state, out.state)
+    ]
     assert np.max(np.abs(weights[0] - weights[1])) > 0.02  # atoms did change hands
 
     # The negative control: the gate's gradient left out of the force.
     frozen = mm.regions.custom(
-        lambda _, R, d: region.gate(jax.lax.stop_gradient(R), d), lambda _, R, d, margin: region.support(R, d, margin)
+        lambda _, R, d: region.gate(jax.lax.stop_gradient(R), d),
+        lambda _, R, d, margin: region.support(R, d, margin),
     )
     # Atoms go to and fro, and so does the energy: its spread tells, not its slope.
     without = platinum.nve(0.4, region=frozen).log.total

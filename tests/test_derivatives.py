@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.calculators.lj import LennardJones
-
 from contract import close, randomized, small_power_spectrum
+
 from moe_md.derivatives import forces, virial
 from moe_md.experts import energies_and_partial_forces, lennard_jones
 from moe_md.models.classical import lennard_jones_energies
@@ -42,7 +42,13 @@ SPECIES = np.array([0, 1, 0, 0])
 def compute(name, atoms, centers=None):
     """Energies of rows, and what follows from their partial forces."""
     rows = rows_from_images(
-        atoms.positions, SPECIES, atoms.cell.array, atoms.pbc, EXPERTS[name].cutoff, centers=centers, n_slots=80
+        atoms.positions,
+        SPECIES,
+        atoms.cell.array,
+        atoms.pbc,
+        EXPERTS[name].cutoff,
+        centers=centers,
+        n_slots=80,
     )
     rows = jax.tree.map(jnp.asarray, rows)
     energies, g = COMPILED[name](PARAMS[name], rows)
@@ -91,7 +97,9 @@ def test_lennard_jones_pair_by_its_closed_form(r):
 def test_lennard_jones_is_zero_at_its_diameter_and_deepest_at_its_minimum():
     def energy(r):
         rows = Neighborhood(
-            jnp.stack([r, 0.0 * r, 0.0 * r])[None, None], jnp.ones((1, 1), bool), *[jnp.zeros((1, 1), int)] * 3
+            jnp.stack([r, 0.0 * r, 0.0 * r])[None, None],
+            jnp.ones((1, 1), bool),
+            *[jnp.zeros((1, 1), int)] * 3,
         )
         return lennard_jones_energies(rows, EPSILON, SIGMA, ONSET, CUTOFF)[0]
 
@@ -169,7 +177,9 @@ def test_padded_slots_and_rows_pull_nothing():
     """Whatever the padded displacements and neighbour indices are."""
     g = jnp.ones((3, 2, 3)).at[0, 1].set(0.0).at[2].set(0.0)
     rows = Neighborhood(
-        displacement=jnp.array([[[1.0, 2, 3], [np.inf, 1e300, -7]], [[0, 0, 1], [1, 0, 0]], [[9, 9, 9], [9, 9, 9]]]),
+        displacement=jnp.array(
+            [[[1.0, 2, 3], [np.inf, 1e300, -7]], [[0, 0, 1], [1, 0, 0]], [[9, 9, 9], [9, 9, 9]]]
+        ),
         mask=jnp.array([[True, False], [True, True], [False, False]]),
         center_species=jnp.zeros(3, int),
         neighbor_species=jnp.zeros((3, 2), int),

@@ -42,9 +42,18 @@ def argon():
 def pair(kind="analytic"):
     """Two experts that differ, in cutoff too."""
     if kind == "analytic":
-        experts = [mm.experts.lennard_jones(SPECIES, c, epsilon=e, sigma=3.4) for c, e in ((5.0, 0.02), (4.6, 0.025))]
+        experts = [
+            mm.experts.lennard_jones(SPECIES, c, epsilon=e, sigma=3.4) for c, e in ((5.0, 0.02), (4.6, 0.025))
+        ]
     else:
-        sizes = dict(num_layers=1, num_scalar_features=4, num_tensor_features=2, scalar_embed_mlp=(4,), allegro_mlp=(4,), readout_mlp=(4,))
+        sizes = dict(
+            num_layers=1,
+            num_scalar_features=4,
+            num_tensor_features=2,
+            scalar_embed_mlp=(4,),
+            allegro_mlp=(4,),
+            readout_mlp=(4,),
+        )
         experts = [
             mm.experts.allegro(SPECIES, 5.0, l_max=1, **sizes),
             mm.experts.power_spectrum(SPECIES, 4.6, l_max=1, num_channels=2, hidden=(4,), domain=("Ar",)),
@@ -73,7 +82,11 @@ def compared(slabs, state, reference):
     """How far energy and forces are from those of one device, and how large forces are."""
     energy, force = reference
     found = slabs.gather(state).force
-    return {"energy": abs(state.potential - energy), "force": float(np.abs(found - force).max()), "largest": float(np.abs(force).max())}
+    return {
+        "energy": abs(state.potential - energy),
+        "force": float(np.abs(found - force).max()),
+        "largest": float(np.abs(force).max()),
+    }
 
 
 def homes(slabs, state):
@@ -96,8 +109,12 @@ def statics(found):
     along = np.append(np.asarray(state.atoms.position[:, 0]).reshape(8, -1), np.full((8, 1), np.nan), axis=1)
     slot = np.minimum(np.asarray(state.lists.before).reshape(8, -1), state.sizes.atoms)
     far = np.take_along_axis(along, slot, axis=1).ravel() - low > 2.5
-    thin = jax.device_put(np.where(far, state.sizes.atoms, slot.ravel()).astype(np.int32), state.lists.before.sharding)
-    found["thin"] = compared(slabs, slabs.evaluate(replace(state, lists=state.lists._replace(before=thin))), reference)
+    thin = jax.device_put(
+        np.where(far, state.sizes.atoms, slot.ravel()).astype(np.int32), state.lists.before.sharding
+    )
+    found["thin"] = compared(
+        slabs, slabs.evaluate(replace(state, lists=state.lists._replace(before=thin))), reference
+    )
     single = slabs.evaluate(slabs.scatter(atoms.positions.astype(np.float32)))
     found["float32"] = compared(slabs, single, reference) | {"dtype": str(single.atoms.position.dtype)}
     atoms, arguments = system(kind="learned")
@@ -107,7 +124,10 @@ def statics(found):
         warnings.simplefilter("always")
         at_home = slabs.check_domains(state)
         found["learned"] = compared(slabs, state, on_one_device(atoms, arguments))
-    found["warned"] = {"at_home": at_home, "messages": [str(w.message) for w in caught if "domain" in str(w.message)]}
+    found["warned"] = {
+        "at_home": at_home,
+        "messages": [str(w.message) for w in caught if "domain" in str(w.message)],
+    }
 
 
 def dynamics(found):
@@ -123,13 +143,23 @@ def dynamics(found):
     result = distributed.run(slabs, first, integrator, n_steps=200, chunk_steps=20, reporters=[seen.append])
     fns = mm.mixture_neighbor_list(space.periodic(BOX)[0], BOX, *arguments)
     one = simulate.run(
-        *fns, integrator, jnp.asarray(atoms.positions), n_steps=200, masses=atoms.get_masses(), velocity=velocity, chunk_steps=20
+        *fns,
+        integrator,
+        jnp.asarray(atoms.positions),
+        n_steps=200,
+        masses=atoms.get_masses(),
+        velocity=velocity,
+        chunk_steps=20,
     )
     found["nve"] = {
         "total": [frame.total for frame in result.frames],
         "momentum": max(frame.momentum for frame in result.frames),
-        "potential_apart": float(np.abs(np.array([frame.potential for frame in result.frames]) - one.log.potential).max()),
-        "apart": float(np.abs((slabs.gather(result.state).position - one.state.position + BOX / 2) % BOX - BOX / 2).max()),
+        "potential_apart": float(
+            np.abs(np.array([frame.potential for frame in result.frames]) - one.log.potential).max()
+        ),
+        "apart": float(
+            np.abs((slabs.gather(result.state).position - one.state.position + BOX / 2) % BOX - BOX / 2).max()
+        ),
         "moved": float(np.ptp([frame.potential for frame in result.frames])),
         "migrated": int(np.sum(homes(slabs, result.state) != homes(slabs, first))),
         "regrown": result.frames[-1].n_regrown,
@@ -139,12 +169,20 @@ def dynamics(found):
     # Lists that have room: nothing is compiled any more, and what goes on is what would have been.
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compiled.append(event) if event == "/jax/core/compile/backend_compile_duration" else None
+        lambda event, seconds, **_: (
+            compiled.append(event) if event == "/jax/core/compile/backend_compile_duration" else None
+        )
     )
     longer = distributed.run(slabs, result.state, simulate.nve(shift_fn, 3.0), n_steps=30, chunk_steps=20)
-    found["compiled"] = {"count": len(compiled), "regrown": longer.frames[-1].n_regrown, "step": longer.frames[-1].step}
+    found["compiled"] = {
+        "count": len(compiled),
+        "regrown": longer.frames[-1].n_regrown,
+        "step": longer.frames[-1].step,
+    }
     for name, factor in (("fast", 1e3), ("nan", np.nan)):
-        wild = replace(longer.state, atoms=longer.state.atoms._replace(momentum=factor * longer.state.atoms.momentum))
+        wild = replace(
+            longer.state, atoms=longer.state.atoms._replace(momentum=factor * longer.state.atoms.momentum)
+        )
         with pytest.raises(distributed.SlabError) as error:
             slabs.advance(wild, integrator, 5)
         found[name] = str(error.value)
@@ -161,7 +199,9 @@ def following(found):
     found["around, nve"] = {"total": [f.total for f in result.frames], "momentum": result.frames[-1].momentum}
     atoms.positions = slabs.gather(result.state).position
     found["around, after"] = compared(slabs, result.state, on_one_device(atoms, arguments))
-    hot = distributed.run(slabs, state, simulate.langevin(space.free()[1], 4.0, 40.0, 0.02), n_steps=300, chunk_steps=10)
+    hot = distributed.run(
+        slabs, state, simulate.langevin(space.free()[1], 4.0, 40.0, 0.02), n_steps=300, chunk_steps=10
+    )
     found["langevin"] = [f.temperature_K for f in hot.frames]
 
 
@@ -193,14 +233,20 @@ def found():
     return answers
 
 
-@pytest.mark.parametrize("what", ["fixed, 1", "fixed, 2", "fixed, 4", "fixed, 8", "learned", "around", "around, after"])
+@pytest.mark.parametrize(
+    "what", ["fixed, 1", "fixed, 2", "fixed, 4", "fixed, 8", "learned", "around", "around, after"]
+)
 def test_energies_and_forces_are_those_of_one_device(found, what):
     assert found[what]["energy"] < 1e-10 and found[what]["force"] < 1e-10
     assert found[what]["largest"] > 1e-3
 
 
 def test_float32_stays_float32(found):
-    assert found["float32"]["dtype"] == "float32" and found["float32"]["energy"] < 1e-4 and found["float32"]["force"] < 1e-5
+    assert (
+        found["float32"]["dtype"] == "float32"
+        and found["float32"]["energy"] < 1e-4
+        and found["float32"]["force"] < 1e-5
+    )
 
 
 def test_a_halo_too_thin_gives_wrong_forces(found):

@@ -27,21 +27,29 @@ PAGES = sorted(page for page in DOCS.rglob("*.md") if not page.relative_to(DOCS)
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
-    return re.findall(rf"^```(?:{'|'.join(languages)})\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return re.findall(
+        rf"^```(?:{'|'.join(languages)})\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL
+    )
 
 
 def commands() -> list[str]:
     """Every line of the pages' shell blocks that calls `moe-md`."""
-    lines = (line for page in PAGES for text in blocks(page, "sh", "bash", "console") for line in text.splitlines())
+    lines = (
+        line for page in PAGES for text in blocks(page, "sh", "bash", "console") for line in text.splitlines()
+    )
     return [line.removeprefix("$ ") for line in lines if line.removeprefix("$ ").startswith("moe-md ")]
 
 
-@pytest.mark.parametrize("page", [page for page in HOWTOS if blocks(page, "python")], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [page for page in HOWTOS if blocks(page, "python")], ids=lambda page: page.stem
+)
 def test_howtos_run(page, tmp_path):
     """The blocks of a page are one program."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     code = "\n".join(blocks(page, "python"))
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout and "nan" not in done.stdout.lower().split()
 
@@ -50,13 +58,25 @@ def test_howtos_run(page, tmp_path):
 def test_commands_exist(line):
     """Options are those of the real parser, and settings of `run` are valid together."""
     parsed = cli._parser().parse_args(shlex.split(line, comments=True)[1:])
-    for command, table, settings in ((cli.run_dynamics, "run", md.Settings), (cli.run_export, "export", export.Settings)):
+    for command, table, settings in (
+        (cli.run_dynamics, "run", md.Settings),
+        (cli.run_export, "export", export.Settings),
+    ):
         if parsed.command is command:
             settings_file.settings(settings, table, parsed)
 
 
 def test_there_are_commands():
-    assert {shlex.split(line)[1] for line in commands()} == {"init", "demo", "train", "evaluate", "validate", "run", "export", "bench"}
+    assert {shlex.split(line)[1] for line in commands()} == {
+        "init",
+        "demo",
+        "train",
+        "evaluate",
+        "validate",
+        "run",
+        "export",
+        "bench",
+    }
 
 
 @pytest.mark.parametrize("text", [text for page in PAGES for text in blocks(page, "toml")])
@@ -77,7 +97,9 @@ def test_citation():
 
 def test_an_expert_of_ones_own(tmp_path, monkeypatch):
     """The page's program; its potential is ASE's, and a checkpoint holds it."""
-    (code,) = re.findall(r"^```python\n(.*?)^```$", (DOCS / "experts.md").read_text(), re.MULTILINE | re.DOTALL)
+    (code,) = re.findall(
+        r"^```python\n(.*?)^```$", (DOCS / "experts.md").read_text(), re.MULTILINE | re.DOTALL
+    )
     told: dict = {}
     exec(compile(code, "experts.md", "exec"), told)
     assert np.abs(told["atoms"].get_forces().sum(axis=0)).max() < 1e-10
@@ -99,7 +121,9 @@ def test_an_expert_of_ones_own(tmp_path, monkeypatch):
 def test_several_devices():
     """The page's programs, one after the other."""
     told: dict = {}
-    for code in re.findall(r"^```python\n(.*?)^```$", (DOCS / "devices.md").read_text(), re.MULTILINE | re.DOTALL):
+    for code in re.findall(
+        r"^```python\n(.*?)^```$", (DOCS / "devices.md").read_text(), re.MULTILINE | re.DOTALL
+    ):
         exec(compile(code, "devices.md", "exec"), told)
     assert told["trained"].record["devices"] == len(jax.devices()) and told["trained"].record["step"] == 3
     totals = [frame.total for frame in told["result"].frames]

@@ -15,8 +15,14 @@ import moe_md as mm
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = sorted(p.relative_to(DOCS).with_suffix(".html") for p in DOCS.rglob("*.md") if not p.relative_to(DOCS).parts[0].startswith("_"))
-MARKUP = re.compile(r"\[\]\(|\{(?:math|include|eval-rst|ref|doc)\}|:(?:math|class|func|ref):`|^:::|\]\(\w+[./]", re.MULTILINE)
+PAGES = sorted(
+    p.relative_to(DOCS).with_suffix(".html")
+    for p in DOCS.rglob("*.md")
+    if not p.relative_to(DOCS).parts[0].startswith("_")
+)
+MARKUP = re.compile(
+    r"\[\]\(|\{(?:math|include|eval-rst|ref|doc)\}|:(?:math|class|func|ref):`|^:::|\]\(\w+[./]", re.MULTILINE
+)
 
 pytest.importorskip("sphinx")
 
@@ -50,7 +56,19 @@ class Page(HTMLParser):
 def site(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("site")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-E", "-b", "html", str(DOCS), str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-E",
+        "-b",
+        "html",
+        str(DOCS),
+        str(out),
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out
@@ -58,7 +76,11 @@ def site(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def pages(site) -> dict[Path, Page]:
-    return {path: Page(path) for path in site.rglob("*.html") if path.relative_to(site).parts[0] not in ("_modules", "_static")}
+    return {
+        path: Page(path)
+        for path in site.rglob("*.html")
+        if path.relative_to(site).parts[0] not in ("_modules", "_static")
+    }
 
 
 def test_pages_exist(site):
@@ -69,9 +91,16 @@ def test_pages_exist(site):
 
 def test_public_names_are_on_a_page(site, pages):
     anchors = set().union(*(page.anchors for path, page in pages.items() if path.parent == site / "api"))
-    wanted = [f"module-{vars(mm)[name].__name__}" if isinstance(vars(mm)[name], ModuleType) else f"moe_md.{name}" for name in mm.__all__]
+    wanted = [
+        f"module-{vars(mm)[name].__name__}" if isinstance(vars(mm)[name], ModuleType) else f"moe_md.{name}"
+        for name in mm.__all__
+    ]
     wanted += [f"moe_md.regions.{name}" for name in mm.regions.__all__]
-    defined = [name for name, value in vars(mm.experts).items() if getattr(value, "__module__", "") == "moe_md.experts"]
+    defined = [
+        name
+        for name, value in vars(mm.experts).items()
+        if getattr(value, "__module__", "") == "moe_md.experts"
+    ]
     wanted += [f"moe_md.experts.{name}" for name in defined if not name.startswith("_")]
     assert "moe_md.experts.allegro" in wanted and "module-moe_md.simulate" in wanted
     assert not set(wanted) - anchors

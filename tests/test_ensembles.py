@@ -59,7 +59,14 @@ def run(system, integrator, n_steps, *, shift=0.0, **kwargs):
     masses = np.full(len(fraction), MASS)
     start = {"temperature_K": 600.0, "key": jax.random.key(0), "chunk_steps": 10, **kwargs}
     return simulate.run(
-        neighbor_fn, energy_fn, integrator, (fraction + shift) % 1.0, n_steps=n_steps, masses=masses, box=box, **start
+        neighbor_fn,
+        energy_fn,
+        integrator,
+        (fraction + shift) % 1.0,
+        n_steps=n_steps,
+        masses=masses,
+        box=box,
+        **start,
     )
 
 
@@ -227,7 +234,9 @@ def npt_volumes(atoms, checkpoint, region, system, n_steps, timestep_fs=4.0, tem
     md.run(n_steps)
     n_atoms, skip = len(atoms), len(theirs) // 5
     pairs = [volumes(np.asarray(v) / n_atoms, skip) for v in (ours.log.volume, theirs)]
-    print(f"volume per atom: ours {pairs[0][0]:.4f} ± {pairs[0][1]:.4f}, ASE {pairs[1][0]:.4f} ± {pairs[1][1]:.4f} Å^3")
+    print(
+        f"volume per atom: ours {pairs[0][0]:.4f} ± {pairs[0][1]:.4f}, ASE {pairs[1][0]:.4f} ± {pairs[1][1]:.4f} Å^3"
+    )
     return pairs
 
 
@@ -273,19 +282,25 @@ def test_a_barostat_needs_a_box():
     with pytest.raises(ValueError, match="box must be given .* got None"):
         simulate.run(neighbor_fn, energy_fn, simulate.npt(shift_fn, 1.0, 300.0), fraction, **start)
     with pytest.raises(ValueError, match="box must be a number, three edges or three independent columns"):
-        simulate.run(neighbor_fn, energy_fn, simulate.nve(shift_fn, 1.0), fraction, box=np.ones((3, 3)), **start)
+        simulate.run(
+            neighbor_fn, energy_fn, simulate.nve(shift_fn, 1.0), fraction, box=np.ones((3, 3)), **start
+        )
     still = simulate.run(neighbor_fn, energy_fn, simulate.nve(shift_fn, 1.0), fraction, **start)
     with pytest.raises(ValueError, match="state must know its box"):
         simulate.run(neighbor_fn, energy_fn, simulate.npt(shift_fn, 1.0, 300.0), state=still.state, n_steps=1)
     with pytest.raises(ValueError, match="box must be given where relax_cell = True"):
         simulate.relax(neighbor_fn, energy_fn, shift_fn, fraction, relax_cell=True)
     with pytest.raises(ValueError, match=r"cell_mask must be a symmetric \[3, 3\] array of zeros and ones"):
-        simulate.relax(neighbor_fn, energy_fn, shift_fn, fraction, relax_cell=True, box=box, cell_mask=np.ones(3))
+        simulate.relax(
+            neighbor_fn, energy_fn, shift_fn, fraction, relax_cell=True, box=box, cell_mask=np.ones(3)
+        )
 
 
 def test_a_box_that_collapses_stops_the_run():
     atoms = crystal()
     system = mixture(atoms, half(atoms))
-    with pytest.raises(simulate.SimulationError, match="at step .*: box must be wider than twice the cutoff") as caught:
+    with pytest.raises(
+        simulate.SimulationError, match="at step .*: box must be wider than twice the cutoff"
+    ) as caught:
         run(system, simulate.npt(system[2], 2.0, 300.0, 300.0, tau_fs=60.0, barostat_tau_fs=60.0), 400)
     assert np.isfinite(caught.value.state.position).all()

@@ -2,13 +2,13 @@
 
 from functools import lru_cache, partial
 
+import contract
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-import contract
 from contract import ATOMS, CUTOFF, POSITION, SPECIES, close, cluster_rows, randomized
+
 from moe_md import experts
 from moe_md.checkpoint import Checkpoint, load, save
 from moe_md.experts import build, chunked_atom_energies, energies_and_partial_forces
@@ -95,7 +95,9 @@ def test_padding_changes_nothing(name, fill):
     first, _ = jitted(name)
     n, slots = len(ATOMS), len(ATOMS) - 1
     energies, g = first(params, cluster_rows(POSITION, ATOMS))
-    padded_energies, padded_g = first(params, cluster_rows(POSITION, ATOMS, extra_slots=3, extra_rows=2, fill=fill))
+    padded_energies, padded_g = first(
+        params, cluster_rows(POSITION, ATOMS, extra_slots=3, extra_rows=2, fill=fill)
+    )
     close(padded_energies[:n], energies, 1e-12)
     close(padded_g[:n, :slots], g, 1e-12)
     np.testing.assert_array_equal(padded_g[:n, slots:], 0.0)
@@ -114,7 +116,9 @@ def test_dropping_skin_slots_changes_nothing(name):
     order = np.argsort(~near, axis=1, kind="stable")[:, : near.sum(axis=1).max()]
 
     def compact(x):
-        return jnp.asarray(np.take_along_axis(np.asarray(x), order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1))
+        return jnp.asarray(
+            np.take_along_axis(np.asarray(x), order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1)
+        )
 
     compacted = Neighborhood(
         displacement=compact(rows.displacement),
@@ -180,7 +184,9 @@ def test_species_outside_the_domain_are_not_seen(name):
 @pytest.mark.parametrize("name", EXPERTS)
 def test_isolated_atom_has_its_shift(name):
     _, params = made(name)
-    energies, forces = potential(name).evaluate(np.diag([0.0, 10.0]) @ np.eye(2, 3), np.array([0, 1]), np.zeros(2, int))
+    energies, forces = potential(name).evaluate(
+        np.diag([0.0, 10.0]) @ np.eye(2, 3), np.array([0, 1]), np.zeros(2, int)
+    )
     species = [0, 0] if name.endswith("-Pt") else [0, 1]
     np.testing.assert_array_equal(energies, params.get("shift", np.zeros(2))[species])
     np.testing.assert_array_equal(forces, 0.0)
@@ -201,7 +207,9 @@ def test_derivatives_on_padded_slots_are_finite(name):
     expected = second(params, real)[1]
     close(of_displacement[: len(ATOMS), : len(ATOMS) - 1], expected, 1e-11)
     np.testing.assert_array_equal(np.asarray(of_displacement)[~np.asarray(padded.mask)], 0.0)
-    nothing = padded._replace(mask=jnp.zeros_like(padded.mask), displacement=jnp.zeros_like(padded.displacement))
+    nothing = padded._replace(
+        mask=jnp.zeros_like(padded.mask), displacement=jnp.zeros_like(padded.displacement)
+    )
     _, g = first(params, nothing)
     (_, of_params), of_displacement = second(params, nothing)
     np.testing.assert_array_equal(g, 0.0)
@@ -231,7 +239,9 @@ def test_parameter_gradient_of_a_force_loss(name):
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7 * max(1.0, loss(0.0)))
 
 
-NINE = cluster_rows(np.concatenate([POSITION, POSITION[:3] + 6.0]), np.concatenate([ATOMS, ATOMS[:3]]), extra_slots=1)
+NINE = cluster_rows(
+    np.concatenate([POSITION, POSITION[:3] + 6.0]), np.concatenate([ATOMS, ATOMS[:3]]), extra_slots=1
+)
 WEIGHT = jnp.asarray(np.random.default_rng(2).standard_normal(9))
 
 
@@ -313,8 +323,7 @@ def derivatives_in_chunks(name, chunk_size):
 
 @pytest.mark.parametrize(
     "name, chunk_size",
-    [(name, 4) for name in ("allegro", "power_spectrum")]
-    + [("lennard_jones", size) for size in (1, 7, 9)],
+    [(name, 4) for name in ("allegro", "power_spectrum")] + [("lennard_jones", size) for size in (1, 7, 9)],
 )
 def test_chunking_changes_no_derivative(name, chunk_size):
     found, expected = derivatives_in_chunks(name, chunk_size), derivatives_in_chunks(name, None)
@@ -361,7 +370,9 @@ def test_rows_that_do_not_matter_are_left_out():
     size = -(-n // -(-n // 4))
     computed = -(-wanted // size)
     assert len(called) == computed < -(-n // size) and not np.asarray(energies)[computed * size :].any()
-    expected = jax.grad(lambda d: jnp.sum(expert.atom_energies(params, rows._replace(displacement=d))[:5]))(rows.displacement)
+    expected = jax.grad(lambda d: jnp.sum(expert.atom_energies(params, rows._replace(displacement=d))[:5]))(
+        rows.displacement
+    )
     close(slope, expected, 1e-11)
     close(energies[:5], expert.atom_energies(params, rows)[:5], 1e-12)
 
@@ -410,29 +421,68 @@ def test_a_checkpoint_holds_it(name, tmp_path):
     [
         (lambda: experts.allegro(SPECIES, 3.0, num_layers=0), "num_layers must be at least 1, got 0"),
         (lambda: experts.allegro(SPECIES, 3.0, l_max=-1), "l_max must be at least 0, got -1"),
-        (lambda: experts.allegro(SPECIES, 3.0, num_scalar_features=5), "num_scalar_features must be even .* got 5"),
-        (lambda: experts.allegro(SPECIES, 3.0, num_tensor_features=0), "num_tensor_features must be at least 1, got 0"),
-        (lambda: experts.allegro(SPECIES, 3.0, avg_num_neighbors=0.0), "avg_num_neighbors must be positive.* got 0.0"),
-        (lambda: experts.allegro("Pt", 3.0), "species must be a tuple of distinct chemical symbols, got 'Pt'"),
-        (lambda: experts.power_spectrum(("Pt", "Pt"), 3.0), "species must be a tuple of distinct chemical symbols"),
+        (
+            lambda: experts.allegro(SPECIES, 3.0, num_scalar_features=5),
+            "num_scalar_features must be even .* got 5",
+        ),
+        (
+            lambda: experts.allegro(SPECIES, 3.0, num_tensor_features=0),
+            "num_tensor_features must be at least 1, got 0",
+        ),
+        (
+            lambda: experts.allegro(SPECIES, 3.0, avg_num_neighbors=0.0),
+            "avg_num_neighbors must be positive.* got 0.0",
+        ),
+        (
+            lambda: experts.allegro("Pt", 3.0),
+            "species must be a tuple of distinct chemical symbols, got 'Pt'",
+        ),
+        (
+            lambda: experts.power_spectrum(("Pt", "Pt"), 3.0),
+            "species must be a tuple of distinct chemical symbols",
+        ),
         (lambda: experts.power_spectrum((), 3.0), "species must be a tuple of distinct chemical symbols"),
         (lambda: experts.power_spectrum(SPECIES, 0.0), r"cutoff must be positive \(Å\), got 0.0"),
-        (lambda: experts.power_spectrum(SPECIES, 3.0, domain=("Au",)), "domain must be a non-empty subset .*'Au'"),
+        (
+            lambda: experts.power_spectrum(SPECIES, 3.0, domain=("Au",)),
+            "domain must be a non-empty subset .*'Au'",
+        ),
         (lambda: experts.power_spectrum(SPECIES, 3.0, domain=()), "domain must be a non-empty subset"),
-        (lambda: experts.power_spectrum(SPECIES, 3.0, num_channels=0), "num_channels must be at least 1, got 0"),
-        (lambda: experts.embedded_atom(SPECIES, 3.0, num_densities=0), "num_densities must be at least 1, got 0"),
+        (
+            lambda: experts.power_spectrum(SPECIES, 3.0, num_channels=0),
+            "num_channels must be at least 1, got 0",
+        ),
+        (
+            lambda: experts.embedded_atom(SPECIES, 3.0, num_densities=0),
+            "num_densities must be at least 1, got 0",
+        ),
         (lambda: experts.embedded_atom(SPECIES, 3.0, num_bessels=0), "num_bessels must be at least 1, got 0"),
-        (lambda: experts.embedded_atom(SPECIES, 3.0, domain=("Au",)), "domain must be a non-empty subset .*'Au'"),
-        (lambda: experts.embedded_atom(SPECIES, 3.0, avg_num_neighbors=-1.0), "avg_num_neighbors must be positive"),
+        (
+            lambda: experts.embedded_atom(SPECIES, 3.0, domain=("Au",)),
+            "domain must be a non-empty subset .*'Au'",
+        ),
+        (
+            lambda: experts.embedded_atom(SPECIES, 3.0, avg_num_neighbors=-1.0),
+            "avg_num_neighbors must be positive",
+        ),
         (lambda: experts.nequip(SPECIES, 3.0, num_layers=0), "num_layers must be at least 1, got 0"),
         (lambda: experts.nequip(SPECIES, 3.0, radial_depth=0), "radial_depth must be at least 1, got 0"),
         (lambda: experts.nequip(SPECIES, 3.0, l_max=-1), "l_max must be at least 0, got -1"),
         (lambda: experts.nequip(SPECIES, 0.5), "cutoff must be above 0.5 Å.* got 0.5"),
-        (lambda: experts.nequip(SPECIES, 3.0, hidden_irreps="1x0e + 2x1o"), "hidden_irreps must be .* got '1x0e"),
+        (
+            lambda: experts.nequip(SPECIES, 3.0, hidden_irreps="1x0e + 2x1o"),
+            "hidden_irreps must be .* got '1x0e",
+        ),
         (lambda: experts.nequip(SPECIES, 3.0, hidden_irreps="many"), "hidden_irreps must be .* got 'many'"),
-        (lambda: experts.lennard_jones(SPECIES, 3.0, onset=3.0), "onset must lie between 0 and cutoff = 3.0 Å"),
+        (
+            lambda: experts.lennard_jones(SPECIES, 3.0, onset=3.0),
+            "onset must lie between 0 and cutoff = 3.0 Å",
+        ),
         (lambda: build({"builder": "magic"}), "builder must be one of .*'magic'"),
-        (lambda: build({"builder": "lennard_jones", "species": ["Pt"], "cutof": 3.0}), "arguments of lennard_jones"),
+        (
+            lambda: build({"builder": "lennard_jones", "species": ["Pt"], "cutof": 3.0}),
+            "arguments of lennard_jones",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(build_it, message):

@@ -11,8 +11,7 @@ from jax_md import space
 
 import moe_md as mm
 from moe_md import implicit, simulate
-from moe_md.implicit import structures
-from moe_md.implicit import ANY_STRAIN, UNIFORM_STRAIN, at_rest, cg, dense, gmres, uniform
+from moe_md.implicit import ANY_STRAIN, UNIFORM_STRAIN, at_rest, cg, dense, gmres, structures, uniform
 
 EPSILON, SIGMA, A = 0.0104, 3.4, 5.3  # argon; eV, Å, Å
 # Between the first two shells of neighbours, so that no pair meets the onset, where the switch has a kink.
@@ -63,7 +62,11 @@ def central(f, x, h):
         return (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * steps[n])
 
     slopes = np.asarray([along(n) for n in range(flat.size)])  # [numbers, ...]
-    return unravel(jnp.asarray(slopes)) if slopes.ndim == 1 else [unravel(jnp.asarray(each)) for each in slopes.T]
+    return (
+        unravel(jnp.asarray(slopes))
+        if slopes.ndim == 1
+        else [unravel(jnp.asarray(each)) for each in slopes.T]
+    )
 
 
 def agree(found, wanted, rtol):
@@ -100,7 +103,17 @@ def test_a_cluster_grows_with_its_diameter():
 
 
 def test_a_straight_molecule_may_turn():
-    place = jax.jacrev(lambda s: at_rest(pair_energy, [[0.0, 0, 0], [2.1, 2.1, 2.1]], params={"epsilon": 1.0, "sigma": s}, rotations=True, force_tolerance=1e-11).position)
+    place = jax.jacrev(
+        lambda s: (
+            at_rest(
+                pair_energy,
+                [[0.0, 0, 0], [2.1, 2.1, 2.1]],
+                params={"epsilon": 1.0, "sigma": s},
+                rotations=True,
+                force_tolerance=1e-11,
+            ).position
+        )
+    )
     np.testing.assert_allclose(place(SIGMA)[1] - place(SIGMA)[0], 2 ** (1 / 6) / np.sqrt(3), rtol=1e-8)
 
 
@@ -112,7 +125,9 @@ def test_positions_in_a_mixture(vacancy):
 
     def observable(params, radii):
         moving = mm.regions.Around(region.seeds, *radii)
-        R = at_rest(energy_fn, position, neighbors, params=params, region=moving, force_tolerance=1e-11).position
+        R = at_rest(
+            energy_fn, position, neighbors, params=params, region=moving, force_tolerance=1e-11
+        ).position
         return jnp.sum(probe * R)
 
     where = (params, (region.r_core, region.r_blend))
@@ -131,7 +146,9 @@ def test_second_derivatives_of_an_energy_in_a_mixture(vacancy):
     def energy(x, solver=cg):
         params = jax.tree.map(lambda p: p, argon()[1])
         params[1]["sigma"], moving = x[0], mm.regions.Around(region.seeds, x[1], region.r_blend)
-        return at_rest(energy_fn, position, neighbors, params=params, region=moving, force_tolerance=1e-11, solver=solver).enthalpy
+        return at_rest(
+            energy_fn, position, neighbors, params=params, region=moving, force_tolerance=1e-11, solver=solver
+        ).enthalpy
 
     x = jnp.asarray([0.98 * SIGMA, 2.5])
     np.testing.assert_allclose(jax.grad(energy)(x), central(energy, x, 1e-3), rtol=1e-7)
@@ -143,7 +160,12 @@ def test_second_derivatives_of_an_energy_in_a_mixture(vacancy):
     def frozen(x):  # what the envelope alone would say
         params = jax.tree.map(lambda p: p, argon()[1])
         params[1]["sigma"] = x[0]
-        return energy_fn(position, neighbor=neighbors, params=params, region=mm.regions.Around(region.seeds, x[1], region.r_blend))
+        return energy_fn(
+            position,
+            neighbor=neighbors,
+            params=params,
+            region=mm.regions.Around(region.seeds, x[1], region.r_blend),
+        )
 
     assert abs(jax.hessian(frozen)(x)[0, 0] - wanted[0, 0]) > 0.01 * abs(wanted[0, 0])
 
@@ -155,8 +177,15 @@ def test_a_cell_under_pressure(vacancy):
 
     def observable(params, pressure, strains):
         found = at_rest(
-            energy_fn, position, neighbors, params=params, strains=strains, volume=volume, pressure_GPa=pressure,
-            force_tolerance=1e-11, newton_steps=20,
+            energy_fn,
+            position,
+            neighbors,
+            params=params,
+            strains=strains,
+            volume=volume,
+            pressure_GPa=pressure,
+            force_tolerance=1e-11,
+            newton_steps=20,
         )
         return found.strain[0, 0] + 0.3 * found.strain[0, 1] + 1e-2 * found.position[40, 2]
 
@@ -170,7 +199,15 @@ def test_the_enthalpy_answers_pressure_with_the_volume(vacancy):
     energy_fn, position, neighbors, _, volume = vacancy
 
     def found(pressure):
-        return at_rest(energy_fn, position, neighbors, strains=ANY_STRAIN, volume=volume, pressure_GPa=pressure, newton_steps=20)
+        return at_rest(
+            energy_fn,
+            position,
+            neighbors,
+            strains=ANY_STRAIN,
+            volume=volume,
+            pressure_GPa=pressure,
+            newton_steps=20,
+        )
 
     slope = jax.grad(lambda p: found(p).enthalpy)(0.05) / mm.units.GPa
     np.testing.assert_allclose(slope, volume * jnp.linalg.det(jnp.eye(3) + found(0.05).strain), rtol=1e-10)
@@ -188,12 +225,26 @@ def test_a_perfect_crystal_three_ways():
 
     atoms = bulk("Ar", a=A, cubic=True).repeat(2)
     box = atoms.cell.lengths()
-    neighbor_fn, energy_fn = mm.mixture_neighbor_list(space.periodic(box)[0], box, [expert], [params], np.zeros(len(atoms), int), mm.regions.fixed(np.zeros(len(atoms), int), 1))
+    neighbor_fn, energy_fn = mm.mixture_neighbor_list(
+        space.periodic(box)[0],
+        box,
+        [expert],
+        [params],
+        np.zeros(len(atoms), int),
+        mm.regions.fixed(np.zeros(len(atoms), int), 1),
+    )
     neighbors, volume = neighbor_fn.allocate(jnp.asarray(atoms.positions)), float(np.prod(box))
 
     def size(params, pressure):
         found = at_rest(
-            energy_fn, atoms.positions, neighbors, params=[params], strains=UNIFORM_STRAIN, volume=volume, pressure_GPa=pressure, force_tolerance=1e-12
+            energy_fn,
+            atoms.positions,
+            neighbors,
+            params=[params],
+            strains=UNIFORM_STRAIN,
+            volume=volume,
+            pressure_GPa=pressure,
+            force_tolerance=1e-12,
         )
         return A * (1 + found.strain[0, 0])
 
@@ -204,7 +255,9 @@ def test_a_perfect_crystal_three_ways():
     np.testing.assert_allclose(size(params, 0.0), host.lattice_constant, rtol=1e-8)
     np.testing.assert_allclose(modulus(params), host.bulk_modulus_GPa, rtol=1e-6)
     slope = jax.grad(size)(params, 0.0)
-    np.testing.assert_allclose(slope["sigma"], jax.grad(lambda p: crystal(p).lattice_constant)(params)["sigma"], rtol=1e-8)
+    np.testing.assert_allclose(
+        slope["sigma"], jax.grad(lambda p: crystal(p).lattice_constant)(params)["sigma"], rtol=1e-8
+    )
     assert abs(slope["epsilon"] * EPSILON) < 1e-8  # a depth for all pairs moves nothing
     # The derivative of a modulus is the third of an energy: through a root, twice.
     agree(jax.grad(modulus)(params), jax.grad(lambda p: crystal(p).bulk_modulus_GPa)(params), 1e-6)
@@ -212,7 +265,19 @@ def test_a_perfect_crystal_three_ways():
 
 def test_uniform_by_its_closed_form():
     """Pairs of fixed neighbours without a cutoff: a ~ sigma, E ~ epsilon, B ~ epsilon / sigma^3."""
-    shell = np.array([[x, y, z] for x in range(-3, 4) for y in range(-3, 4) for z in range(-3, 4) if (x + y + z) % 2 == 0 and (x, y, z) != (0, 0, 0)]) * A / 2
+    shell = (
+        np.array(
+            [
+                [x, y, z]
+                for x in range(-3, 4)
+                for y in range(-3, 4)
+                for z in range(-3, 4)
+                if (x + y + z) % 2 == 0 and (x, y, z) != (0, 0, 0)
+            ]
+        )
+        * A
+        / 2
+    )
 
     def energy_fn(F, params):
         s6 = params["sigma"] ** 6 / jnp.sum((shell @ F.T) ** 2, axis=1) ** 3
@@ -222,8 +287,16 @@ def test_uniform_by_its_closed_form():
     crystal = partial(uniform, energy_fn, volume=A**3 / 4)
     at = crystal(params)
     slope = implicit.Uniform(*jax.jacrev(lambda p: crystal(p)[:3])(params), True)
-    for value, slopes, power in ((at.scale, slope.scale, (0, 1)), (at.energy, slope.energy, (1, 0)), (at.bulk_modulus_GPa, slope.bulk_modulus_GPa, (1, -3))):
-        np.testing.assert_allclose([EPSILON * slopes["epsilon"], SIGMA * slopes["sigma"]], np.array(power) * value, atol=1e-9 * abs(value))
+    for value, slopes, power in (
+        (at.scale, slope.scale, (0, 1)),
+        (at.energy, slope.energy, (1, 0)),
+        (at.bulk_modulus_GPa, slope.bulk_modulus_GPa, (1, -3)),
+    ):
+        np.testing.assert_allclose(
+            [EPSILON * slopes["epsilon"], SIGMA * slopes["sigma"]],
+            np.array(power) * value,
+            atol=1e-9 * abs(value),
+        )
     second = jax.jacfwd(jax.jacrev(lambda s: crystal({**params, "sigma": s}).bulk_modulus_GPa))(SIGMA)
     np.testing.assert_allclose(second, 12 * at.bulk_modulus_GPa / SIGMA**2, rtol=1e-9)
     # -V dp/dV, with p what was asked for.
@@ -234,6 +307,7 @@ def test_uniform_by_its_closed_form():
 
 def test_a_crystal_of_a_network_against_central_differences():
     from contract import randomized, small_power_spectrum
+
     from moe_md.analysis.bulk_gradients import fcc_crystal
 
     expert = small_power_spectrum(cutoff=5.0)
@@ -273,7 +347,9 @@ def adatom():
     held = np.append(slab.get_tags() == 3, False)
     region = mm.regions.around([n - 1], r_core=3.0, r_blend=3.0)
     displacement_fn, shift_fn = space.periodic(box)
-    fns = mm.mixture_neighbor_list(displacement_fn, box, *argon(6.9, 5.9, 1.01, 0.999), np.zeros(n, int), region)
+    fns = mm.mixture_neighbor_list(
+        displacement_fn, box, *argon(6.9, 5.9, 1.01, 0.999), np.zeros(n, int), region
+    )
     return fns, places, held, region
 
 
@@ -295,7 +371,11 @@ def test_adsorption_energy_and_barrier(adatom):
 
         hollow, bridge = energy("hollow", held, cg), energy("bridge", held, dense)
         away = energy("gone", gone, cg)
-        return hollow.enthalpy - away.enthalpy, bridge.enthalpy - hollow.enthalpy, bridge.position[-1, 2] - hollow.position[-1, 2]
+        return (
+            hollow.enthalpy - away.enthalpy,
+            bridge.enthalpy - hollow.enthalpy,
+            bridge.position[-1, 2] - hollow.position[-1, 2],
+        )
 
     where = (params, (region.r_core, region.r_blend))
     values, pull = jax.vjp(lambda x: jnp.stack(energies(x)), where)
@@ -309,9 +389,19 @@ def test_adsorption_energy_and_barrier(adatom):
 def test_it_is_a_saddle_and_solvers_agree(adatom):
     (neighbor_fn, energy_fn), places, held, region = adatom
     neighbors = neighbor_fn.allocate(places["bridge"])
-    start = at_rest(energy_fn, places["bridge"], neighbors, held=held, solver=dense, newton_steps=40, force_tolerance=1e-10).position
+    start = at_rest(
+        energy_fn,
+        places["bridge"],
+        neighbors,
+        held=held,
+        solver=dense,
+        newton_steps=40,
+        force_tolerance=1e-10,
+    ).position
     free = np.flatnonzero(np.repeat(~held, 3))
-    hessian = jax.hessian(lambda R: energy_fn(R.reshape(-1, 3), neighbors.update(start)))(start.ravel())[np.ix_(free, free)]
+    hessian = jax.hessian(lambda R: energy_fn(R.reshape(-1, 3), neighbors.update(start)))(start.ravel())[
+        np.ix_(free, free)
+    ]
     assert np.sum(np.linalg.eigvalsh(hessian) < 0) == 1
 
     def height(r_core, solver):
@@ -329,7 +419,9 @@ def test_held_atoms_take_others_along(adatom):
 
     def top(shift):
         start = places["hollow"] + jnp.where(held[:, None], shift, 0.0)
-        return at_rest(energy_fn, start, neighbors, held=held, newton_steps=40, force_tolerance=1e-9).position[-1]
+        return at_rest(
+            energy_fn, start, neighbors, held=held, newton_steps=40, force_tolerance=1e-9
+        ).position[-1]
 
     np.testing.assert_allclose(jax.jacrev(top)(jnp.zeros(3)), np.eye(3), atol=1e-7)
 
@@ -342,18 +434,33 @@ def test_fractions_of_a_box():
     box = np.diag(atoms.cell.lengths())
     displacement_fn, shift_fn = space.periodic_general(box, fractional_coordinates=True)
     neighbor_fn, energy_fn = mm.mixture_neighbor_list(
-        displacement_fn, box, [expert], [params], np.zeros(len(atoms), int), mm.regions.fixed(np.zeros(len(atoms), int), 1), fractional_coordinates=True
+        displacement_fn,
+        box,
+        [expert],
+        [params],
+        np.zeros(len(atoms), int),
+        mm.regions.fixed(np.zeros(len(atoms), int), 1),
+        fractional_coordinates=True,
     )
     neighbors = neighbor_fn.allocate(jnp.asarray(atoms.get_scaled_positions()))
 
     def place(scale):
-        found = at_rest(energy_fn, atoms.get_scaled_positions(), neighbors, box=scale * box, newton_steps=40, force_tolerance=1e-11)
+        found = at_rest(
+            energy_fn,
+            atoms.get_scaled_positions(),
+            neighbors,
+            box=scale * box,
+            newton_steps=40,
+            force_tolerance=1e-11,
+        )
         return found.enthalpy, found.position
 
     assert np.abs(place(1.0)[1] - atoms.get_scaled_positions()).max() > 1e-4
     slope, h = jax.jacfwd(place)(1.0), 1e-4
     for k in range(2):
-        wanted = (8 * (place(1 + h)[k] - place(1 - h)[k]) - (place(1 + 2 * h)[k] - place(1 - 2 * h)[k])) / (12 * h)
+        wanted = (8 * (place(1 + h)[k] - place(1 - h)[k]) - (place(1 + 2 * h)[k] - place(1 - 2 * h)[k])) / (
+            12 * h
+        )
         wanted = wanted if k == 0 else wanted @ box.T  # fractions' derivatives are Å
         np.testing.assert_allclose(slope[k], wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())
 
@@ -371,13 +478,17 @@ def test_single_precision(vacancy):
     assert found.position.dtype == found.enthalpy.dtype == jnp.float32
     slope = jax.grad(lambda r: jnp.sum(far(small, r, 1e-5).position[:7, 0]))(region.r_core)
     neighbors = vacancy[2]
-    np.testing.assert_allclose(slope, jax.grad(lambda r: jnp.sum(far(position, r, 1e-9).position[:7, 0]))(region.r_core), rtol=1e-2)
+    np.testing.assert_allclose(
+        slope, jax.grad(lambda r: jnp.sum(far(position, r, 1e-9).position[:7, 0]))(region.r_core), rtol=1e-2
+    )
 
 
 def test_what_is_not_at_rest_is_refused(vacancy):
     energy_fn, position, neighbors, _, _ = vacancy
     moved = position.at[3, 0].add(0.05)
-    with pytest.raises(ValueError, match=r"position must be at rest.*force_tolerance = 1e-06 eV/Å, got 0\.0\d+ eV/Å"):
+    with pytest.raises(
+        ValueError, match=r"position must be at rest.*force_tolerance = 1e-06 eV/Å, got 0\.0\d+ eV/Å"
+    ):
         at_rest(energy_fn, moved, neighbors, newton_steps=0)
     with pytest.raises(ValueError, match="position must be at rest"):  # also where it is differentiated
         jax.grad(lambda R: jnp.sum(at_rest(energy_fn, R, neighbors, newton_steps=0).position))(moved)
@@ -393,11 +504,24 @@ def test_an_overflow_is_no_structure(vacancy):
     del atoms[0]
     box = atoms.cell.lengths()
     tight, energy_fn = mm.mixture_neighbor_list(
-        space.periodic(box)[0], box, *argon(), np.zeros(len(atoms), int), region, capacity_multiplier=1.0, dr_threshold=0.0
+        space.periodic(box)[0],
+        box,
+        *argon(),
+        np.zeros(len(atoms), int),
+        region,
+        capacity_multiplier=1.0,
+        dr_threshold=0.0,
     )
     neighbors = tight.allocate(position, region=mm.regions.around([1], r_core=2.5, r_blend=1.3))
     with pytest.raises(ValueError, match="neighbors must have room"):
-        at_rest(energy_fn, position, neighbors, region=mm.regions.around([1], r_core=2.5, r_blend=1.31), newton_steps=0, force_tolerance=1.0)
+        at_rest(
+            energy_fn,
+            position,
+            neighbors,
+            region=mm.regions.around([1], r_core=2.5, r_blend=1.31),
+            newton_steps=0,
+            force_tolerance=1.0,
+        )
 
 
 def test_a_soft_mode_has_no_derivative():
@@ -431,10 +555,16 @@ def test_a_residual_that_is_too_large_is_nan(vacancy):
 @pytest.mark.parametrize(
     "message, change",
     [
-        (r"position must be floating point of shape \[n_atoms, 3\], got float64 \(2,\)", dict(position=[0.0, 1.0])),
+        (
+            r"position must be floating point of shape \[n_atoms, 3\], got float64 \(2,\)",
+            dict(position=[0.0, 1.0]),
+        ),
         (r"held must be \[1\] booleans, got float64 \(1,\)", dict(held=[0.5])),
         ("volume must be given where strains are", dict(strains=UNIFORM_STRAIN)),
-        (r"strains must be symmetric, of shape \[n, 3, 3\], got shape \(3, 3\)", dict(strains=np.eye(3), volume=1.0)),
+        (
+            r"strains must be symmetric, of shape \[n, 3, 3\], got shape \(3, 3\)",
+            dict(strains=np.eye(3), volume=1.0),
+        ),
         ("strains must be independent, got rank 1 of 2", dict(strains=np.stack([np.eye(3)] * 2), volume=1.0)),
         ("force_tolerance must be positive, got 0", dict(force_tolerance=0.0)),
         ("solver_tolerance must be positive, got -1", dict(solver_tolerance=-1.0)),
@@ -458,5 +588,7 @@ def test_nothing_is_compiled_twice(vacancy):
     energy_fn, position, neighbors, region, _ = vacancy
     before = structures._at_rest._cache_size()
     for r in (2.5, 2.45):
-        at_rest(energy_fn, position, neighbors, region=mm.regions.around([1], r, 3.5), force_tolerance=1e-7 * r)
+        at_rest(
+            energy_fn, position, neighbors, region=mm.regions.around([1], r, 3.5), force_tolerance=1e-7 * r
+        )
     assert structures._at_rest._cache_size() <= before + 1

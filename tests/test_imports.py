@@ -76,7 +76,17 @@ def test_the_check_sees_imports():
 FORBIDDEN_CALLS = {"print", "open", "input", "exec", "eval", "__import__", "breakpoint"}
 FORBIDDEN_METHODS = {
     *("open", "write_text", "write_bytes", "read_text", "read_bytes", "mkdir", "unlink", "touch", "rename"),
-    *("fromfile", "tofile", "savez", "savez_compressed", "savetxt", "loadtxt", "genfromtxt", "makedirs", "fdopen"),
+    *(
+        "fromfile",
+        "tofile",
+        "savez",
+        "savez_compressed",
+        "savetxt",
+        "loadtxt",
+        "genfromtxt",
+        "makedirs",
+        "fdopen",
+    ),
 }
 FORBIDDEN_MODULES = {"pickle", "subprocess", "socket", "shutil", "tempfile", "logging", "tqdm"}
 
@@ -94,7 +104,9 @@ def impurities(source):
                 ):
                     yield written, node.lineno
         elif isinstance(node, ast.Import):
-            yield from ((a.name, node.lineno) for a in node.names if a.name.split(".")[0] in FORBIDDEN_MODULES)
+            yield from (
+                (a.name, node.lineno) for a in node.names if a.name.split(".")[0] in FORBIDDEN_MODULES
+            )
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FORBIDDEN_MODULES:
             yield node.module, node.lineno
 

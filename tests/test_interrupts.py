@@ -26,23 +26,21 @@ def ignored(monkeypatch):
 
 
 def test_raised_at_once():
-    with pytest.raises(KeyboardInterrupt):
-        with interrupts.kept():
-            signal.raise_signal(signal.SIGINT)
-            pytest.fail("it went on")
+    with pytest.raises(KeyboardInterrupt), interrupts.kept():
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("it went on")
 
 
 def test_one_that_was_ignored_is_raised_at_the_next_look(ignored):
     seen = []
-    with pytest.raises(KeyboardInterrupt):
-        with interrupts.kept() as check:
-            check()
-            thing = Dying()
-            del thing
-            gc.collect()
-            seen.append("went on")
-            check()
-            pytest.fail("it was lost")
+    with pytest.raises(KeyboardInterrupt), interrupts.kept() as check:
+        check()
+        thing = Dying()
+        del thing
+        gc.collect()
+        seen.append("went on")
+        check()
+        pytest.fail("it was lost")
     assert seen == ["went on"] and ignored == [KeyboardInterrupt]
 
 

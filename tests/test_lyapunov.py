@@ -27,7 +27,11 @@ jax.tree_util.register_static(NoList)
 def hill(sign):
     nve = simulate.nve(lambda R, dR, **_: R + dR, DT)
     init, step = flow(lambda R, neighbor: 0.5 * sign * UNSTABLE * jnp.sum(R**2), nve)
-    state, tangent = jax.jvp(lambda R: init(R, jnp.zeros((1, 3)), [MASS], NoList()), (jnp.array([[0.1, 0.0, -0.2]]),), (jnp.array([[1.0, 2.0, 0.5]]),))
+    state, tangent = jax.jvp(
+        lambda R: init(R, jnp.zeros((1, 3)), [MASS], NoList()),
+        (jnp.array([[0.1, 0.0, -0.2]]),),
+        (jnp.array([[1.0, 2.0, 0.5]]),),
+    )
     return step, state, tangent
 
 
@@ -48,7 +52,9 @@ def test_in_a_bowl_nothing_grows():
 
 def test_the_logistic_map_by_its_closed_form():
     """At r = 4 it is the tent map in disguise: ln 2 a step."""
-    found = tangent_growth(lambda x, c: (4.0 * x * (1.0 - x), c), jnp.asarray(0.3), jnp.asarray(1.0), n_steps=20_000)
+    found = tangent_growth(
+        lambda x, c: (4.0 * x * (1.0 - x), c), jnp.asarray(0.3), jnp.asarray(1.0), n_steps=20_000
+    )
     assert abs(found.exponent - np.log(2)) < 4 * found.error < 0.02
 
 
@@ -57,16 +63,28 @@ def argon(temperature_K=400.0):
     expert = mm.experts.lennard_jones(("Ar",), 5.0, epsilon=0.0104, sigma=3.4)
     box = 2 * 5.5 * np.ones(3)
     R = 5.5 * np.array([[x, y, z] for x in range(2) for y in range(2) for z in range(2)], float)
-    R = np.concatenate([R + 5.5 * np.array(s) for s in ([0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0])])
+    R = np.concatenate(
+        [R + 5.5 * np.array(s) for s in ([0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0])]
+    )
     displacement_fn, shift_fn = space.periodic(box)
-    neighbor_fn, energy_fn = mm.mixture_neighbor_list(displacement_fn, box, [expert], [expert.init(None)], np.zeros(32, int), mm.regions.fixed(np.zeros(32, int), 1), capacity_multiplier=2.0)
+    neighbor_fn, energy_fn = mm.mixture_neighbor_list(
+        displacement_fn,
+        box,
+        [expert],
+        [expert.init(None)],
+        np.zeros(32, int),
+        mm.regions.fixed(np.zeros(32, int), 1),
+        capacity_multiplier=2.0,
+    )
     neighbors = neighbor_fn.allocate(jnp.asarray(R))
     init, step = flow(energy_fn, simulate.nve(shift_fn, 5.0))
     masses = np.full(32, 39.95)
     P = np.random.default_rng(0).normal(size=(32, 3)) * np.sqrt(39.95 * mm.units.kB * 2 * temperature_K)
     state = init(jnp.asarray(R), jnp.asarray(P - P.mean(axis=0)), masses, neighbors)
     tangent = np.random.default_rng(1).normal(size=(32, 3))
-    moved = jax.jvp(lambda R: init(R, state.momentum, masses, neighbors), (state.position,), (jnp.asarray(tangent),))[1]
+    moved = jax.jvp(
+        lambda R: init(R, state.momentum, masses, neighbors), (state.position,), (jnp.asarray(tangent),)
+    )[1]
     return lambda R: init(R, state.momentum, masses, neighbors), step, state, moved, neighbors
 
 
@@ -94,7 +112,10 @@ def test_bad_arguments():
         ("n_steps must be a multiple of every", dict(n_steps=15)),
         ("skip in", dict(n_steps=10, skip=1.0)),
         ("every must be a whole number, at least 1", dict(n_steps=10, every=0)),
-        ("tangent must have a positive, finite size, got 0", dict(n_steps=10, tangent=jax.tree.map(jnp.zeros_like, tangent))),
+        (
+            "tangent must have a positive, finite size, got 0",
+            dict(n_steps=10, tangent=jax.tree.map(jnp.zeros_like, tangent)),
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             tangent_growth(step, state, **{"tangent": tangent, "carry": NoList(), **change})

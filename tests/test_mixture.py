@@ -4,14 +4,14 @@ import warnings
 from dataclasses import replace
 from functools import lru_cache, partial
 
+import contract
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from contract import ATOMS, BOX, OWNERS, POSITION, close, cluster_rows, randomized
 from jax_md import minimize, simulate, space
 
-import contract
-from contract import ATOMS, BOX, OWNERS, POSITION, close, cluster_rows, randomized
 from moe_md import experts as mm_experts
 from moe_md.derivatives import forces, virial
 from moe_md.experts import energies_and_partial_forces
@@ -81,10 +81,17 @@ MIXTURES = {
     "embedded_atom + lennard_jones, sphere": ((EMBEDDED, LJ), shell),
     "power_spectrum + embedded_atom, around": ((SPECTRUM, EMBEDDED), about),
     "embedded_atom + lennard_jones, custom": ((EMBEDDED, SHORT), crowded),
-    "embedded_atom + lennard_jones, union": ((EMBEDDED, SHORT), lambda owner: union(slab_like(owner), about(owner))),
+    "embedded_atom + lennard_jones, union": (
+        (EMBEDDED, SHORT),
+        lambda owner: union(slab_like(owner), about(owner)),
+    ),
     "lennard_jones + embedded_atom, complement": ((LJ, EMBEDDED), lambda owner: complement(about(owner))),
     "allegro + smaller allegro + power_spectrum, nested": (
-        (contract.small_allegro(2, 1, True), contract.small_allegro(1, 1, False), contract.small_power_spectrum(cutoff=2.7, l_max=1)),
+        (
+            contract.small_allegro(2, 1, True),
+            contract.small_allegro(1, 1, False),
+            contract.small_power_spectrum(cutoff=2.7, l_max=1),
+        ),
         lambda owner: nested(about(owner), crowded(owner)),
     ),
     "nequip + embedded_atom, fixed": ((contract.small_nequip(), EMBEDDED), fixed),
@@ -112,7 +119,9 @@ displacement_fn, shift_fn = space.periodic(BOX)
 
 
 def build(experts, params, region, *, species=ATOMS, position=POSITION, extra=0, **kwargs):
-    neighbor_fn, energy_fn = mixture_neighbor_list(displacement_fn, BOX, experts, params, species, region, **kwargs)
+    neighbor_fn, energy_fn = mixture_neighbor_list(
+        displacement_fn, BOX, experts, params, species, region, **kwargs
+    )
     # Compiled whole: eagerly, each operation is a program of its own.
     return neighbor_fn, jax.jit(energy_fn), neighbor_fn.allocate(jnp.asarray(position), extra)
 
@@ -255,7 +264,9 @@ def test_a_blend_is_differentiable_in_its_region():
         return energy_fn(R, nbrs, region=replace(ball(), r_core=r_core))
 
     h = 1e-3
-    expected = (8 * (energy(1.2 + h) - energy(1.2 - h)) - (energy(1.2 + 2 * h) - energy(1.2 - 2 * h))) / (12 * h)
+    expected = (8 * (energy(1.2 + h) - energy(1.2 - h)) - (energy(1.2 + 2 * h) - energy(1.2 - 2 * h))) / (
+        12 * h
+    )
     found = jax.grad(energy)(1.2)
     assert abs(found) > 1e-3
     np.testing.assert_allclose(found, expected, rtol=1e-7)
@@ -266,7 +277,9 @@ def test_three_experts():
     params = [randomized(e) for e in three]
     _, energy_fn, nbrs = build(three, params, fixed(owner, n_experts=3), per_particle=True)
     rows = cluster_rows(POSITION, ATOMS)
-    expected = np.choose(owner, [np.asarray(jax.jit(e.atom_energies)(p, rows)) for e, p in zip(three, params)])
+    expected = np.choose(
+        owner, [np.asarray(jax.jit(e.atom_energies)(p, rows)) for e, p in zip(three, params)]
+    )
     close(energy_fn(jnp.asarray(POSITION), nbrs), expected, 1e-12)
 
 
@@ -274,7 +287,13 @@ def test_a_shorter_cutoff_has_fewer_slots():
     R, edges, species, owner = crystal()
     pair = (SPECTRUM, SHORT)
     neighbor_fn, _ = mixture_neighbor_list(
-        space.periodic(edges)[0], edges, pair, [randomized(e) for e in pair], species, fixed(owner), dr_threshold=0.2
+        space.periodic(edges)[0],
+        edges,
+        pair,
+        [randomized(e) for e in pair],
+        species,
+        fixed(owner),
+        dr_threshold=0.2,
     )
     nbrs = neighbor_fn.allocate(jnp.asarray(R % edges))
     long, short = (idx.shape[1] for idx in nbrs.list.idx)
@@ -286,7 +305,9 @@ def chain():
     """Forty atoms along x, a message-passing expert of two or three layers on ten of them."""
     rng = np.random.default_rng(2)
     box = np.array([60.0, 9.2, 9.2])
-    R = jnp.asarray(np.array([1.5, 4.6, 4.6]) * np.outer(np.arange(40), [1, 0, 0]) + rng.uniform(0.0, 1.2, (40, 3)))
+    R = jnp.asarray(
+        np.array([1.5, 4.6, 4.6]) * np.outer(np.arange(40), [1, 0, 0]) + rng.uniform(0.0, 1.2, (40, 3))
+    )
     D, _ = space.periodic(box)
     return R, box, D, np.arange(40) % 2, np.where((np.arange(40) >= 12) & (np.arange(40) < 22), 0, 1)
 
@@ -321,11 +342,19 @@ def test_a_halo_that_outgrows_its_rows_is_flagged(chain):
     R, box, D, species, owner = chain
     expert = contract.small_nequip(2)
     neighbor_fn, _ = mixture_neighbor_list(
-        D, box, (expert, SHORT), [randomized(expert), randomized(SHORT)], species, fixed(owner), capacity_multiplier=1.0
+        D,
+        box,
+        (expert, SHORT),
+        [randomized(expert), randomized(SHORT)],
+        species,
+        fixed(owner),
+        capacity_multiplier=1.0,
     )
     nbrs = neighbor_fn.allocate(R, 30)
     assert not nbrs.did_buffer_overflow
-    dense = jnp.where(jnp.asarray(owner == 0)[:, None], R, R * jnp.array([0.5, 1.0, 1.0]) + jnp.array([8.0, 0.0, 0.0]))
+    dense = jnp.where(
+        jnp.asarray(owner == 0)[:, None], R, R * jnp.array([0.5, 1.0, 1.0]) + jnp.array([8.0, 0.0, 0.0])
+    )
     moved = neighbor_fn.update(dense, nbrs)
     assert moved.error & 256
 
@@ -470,7 +499,11 @@ def test_box_reaches_rows_and_gates(strained, region):
     region = fixed(owner) if region == "fixed" else around([13], 1.5, 1.5)
     D, _ = space.periodic_general(edges, fractional_coordinates=True)
     make = partial(
-        mixture_neighbor_list, experts=(LJ, SHORT), params=[randomized(LJ)] * 2, species=species, region=region
+        mixture_neighbor_list,
+        experts=(LJ, SHORT),
+        params=[randomized(LJ)] * 2,
+        species=species,
+        region=region,
     )
     neighbor_fn, energy_fn = make(D, edges, fractional_coordinates=True, dr_threshold=0.3)
     u = jnp.asarray((R / edges) % 1.0)
@@ -557,11 +590,19 @@ def metal():
 
 
 def test_a_region_that_leaves_foreign_species_to_a_cheap_expert_warns(metal):
-    with pytest.warns(UserWarning, match=r"region gives expert 1 3 atoms .* outside its domain \('Pt',\).* 3.0 Å"):
+    with pytest.warns(
+        UserWarning, match=r"region gives expert 1 3 atoms .* outside its domain \('Pt',\).* 3.0 Å"
+    ):
         build((LJ, metal), [randomized(LJ), randomized(metal)], fixed([1, 0, 0, 1, 0, 1]))
     with pytest.warns(UserWarning, match="region gives expert 1 1 atoms"):  # an atom that is foreign itself
         far = np.concatenate([POSITION[:1], POSITION[:1] + 4.3])
-        build((LJ, metal), [randomized(LJ), randomized(metal)], fixed([0, 1]), species=np.array([0, 1]), position=far)
+        build(
+            (LJ, metal),
+            [randomized(LJ), randomized(metal)],
+            fixed([0, 1]),
+            species=np.array([0, 1]),
+            position=far,
+        )
 
 
 def test_a_region_inside_every_domain_does_not_warn(metal):
@@ -578,11 +619,15 @@ def test_a_region_inside_every_domain_does_not_warn(metal):
 # Input.
 
 
-def refused(message, *, experts=(LJ, LJ), params=None, species=ATOMS, region=None, position=POSITION, **kwargs):
+def refused(
+    message, *, experts=(LJ, LJ), params=None, species=ATOMS, region=None, position=POSITION, **kwargs
+):
     params = [randomized(e) for e in experts] if params is None else params
     with pytest.raises(ValueError, match=message):
         region = fixed(OWNERS) if region is None else region
-        neighbor_fn, _ = mixture_neighbor_list(displacement_fn, BOX, experts, params, species, region, **kwargs)
+        neighbor_fn, _ = mixture_neighbor_list(
+            displacement_fn, BOX, experts, params, species, region, **kwargs
+        )
         neighbor_fn.allocate(jnp.asarray(position))
 
 
@@ -607,13 +652,19 @@ def test_bad_positions_are_refused():
 
 
 def test_bad_regions_are_refused():
-    refused(r"region must speak of \[n_atoms, n_experts\] = \[6, 2\], got \[5, 2\]", region=fixed([0, 0, 1, 1, 1]))
+    refused(
+        r"region must speak of \[n_atoms, n_experts\] = \[6, 2\], got \[5, 2\]", region=fixed([0, 0, 1, 1, 1])
+    )
     refused(r"region must speak of .* = \[6, 2\], got \[6, 3\]", region=fixed(OWNERS, n_experts=3))
 
 
-@pytest.mark.parametrize("box", [6.0, np.array([20.0, 5.9, 20.0]), np.array([[20.0, 30, 0], [0, 8, 0], [0, 0, 20]])])
+@pytest.mark.parametrize(
+    "box", [6.0, np.array([20.0, 5.9, 20.0]), np.array([[20.0, 30, 0], [0, 8, 0], [0, 0, 20]])]
+)
 def test_a_box_too_small_for_the_cutoff_is_refused(box):
-    with pytest.raises(ValueError, match=r"box must be wider than twice the cutoff, 2 x 3.0 Å, .* got widths"):
+    with pytest.raises(
+        ValueError, match=r"box must be wider than twice the cutoff, 2 x 3.0 Å, .* got widths"
+    ):
         mixture_neighbor_list(displacement_fn, box, (LJ, LJ), [randomized(LJ)] * 2, ATOMS, fixed(OWNERS))
 
 
@@ -704,5 +755,7 @@ def test_drops_into_jax_md():
     np.testing.assert_allclose(total(state, held.update(state.position)), before, atol=1e-4)
     np.testing.assert_allclose(jnp.sum(state.momentum, axis=0), momentum, atol=1e-12)
     init, apply = simulate.nvt_langevin(energy_fn, shift_fn, dt=0.02, kT=0.02)
-    state, held = run(init, apply, init(jax.random.key(1), relaxed, mass=10.0, neighbor=nbrs.update(relaxed)), 50)
+    state, held = run(
+        init, apply, init(jax.random.key(1), relaxed, mass=10.0, neighbor=nbrs.update(relaxed)), 50
+    )
     assert np.isfinite(state.position).all() and np.abs(state.position - relaxed).max() > 1e-3

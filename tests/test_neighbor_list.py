@@ -68,7 +68,9 @@ def make(box, fractional, skin=SKIN, **kwargs):
         displacement_fn, _ = space.periodic_general(np.diag(box), fractional_coordinates=True)
     else:
         displacement_fn, _ = space.periodic(np.diag(box))
-    fns = neighbor_list(displacement_fn, box, CUTOFFS, dr_threshold=skin, fractional_coordinates=fractional, **kwargs)
+    fns = neighbor_list(
+        displacement_fn, box, CUTOFFS, dr_threshold=skin, fractional_coordinates=fractional, **kwargs
+    )
     return displacement_fn, fns
 
 
@@ -127,7 +129,9 @@ def test_lists_follow_a_box_that_shrinks(how):
         agree(fraction, nbrs, displacement_fn, smaller, kwargs)
         other = other.update(fraction, **kwargs)
         theirs_found = found_pairs(fraction, other.idx, displacement_fn, CUTOFFS[0], kwargs)
-        missed += len(expected_pairs(np.asarray(fraction) @ smaller.T, smaller, CUTOFFS[0])) - len(theirs_found)
+        missed += len(expected_pairs(np.asarray(fraction) @ smaller.T, smaller, CUTOFFS[0])) - len(
+            theirs_found
+        )
     assert missed >= 1
 
 
@@ -148,8 +152,12 @@ def test_a_box_too_narrow_for_its_cells_or_its_cutoff_is_flagged():
     fraction = jnp.asarray(atoms_in(box) @ np.linalg.inv(box).T % 1.0)
     nbrs = fns.allocate(fraction, 20)
     assert not fns.update(fraction, nbrs, box=jnp.asarray(0.99 * box)).did_buffer_overflow
-    assert fns.update(fraction, nbrs, box=jnp.asarray(box * [1.0, 1.0, 0.95])).did_buffer_overflow  # under 2 x 3 Å
-    assert fns.update(fraction, nbrs, box=jnp.asarray(box * [0.9, 1.0, 1.0])).did_buffer_overflow  # 4 cells under 3.5 Å
+    assert fns.update(
+        fraction, nbrs, box=jnp.asarray(box * [1.0, 1.0, 0.95])
+    ).did_buffer_overflow  # under 2 x 3 Å
+    assert fns.update(
+        fraction, nbrs, box=jnp.asarray(box * [0.9, 1.0, 1.0])
+    ).did_buffer_overflow  # 4 cells under 3.5 Å
 
 
 def test_float32_positions_on_cell_faces():
@@ -190,7 +198,9 @@ def test_narrow_slabs_need_linear_memory():
 
 
 def test_widths_are_perpendicular():
-    np.testing.assert_allclose(perpendicular_widths(np.array([[4.0, 3.0, 0], [0, 4.0, 0], [0, 0, 5.0]])), [3.2, 4.0, 5.0])
+    np.testing.assert_allclose(
+        perpendicular_widths(np.array([[4.0, 3.0, 0], [0, 4.0, 0], [0, 0, 5.0]])), [3.2, 4.0, 5.0]
+    )
     np.testing.assert_allclose(perpendicular_widths(7.0), [7.0] * 3)
     np.testing.assert_allclose(perpendicular_widths([7.0, 8.0, 9.0]), [7.0, 8.0, 9.0])
 

@@ -35,7 +35,9 @@ def test_first_cell_installs_only_what_is_missing(path):
 def test_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
     monkeypatch.setenv("MOE_MD_SMOKE", "1")
     notebook = nbformat.read(path, as_version=4)
-    client = nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
+    client = nbclient.NotebookClient(
+        notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    )
     client.execute()  # an error in a cell is an error here
     for cell in notebook.cells:
         if cell.cell_type == "code":

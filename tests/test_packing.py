@@ -24,13 +24,22 @@ def crystal(experts=(ALLEGRO, CHEAP), **options):
     params = [e.init(jax.random.key(0)) for e in experts]
     region = mm.regions.slab(atoms.positions, lower=5.0)
     fns = mm.mixture_neighbor_list(
-        displacement_fn, atoms.cell.lengths(), experts, params, np.zeros(len(atoms), int), region, dr_threshold=0.6, **options
+        displacement_fn,
+        atoms.cell.lengths(),
+        experts,
+        params,
+        np.zeros(len(atoms), int),
+        region,
+        dr_threshold=0.6,
+        **options,
     )
     return atoms, displacement_fn, shift_fn, *fns
 
 
 def rattled(atoms, size=0.1):
-    return jnp.asarray(atoms.positions + size * np.random.default_rng(0).standard_normal(atoms.positions.shape))
+    return jnp.asarray(
+        atoms.positions + size * np.random.default_rng(0).standard_normal(atoms.positions.shape)
+    )
 
 
 def test_rows_hold_what_is_near_and_nothing_else():
@@ -43,10 +52,16 @@ def test_rows_hold_what_is_near_and_nothing_else():
     distance = np.linalg.norm(np.asarray(D), axis=-1)
     for row, center in enumerate(np.asarray(centers)):
         found = set(np.asarray(rows.neighbor[row])[np.asarray(rows.mask[row])].tolist())
-        near = set() if center == len(atoms) else set(np.flatnonzero((distance[center] < CUTOFF) & (distance[center] > 0)).tolist())
+        near = (
+            set()
+            if center == len(atoms)
+            else set(np.flatnonzero((distance[center] < CUTOFF) & (distance[center] > 0)).tolist())
+        )
         assert found == near
     within = np.sum((distance < CUTOFF) & (distance > 0), axis=1)
-    assert int(fullest) == within[[3, 7, 50]].max() == int(fullest_row(R, idx, displacement_fn, centers, CUTOFF))
+    assert (
+        int(fullest) == within[[3, 7, 50]].max() == int(fullest_row(R, idx, displacement_fn, centers, CUTOFF))
+    )
     wide = rows_from_neighbor_list(R, species, idx, displacement_fn, centers)
     assert int(jnp.sum(wide.mask)) > int(jnp.sum(rows.mask)) > 0
     assert int(fullest_row(R, idx, displacement_fn, centers[:0], CUTOFF)) == 0
@@ -66,7 +81,11 @@ def test_energy_and_forces_are_those_of_whole_rows():
         np.testing.assert_allclose(a[1], b[1], atol=1e-13)
         assert float(jnp.abs(a[1]).max()) > 0.01
     curve = jax.jvp(jax.grad(lambda R: energy_fn(R, neighbors)), (R,), (jnp.ones_like(R) * R,))[1]
-    np.testing.assert_allclose(curve, jax.jvp(jax.grad(lambda R: plain_energy(R, whole)), (R,), (jnp.ones_like(R) * R,))[1], atol=1e-11)
+    np.testing.assert_allclose(
+        curve,
+        jax.jvp(jax.grad(lambda R: plain_energy(R, whole)), (R,), (jnp.ones_like(R) * R,))[1],
+        atol=1e-11,
+    )
 
 
 def test_slots_that_run_out_are_told_and_healed():
@@ -89,7 +108,15 @@ def test_a_run_outgrows_its_slots():
     atoms, _, shift_fn, neighbor_fn, energy_fn = crystal(capacity_multiplier=1.0)
     start = dict(masses=atoms.get_masses(), temperature_K=900.0, key=jax.random.key(0))
     frames = []
-    result = simulate.run(neighbor_fn, energy_fn, simulate.nve(shift_fn, 2.0), jnp.asarray(atoms.positions), n_steps=100, reporters=[frames.append], **start)
+    result = simulate.run(
+        neighbor_fn,
+        energy_fn,
+        simulate.nve(shift_fn, 2.0),
+        jnp.asarray(atoms.positions),
+        n_steps=100,
+        reporters=[frames.append],
+        **start,
+    )
     assert result.log.n_regrown[-1] >= 1
     assert np.abs(result.log.total - result.log.total[0]).max() < 0.02
     found = -jax.grad(energy_fn)(result.state.position, neighbor_fn.allocate(result.state.position))

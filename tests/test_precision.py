@@ -1,13 +1,13 @@
 """The dtype follows the positions, whatever the parameters' and whatever the setting."""
 
+import contract
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from contract import ATOMS, BOX, OWNERS, POSITION, cluster_rows, randomized
 from jax_md import space
 
-import contract
-from contract import ATOMS, BOX, OWNERS, POSITION, cluster_rows, randomized
 from moe_md.experts import chunked_atom_energies, energies_and_partial_forces
 from moe_md.mixture import mixture_neighbor_list
 from moe_md.regions import fixed

@@ -41,9 +41,13 @@ def test_forces_are_those_of_the_mixture(system):
     experts, params, frames, box, displacement_fn, stored = system
     species = np.array([experts[0].species.index(s) for s in frames[0].symbols])
     for region in (mm.regions.around(SEEDS, 1.5, 1.8), mm.regions.fixed(np.zeros(32, int))):
-        neighbor_fn, energy_fn = mm.mixture_neighbor_list(displacement_fn, box, experts, params, species, region)
+        neighbor_fn, energy_fn = mm.mixture_neighbor_list(
+            displacement_fn, box, experts, params, species, region
+        )
         wanted = [-jax.grad(energy_fn)(R, neighbor_fn.allocate(R)) for R in stored.position]
-        np.testing.assert_allclose(mixed_forces(stored, displacement_fn, region), np.stack(wanted), atol=1e-11)
+        np.testing.assert_allclose(
+            mixed_forces(stored, displacement_fn, region), np.stack(wanted), atol=1e-11
+        )
     np.testing.assert_allclose(stored.force, np.stack(wanted), atol=1e-11)
     assert force_error(stored, displacement_fn, region) < 1e-12
 
@@ -51,7 +55,10 @@ def test_forces_are_those_of_the_mixture(system):
 def test_error_and_cost_have_their_gradients(system):
     *_, displacement_fn, stored = system
     at = jnp.array([1.5, 1.8])
-    for fn in (lambda x: force_error(stored, displacement_fn, around(x)), lambda x: expected_cost(stored, displacement_fn, around(x), ratio=8.0)):
+    for fn in (
+        lambda x: force_error(stored, displacement_fn, around(x)),
+        lambda x: expected_cost(stored, displacement_fn, around(x), ratio=8.0),
+    ):
         h = 1e-5
         wanted = [(fn(at + h * e) - fn(at - h * e)) / (2 * h) for e in np.eye(2)]
         np.testing.assert_allclose(jax.grad(fn)(at), wanted, rtol=1e-6)
@@ -66,7 +73,11 @@ def test_cost_from_nothing_to_everything(system):
     shared = mm.regions.around(SEEDS, 1.5, 1.8)
     dear, cheap = centres(stored, displacement_fn, shared)
     assert dear + cheap > 1 and dear < 1
-    np.testing.assert_allclose(expected_cost(stored, displacement_fn, shared, ratio=8.0, least_weight=1e-12), dear + cheap / 8, rtol=1e-3)
+    np.testing.assert_allclose(
+        expected_cost(stored, displacement_fn, shared, ratio=8.0, least_weight=1e-12),
+        dear + cheap / 8,
+        rtol=1e-3,
+    )
 
 
 def test_a_region_is_optimised(system):
@@ -76,7 +87,9 @@ def test_a_region_is_optimised(system):
 
     def loss(x, price):
         region = around(jnp.array([jax.nn.softplus(x[0]), 0.3 + jax.nn.softplus(x[1])]))
-        return force_error(stored, displacement_fn, region) / scale + price * expected_cost(stored, displacement_fn, region, ratio=8.0)
+        return force_error(stored, displacement_fn, region) / scale + price * expected_cost(
+            stored, displacement_fn, region, ratio=8.0
+        )
 
     optimiser = optax.adam(0.05)
 

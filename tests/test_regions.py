@@ -89,13 +89,25 @@ def test_an_atom_keeps_its_expert():
         (lambda: slab(POSITION, n_experts=1), "n_experts must be at least 2 for a slab, got 1"),
         (lambda: slab(POSITION, lower=5.1), r"slab must select .*: lower = 5.1.* span -1.000 to 5.000 Å"),
         (lambda: slab(POSITION, lower=3.0, upper=2.0), "slab must select at least one atom"),
-        (lambda: sphere(POSITION, [0.0, 0.0], 1.0), r"position and center must have shapes .* \(4, 3\) and \(2,\)"),
-        (lambda: sphere(POSITION, np.zeros(3), 0.0), "radius must be positive and blend not negative .* got 0.0 and 0.0"),
-        (lambda: sphere(POSITION, np.zeros(3), 1.0), "sphere must select at least one atom: radius = 1.0 .* 2.236 Å from center"),
+        (
+            lambda: sphere(POSITION, [0.0, 0.0], 1.0),
+            r"position and center must have shapes .* \(4, 3\) and \(2,\)",
+        ),
+        (
+            lambda: sphere(POSITION, np.zeros(3), 0.0),
+            "radius must be positive and blend not negative .* got 0.0 and 0.0",
+        ),
+        (
+            lambda: sphere(POSITION, np.zeros(3), 1.0),
+            "sphere must select at least one atom: radius = 1.0 .* 2.236 Å from center",
+        ),
         (lambda: around([0.5], 1.0, 1.0), "seeds must be a vector of atom indices"),
         (lambda: around([-1], 1.0, 1.0), "seeds must be a vector of atom indices"),
         (lambda: around([], 1.0, 1.0), "seeds must be a vector of atom indices"),
-        (lambda: around([0], 1.0, 0.0), "r_core must not be negative and r_blend positive .* got 1.0 and 0.0"),
+        (
+            lambda: around([0], 1.0, 0.0),
+            "r_core must not be negative and r_blend positive .* got 1.0 and 0.0",
+        ),
         (lambda: custom(None), "gate_fn must be a function, got None"),
         (lambda: custom(len, 3), "support_fn must be a function, got 3"),
         (lambda: union(), "regions must be at least one, got none"),
@@ -181,8 +193,17 @@ def test_custom_regions_do_what_functions_say():
     assert region.support(R, displacement_fn, 0.1).all() and len(jax.tree.leaves(region)) == 1
     slope = jax.grad(lambda r: jnp.sum(r.gate(R, displacement_fn)[:, 0]))(region).parameters
     assert float(slope) < 0
-    near = custom(gate, lambda height, R, d, margin: jnp.stack([R[:, 2] > height - 1 - margin, R[:, 2] < height + margin], 1), 2.5)
-    assert near.support(R, displacement_fn, 0.1).tolist() == [[True, False], [True, True], [True, True], [False, True]]
+    near = custom(
+        gate,
+        lambda height, R, d, margin: jnp.stack([R[:, 2] > height - 1 - margin, R[:, 2] < height + margin], 1),
+        2.5,
+    )
+    assert near.support(R, displacement_fn, 0.1).tolist() == [
+        [True, False],
+        [True, True],
+        [True, True],
+        [False, True],
+    ]
 
 
 LATTICE = 2.2  # Å, of a simple cubic crystal with 8 x 7 x 6 atoms
@@ -204,7 +225,14 @@ def shaken(seed, size=0.1):
 
 @pytest.mark.parametrize(
     "region",
-    [around([5, 6, 200, 300], 1.5, 1.2), union(fixed([0] * 9 + [1] * 327), around([17], 1.3, 1.0), complement(complement(around([18, 90], 1.0, 1.6))))],
+    [
+        around([5, 6, 200, 300], 1.5, 1.2),
+        union(
+            fixed([0] * 9 + [1] * 327),
+            around([17], 1.3, 1.0),
+            complement(complement(around([18, 90], 1.0, 1.6))),
+        ),
+    ],
     ids=["around", "combined"],
 )
 def test_lists_of_a_mixture_say_what_every_pair_says(region):
@@ -263,7 +291,9 @@ def test_no_array_holds_every_pair_of_seeds_and_atoms():
     def sizes(jaxpr):
         for equation in jaxpr.eqns:
             yield from (v.aval.shape for v in equation.outvars)
-            for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+            for value in jax.tree.leaves(
+                equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+            ):
                 inner = getattr(value, "jaxpr", value)
                 if hasattr(inner, "eqns"):
                     yield from sizes(inner)
@@ -287,9 +317,14 @@ def test_lists_for_other_seeds_or_wider_spheres_give_no_energy():
         assert np.isnan(energy(R, nbrs, region=other)) and np.isnan(slope(R, nbrs, region=other)).all()
         after = update(nbrs, other)
         expected = energy(R, neighbor_fn.allocate(R, region=other), region=other)
-        assert after.did_buffer_overflow or float(energy(R, after, region=other)) == pytest.approx(float(expected), rel=1e-13)
+        assert after.did_buffer_overflow or float(energy(R, after, region=other)) == pytest.approx(
+            float(expected), rel=1e-13
+        )
     assert not update(nbrs, around([5, 100], 1.5, 1.0)).did_buffer_overflow
-    with pytest.raises(ValueError, match=r"neighbors must be allocated for the region .* it follows \[3\] seeds, they know of \[2\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"neighbors must be allocated for the region .* it follows \[3\] seeds, they know of \[2\]",
+    ):
         energy_fn(R, nbrs, region=around([5, 200, 7], 1.5, 1.0))
     with pytest.raises(ValueError, match="neighbors must be allocated for the region"):
         nbrs.update(R, region=fixed([0] * len(CUBIC)))
@@ -300,7 +335,9 @@ def test_coordination_counts_neighbors():
     region = coordination(4.5, 5.6, r_full=2.4, r_none=2.8)
     hole = np.delete(CUBIC, 100, axis=0)
     D, _ = space.periodic(EDGES)
-    neighbor_fn, energy_fn = mixture_neighbor_list(D, EDGES, (LJ, LJ), FLUIDS, np.zeros(len(hole), int), region)
+    neighbor_fn, energy_fn = mixture_neighbor_list(
+        D, EDGES, (LJ, LJ), FLUIDS, np.zeros(len(hole), int), region
+    )
     nbrs = neighbor_fn.allocate(jnp.asarray(hole))
     near = Surroundings(jnp.zeros(len(hole), int), nbrs.idx, 3.2, None)
     numbers = np.asarray(region.numbers(jnp.asarray(hole), D, near))
@@ -311,9 +348,13 @@ def test_coordination_counts_neighbors():
     np.testing.assert_allclose(gate[~beside, 0], 0.0, atol=1e-12)
     np.testing.assert_allclose(gate[beside, 0], switch(0.5 / 1.1), rtol=1e-12)
     assert nbrs.centers[0].shape[0] < 10 and np.isfinite(energy_fn(jnp.asarray(hole), nbrs))
-    with pytest.raises(ValueError, match="near must hold neighbours within 2.8 Å, the region's cutoff, got None"):
+    with pytest.raises(
+        ValueError, match="near must hold neighbours within 2.8 Å, the region's cutoff, got None"
+    ):
         region.gate(jnp.asarray(hole), D)
-    with pytest.raises(ValueError, match="near must hold neighbours within 3.5 Å, the region's cutoff, got 3.2"):
+    with pytest.raises(
+        ValueError, match="near must hold neighbours within 3.5 Å, the region's cutoff, got 3.2"
+    ):
         mixture_neighbor_list(
             D, EDGES, (LJ, LJ), FLUIDS, np.zeros(len(hole), int), coordination(4.0, 5.0, r_full=2.4, r_none=3.5)
         )[0].allocate(jnp.asarray(hole))  # fmt: skip
@@ -342,9 +383,15 @@ def test_a_committee_takes_what_it_disagrees_on():
     [
         (lambda: descriptor(3, 0.0, 1.0, 3.0), "scalar_fn must be a function, got 3"),
         (lambda: descriptor(len, 1.0, 1.0, 3.0), "high must exceed low"),
-        (lambda: descriptor(len, 0.0, 1.0, 0.0), "high must exceed low and cutoff be positive .*, got 1.0, 0.0 and 0.0"),
+        (
+            lambda: descriptor(len, 0.0, 1.0, 0.0),
+            "high must exceed low and cutoff be positive .*, got 1.0, 0.0 and 0.0",
+        ),
         (lambda: descriptor(len, 0.0, 1.0, 3.0, slack=-1.0), "slack must not be negative, got -1.0"),
-        (lambda: coordination(4.0, 5.0, r_full=3.0, r_none=2.0), r"r_full must be positive and below r_none \(Å\), got 3.0 and 2.0"),
+        (
+            lambda: coordination(4.0, 5.0, r_full=3.0, r_none=2.0),
+            r"r_full must be positive and below r_none \(Å\), got 3.0 and 2.0",
+        ),
         (lambda: committee(LJ, [{}], 0.1, 0.2), "params must be two or more trees of one structure"),
         (lambda: committee(LJ, [{}, {}], 0.0, 0.2), r"low must be positive \(eV\), got 0.0"),
     ],

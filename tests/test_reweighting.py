@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from moe_md import units
-from moe_md.reweighting import Frames, average, frame_energies, free_energy_difference, require_enough, reweight, sampled
+from moe_md.reweighting import (
+    Frames,
+    average,
+    frame_energies,
+    free_energy_difference,
+    require_enough,
+    reweight,
+    sampled,
+)
 
 T, K, N = 300.0, 3.0, 4  # K, eV/Å^2, atoms
 SITES = np.random.default_rng(5).normal(size=(N, 3))
@@ -36,7 +44,10 @@ def frames():
 
 
 def mean_square(frames, k, temperature_K=None):
-    return average(reweight(frames, frame_energies(energy_fn, frames.position, k), temperature_K=temperature_K), square(frames.position))
+    return average(
+        reweight(frames, frame_energies(energy_fn, frames.position, k), temperature_K=temperature_K),
+        square(frames.position),
+    )
 
 
 def test_a_square_by_its_closed_form(frames):
@@ -97,7 +108,10 @@ def test_it_tells_when_frames_no_longer_count(frames):
     far = reweight(frames, frame_energies(energy_fn, frames.position, 2.0 * K))
     assert near.enough and not far.enough
     require_enough(near)
-    with pytest.raises(ValueError, match=r"effective sample size must be at least least_share = 0.9 of 40000, got [\d.]+\. Sample anew"):
+    with pytest.raises(
+        ValueError,
+        match=r"effective sample size must be at least least_share = 0.9 of 40000, got [\d.]+\. Sample anew",
+    ):
         require_enough(far)
     require_enough(far, least_share=0.05)
     assert jax.jit(lambda k: reweight(frames, frame_energies(energy_fn, frames.position, k)).enough)(1.01 * K)
@@ -107,7 +121,11 @@ def test_far_frames_give_finite_weights(frames):
     """One frame has all the weight; nothing overflows, also in the gradient."""
     found = reweight(frames, frame_energies(energy_fn, frames.position, 1e6 * K))
     assert 1 <= found.effective_size < 1.01 and np.isfinite(found.weight).all()
-    assert np.isfinite(jax.grad(lambda k: reweight(frames, frame_energies(energy_fn, frames.position, k)).effective_size)(1e6 * K))
+    assert np.isfinite(
+        jax.grad(lambda k: reweight(frames, frame_energies(energy_fn, frames.position, k)).effective_size)(
+            1e6 * K
+        )
+    )
 
 
 def test_a_frame_that_is_no_number_spoils_all(frames):
@@ -152,9 +170,13 @@ def test_frames_of_a_mixture():
     experts = [mm.experts.lennard_jones(("Ar",), 5.0, epsilon=e, sigma=3.4) for e in (0.010, 0.012)]
     params = [e.init(None) for e in experts]
     rng = np.random.default_rng(0)
-    R = jnp.asarray(3.9 * np.stack(np.meshgrid(*[range(3)] * 3), -1).reshape(-1, 3) + 0.1 * rng.normal(size=(5, 27, 3)))
+    R = jnp.asarray(
+        3.9 * np.stack(np.meshgrid(*[range(3)] * 3), -1).reshape(-1, 3) + 0.1 * rng.normal(size=(5, 27, 3))
+    )
     region = mm.regions.around([13], 2.0, 3.0)
-    neighbor_fn, mixture = mm.mixture_neighbor_list(space.periodic(11.7)[0], 11.7, experts, params, np.zeros(27, int), region)
+    neighbor_fn, mixture = mm.mixture_neighbor_list(
+        space.periodic(11.7)[0], 11.7, experts, params, np.zeros(27, int), region
+    )
     neighbors = neighbor_fn.allocate(R[0], extra_capacity=10)
 
     def energy_fn(R, params, region):
@@ -174,7 +196,9 @@ def test_frames_of_a_mixture():
         def at(y, n=n):
             return mean(y, 3.1) if n == 0 else mean(0.011, y)
 
-        wanted = (8 * (at(x + h * x) - at(x - h * x)) - (at(x + 2 * h * x) - at(x - 2 * h * x))) / (12 * h * x)
+        wanted = (8 * (at(x + h * x) - at(x - h * x)) - (at(x + 2 * h * x) - at(x - 2 * h * x))) / (
+            12 * h * x
+        )
         np.testing.assert_allclose(jax.grad(at)(x), wanted, rtol=1e-6)
 
 
@@ -183,10 +207,11 @@ def test_bad_arguments(frames):
         (r"energy must have shape \(40000,\)", partial(reweight, frames, jnp.zeros(3))),
         ("least_share must be positive, got 0", partial(reweight, frames, frames.energy, least_share=0.0)),
         ("least_share must not exceed 1, got 1.5", partial(reweight, frames, frames.energy, least_share=1.5)),
-        ("temperature_K must be positive, got -3", partial(sampled, energy_fn, frames.position[:2], K, temperature_K=-3.0)),
+        (
+            "temperature_K must be positive, got -3",
+            partial(sampled, energy_fn, frames.position[:2], K, temperature_K=-3.0),
+        ),
         ("position must hold frames", partial(sampled, energy_fn, frames.position[:0], K, temperature_K=T)),
     ):
         with pytest.raises(ValueError, match=message):
             call()
-
-

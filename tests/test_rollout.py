@@ -19,14 +19,25 @@ KEY = jax.random.key(7)
 
 def made_of(state, box):
     """A number that wrapping does not change."""
-    return jnp.sum(jnp.sin(2 * np.pi * state.position / box) * jnp.arange(3.0)) + 0.1 * jnp.sum(state.velocity[::3] * jnp.arange(1.0, 4.0))
+    return jnp.sum(jnp.sin(2 * np.pi * state.position / box) * jnp.arange(3.0)) + 0.1 * jnp.sum(
+        state.velocity[::3] * jnp.arange(1.0, 4.0)
+    )
 
 
 def final(c, n_steps, integrator, inputs, **options):
     """The number, as a function of all inputs."""
     params, region, position, momentum, integrator_now = inputs
     state = c.start(integrator_now, position, momentum, KEY)
-    out = simulate.rollout(c.energy_fn, integrator_now, state, options.pop("neighbors"), n_steps, params=params, region=region, **options)
+    out = simulate.rollout(
+        c.energy_fn,
+        integrator_now,
+        state,
+        options.pop("neighbors"),
+        n_steps,
+        params=params,
+        region=region,
+        **options,
+    )
     return made_of(out.state, c.box), out
 
 
@@ -48,18 +59,55 @@ def test_gradients_are_central_differences_after_200_steps():
     direction = jnp.asarray(rng.normal(size=position.shape))
 
     def with_params(name, e):
-        return lambda x: value((tuple({**p, name: x} if n == e else p for n, p in enumerate(params)), *inputs[1:]))
+        return lambda x: value(
+            (tuple({**p, name: x} if n == e else p for n, p in enumerate(params)), *inputs[1:])
+        )
 
     cases = {
         "epsilon": (of_params[0]["epsilon"], with_params("epsilon", 0), 0.6, 1e-4),
         "sigma": (of_params[1]["sigma"], with_params("sigma", 1), 2.52, 1e-5),
-        "r_core": (of_region.r_core, lambda x: value((params, replace(region, r_core=x), *inputs[2:])), 1.4, 1e-4),
-        "r_blend": (of_region.r_blend, lambda x: value((params, replace(region, r_blend=x), *inputs[2:])), 1.7, 1e-4),
-        "position": (jnp.sum(of_position * direction), lambda x: value((params, region, position + x * direction, *inputs[3:])), 0.0, 1e-5),
-        "momentum": (jnp.sum(of_momentum * direction), lambda x: value((*inputs[:3], momentum + x * direction, integrator)), 0.0, 1e-4),
-        "temperature": (of_integrator.temperature_K, lambda x: value((*inputs[:4], replace(integrator, temperature_K=x))), 100.0, 1e-2),
-        "friction": (of_integrator.friction_per_fs, lambda x: value((*inputs[:4], replace(integrator, friction_per_fs=x))), 0.01, 1e-6),
-        "timestep": (of_integrator.timestep_fs, lambda x: value((*inputs[:4], replace(integrator, timestep_fs=x))), 2.0, 1e-5),
+        "r_core": (
+            of_region.r_core,
+            lambda x: value((params, replace(region, r_core=x), *inputs[2:])),
+            1.4,
+            1e-4,
+        ),
+        "r_blend": (
+            of_region.r_blend,
+            lambda x: value((params, replace(region, r_blend=x), *inputs[2:])),
+            1.7,
+            1e-4,
+        ),
+        "position": (
+            jnp.sum(of_position * direction),
+            lambda x: value((params, region, position + x * direction, *inputs[3:])),
+            0.0,
+            1e-5,
+        ),
+        "momentum": (
+            jnp.sum(of_momentum * direction),
+            lambda x: value((*inputs[:3], momentum + x * direction, integrator)),
+            0.0,
+            1e-4,
+        ),
+        "temperature": (
+            of_integrator.temperature_K,
+            lambda x: value((*inputs[:4], replace(integrator, temperature_K=x))),
+            100.0,
+            1e-2,
+        ),
+        "friction": (
+            of_integrator.friction_per_fs,
+            lambda x: value((*inputs[:4], replace(integrator, friction_per_fs=x))),
+            0.01,
+            1e-6,
+        ),
+        "timestep": (
+            of_integrator.timestep_fs,
+            lambda x: value((*inputs[:4], replace(integrator, timestep_fs=x))),
+            2.0,
+            1e-5,
+        ),
     }
     for name, (found, along, at, step) in cases.items():
         assert abs(found) > 1e-4, name
@@ -72,30 +120,64 @@ def test_gradient_with_respect_to_the_box():
     matrix = jnp.asarray(np.diag(c.box) + 0.3 * np.triu(np.ones((3, 3)), 1))
     displacement_fn, shift_fn = space.periodic_general(matrix)
     fraction = c.position / c.box
-    fns = mm.mixture_neighbor_list(displacement_fn, matrix, experts(), c.params, np.zeros(32, int), c.region, fractional_coordinates=True)
+    fns = mm.mixture_neighbor_list(
+        displacement_fn, matrix, experts(), c.params, np.zeros(32, int), c.region, fractional_coordinates=True
+    )
     integrator = simulate.nve(shift_fn, 2.0)
     neighbors = fns[0].allocate(fraction, box=matrix)
 
     def value(box):
         state = integrator.start(fraction, c.momentum, c.mass, None, box)
-        out = simulate.rollout(fns[1], integrator, state, neighbors, 40, box=box, observe=lambda s: s.energy, observe_every=10)
-        apart = jax.vmap(partial(displacement_fn, box=box), (0, 0))(out.state.position[:16], out.state.position[16:])
-        return jnp.sum(out.observed) * 0.1 + jnp.sum(apart**2) + jnp.sum(out.state.velocity[:5] * jnp.arange(1.0, 4.0))
+        out = simulate.rollout(
+            fns[1], integrator, state, neighbors, 40, box=box, observe=lambda s: s.energy, observe_every=10
+        )
+        apart = jax.vmap(partial(displacement_fn, box=box), (0, 0))(
+            out.state.position[:16], out.state.position[16:]
+        )
+        return (
+            jnp.sum(out.observed) * 0.1
+            + jnp.sum(apart**2)
+            + jnp.sum(out.state.velocity[:5] * jnp.arange(1.0, 4.0))
+        )
 
     gradient = jax.jit(jax.grad(value))(matrix)
     along = jax.jit(value)
     for i, j in ((0, 0), (1, 1), (0, 1), (1, 2)):
         unit = jnp.zeros((3, 3)).at[i, j].set(1.0)
-        np.testing.assert_allclose(gradient[i, j], slope(lambda x: along(matrix + x * unit), 0.0, 1e-5), rtol=1e-6)
+        np.testing.assert_allclose(
+            gradient[i, j], slope(lambda x: along(matrix + x * unit), 0.0, 1e-5), rtol=1e-6
+        )
 
 
 def test_the_same_path_as_run():
     c = crystal()
-    for integrator in (simulate.nve(c.shift_fn, 2.0), simulate.langevin(c.shift_fn, 2.0, 100.0, 0.01), simulate.nose_hoover(c.shift_fn, 2.0, 100.0)):
+    for integrator in (
+        simulate.nve(c.shift_fn, 2.0),
+        simulate.langevin(c.shift_fn, 2.0, 100.0, 0.01),
+        simulate.nose_hoover(c.shift_fn, 2.0, 100.0),
+    ):
         fns = (c.neighbor_fn, c.energy_fn)
-        ran = simulate.run(*fns, integrator, c.position, masses=c.mass, velocity=c.momentum / c.mass[:, None], key=KEY, n_steps=20)
-        begun = simulate.run(*fns, integrator, c.position, masses=c.mass, velocity=c.momentum / c.mass[:, None], key=KEY, n_steps=0)
-        out = jax.jit(lambda s, n: simulate.rollout(c.energy_fn, integrator, s, n, 20))(begun.state, begun.neighbors)
+        ran = simulate.run(
+            *fns,
+            integrator,
+            c.position,
+            masses=c.mass,
+            velocity=c.momentum / c.mass[:, None],
+            key=KEY,
+            n_steps=20,
+        )
+        begun = simulate.run(
+            *fns,
+            integrator,
+            c.position,
+            masses=c.mass,
+            velocity=c.momentum / c.mass[:, None],
+            key=KEY,
+            n_steps=0,
+        )
+        out = jax.jit(lambda s, n: simulate.rollout(c.energy_fn, integrator, s, n, 20))(
+            begun.state, begun.neighbors
+        )
         np.testing.assert_allclose(out.state.position, ran.state.position, atol=1e-10)
         np.testing.assert_allclose(out.state.momentum, ran.state.dynamics.momentum, atol=1e-10)
         np.testing.assert_allclose(out.energy, ran.log.potential[-1], rtol=1e-12)
@@ -113,7 +195,15 @@ def kept_ways():
     neighbors = c.allocate()
 
     def value(inputs, weights, **options):
-        found, out = final(c, N_STEPS, integrator, inputs, neighbors=neighbors, observe=lambda s: (s.energy, s.velocity[0], s.step), **options)
+        found, out = final(
+            c,
+            N_STEPS,
+            integrator,
+            inputs,
+            neighbors=neighbors,
+            observe=lambda s: (s.energy, s.velocity[0], s.step),
+            **options,
+        )
         return found + 0.1 * jnp.sum(weights * out.observed[0]), out.observed
 
     def grad(f):
@@ -168,7 +258,9 @@ def test_forward_mode_and_hessian_vector_products():
     reverse = jax.jit(jax.grad(partial(value, checkpoint="sqrt")))
     forward = jax.jit(lambda x: jax.jvp(value, (x,), (direction,))[1])
     np.testing.assert_allclose(forward(few), reverse(few) @ direction, rtol=1e-10)
-    product = jax.jit(lambda x: jax.jvp(jax.grad(partial(value, checkpoint="sqrt")), (x,), (direction,))[1])(few)
+    product = jax.jit(lambda x: jax.jvp(jax.grad(partial(value, checkpoint="sqrt")), (x,), (direction,))[1])(
+        few
+    )
     # The gate has two continuous derivatives, and this is made of its third: no higher order than the second.
     step = 1e-4
     expected = (reverse(few + step * direction) - reverse(few - step * direction)) / (2 * step)
@@ -182,18 +274,41 @@ def test_memory_grows_as_the_root():
 
     def bytes_of(n_steps, **options):
         def value(params):
-            return simulate.rollout(c.energy_fn, integrator, c.start(integrator), neighbors, n_steps, params=params, update_every=None, **options).energy
+            return simulate.rollout(
+                c.energy_fn,
+                integrator,
+                c.start(integrator),
+                neighbors,
+                n_steps,
+                params=params,
+                update_every=None,
+                **options,
+            ).energy
 
         return jax.jit(jax.grad(value)).lower(c.params).compile().memory_analysis().temp_size_in_bytes
 
-    plain, root, longer, few = bytes_of(400), bytes_of(400, checkpoint="sqrt"), bytes_of(1600, checkpoint="sqrt"), bytes_of(400, checkpoint=24)
+    plain, root, longer, few = (
+        bytes_of(400),
+        bytes_of(400, checkpoint="sqrt"),
+        bytes_of(1600, checkpoint="sqrt"),
+        bytes_of(400, checkpoint=24),
+    )
     assert root < 0.1 * plain and few < root
     assert longer < 2.2 * root  # four times as long
 
 
 def test_levels():
-    assert [_root(n, 2) for n in (1, 4, 5, 9, 10)] == [1, 2, 3, 3, 4] and _root(1000, 3) == 10 and _root(1001, 3) == 11
-    assert _levels(None, 100, 1) == 0 and _levels("sqrt", 100, 1) == 2 and _levels(100, 100, 1) == 1 and _levels(15, 100, 1) == 3
+    assert (
+        [_root(n, 2) for n in (1, 4, 5, 9, 10)] == [1, 2, 3, 3, 4]
+        and _root(1000, 3) == 10
+        and _root(1001, 3) == 11
+    )
+    assert (
+        _levels(None, 100, 1) == 0
+        and _levels("sqrt", 100, 1) == 2
+        and _levels(100, 100, 1) == 1
+        and _levels(15, 100, 1) == 3
+    )
     with pytest.raises(ValueError, match="checkpoint must be at least 14 states for 100 steps"):
         _levels(13, 100, 1)
 
@@ -203,21 +318,41 @@ def test_lists_that_do_not_hold_turn_everything_into_nan():
     integrator = simulate.nve(c.shift_fn, 2.0)
 
     def value(params, neighbors, update_every):
-        out = simulate.rollout(c.energy_fn, integrator, c.start(integrator), neighbors, 20, params=params, update_every=update_every)
+        out = simulate.rollout(
+            c.energy_fn,
+            integrator,
+            c.start(integrator),
+            neighbors,
+            20,
+            params=params,
+            update_every=update_every,
+        )
         return out.energy + jnp.sum(out.state.position), out
 
     for update_every, too_few in ((None, False), (20, False), (1, True)):
         neighbors = c.allocate()
         if too_few:  # slots for the neighbours of a perfect crystal, less one
             rows = neighbors.list.idx[0]
-            neighbors = replace(neighbors, list=replace(neighbors.list, idx=(rows[:, :11],), reference_position=c.position + 1.0))
-        (found, out), gradient = jax.jit(jax.value_and_grad(value, has_aux=True), static_argnums=2)(c.params, neighbors, update_every)
-        assert bool(out.overflow) and np.isnan(found) and np.isnan(out.state.position).all() and np.isnan(out.state.momentum).all()
+            neighbors = replace(
+                neighbors,
+                list=replace(neighbors.list, idx=(rows[:, :11],), reference_position=c.position + 1.0),
+            )
+        (found, out), gradient = jax.jit(jax.value_and_grad(value, has_aux=True), static_argnums=2)(
+            c.params, neighbors, update_every
+        )
+        assert (
+            bool(out.overflow)
+            and np.isnan(found)
+            and np.isnan(out.state.position).all()
+            and np.isnan(out.state.momentum).all()
+        )
         assert all(np.isnan(x) for x in jax.tree.leaves(gradient))
         with pytest.raises(RuntimeError, match="neighbour lists must hold"):
             simulate.check_rollout(out)
     # Made anew often enough they hold.
-    (found, out), gradient = jax.jit(jax.value_and_grad(value, has_aux=True), static_argnums=2)(c.params, c.allocate(extra_capacity=8), 1)
+    (found, out), gradient = jax.jit(jax.value_and_grad(value, has_aux=True), static_argnums=2)(
+        c.params, c.allocate(extra_capacity=8), 1
+    )
     assert not out.overflow and np.isfinite(found) and all(np.isfinite(x) for x in jax.tree.leaves(gradient))
     with pytest.raises(FloatingPointError, match="shorter timestep_fs"):
         simulate.check_rollout(out._replace(energy=jnp.nan))
@@ -229,13 +364,17 @@ def test_experts_that_are_networks():
     expert = mm.experts.power_spectrum(("Pt",), 3.6, l_max=1, num_channels=2, hidden=(4,))
     params = (expert.init(jax.random.key(0)), expert.init(jax.random.key(1)))
     displacement_fn, _ = space.periodic(jnp.asarray(c.box))
-    fns = mm.mixture_neighbor_list(displacement_fn, c.box, (expert, expert), params, np.zeros(32, int), c.region, chunk_size=16)
+    fns = mm.mixture_neighbor_list(
+        displacement_fn, c.box, (expert, expert), params, np.zeros(32, int), c.region, chunk_size=16
+    )
     neighbors, integrator = fns[0].allocate(c.position), simulate.nve(c.shift_fn, 2.0)
     rng = np.random.default_rng(0)
     direction = jax.tree.map(lambda x: 0.1 * jnp.asarray(rng.normal(size=x.shape)), params)
 
     def value(params):
-        out = simulate.rollout(fns[1], integrator, c.start(integrator), neighbors, 200, params=params, checkpoint="sqrt")
+        out = simulate.rollout(
+            fns[1], integrator, c.start(integrator), neighbors, 200, params=params, checkpoint="sqrt"
+        )
         return made_of(out.state, c.box) + out.energy
 
     gradient = jax.jit(jax.grad(value))(params)
@@ -255,8 +394,14 @@ def test_what_does_not_fit_is_refused():
         ("integrator must hold the box", dict(integrator=npt)),
         ("integrator must have slow_every = 1", dict(integrator=simulate.nve(c.shift_fn, 2.0, slow_every=2))),
         ("integrator must be from", dict(integrator="nve")),
-        ("integrator must have a friction for each atom", dict(integrator=simulate.langevin(c.shift_fn, 2.0, 100.0, (0.0, 0.01), per_expert=True))),
-        ("state must be a NVTLangevinState", dict(integrator=simulate.langevin(c.shift_fn, 2.0, 100.0, 0.01))),
+        (
+            "integrator must have a friction for each atom",
+            dict(integrator=simulate.langevin(c.shift_fn, 2.0, 100.0, (0.0, 0.01), per_expert=True)),
+        ),
+        (
+            "state must be a NVTLangevinState",
+            dict(integrator=simulate.langevin(c.shift_fn, 2.0, 100.0, 0.01)),
+        ),
         ("state must be the integrator's", dict(state=c.position)),
         ("neighbors must be", dict(neighbors=None)),
         ("energy_fn must be", dict(energy_fn=None)),
@@ -285,7 +430,9 @@ def test_no_steps_and_many_at_once():
     np.testing.assert_allclose(still.energy, c.energy_fn(c.position, neighbors))
 
     def energy(key):
-        return simulate.rollout(c.energy_fn, integrator, c.start(integrator, key=key), neighbors, 5, update_every=None).energy
+        return simulate.rollout(
+            c.energy_fn, integrator, c.start(integrator, key=key), neighbors, 5, update_every=None
+        ).energy
 
     keys = jax.random.split(KEY, 3)
     np.testing.assert_allclose(jax.vmap(energy)(keys), [energy(k) for k in keys], rtol=1e-12)

@@ -44,7 +44,12 @@ def warm(slab):
     atoms, neighbor_fn, energy_fn, shift_fn = slab
     start = dict(masses=atoms.get_masses(), temperature_K=900.0, key=jax.random.key(0))
     return simulate.run(
-        neighbor_fn, energy_fn, simulate.nve(shift_fn, 2.0), jnp.asarray(atoms.positions), n_steps=100, **start
+        neighbor_fn,
+        energy_fn,
+        simulate.nve(shift_fn, 2.0),
+        jnp.asarray(atoms.positions),
+        n_steps=100,
+        **start,
     )
 
 
@@ -78,9 +83,17 @@ def test_drops_into_jax_md(slab, warm):
     assert abs(energy + integrators.kinetic_energy(end) - before) < 1e-4 * len(atoms)
     # Our loop, which updates lists where the forces are, takes the same path.
     ours = simulate.run(
-        neighbor_fn, energy_fn, simulate.nve(shift_fn, 2.0), R, masses=masses, velocity=start.velocity, n_steps=100
+        neighbor_fn,
+        energy_fn,
+        simulate.nve(shift_fn, 2.0),
+        R,
+        masses=masses,
+        velocity=start.velocity,
+        n_steps=100,
     )
-    apart = space.distance(jax.vmap(space.periodic(jnp.asarray(np.diag(atoms.cell)))[0])(ours.state.position, end.position))
+    apart = space.distance(
+        jax.vmap(space.periodic(jnp.asarray(np.diag(atoms.cell)))[0])(ours.state.position, end.position)
+    )
     assert apart.max() < 1e-5  # time steps differ in float32's last digit
 
     langevin = integrators.nvt_langevin(energy_fn, shift_fn, 2.0 * units.fs, 500 * units.kB, 0.01 / units.fs)
@@ -155,7 +168,9 @@ def test_overflow_heals(thermostat):
 
     def path(capacity_multiplier):
         atoms, neighbor_fn, energy_fn, shift_fn = pt_slab(capacity_multiplier=capacity_multiplier)
-        integrator = simulate.langevin(shift_fn, 2.0, 1500.0, 0.01) if thermostat else simulate.nve(shift_fn, 2.0)
+        integrator = (
+            simulate.langevin(shift_fn, 2.0, 1500.0, 0.01) if thermostat else simulate.nve(shift_fn, 2.0)
+        )
         return simulate.run(
             neighbor_fn,
             energy_fn,
@@ -278,7 +293,9 @@ def test_atoms_that_change_hands_compile_nothing(slab, warm):
     _, neighbor_fn, energy_fn, shift_fn = slab
     region = mm.regions.around([40], 2.6, 1.2)
     given = dict(region=region, chunk_steps=10)
-    first = simulate.run(neighbor_fn, energy_fn, simulate.nve(shift_fn, 2.0), state=warm.state, n_steps=10, **given)
+    first = simulate.run(
+        neighbor_fn, energy_fn, simulate.nve(shift_fn, 2.0), state=warm.state, n_steps=10, **given
+    )
     size, owned = simulate._advance._cache_size(), set()
 
     def look(state, neighbors):
@@ -329,7 +346,9 @@ def test_continues_where_it_stopped(slab, warm, thermostat):
     np.testing.assert_array_equal(whole.log.step, [120, 140, 160])
     if thermostat:  # its momentum is removed when energy is to be conserved
         assert whole.log.momentum[-1] > 1e-3
-        after = simulate.run(neighbor_fn, energy_fn, simulate.nve(shift_fn, 1.0), state=whole.state, n_steps=5)
+        after = simulate.run(
+            neighbor_fn, energy_fn, simulate.nve(shift_fn, 1.0), state=whole.state, n_steps=5
+        )
         assert after.log.momentum[-1] < 1e-12
 
 
@@ -357,17 +376,30 @@ def test_a_thermostat_on_one_experts_atoms(slab, warm):
     start = dict(state=warm.state, neighbors=warm.neighbors, key=jax.random.key(11))
     strong = simulate.langevin(shift_fn, 4.0, 800.0, 0.02 * lower)
     one = simulate.run(neighbor_fn, energy_fn, strong, n_steps=1, **start)
-    free = simulate.run(neighbor_fn, energy_fn, simulate.nve(shift_fn, 4.0), state=warm.state, neighbors=warm.neighbors, n_steps=1)
+    free = simulate.run(
+        neighbor_fn,
+        energy_fn,
+        simulate.nve(shift_fn, 4.0),
+        state=warm.state,
+        neighbors=warm.neighbors,
+        n_steps=1,
+    )
     apart = np.abs(np.asarray(one.state.position - free.state.position)).max(axis=1)
     assert apart[~lower].max() < 1e-9 and apart[lower].min() > 1e-6
     out = simulate.run(neighbor_fn, energy_fn, strong, n_steps=2200, chunk_steps=5, **start)
     blocks = out.log.temperature_K[40:].reshape(10, -1).mean(axis=1)
     error = blocks.std(ddof=1) / np.sqrt(10)
     assert error < 30 and abs(blocks.mean() - 800) < 4 * error
-    with pytest.raises(ValueError, match="friction_per_fs must be a number or one for each of 72 atoms, got 3"):
-        simulate.run(neighbor_fn, energy_fn, simulate.langevin(shift_fn, 4.0, 800.0, np.ones(3)), n_steps=1, **start)
+    with pytest.raises(
+        ValueError, match="friction_per_fs must be a number or one for each of 72 atoms, got 3"
+    ):
+        simulate.run(
+            neighbor_fn, energy_fn, simulate.langevin(shift_fn, 4.0, 800.0, np.ones(3)), n_steps=1, **start
+        )
     for rates in (np.zeros(72), -np.ones(72), np.ones((72, 3)), [np.nan] * 72):
-        with pytest.raises(ValueError, match="friction_per_fs must be rates that are finite, not negative and not all zero"):
+        with pytest.raises(
+            ValueError, match="friction_per_fs must be rates that are finite, not negative and not all zero"
+        ):
             simulate.langevin(shift_fn, 4.0, 800.0, rates)
 
 
@@ -376,7 +408,13 @@ def test_a_thermostat_on_an_expert_is_one_on_its_atoms(slab, warm):
     lower = atoms.positions[:, 2] < np.median(atoms.positions[:, 2])
     runs = [
         simulate.run(
-            neighbor_fn, energy_fn, thermostat, state=warm.state, neighbors=warm.neighbors, key=jax.random.key(11), n_steps=20
+            neighbor_fn,
+            energy_fn,
+            thermostat,
+            state=warm.state,
+            neighbors=warm.neighbors,
+            key=jax.random.key(11),
+            n_steps=20,
         ).state.position
         for thermostat in (
             simulate.langevin(shift_fn, 4.0, 800.0, 0.02 * lower),
@@ -393,14 +431,25 @@ def test_a_thermostat_follows_its_region(slab, warm):
     neighbors = neighbor_fn.allocate(warm.state.position, region=region)
     options = dict(region=region, key=jax.random.key(12))
     follows = simulate.langevin(shift_fn, 4.0, 800.0, rates, per_expert=True)
-    whole = simulate.run(neighbor_fn, energy_fn, follows, state=warm.state, neighbors=neighbors, n_steps=40, chunk_steps=20, **options)
+    whole = simulate.run(
+        neighbor_fn,
+        energy_fn,
+        follows,
+        state=warm.state,
+        neighbors=neighbors,
+        n_steps=40,
+        chunk_steps=20,
+        **options,
+    )
     state, frictions = warm.state, []
     for part in range(2):
         weight = neighbor_fn.gate(state.position, neighbors, region=region)
         frictions.append(np.asarray(weight) @ rates)
         by_hand = simulate.langevin(shift_fn, 4.0, 800.0, frictions[-1])
         given = options if part == 0 else {"region": region}
-        result = simulate.run(neighbor_fn, energy_fn, by_hand, state=state, neighbors=neighbors, n_steps=20, **given)
+        result = simulate.run(
+            neighbor_fn, energy_fn, by_hand, state=state, neighbors=neighbors, n_steps=20, **given
+        )
         state, neighbors = result.state, result.neighbors
     assert np.abs(frictions[1] - frictions[0]).max() > 1e-3 and frictions[0].min() == 0
     assert np.allclose(state.position, whole.state.position, atol=1e-12)
@@ -446,7 +495,12 @@ def test_relaxation_takes_no_long_step():
     pair = mm.experts.lennard_jones(("Ar",), 8.0)
     params = pair.init(jax.random.key(0))
     neighbor_fn, energy_fn = mm.mixture_neighbor_list(
-        displacement_fn, 30.0, (pair, pair), (params, params), np.zeros(2, int), mm.regions.fixed(np.zeros(2, int))
+        displacement_fn,
+        30.0,
+        (pair, pair),
+        (params, params),
+        np.zeros(2, int),
+        mm.regions.fixed(np.zeros(2, int)),
     )
     R = 15.0 + jnp.asarray([[0.0, 0.0, 0.0], [0.25, 0.15, 0.05]])
     out = simulate.relax(neighbor_fn, energy_fn, shift_fn, R, n_steps=400, force_tolerance=1e-3)
@@ -463,7 +517,9 @@ def test_relax(slab):
     energy, gradient = jax.value_and_grad(energy_fn)(out.position, neighbors)
     np.testing.assert_allclose(out.energy, energy, rtol=1e-12)
     np.testing.assert_allclose(out.max_force, np.linalg.norm(gradient, axis=1).max(), rtol=1e-6)
-    short = simulate.relax(neighbor_fn, energy_fn, shift_fn, R, n_steps=7, chunk_steps=5, force_tolerance=0.01)
+    short = simulate.relax(
+        neighbor_fn, energy_fn, shift_fn, R, n_steps=7, chunk_steps=5, force_tolerance=0.01
+    )
     assert not short.converged and short.n_steps == 7 and short.energy > out.energy
     nothing = simulate.relax(neighbor_fn, energy_fn, shift_fn, out.position, force_tolerance=0.02)
     assert nothing.converged and nothing.n_steps == 0
@@ -512,7 +568,11 @@ def test_float32_stays_float32(slab):
 def test_bad_input(slab, change, message):
     atoms, _, _, shift_fn = slab
     good = dict(
-        position=atoms.positions, masses=atoms.get_masses(), temperature_K=300.0, key=jax.random.key(0), n_steps=1
+        position=atoms.positions,
+        masses=atoms.get_masses(),
+        temperature_K=300.0,
+        key=jax.random.key(0),
+        n_steps=1,
     )
     with pytest.raises(ValueError, match=message):
         simulate.run(None, None, simulate.nve(shift_fn, 1.0), **{**good, **change})
@@ -538,7 +598,8 @@ def test_an_atom_that_wanders_out_of_its_region_is_warned_of_once():
     """C leaves the half of the crystal that the expert of all species owns; the other knows Pt alone."""
     species, cutoff = ("Pt", "C"), 3.0
     experts = [
-        mm.experts.lennard_jones(species, cutoff, epsilon=0.01, sigma=1.5, domain=domain) for domain in (species, ("Pt",))
+        mm.experts.lennard_jones(species, cutoff, epsilon=0.01, sigma=1.5, domain=domain)
+        for domain in (species, ("Pt",))
     ]
     x, y, z = np.meshgrid(np.arange(8), np.arange(3), np.arange(3), indexing="ij")
     position = 2.5 * np.stack([x, y, z], axis=-1).reshape(-1, 3)
@@ -557,7 +618,14 @@ def test_an_atom_that_wanders_out_of_its_region_is_warned_of_once():
     masses = np.where(kinds == 1, 12.0, 195.0)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        simulate.run(*fns, simulate.nve(shift_fn, 1.0), jnp.asarray(position), masses=masses, velocity=velocity, n_steps=5)
+        simulate.run(
+            *fns,
+            simulate.nve(shift_fn, 1.0),
+            jnp.asarray(position),
+            masses=masses,
+            velocity=velocity,
+            n_steps=5,
+        )
         assert not [w for w in told if "outside its domain" in str(w.message)]
         simulate.run(
             *fns, simulate.nve(shift_fn, 1.0), jnp.asarray(position), masses=masses, velocity=velocity, n_steps=80, chunk_steps=10

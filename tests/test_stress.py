@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from contract import close, randomized, small_allegro, small_lennard_jones, small_power_spectrum
 from jax_md import space
 
-from contract import close, randomized, small_allegro, small_lennard_jones, small_power_spectrum
 from moe_md import derivatives
 from moe_md.mixture import mixture_neighbor_list
 from moe_md.regions import around, fixed, nested
@@ -40,9 +40,18 @@ def crystal(name):
 
 
 def built(box, region, n_experts, **kwargs):
-    displacement_fn, _ = space.periodic_general(box, fractional_coordinates=kwargs.get("fractional_coordinates", False))
+    displacement_fn, _ = space.periodic_general(
+        box, fractional_coordinates=kwargs.get("fractional_coordinates", False)
+    )
     return mixture_neighbor_list(
-        displacement_fn, box, EXPERTS[-n_experts:], PARAMS[-n_experts:], ATOMS, region, dr_threshold=0.2, **kwargs
+        displacement_fn,
+        box,
+        EXPERTS[-n_experts:],
+        PARAMS[-n_experts:],
+        ATOMS,
+        region,
+        dr_threshold=0.2,
+        **kwargs,
     )
 
 
@@ -74,7 +83,9 @@ def test_stress_is_the_slope_of_finite_strain(name, kind, n_experts):
         strained = jnp.asarray((np.eye(3) + strain) @ box)
         return compute(neighbor_fn.allocate(fraction, box=strained), strained)
 
-    stress = jax.jit(lambda nbrs: derivatives.stress(energy_fn, fraction, nbrs, volume))(neighbor_fn.allocate(fraction))
+    stress = jax.jit(lambda nbrs: derivatives.stress(energy_fn, fraction, nbrs, volume))(
+        neighbor_fn.allocate(fraction)
+    )
     expected = slopes(energy) / volume
     assert np.abs(expected).max() > 1e-4
     close(stress / np.abs(expected).max(), expected / np.abs(expected).max(), 1e-7)
@@ -111,7 +122,9 @@ def test_atomic_virials_are_those_of_each_owners_rows():
     owners = np.minimum(OWNERS, 1)
     alone = []
     for e in (0, 1):
-        neighbor_fn, energies_fn = built(box, fixed(np.full(64, e)), 2, fractional_coordinates=True, per_particle=True)
+        neighbor_fn, energies_fn = built(
+            box, fixed(np.full(64, e)), 2, fractional_coordinates=True, per_particle=True
+        )
         alone.append(derivatives.atomic_virials(energies_fn, fraction, neighbor_fn.allocate(fraction)))
     neighbor_fn, energies_fn = built(box, fixed(owners), 2, fractional_coordinates=True, per_particle=True)
     mixed = derivatives.atomic_virials(energies_fn, fraction, neighbor_fn.allocate(fraction))

@@ -22,13 +22,25 @@ DISPLACEMENT, SHIFT = space.periodic(EDGES)
 
 @pytest.fixture(scope="module")
 def crystal():
-    return mm.mixture_neighbor_list(DISPLACEMENT, EDGES, (EXPERT, EXPERT), FLUIDS, np.zeros(len(CUBIC), int), REGION.region)
+    return mm.mixture_neighbor_list(
+        DISPLACEMENT, EDGES, (EXPERT, EXPERT), FLUIDS, np.zeros(len(CUBIC), int), REGION.region
+    )
 
 
 def run(crystal, n_steps, timestep_fs=2.0, **kwargs):
-    beginning = dict(position=jnp.asarray(CUBIC), masses=np.full(len(CUBIC), 40.0), temperature_K=1500.0, key=jax.random.key(0))
+    beginning = dict(
+        position=jnp.asarray(CUBIC),
+        masses=np.full(len(CUBIC), 40.0),
+        temperature_K=1500.0,
+        key=jax.random.key(0),
+    )
     given = dict(region=REGION, reassign_steps=10, chunk_steps=25) | kwargs
-    return simulate.run(*crystal, simulate.nve(SHIFT, timestep_fs), n_steps=n_steps, **(given if "state" in kwargs else beginning | given))
+    return simulate.run(
+        *crystal,
+        simulate.nve(SHIFT, timestep_fs),
+        n_steps=n_steps,
+        **(given if "state" in kwargs else beginning | given),
+    )
 
 
 def test_all_of_an_atom_to_the_expert_that_has_most():
@@ -45,7 +57,13 @@ def test_energy_less_work_is_conserved(crystal):
     """The work is much, and what is left without it shrinks with the square of the time step."""
     left = []
     for timestep_fs in (2.0, 1.0):
-        log = run(crystal, int(1200 / timestep_fs), timestep_fs, reassign_steps=int(40 / timestep_fs), chunk_steps=int(20 / timestep_fs)).log
+        log = run(
+            crystal,
+            int(1200 / timestep_fs),
+            timestep_fs,
+            reassign_steps=int(40 / timestep_fs),
+            chunk_steps=int(20 / timestep_fs),
+        ).log
         assert np.abs(log.work).max() > 1.0 and len(set(log.work)) > 10
         left.append(np.ptp(log.conserved))
         assert np.allclose(log.conserved, log.total - log.work) and np.ptp(log.total) > 5 * left[-1]
@@ -61,7 +79,11 @@ def test_work_is_the_difference_of_the_experts_on_atoms_that_changed_hands(cryst
     energies = []
     for e in (0, 1):
         owner = fixed(np.full(len(CUBIC), e), 2)
-        energies.append(neighbor_fn.parts(state.position, neighbor_fn.allocate(state.position, region=owner), region=owner).energy[:, e])
+        energies.append(
+            neighbor_fn.parts(
+                state.position, neighbor_fn.allocate(state.position, region=owner), region=owner
+            ).energy[:, e]
+        )
     expected = jnp.sum((new - state.weights) * jnp.stack(energies, axis=1))
     assert moved.state.work - state.work == pytest.approx(float(expected), abs=1e-9)
     assert abs(float(expected)) > 1e-3
@@ -85,7 +107,9 @@ def test_frames_come_as_often_as_asked(crystal):
 def test_rows_that_run_out_are_healed():
     """From a few atoms in small spheres to many in large ones, in a run that goes on with the old lists."""
     small, large = (around([40, 300], r, 1.0) for r in (0.5, 3.0))
-    fns = mm.mixture_neighbor_list(DISPLACEMENT, EDGES, (EXPERT, EXPERT), FLUIDS, np.zeros(len(CUBIC), int), small)
+    fns = mm.mixture_neighbor_list(
+        DISPLACEMENT, EDGES, (EXPERT, EXPERT), FLUIDS, np.zeros(len(CUBIC), int), small
+    )
     start = run(fns, 0, region=hard(small))
     state = start.state._replace(weights=None)
     roomy = run(fns, 5, state=state, region=hard(large))

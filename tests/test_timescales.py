@@ -85,7 +85,9 @@ def test_equals_the_nested_loops(moving):
     system = crystal(moving)
     atoms, neighbor_fn, energy_fn, shift_fn = system
     warm = go(system, simulate.nve(shift_fn, 2.0), 20)
-    found = go(system, simulate.nve(shift_fn, 2.0, slow_every=N), 3 * N, state=warm.state, neighbors=warm.neighbors)
+    found = go(
+        system, simulate.nve(shift_fn, 2.0, slow_every=N), 3 * N, state=warm.state, neighbors=warm.neighbors
+    )
 
     def force(part):
         neighbors = neighbor_fn.allocate(warm.state.position)
@@ -105,7 +107,9 @@ def test_equals_the_nested_loops(moving):
 def test_what_is_told_is_the_whole(still):
     atoms, neighbor_fn, energy_fn, shift_fn = still
     frames = []
-    result = go(still, simulate.nve(shift_fn, 2.0, slow_every=N), 5 * N, chunk_steps=N, reporters=[frames.append])
+    result = go(
+        still, simulate.nve(shift_fn, 2.0, slow_every=N), 5 * N, chunk_steps=N, reporters=[frames.append]
+    )
     assert [frame.step for frame in frames] == [0, 4, 8, 12, 16, 20]
     for frame in frames:
         R = jnp.asarray(frame.position)
@@ -124,7 +128,12 @@ def test_energy_is_conserved_to_second_order(moving):
     for dt in (4.0, 2.0, 1.0):
         every = int(N * 4 / dt)
         more = go(
-            system, simulate.nve(system[-1], dt, slow_every=N), int(2000 / dt), state=warm.state, neighbors=warm.neighbors, chunk_steps=every
+            system,
+            simulate.nve(system[-1], dt, slow_every=N),
+            int(2000 / dt),
+            state=warm.state,
+            neighbors=warm.neighbors,
+            chunk_steps=every,
         )
         spread.append(np.std(more.log.total - more.log.total[0]))
     assert spread[0] > 1e-6
@@ -142,7 +151,9 @@ def test_the_guide_alone_does_not_conserve_the_whole(still):
     def guided(R, neighbor, **kwargs):
         return neighbor_fn.fast(R, neighbor, **{k: v for k, v in kwargs.items() if v is not None})
 
-    wrong = simulate.run(neighbor_fn, guided, simulate.nve(shift_fn, 2.0), n_steps=400, neighbors=warm.neighbors, **options)
+    wrong = simulate.run(
+        neighbor_fn, guided, simulate.nve(shift_fn, 2.0), n_steps=400, neighbors=warm.neighbors, **options
+    )
     right = go(still, simulate.nve(shift_fn, 2.0, slow_every=N), 400, neighbors=warm.neighbors, **options)
     R = wrong.state.position
     whole = float(energy_fn(R, neighbor_fn.allocate(R))) + wrong.log.kinetic[-1]
@@ -152,7 +163,13 @@ def test_the_guide_alone_does_not_conserve_the_whole(still):
 def test_it_runs_backwards(still):
     forth = go(still, simulate.nve(still[-1], 2.0, slow_every=N), 25 * N)
     back = dataclasses.replace(forth.state.dynamics, momentum=-forth.state.dynamics.momentum)
-    there = go(still, simulate.nve(still[-1], 2.0, slow_every=N), 25 * N, state=forth.state._replace(dynamics=back), neighbors=forth.neighbors)
+    there = go(
+        still,
+        simulate.nve(still[-1], 2.0, slow_every=N),
+        25 * N,
+        state=forth.state._replace(dynamics=back),
+        neighbors=forth.neighbors,
+    )
     apart, edges = np.asarray(there.state.position) - still[0].positions, still[0].cell.lengths()
     assert np.abs(apart - edges * np.round(apart / edges)).max() < 1e-9
 
@@ -216,7 +233,14 @@ def test_guide_must_be_an_expert_with_parameters():
     atoms = bulk("Pt", cubic=True, a=3.97) * 3
     displacement_fn, _ = space.periodic(jnp.asarray(atoms.cell.lengths()))
     rest = ([{}, {}], np.zeros(108, int), mm.regions.slab(atoms.positions, lower=5.0))
-    build = lambda guide: mm.mixture_neighbor_list(displacement_fn, atoms.cell.lengths(), EXPERTS, [e.init(None) for e in EXPERTS], *rest[1:], guide=guide)  # noqa: E731
+    build = lambda guide: mm.mixture_neighbor_list(
+        displacement_fn,
+        atoms.cell.lengths(),
+        EXPERTS,
+        [e.init(None) for e in EXPERTS],
+        *rest[1:],
+        guide=guide,
+    )
     with pytest.raises(ValueError, match="guide must be an expert and its parameters"):
         build(GUIDE)
     with pytest.raises(ValueError, match="guide must have parameters that fit"):

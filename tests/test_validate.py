@@ -78,13 +78,21 @@ def test_what_the_sections_say(whole):
     pressure = content["seam"]["stress_jump"]["isotropic"]["pressure"]
     assert pressure[1] == pytest.approx(0.0, abs=1e-6) and pressure[0] > 0 > pressure[-1]
     vacancy = {who: found["energy_eV"] for who, found in content["surfaces"]["vacancy"].items()}
-    assert vacancy["cheap"] / vacancy["expensive"] == pytest.approx(0.59 / 0.6, rel=1e-2)  # relaxed by a few steps
+    assert vacancy["cheap"] / vacancy["expensive"] == pytest.approx(
+        0.59 / 0.6, rel=1e-2
+    )  # relaxed by a few steps
     assert set(content["surfaces"]["adsorption"]) == {"expensive", "mixed"}
-    assert content["seam"]["ghost_force"]["lattice_constants"][1] == pytest.approx(content["about"]["lattice_constant"])
+    assert content["seam"]["ghost_force"]["lattice_constants"][1] == pytest.approx(
+        content["about"]["lattice_constant"]
+    )
     seam = content["errors"]["seam"]
     assert seam["frames"] == 2 and seam["inside"]["atoms"] == 18 and seam["outside"]["atoms"] == 16
     dynamics = content["dynamics"]
-    assert dynamics["n_atoms"] == 4 * 6 * 4 and dynamics["n_expensive"] == 4 * 6 * 2 and dynamics["trespass"] == 0.0
+    assert (
+        dynamics["n_atoms"] == 4 * 6 * 4
+        and dynamics["n_expensive"] == 4 * 6 * 2
+        and dynamics["trespass"] == 0.0
+    )
     a = content["about"]["lattice_constant"]
     assert dynamics["seam_area_A2"] == pytest.approx(4 * a / np.sqrt(2) * 6 * a * np.sqrt(3 / 8))
     mixed = dynamics["mixed"]
@@ -110,7 +118,10 @@ def test_a_few_sections_by_command_line(capsys, tmp_path):
         tmp_path / "out",
     ]
     code = cli.main(
-        [str(a) for a in (*arguments, "--settings", tmp_path / "settings.toml", "--sections", "errors", "--small")]
+        [
+            str(a)
+            for a in (*arguments, "--settings", tmp_path / "settings.toml", "--sections", "errors", "--small")
+        ]
     )
     assert code == 0, capsys.readouterr().err
     content = json.loads((tmp_path / "out" / "validation.json").read_text())
@@ -137,7 +148,10 @@ def test_a_few_sections_by_command_line(capsys, tmp_path):
         ({"rows": 5}, "rows must be even.* got 5"),
         ({"strains": 4}, "strains must be odd and at least 3.* got 4"),
         ({"blocks": 1}, "blocks must be at least 2, got 1"),
-        ({"production_steps": 100}, "production_steps must be at least 20 x blocks x log_every = 400.* got 100"),
+        (
+            {"production_steps": 100},
+            "production_steps must be at least 20 x blocks x log_every = 400.* got 100",
+        ),
         ({"temperature_K": "hot"}, "temperature_K must be of type float, got 'hot'"),
     ],
 )
@@ -152,7 +166,10 @@ def test_settings_say_what_is_wrong(changes, message):
         ({"metal": "C"}, "metal must be in the domain of the cheap expert, .* got 'C'"),
         ({"adsorbate": "unobtainium"}, "adsorbate must be a molecule that ASE knows, got 'unobtainium'"),
         ({"adsorbate": "NO"}, "adsorbate must be of the species .* got 'NO'"),
-        ({"adsorbate": ""}, "region must leave atoms to both experts, got all 144 of the slab on the cheap one"),
+        (
+            {"adsorbate": ""},
+            "region must leave atoms to both experts, got all 144 of the slab on the cheap one",
+        ),
         ({"region": "top_layers", "region_layers": 6}, "got all 146 of the slab on the expensive one"),
         ({"columns": 2}, "columns must make the slab wider than twice the cutoff, 2 x 4.0 Å, got 2 for 5"),
     ],
@@ -160,7 +177,9 @@ def test_settings_say_what_is_wrong(changes, message):
 def test_checked_before_any_work(changes, message, tmp_path):
     settings = validate.Settings(sections="errors,dynamics", **changes)
     with pytest.raises(ValueError, match=message):
-        validate.run(lennard_jones(), Dataset(tuple(frames()), SPECIES), settings, tmp_path / "out", lambda text: None)
+        validate.run(
+            lennard_jones(), Dataset(tuple(frames()), SPECIES), settings, tmp_path / "out", lambda text: None
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -182,7 +201,8 @@ def test_slab_with_adsorbate():
     assert height.min() == pytest.approx(5.0) and atoms.cell[2, 2] - height.max() == pytest.approx(5.0)
     bare = paired_runs.slab_with_adsorbate("Pt", A0, (2, 2, 3), adsorbate="")
     assert (
-        set(bare.symbols) == {"Pt"} and len(paired_runs.slab_with_adsorbate("Pt", A0, (2, 2, 3), adsorbate="O")) == 13
+        set(bare.symbols) == {"Pt"}
+        and len(paired_runs.slab_with_adsorbate("Pt", A0, (2, 2, 3), adsorbate="O")) == 13
     )
     with pytest.raises(ValueError, match="size must be positive with an even number of rows"):
         paired_runs.slab_with_adsorbate("Pt", A0, (2, 3, 3))

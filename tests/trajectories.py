@@ -12,7 +12,10 @@ from jax_md import space
 import moe_md as mm
 from moe_md import units
 
-CUTOFF, ONSET = 3.45, 3.35  # Å, between the first shell of fcc Pt and the second: the switch of Lennard-Jones has a kink in its slope
+CUTOFF, ONSET = (
+    3.45,
+    3.35,
+)  # Å, between the first shell of fcc Pt and the second: the switch of Lennard-Jones has a kink in its slope
 
 
 class Crystal(NamedTuple):
@@ -35,16 +38,23 @@ class Crystal(NamedTuple):
     def start(self, integrator, position=None, momentum=None, key=None):
         """The integrator's state."""
         position = self.position if position is None else position
-        return integrator.start(position, self.momentum if momentum is None else momentum, self.mass, key, None)
+        return integrator.start(
+            position, self.momentum if momentum is None else momentum, self.mass, key, None
+        )
 
 
 def experts():
     """Two that disagree."""
-    return [mm.experts.lennard_jones(("Pt",), CUTOFF, epsilon=e, sigma=s, onset=ONSET) for e, s in ((0.6, 2.50), (0.5, 2.52))]
+    return [
+        mm.experts.lennard_jones(("Pt",), CUTOFF, epsilon=e, sigma=s, onset=ONSET)
+        for e, s in ((0.6, 2.50), (0.5, 2.52))
+    ]
 
 
 @functools.lru_cache
-def crystal(region_name: str = "moving", temperature_K: float = 100.0, dr_threshold: float = 0.4, repeat: int = 2) -> Crystal:
+def crystal(
+    region_name: str = "moving", temperature_K: float = 100.0, dr_threshold: float = 0.4, repeat: int = 2
+) -> Crystal:
     """Rattled Pt, 32 atoms or more; positions in Å."""
     atoms = bulk("Pt", cubic=True, a=3.97).repeat(repeat)
     rng = np.random.default_rng(0)
@@ -53,11 +63,15 @@ def crystal(region_name: str = "moving", temperature_K: float = 100.0, dr_thresh
     displacement_fn, shift_fn = space.periodic(jnp.asarray(box))
     region = {
         "moving": lambda: mm.regions.around([0, 9], 1.4, 1.7),
-        "static": lambda: mm.regions.sphere(position, [2.0, 2.0, 2.0], 2.0, blend=2.5, displacement_fn=displacement_fn),
+        "static": lambda: mm.regions.sphere(
+            position, [2.0, 2.0, 2.0], 2.0, blend=2.5, displacement_fn=displacement_fn
+        ),
     }[region_name]()
     pair = experts()
     params = tuple(e.init(None) for e in pair)
-    fns = mm.mixture_neighbor_list(displacement_fn, box, pair, params, np.zeros(len(atoms), int), region, dr_threshold=dr_threshold)
+    fns = mm.mixture_neighbor_list(
+        displacement_fn, box, pair, params, np.zeros(len(atoms), int), region, dr_threshold=dr_threshold
+    )
     mass = jnp.asarray(atoms.get_masses())
     momentum = rng.normal(size=position.shape) * np.sqrt(np.asarray(mass)[:, None] * units.kB * temperature_K)
     momentum = jnp.asarray(momentum - momentum.mean(axis=0))

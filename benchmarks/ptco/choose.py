@@ -40,7 +40,9 @@ def disagreement(forces: np.ndarray) -> float:
     return float(np.sqrt(np.mean(deviation**2, axis=0)).max())
 
 
-def choose(frames: list[Atoms], forces: list[np.ndarray], *, count: int, per_origin: int, max_force: float) -> list[int]:
+def choose(
+    frames: list[Atoms], forces: list[np.ndarray], *, count: int, per_origin: int, max_force: float
+) -> list[int]:
     """Indices of the frames to label, most disputed first."""
     size = np.array([disagreement(f) for f in forces])
     taken, chosen = {}, []
@@ -57,7 +59,9 @@ def choose(frames: list[Atoms], forces: list[np.ndarray], *, count: int, per_ori
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--candidates", required=True)
     parser.add_argument("--committee", nargs="+", required=True, help="at least two checkpoints")
     parser.add_argument("--out", required=True)
@@ -74,7 +78,9 @@ def main() -> None:
     chosen = choose(frames, forces, **limits)
     write(arguments.out, [frames[k] for k in chosen], format="extxyz")
     disputed = [frames[k].info["disagreement"] for k in chosen]
-    print(f"{len(chosen)} of {len(frames)} frames, disagreement {min(disputed):.2f} to {max(disputed):.2f} eV/Å, in {arguments.out}")
+    print(
+        f"{len(chosen)} of {len(frames)} frames, disagreement {min(disputed):.2f} to {max(disputed):.2f} eV/Å, in {arguments.out}"
+    )
 
 
 if __name__ == "__main__":

@@ -24,16 +24,19 @@ import argparse
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 from ase import Atoms
 from ase.io import read, write
 
 PLANE_WAVE_EV = 500.0
-BULK_K, SLAB_K = 23.9, 16.9  # k points times length of the cell, Å: 6x6x6 for fcc's cubic cell, 3x3x1 for a p(2x2) slab
+BULK_K, SLAB_K = (
+    23.9,
+    16.9,
+)  # k points times length of the cell, Å: 6x6x6 for fcc's cubic cell, 3x3x1 for a p(2x2) slab
 FOUNDATION_MODEL = "7net-l3i5"
 
 
@@ -79,7 +82,9 @@ def sevennet(atoms: Atoms, log: Path):
     """The same for any frame."""
     from sevenn.calculator import SevenNetCalculator
 
-    return SevenNetCalculator(FOUNDATION_MODEL, device="cpu"), f"sevenn-{metadata.version('sevenn')} {FOUNDATION_MODEL}"
+    return SevenNetCalculator(
+        FOUNDATION_MODEL, device="cpu"
+    ), f"sevenn-{metadata.version('sevenn')} {FOUNDATION_MODEL}"
 
 
 METHODS: dict[str, Callable] = {"gpaw": gpaw, "sevennet": sevennet}
@@ -87,7 +92,11 @@ METHODS: dict[str, Callable] = {"gpaw": gpaw, "sevennet": sevennet}
 
 def system_of(atoms: Atoms, method: str):
     """Frames of one system can share a calculator, which saves GPAW a third of its work."""
-    return method != "gpaw" or (atoms.get_chemical_formula(), atoms.cell.array.round(8).tobytes(), atoms.pbc.tobytes())
+    return method != "gpaw" or (
+        atoms.get_chemical_formula(),
+        atoms.cell.array.round(8).tobytes(),
+        atoms.pbc.tobytes(),
+    )
 
 
 def part_of(frames: list[Atoms], part: str) -> list[Atoms]:
@@ -133,7 +142,9 @@ def label(arguments) -> None:
             continue
         atoms.info["source"] = source
         save_label(atoms, results, target)
-        print(f"{atoms.info.get('kind')} {atoms.info.get('origin')} {time.time() - started:.0f} s", flush=True)
+        print(
+            f"{atoms.info.get('kind')} {atoms.info.get('origin')} {time.time() - started:.0f} s", flush=True
+        )
 
 
 def save_label(atoms: Atoms, results: dict, target: Path) -> None:
@@ -152,7 +163,9 @@ def collect(arguments) -> None:
     frames = read(into, ":") if into.exists() else []
     seen = {frame_key(a) for a in frames}
     fresh = [read(p) for p in sorted(Path(arguments.labels).glob("*.xyz"))]
-    fresh = [a for a in fresh if frame_key(a) not in seen and np.abs(a.get_forces()).max() < arguments.max_force]
+    fresh = [
+        a for a in fresh if frame_key(a) not in seen and np.abs(a.get_forces()).max() < arguments.max_force
+    ]
     fresh.sort(key=lambda a: (a.info["kind"], a.info["origin"], a.info.get("step", 0)))
     partial = into.with_name("partial-" + into.name)
     write(partial, frames + fresh, format="extxyz")
@@ -161,7 +174,9 @@ def collect(arguments) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True)
 
     sub = commands.add_parser("label", help="label the frames that have none")
@@ -176,7 +191,9 @@ def main() -> None:
     sub = commands.add_parser("collect", help="merge label files into a collection")
     sub.add_argument("--labels", required=True)
     sub.add_argument("--into", required=True)
-    sub.add_argument("--max-force", type=float, default=np.inf, help="eV/Å: frames with a larger component are left out")
+    sub.add_argument(
+        "--max-force", type=float, default=np.inf, help="eV/Å: frames with a larger component are left out"
+    )
     sub.set_defaults(run=collect)
 
     arguments = parser.parse_args()

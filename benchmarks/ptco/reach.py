@@ -19,7 +19,9 @@ from ase.build import bulk
 from label import METHODS
 
 
-def reach(calc, crystal: Atoms, radii: list[float], *, rattle: float, samples: int, seed: int) -> tuple[float, list[float]]:
+def reach(
+    calc, crystal: Atoms, radii: list[float], *, rattle: float, samples: int, seed: int
+) -> tuple[float, list[float]]:
     """Force on the first atom, and its spread over where atoms beyond each radius are.
 
     Args:
@@ -47,11 +49,15 @@ def reach(calc, crystal: Atoms, radii: list[float], *, rattle: float, samples: i
         near, far = rng.normal(0.0, rattle, (2, *crystal.positions.shape))
         forces.append(force(near))
         changes.append([force(np.where(distance[:, None] > r, far, near)) - forces[-1] for r in radii])
-    return float(np.sqrt(np.mean(np.square(forces)))), np.sqrt(np.mean(np.square(changes), axis=(0, 2)) / 2).tolist()
+    return float(np.sqrt(np.mean(np.square(forces)))), np.sqrt(
+        np.mean(np.square(changes), axis=(0, 2)) / 2
+    ).tolist()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--with", dest="method", choices=sorted(METHODS), default="sevennet")
     parser.add_argument("--lattice-constant", type=float, default=3.977, help="Å")
     parser.add_argument("--repeat", type=int, default=5, help="cubic cells along each edge")
@@ -64,7 +70,9 @@ def main() -> None:
     calc, source = METHODS[arguments.method](crystal, Path("reach.txt"))
     options = {"rattle": arguments.rattle, "samples": arguments.samples, "seed": arguments.seed}
     force, spread = reach(calc, crystal, arguments.radii, **options)
-    print(f"{source}: {len(crystal)} atoms rattled by {arguments.rattle} Å, forces of {1e3 * force:.0f} meV/Å, {arguments.samples} samples")
+    print(
+        f"{source}: {len(crystal)} atoms rattled by {arguments.rattle} Å, forces of {1e3 * force:.0f} meV/Å, {arguments.samples} samples"
+    )
     for radius, of_radius in zip(arguments.radii, spread):
         print(f"beyond {radius:.1f} Å: {1e3 * of_radius:.1f} meV/Å")
 

@@ -12,7 +12,7 @@ out: a model that moves atoms badly must not fill the data with wreckage.
 """
 
 import argparse
-from typing import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from ase import Atoms, units
@@ -32,7 +32,16 @@ BOND = 1.15  # Å, C-O
 FACETS: dict[str, Callable] = {"111": fcc111, "100": fcc100, "110": fcc110, "211": fcc211}
 
 # Cells of CO on (111): repeat and number of CO, from 1/16 to 2/3 of a monolayer.
-COVERAGES = [((4, 4, 3), 1), ((3, 3, 4), 1), ((2, 2, 4), 1), ((2, 3, 4), 2), ((3, 3, 3), 3), ((2, 2, 4), 2), ((2, 3, 4), 4), ((3, 3, 3), 6)]
+COVERAGES = [
+    ((4, 4, 3), 1),
+    ((3, 3, 4), 1),
+    ((2, 2, 4), 1),
+    ((2, 3, 4), 2),
+    ((3, 3, 3), 3),
+    ((2, 2, 4), 2),
+    ((2, 3, 4), 4),
+    ((3, 3, 3), 6),
+]
 
 
 def sane(atoms: Atoms, closest: float = CLOSEST) -> bool:
@@ -56,7 +65,9 @@ def dynamics(
     atoms = atoms.copy()
     atoms.calc = calc
     MaxwellBoltzmannDistribution(atoms, temperature_K=2 * temperature_K, rng=rng)
-    md = Langevin(atoms, timestep_fs * units.fs, temperature_K=temperature_K, friction=0.02 / units.fs, rng=rng)
+    md = Langevin(
+        atoms, timestep_fs * units.fs, temperature_K=temperature_K, friction=0.02 / units.fs, rng=rng
+    )
     md.run(first)
     for _ in range(count):
         md.run(every)
@@ -65,7 +76,9 @@ def dynamics(
         yield atoms
 
 
-def metal_dynamics(atoms: Atoms, temperature_K: float, count: int, rng, kind: str, origin: str) -> list[Atoms]:
+def metal_dynamics(
+    atoms: Atoms, temperature_K: float, count: int, rng, kind: str, origin: str
+) -> list[Atoms]:
     """EMT: snapshots 100 fs apart after 200 fs."""
     moved = dynamics(atoms, EMT(), temperature_K, count, rng, timestep_fs=4.0, first=50, every=25)
     return [named(a, kind, origin, step) for step, a in enumerate(moved)]
@@ -90,7 +103,9 @@ def _as_slab(atoms: Atoms, fixed_bottom: bool) -> Atoms:
     return atoms
 
 
-def place_co(atoms: Atoms, rng, *, gap: tuple[float, float], max_tilt: float = 40.0, apart: float = 2.4) -> bool:
+def place_co(
+    atoms: Atoms, rng, *, gap: tuple[float, float], max_tilt: float = 40.0, apart: float = 2.4
+) -> bool:
     """One CO let down at a random place until C is a gap away from the nearest metal; False where none fits.
 
     `gap` in Å, the range of the distance; `max_tilt` in degrees off the normal;
@@ -118,11 +133,17 @@ def _height(atoms: Atoms, place: np.ndarray, gap: float) -> float:
     """Height above `place` at which the nearest metal atom is `gap` away; minus infinity in a hole wider than that."""
     metal = atoms[[a.index for a in atoms if a.symbol == "Pt"]]
     from_place = np.concatenate(
-        [metal.positions + i * atoms.cell.array[0] + j * atoms.cell.array[1] - place for i in (-1, 0, 1) for j in (-1, 0, 1)]
+        [
+            metal.positions + i * atoms.cell.array[0] + j * atoms.cell.array[1] - place
+            for i in (-1, 0, 1)
+            for j in (-1, 0, 1)
+        ]
     )
     aside = np.hypot(from_place[:, 0], from_place[:, 1])
     under = aside < gap
-    return float(np.max(place[2] + from_place[under, 2] + np.sqrt(gap**2 - aside[under] ** 2), initial=-np.inf))
+    return float(
+        np.max(place[2] + from_place[under, 2] + np.sqrt(gap**2 - aside[under] ** 2), initial=-np.inf)
+    )
 
 
 def covered(facet_slab: Atoms, n_co: int, rng, **kwargs) -> Atoms | None:
@@ -133,7 +154,9 @@ def covered(facet_slab: Atoms, n_co: int, rng, **kwargs) -> Atoms | None:
     return atoms if placed else None
 
 
-def covered_dynamics(atoms: Atoms | None, calc, temperature_K: float, count: int, rng, kind: str, origin: str) -> list[Atoms]:
+def covered_dynamics(
+    atoms: Atoms | None, calc, temperature_K: float, count: int, rng, kind: str, origin: str
+) -> list[Atoms]:
     """The start, and snapshots 75 fs apart after 100 fs; nothing of None, where CO did not fit."""
     if atoms is None:
         return []
@@ -164,7 +187,9 @@ def fm_bulk(rng, share: float) -> Iterator[list[Atoms]]:
         cell.set_cell(np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]) @ cell.cell.array)
         yield [named(cell, "bulk-eos", f"eos-{i}")]
     for i in range(_some(220, share)):
-        yield [named(strained_cell(rng, volume=0.05, shear=0.04, rattle=0.25), "bulk-strained", f"strained-{i}")]
+        yield [
+            named(strained_cell(rng, volume=0.05, shear=0.04, rattle=0.25), "bulk-strained", f"strained-{i}")
+        ]
     for i in range(_some(60, share)):
         cell = bulk("Pt", cubic=True, a=LATTICE * rng.uniform(0.97, 1.03)) * 2
         temperature = (300, 500, 700, 900, 1200)[i % 5]
@@ -207,7 +232,9 @@ def fm_covered(rng, share: float, calc) -> Iterator[list[Atoms]]:
         facet = ("100", "110", "211")[i % 3]
         atoms = covered(slab(facet, (3, 2, 3 if facet == "211" else 4), rng), 1 + i // 3 % 3, rng)
         temperature = (300, 600)[i % 2]
-        yield covered_dynamics(atoms, calc, temperature, 3, rng, f"co-{facet}", f"co-{facet}-{temperature}K-{i}")
+        yield covered_dynamics(
+            atoms, calc, temperature, 3, rng, f"co-{facet}", f"co-{facet}-{temperature}K-{i}"
+        )
 
 
 def fm_molecules(rng, share: float) -> Iterator[list[Atoms]]:
@@ -296,7 +323,13 @@ def mover(name_or_path: str):
 def fm(arguments) -> None:
     rng = np.random.default_rng(arguments.seed)
     calc, share = mover(arguments.model), arguments.share
-    families = (fm_bulk(rng, share), fm_slabs(rng, share), fm_molecules(rng, share), fm_contacts(rng, share), fm_covered(rng, share, calc))
+    families = (
+        fm_bulk(rng, share),
+        fm_slabs(rng, share),
+        fm_molecules(rng, share),
+        fm_contacts(rng, share),
+        fm_covered(rng, share, calc),
+    )
     _write(arguments.out, (trajectory for family in families for trajectory in family))
 
 
@@ -328,7 +361,9 @@ def small_covered(rng, arguments) -> Iterator[list[Atoms]]:
         size, n_co = SMALL_COVERAGES[i % len(SMALL_COVERAGES)]
         temperature = (300, 600, 900)[i // len(SMALL_COVERAGES) % 3]
         atoms = covered(slab("111", size, rng), n_co, rng)
-        moved = covered_dynamics(atoms, calc, temperature, 2, rng, "slab-co", f"co-{temperature}K-s{arguments.seed}-{i}")
+        moved = covered_dynamics(
+            atoms, calc, temperature, 2, rng, "slab-co", f"co-{temperature}K-s{arguments.seed}-{i}"
+        )
         for frame in moved:
             frame.center(vacuum=6.0, axis=2)
         yield moved
@@ -340,7 +375,12 @@ def resting(rng, arguments) -> Iterator[list[Atoms]]:
     for i in range(arguments.sites):
         site, layers = ("fcc", "hcp", "bridge", "ontop")[i % 4], (4, 3)[i // 4 % 2]
         atoms = slab("111", (2, 2, layers), rng, fixed_bottom=True)
-        add_adsorbate(atoms, Atoms("CO", [[0, 0, 0], [0, 0, BOND]]), {"ontop": 1.85, "bridge": 1.5}.get(site, 1.35), site)
+        add_adsorbate(
+            atoms,
+            Atoms("CO", [[0, 0, 0], [0, 0, BOND]]),
+            {"ontop": 1.85, "bridge": 1.5}.get(site, 1.35),
+            site,
+        )
         atoms.center(vacuum=6.5, axis=2)
         held = atoms.constraints
         atoms.set_constraint([*held, FixedLine(len(atoms) - 2, [0, 0, 1])])  # C stays above its site
@@ -350,7 +390,9 @@ def resting(rng, arguments) -> Iterator[list[Atoms]]:
         atoms.set_constraint(held)
         moved = dynamics(atoms, calc, 150, 1, rng, timestep_fs=1.5, first=66, every=50)
         frames = [rested, *(a.copy() for a in moved)]
-        yield [named(a, "slab-co", f"site-{site}-s{arguments.seed}-{i}", step) for step, a in enumerate(frames)]
+        yield [
+            named(a, "slab-co", f"site-{site}-s{arguments.seed}-{i}", step) for step, a in enumerate(frames)
+        ]
 
 
 def pbe_frames(rng, arguments) -> Iterator[list[Atoms]]:
@@ -405,7 +447,9 @@ def small_test_families(rng, calc) -> Iterator[list[Atoms]]:
             ("unseen-step", step, 1, 500),
             ("larger-cell", slab("111", (3, 3, 3), rng), 1, 500),
         ):
-            moved = covered_dynamics(covered(atoms, n_co, rng), calc, temperature, 1, rng, f"test-{kind}", f"{kind}-{i}")
+            moved = covered_dynamics(
+                covered(atoms, n_co, rng), calc, temperature, 1, rng, f"test-{kind}", f"{kind}-{i}"
+            )
             for frame in moved[1:]:
                 frame.center(vacuum=6.0, axis=2)
                 yield [frame]
@@ -421,7 +465,9 @@ def _write(path, trajectories: Iterable[list[Atoms]], *, append: bool = False) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True)
 
     sub = commands.add_parser("pbe", help="small cells, for density functional theory")
@@ -431,7 +477,9 @@ def main() -> None:
     sub.add_argument("--vacancy", type=int, default=12, help="7 and 15 atoms of 8 and 16")
     sub.add_argument("--gas", type=int, default=6, help="CO bond lengths")
     sub.add_argument("--covered", type=int, default=0, help="trajectories of one or two CO on (111) slabs")
-    sub.add_argument("--sites", type=int, default=0, help="CO at rest on fcc, hcp, bridge and top sites, two frames each")
+    sub.add_argument(
+        "--sites", type=int, default=0, help="CO at rest on fcc, hcp, bridge and top sites, two frames each"
+    )
     sub.add_argument("--model", default="ptco-small", help="checkpoint that moves metal with CO")
     sub.add_argument("--seed", type=int, default=0)
     sub.set_defaults(run=pbe)

@@ -9,8 +9,9 @@ On an atom that is shared, and that no sphere follows, |F_gate| is
 |E_i^H - E_i^L| |grad w_i|: agreement between the experts keeps it small.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Callable, NamedTuple, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,15 @@ class BlendWatch:
         ValueError: the volume or a cost is not positive.
     """
 
-    def __init__(self, neighbor_fn, *, atomic_volume: float | None = None, costs: Sequence[float] | None = None, params=None, region=None):
+    def __init__(
+        self,
+        neighbor_fn,
+        *,
+        atomic_volume: float | None = None,
+        costs: Sequence[float] | None = None,
+        params=None,
+        region=None,
+    ):
         if atomic_volume is not None:
             check_positive("atomic_volume", atomic_volume)
         for cost in costs or ():
@@ -122,7 +131,11 @@ class BlendWatch:
             }
         if shared.any() and np.isfinite(self._atomic_volume):
             flux = log.power[shared] / log.area[shared]
-            told |= {"area": _mean_least_most(log.area[shared]), "flux_mean": float(np.mean(flux)), "flux_rms": _rms(flux)}
+            told |= {
+                "area": _mean_least_most(log.area[shared]),
+                "flux_mean": float(np.mean(flux)),
+                "flux_rms": _rms(flux),
+            }
         if self._costs is not None:
             told["s_max"] = float(self._costs[0] / np.mean(log.share @ self._costs))
         return told
@@ -139,7 +152,9 @@ def _looker(parts: Callable) -> Callable:
         count = jnp.sum(shared)
 
         def rms(vectors):
-            return jnp.sqrt(jnp.sum(jnp.where(shared[:, None], vectors**2, 0.0)) / jnp.where(count > 0, count, jnp.nan))
+            return jnp.sqrt(
+                jnp.sum(jnp.where(shared[:, None], vectors**2, 0.0)) / jnp.where(count > 0, count, jnp.nan)
+            )
 
         return {
             "share": jnp.mean(weight > 0, axis=0),

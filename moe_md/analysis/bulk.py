@@ -106,7 +106,9 @@ def relax_fcc(
             raise ValueError(f"guess must be given (Å): no lattice constant of {symbol} is known.")
     if not (guess > 0 and 0 < window < 1):
         raise ValueError(f"guess must be positive (Å) and window in (0, 1), got {guess} and {window}.")
-    energy_of = _uniformly_strained(expert, params, _one_row(expert, symbol, guess, expert.cutoff / (1 - window)))
+    energy_of = _uniformly_strained(
+        expert, params, _one_row(expert, symbol, guess, expert.cutoff / (1 - window))
+    )
     low, high = np.log1p(-window), np.log1p(window)
     strains = np.linspace(low, high, 31)
     energies = np.array([float(energy_of(s)[0]) for s in strains])
@@ -423,7 +425,9 @@ def _force_constants(expert: Expert, params: Params, symbol: str, position, cell
         at_rest = jnp.zeros((n_atoms, 3))
         return jax.jvp(jax.grad(energy), (at_rest,), (at_rest.at[0].set(direction),))[1]
 
-    constants = [np.asarray(along(params, rows, centers, e), float) for e in np.eye(3)]  # d/du_0 of the gradient
+    constants = [
+        np.asarray(along(params, rows, centers, e), float) for e in np.eye(3)
+    ]  # d/du_0 of the gradient
     return np.stack(constants, axis=1)
 
 

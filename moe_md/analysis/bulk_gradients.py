@@ -3,7 +3,7 @@
 What `bulk.relax_fcc` finds on the host, under jit, by `implicit.uniform`.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -68,14 +68,27 @@ def mixed_fcc_crystal(experts, shares, symbol: str = "Pt", *, guess: float, wind
     check_positive("guess", guess)
     check_positive("window", window)
     shares = np.asarray(shares, float)
-    if shares.shape != (len(experts),) or not (shares >= 0).all() or abs(shares.sum() - 1) > 1e-6 or window >= 1:
-        raise ValueError(f"shares must be one for each expert, of sum 1, and window below 1, got {shares} and {window}.")
+    if (
+        shares.shape != (len(experts),)
+        or not (shares >= 0).all()
+        or abs(shares.sum() - 1) > 1e-6
+        or window >= 1
+    ):
+        raise ValueError(
+            f"shares must be one for each expert, of sum 1, and window below 1, got {shares} and {window}."
+        )
     for expert in experts:
         if symbol not in expert.species:
             raise ValueError(f"symbol must be one of the expert's species {expert.species}, got {symbol!r}.")
     atoms = bulk(symbol, "fcc", a=guess)
     all_rows = [
-        rows_from_images(atoms.positions, np.array([e.species.index(symbol)]), atoms.cell.array, atoms.pbc, e.cutoff / (1 - window))
+        rows_from_images(
+            atoms.positions,
+            np.array([e.species.index(symbol)]),
+            atoms.cell.array,
+            atoms.pbc,
+            e.cutoff / (1 - window),
+        )
         for e in experts
     ]
 
@@ -83,7 +96,11 @@ def mixed_fcc_crystal(experts, shares, symbol: str = "Pt", *, guess: float, wind
         def of(expert, tree, rows):
             return expert.atom_energies(tree, rows._replace(displacement=rows.displacement @ F.T))[0]
 
-        return sum(share * of(*each) for share, *each in zip(shares, experts, params, all_rows, strict=True) if share > 0)
+        return sum(
+            share * of(*each)
+            for share, *each in zip(shares, experts, params, all_rows, strict=True)
+            if share > 0
+        )
 
     def crystal(params, pressure_GPa=0.0) -> Crystal:
         found = implicit.uniform(energy_fn, list(params), volume=guess**3 / 4, pressure_GPa=pressure_GPa)

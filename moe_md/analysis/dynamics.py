@@ -101,9 +101,13 @@ def radial_distribution(
     shells = 4 / 3 * np.pi * np.diff(edges**3)
     pairs = itself.size - itself.sum()
     if pairs == 0:
-        raise ValueError(f"neighbors must hold an atom beside the centers, got {len(second)} that are all their own.")
+        raise ValueError(
+            f"neighbors must hold an atom beside the centers, got {len(second)} that are all their own."
+        )
     ideal = pairs * shells / abs(np.linalg.det(box))
-    values = [np.mean([count(frame) for frame in block], axis=0) / ideal for block in _blocks(position, n_blocks, 1)]
+    values = [
+        np.mean([count(frame) for frame in block], axis=0) / ideal for block in _blocks(position, n_blocks, 1)
+    ]
     return _averaged(0.5 * (edges[:-1] + edges[1:]), values)
 
 
@@ -137,10 +141,15 @@ def mean_square_displacement(
     length = len(blocks[0])
     n_lags = length // 2 if n_lags is None else n_lags
     if not 0 < n_lags < length:
-        raise ValueError(f"n_lags must be at least 1 and less than the frames of a block, {length}, got {n_lags}.")
+        raise ValueError(
+            f"n_lags must be at least 1 and less than the frames of a block, {length}, got {n_lags}."
+        )
 
     def of_block(block):
-        lags = [np.mean(np.sum((block[lag:] - block[: length - lag]) ** 2, axis=-1)) for lag in range(1, n_lags + 1)]
+        lags = [
+            np.mean(np.sum((block[lag:] - block[: length - lag]) ** 2, axis=-1))
+            for lag in range(1, n_lags + 1)
+        ]
         return np.array([0.0, *lags])
 
     return _averaged(interval_ps * np.arange(n_lags + 1), [of_block(block) for block in blocks])
@@ -222,7 +231,9 @@ def compare(a: Curve, b: Curve) -> Deviation:
     freedom, n = a.n_blocks + b.n_blocks - 2, int(told.sum())
     by_chance = stats.t.ppf(0.5 * (1 + 0.5 ** (1 / n)), freedom)
     worst = int(np.argmax(ratio))
-    return Deviation(float(ratio[worst]), float(a.x[told][worst]), float(np.sqrt(np.mean(ratio**2))), float(by_chance))
+    return Deviation(
+        float(ratio[worst]), float(a.x[told][worst]), float(np.sqrt(np.mean(ratio**2))), float(by_chance)
+    )
 
 
 def _averaged(x: np.ndarray, values) -> Curve:
@@ -237,7 +248,9 @@ def _blocks(values: np.ndarray, n_blocks: int, shortest: int) -> np.ndarray:
         raise ValueError(f"n_blocks must be at least 2, got {n_blocks}.")
     length = len(values) // n_blocks
     if length < shortest:
-        raise ValueError(f"n_frames must be at least {shortest} per block, {shortest * n_blocks}, got {len(values)}.")
+        raise ValueError(
+            f"n_frames must be at least {shortest} per block, {shortest * n_blocks}, got {len(values)}."
+        )
     kept = values[len(values) - n_blocks * length :]
     return kept.reshape(n_blocks, length, *values.shape[1:])
 
@@ -245,7 +258,9 @@ def _blocks(values: np.ndarray, n_blocks: int, shortest: int) -> np.ndarray:
 def _trajectory(values, name: str) -> np.ndarray:
     values = np.asarray(values, float)
     if values.ndim != 3 or values.shape[2] != 3 or not np.isfinite(values).all():
-        raise ValueError(f"{name} must be finite and of shape [n_frames, n_atoms, 3], got shape {values.shape}.")
+        raise ValueError(
+            f"{name} must be finite and of shape [n_frames, n_atoms, 3], got shape {values.shape}."
+        )
     return values
 
 

@@ -13,7 +13,7 @@ A rule is a function of a frame that returns the expert of each atom, `[n_atoms]
 int, 0 for the expensive one.
 """
 
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 

@@ -11,8 +11,9 @@ mean squares run over components (nine of a stress), as in training. A missing
 label counts nowhere.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Callable, NamedTuple, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -117,13 +118,18 @@ def report(compared: Sequence[Compared], environment_fn: Callable[[Frame], np.nd
     environment = [environment_fn(c.frame) for c in compared]
     symbols = [np.array(c.frame.symbols) for c in compared]
     names = [c.frame.kind or "unnamed" for c in compared]
-    kinds = {kind: _of_frames([c for c, name in zip(compared, names) if name == kind]) for kind in sorted(set(names))}
+    kinds = {
+        kind: _of_frames([c for c, name in zip(compared, names) if name == kind])
+        for kind in sorted(set(names))
+    }
     species = sorted({s for c in compared for s in c.frame.symbols})
     return {
         "all": _of_frames(compared),
         "kinds": kinds,
         "species": {s: _of_atoms(compared, [x == s for x in symbols]) for s in species},
-        "environments": {name: _of_atoms(compared, [x == name for x in environment]) for name in ENVIRONMENTS},
+        "environments": {
+            name: _of_atoms(compared, [x == name for x in environment]) for name in ENVIRONMENTS
+        },
         "seam": seam_report(compared),
     }
 

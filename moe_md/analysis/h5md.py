@@ -17,9 +17,10 @@ not survive a write that fails, so room on the disk is taken before it writes.
 """
 
 import os
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Callable, NamedTuple, Sequence
+from typing import NamedTuple
 
 import ase
 import ase.units

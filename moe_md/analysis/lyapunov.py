@@ -11,8 +11,9 @@ Lyapunov times 1/lambda it says nothing of an average, however exactly it is com
 Source: Benettin, Galgani, Giorgilli, Strelcyn, Meccanica 15, 9 (1980).
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +75,9 @@ def tangent_growth(
     check_count("every", every, 1)
     check_count("n_steps", n_steps, every)
     if n_steps % every or not 0 <= skip < 1:
-        raise ValueError(f"n_steps must be a multiple of every, and skip in [0, 1), got {n_steps}, {every} and {skip}.")
+        raise ValueError(
+            f"n_steps must be a multiple of every, and skip in [0, 1), got {n_steps}, {every} and {skip}."
+        )
     size_fn = _euclidean if size_fn is None else size_fn
     size = float(size_fn(tangent))
     if not (np.isfinite(size) and size > 0):
@@ -84,12 +87,25 @@ def tangent_growth(
     grown = np.asarray(grown, float)  # [n_steps / every]
     if not np.isfinite(grown).all():
         first = every * int(np.argmin(np.isfinite(grown)))
-        raise ValueError(f"step_fn must keep state and tangent finite, got NaN or infinity within {every} steps of step {first}.")
+        raise ValueError(
+            f"step_fn must keep state and tangent finite, got NaN or infinity within {every} steps of step {first}."
+        )
     later = grown[int(skip * len(grown)) :]
     n_blocks = 5
-    blocks = later[: len(later) // n_blocks * n_blocks].reshape(n_blocks, -1).mean(axis=1) if len(later) >= n_blocks else None
+    blocks = (
+        later[: len(later) // n_blocks * n_blocks].reshape(n_blocks, -1).mean(axis=1)
+        if len(later) >= n_blocks
+        else None
+    )
     error = np.nan if blocks is None else blocks.std(ddof=1) / np.sqrt(n_blocks) / every
-    return Growth(every * np.arange(1, len(grown) + 1), np.cumsum(grown), float(later.mean()) / every, float(error), state, carry)
+    return Growth(
+        every * np.arange(1, len(grown) + 1),
+        np.cumsum(grown),
+        float(later.mean()) / every,
+        float(error),
+        state,
+        carry,
+    )
 
 
 def flow(energy_fn: Callable, integrator: NVE) -> tuple[Callable, Callable]:

@@ -3,7 +3,8 @@
 As in `plots`, figures belong to nobody: no global state, no display.
 """
 
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from ase.data import atomic_numbers, covalent_radii
@@ -29,7 +30,9 @@ class Path(NamedTuple):
     name: str  # for the legend
 
 
-def top_view(position, symbols: Sequence[str], weight, box, *, paths: Sequence[Path] = (), frames=None) -> Figure:
+def top_view(
+    position, symbols: Sequence[str], weight, box, *, paths: Sequence[Path] = (), frames=None
+) -> Figure:
     """A terrace from above, its metal coloured by the weight of the expensive expert.
 
     Args:
@@ -131,7 +134,15 @@ def moving_run(
 
 
 def animation(
-    frames, symbols: Sequence[str], weights, box, time_ps, *, paths: Sequence[Path] = (), share=None, interval_ms: int = 80
+    frames,
+    symbols: Sequence[str],
+    weights,
+    box,
+    time_ps,
+    *,
+    paths: Sequence[Path] = (),
+    share=None,
+    interval_ms: int = 80,
 ) -> FuncAnimation:
     """A terrace from above as time goes by: `.to_jshtml()` in a notebook, `.save(path, writer="pillow")` as a GIF.
 
@@ -152,7 +163,12 @@ def animation(
         ValueError: shapes do not match.
     """
     frames, weights, time = np.asarray(frames, float), np.asarray(weights, float), np.asarray(time_ps, float)
-    if frames.ndim != 3 or not len(frames) or weights.shape != frames.shape[:2] or time.shape != frames.shape[:1]:
+    if (
+        frames.ndim != 3
+        or not len(frames)
+        or weights.shape != frames.shape[:2]
+        or time.shape != frames.shape[:1]
+    ):
         raise ValueError(
             "frames, weights and time_ps must have shapes [n_frames, n_atoms, 3], [n_frames, n_atoms] and [n_frames], "
             f"got {frames.shape}, {weights.shape} and {time.shape}."
@@ -170,10 +186,14 @@ def animation(
         panel.clear()
         _draw_view(panel, frames[n], symbols, weights[n], box)
         _draw_paths(panel, frames[: n + 1], paths, box, legend=False)
-        panel.set_title(f"{time[n]:.2f} ps, {share[n]:.0%} of the atoms on the expensive expert", fontsize=10, color=INK)
+        panel.set_title(
+            f"{time[n]:.2f} ps, {share[n]:.0%} of the atoms on the expensive expert", fontsize=10, color=INK
+        )
         return ()
 
-    return FuncAnimation(figure, draw, frames=len(frames), init_func=lambda: (), interval=interval_ms, cache_frame_data=False)
+    return FuncAnimation(
+        figure, draw, frames=len(frames), init_func=lambda: (), interval=interval_ms, cache_frame_data=False
+    )
 
 
 def _checked(position, symbols, weight, box, frames, paths):
@@ -185,14 +205,20 @@ def _checked(position, symbols, weight, box, frames, paths):
             f"got {position.shape}, {weight.shape} and {box.shape}."
         )
     if paths and (frames is None or np.shape(frames)[1:] != position.shape):
-        raise ValueError(f"frames must have shape [n_frames, {n_atoms}, 3] where paths are given, got {np.shape(frames)}.")
+        raise ValueError(
+            f"frames must have shape [n_frames, {n_atoms}, 3] where paths are given, got {np.shape(frames)}."
+        )
     return position, weight, box
 
 
 def _draw_view(panel, position, symbols, weight, box) -> None:
     symbols = np.asarray(symbols)
     metal = ~np.isin(symbols, list(ELEMENTS))
-    level = np.median(np.sort(position[metal, 2])[-max(metal.sum() // 20, 1) :]) if metal.any() else position[:, 2].max()
+    level = (
+        np.median(np.sort(position[metal, 2])[-max(metal.sum() // 20, 1) :])
+        if metal.any()
+        else position[:, 2].max()
+    )
     (shown,) = np.nonzero((position[:, 2] > level - DEPTH) | ~metal)
     shown = shown[np.argsort(position[shown, 2])]  # from below
     size = np.array([2 * 0.92 * covalent_radii[atomic_numbers[s]] for s in symbols[shown]])
@@ -249,7 +275,9 @@ def _broken(way, edges):
 
 
 def _colour_bar(figure, panel) -> None:
-    bar = figure.colorbar(ScalarMappable(cmap=WEIGHTS), ax=panel, location="bottom", shrink=0.5, aspect=30, pad=0.03)
+    bar = figure.colorbar(
+        ScalarMappable(cmap=WEIGHTS), ax=panel, location="bottom", shrink=0.5, aspect=30, pad=0.03
+    )
     bar.set_label("weight of the expensive expert", color=INK)
     bar.outline.set_edgecolor(FAINT)
     bar.ax.tick_params(color=FAINT, labelcolor=INK)

@@ -14,7 +14,8 @@ stands for d^2 / (3 sqrt(2)) (a (111) plane, with 2 sqrt(3) / d^2, would come ou
 """
 
 import time
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +47,12 @@ class Trajectory(NamedTuple):
 
 
 def slab_with_adsorbate(
-    metal: str, lattice_constant: float, size: tuple[int, int, int], *, adsorbate: str = "CO", vacuum: float = 12.0
+    metal: str,
+    lattice_constant: float,
+    size: tuple[int, int, int],
+    *,
+    adsorbate: str = "CO",
+    vacuum: float = 12.0,
 ) -> Atoms:
     """A (111) slab with one molecule upright on a metal atom.
 
@@ -94,7 +100,9 @@ def seam_area(atoms: Atoms, owner: np.ndarray, nearest: float, *, planar: bool =
     """
     if planar:
         return float(np.linalg.norm(np.cross(*atoms.cell.array[:2])))
-    return float(bonds_across(frame_from_atoms(atoms), owner, SHELL * nearest) * nearest**2 / (3 * np.sqrt(2)))
+    return float(
+        bonds_across(frame_from_atoms(atoms), owner, SHELL * nearest) * nearest**2 / (3 * np.sqrt(2))
+    )
 
 
 def paired_runs(
@@ -169,7 +177,9 @@ def paired_runs(
     frame = frame_from_atoms(start)
     owner = np.asarray(rule(frame))
     check_shared(owner)
-    say(f"equilibrated for {warm.time_ps:.2f} ps; the expensive expert owns {np.sum(owner == 0)} of {len(owner)} atoms")
+    say(
+        f"equilibrated for {warm.time_ps:.2f} ps; the expensive expert owns {np.sum(owner == 0)} of {len(owner)} atoms"
+    )
     systems = {"expensive": alone, "mixed": _system(checkpoint, atoms, 2, regions.fixed(owner))}
     area = seam_area(start, owner, nearest, planar=planar)
     report: dict = {
@@ -181,7 +191,9 @@ def paired_runs(
     found = {}
     for name, system in systems.items():
         begun = time.perf_counter()
-        run = _production(system, simulate.nve(shift_fn, timestep_fs), warm, atoms, production_steps, log_every)
+        run = _production(
+            system, simulate.nve(shift_fn, timestep_fs), warm, atoms, production_steps, log_every
+        )
         slope = drift(run.log.time_ps, run.log.total, len(atoms))
         report[name] = {
             "temperature_K": float(run.log.temperature_K.mean()),
@@ -189,7 +201,9 @@ def paired_runs(
             "drift_stderr": slope.standard_error,
             "seconds_per_step": (time.perf_counter() - begun) / production_steps,
         }
-        say(f"{name}: {production_steps} steps, drift {slope.slope:+.5f} ± {slope.standard_error:.5f} meV/atom/ps")
+        say(
+            f"{name}: {production_steps} steps, drift {slope.slope:+.5f} ± {slope.standard_error:.5f} meV/atom/ps"
+        )
         found[name] = run
     to_flux = 1e-3 * len(atoms) / area
     report["mixed"]["flux_eV_per_ps_per_A2"] = to_flux * report["mixed"]["drift_meV_per_atom_per_ps"]
@@ -209,11 +223,18 @@ def _system(checkpoint: Checkpoint, atoms: Atoms, n_experts: int, region):
     species = [checkpoint.experts[0].species.index(s) for s in atoms.symbols]
     first = slice(0, n_experts)
     return mixture_neighbor_list(
-        displacement_fn, atoms.cell.lengths(), checkpoint.experts[first], checkpoint.params[first], species, region
+        displacement_fn,
+        atoms.cell.lengths(),
+        checkpoint.experts[first],
+        checkpoint.params[first],
+        species,
+        region,
     )
 
 
-def _production(system, integrator, start: simulate.State, atoms: Atoms, n_steps: int, log_every: int) -> Trajectory:
+def _production(
+    system, integrator, start: simulate.State, atoms: Atoms, n_steps: int, log_every: int
+) -> Trajectory:
     positions, velocities = [], []
 
     def keep(frame: simulate.Frame) -> None:

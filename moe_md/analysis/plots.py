@@ -4,7 +4,7 @@ Every function returns a matplotlib `Figure` that belongs to nobody: no global
 state is touched and no display is needed. `figure.savefig(path, dpi=150)`.
 """
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from ase.data import atomic_numbers, covalent_radii

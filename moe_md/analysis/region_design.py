@@ -10,8 +10,9 @@ no network involved, so that radii and widths of a region can be optimised by gr
 seconds.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Callable, NamedTuple, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,9 @@ class StoredFrames(NamedTuple):
     force: Array  # [n_frames, n_atoms, 3] eV/Å, all atoms on expert 0
 
 
-def stored_frames(experts: Sequence[Expert], params: Sequence[Params], frames: Sequence[Frame]) -> StoredFrames:
+def stored_frames(
+    experts: Sequence[Expert], params: Sequence[Params], frames: Sequence[Frame]
+) -> StoredFrames:
     """Evaluate two experts on frames, once.
 
     Args:
@@ -69,9 +72,13 @@ def stored_frames(experts: Sequence[Expert], params: Sequence[Params], frames: S
         partials.append(jnp.stack([g for _, g in each]))
         neighbors.append(jnp.where(rows.mask, rows.neighbor, n_atoms))
     position = jnp.asarray(np.stack([frame.positions for frame in frames]), dtype)
-    stored = StoredFrames(position, jnp.stack(energies), jnp.stack(partials), jnp.stack(neighbors), jnp.zeros_like(position))
+    stored = StoredFrames(
+        position, jnp.stack(energies), jnp.stack(partials), jnp.stack(neighbors), jnp.zeros_like(position)
+    )
     alone = jnp.zeros((n_atoms, 2), dtype).at[:, 0].set(1.0)
-    force = jnp.stack([_pulls(alone, stored.partial_force[f], stored.neighbor[f]) for f in range(len(frames))])
+    force = jnp.stack(
+        [_pulls(alone, stored.partial_force[f], stored.neighbor[f]) for f in range(len(frames))]
+    )
     return stored._replace(force=force)
 
 
@@ -89,7 +96,9 @@ def mixed_forces(stored: StoredFrames, displacement_fn: Callable, region: Region
         slope = jax.grad(lambda R: jnp.sum(energy * region.gate(R, displacement_fn)))(R)
         return _pulls(weight, g, neighbor) - slope
 
-    return jax.lax.map(lambda x: of_one(*x), (stored.position, stored.energy, stored.partial_force, stored.neighbor))
+    return jax.lax.map(
+        lambda x: of_one(*x), (stored.position, stored.energy, stored.partial_force, stored.neighbor)
+    )
 
 
 def force_error(stored: StoredFrames, displacement_fn: Callable, region: Region) -> Array:
@@ -97,7 +106,14 @@ def force_error(stored: StoredFrames, displacement_fn: Callable, region: Region)
     return jnp.sqrt(jnp.mean((mixed_forces(stored, displacement_fn, region) - stored.force) ** 2))
 
 
-def expected_cost(stored: StoredFrames, displacement_fn: Callable, region: Region, *, ratio: float, least_weight: float = 1e-3) -> Array:
+def expected_cost(
+    stored: StoredFrames,
+    displacement_fn: Callable,
+    region: Region,
+    *,
+    ratio: float,
+    least_weight: float = 1e-3,
+) -> Array:
     """What a step costs, over that of expert 0 alone: sum_e of atoms with weight on e, times their cost.
 
     An atom costs what it costs as soon as it has any weight. Instead of that step,
@@ -116,14 +132,18 @@ def expected_cost(stored: StoredFrames, displacement_fn: Callable, region: Regio
 
     def of_one(R):
         weight = jnp.maximum(region.gate(R, displacement_fn), 0.0)
-        return jnp.mean(weight / (weight + least_weight), axis=0) @ jnp.array([1.0, 1.0 / ratio], weight.dtype)
+        return jnp.mean(weight / (weight + least_weight), axis=0) @ jnp.array(
+            [1.0, 1.0 / ratio], weight.dtype
+        )
 
     return jnp.mean(jax.lax.map(of_one, stored.position))
 
 
 def centres(stored: StoredFrames, displacement_fn: Callable, region: Region) -> Array:
     """`[2]`, the mean share of atoms with weight on each expert: no slope."""
-    return jnp.mean(jax.lax.map(lambda R: jnp.mean(region.gate(R, displacement_fn) > 0, axis=0), stored.position), axis=0)
+    return jnp.mean(
+        jax.lax.map(lambda R: jnp.mean(region.gate(R, displacement_fn) > 0, axis=0), stored.position), axis=0
+    )
 
 
 def _on_rows(expert: Expert, params: Params, rows: Neighborhood) -> tuple[Array, Array]:

@@ -12,8 +12,9 @@ What is left of them in the mean is a stress of its own: under one strain the
 experts' crystals carry different stresses, and a seam carries the difference.
 """
 
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -33,7 +34,10 @@ STRAINS = (  # of the crystal in the middle of those asked for: name, strain
     ("squeezed along [100] by 1 %", np.diag([-0.01, 0.0, 0.0])),
     ("stretched along [111] by 1 %", np.full((3, 3), 0.01 / 3)),
     ("squeezed along [111] by 1 %", np.full((3, 3), -0.01 / 3)),
-    ("sheared, [010] planes along [100], by 1 %", np.array([[0.0, 0.005, 0.0], [0.005, 0.0, 0.0], [0.0, 0.0, 0.0]])),
+    (
+        "sheared, [010] planes along [100], by 1 %",
+        np.array([[0.0, 0.005, 0.0], [0.005, 0.0, 0.0], [0.0, 0.0, 0.0]]),
+    ),
     ("sheared at constant volume, [100] against [010], by 1 %", np.diag([0.005, -0.005, 0.0])),
 )
 
@@ -187,16 +191,24 @@ def stress_jump(checkpoint: Checkpoint, lattice_constants: Sequence[float], *, s
     if len(checkpoint.experts) < 2:
         raise ValueError(f"checkpoint must hold at least 2 experts, got {len(checkpoint.experts)}.")
     if len(lattice_constants) == 0 or not all(0 < a < np.inf for a in lattice_constants):
-        raise ValueError(f"lattice_constants must be positive (Å), at least one, got {list(lattice_constants)}.")
+        raise ValueError(
+            f"lattice_constants must be positive (Å), at least one, got {list(lattice_constants)}."
+        )
     experts, params = checkpoint.experts[:2], checkpoint.params[:2]
     middle = lattice_constants[len(lattice_constants) // 2]
     frames = []
-    for a, strain in [*((a, np.zeros((3, 3))) for a in lattice_constants), *((middle, strain) for _, strain in STRAINS)]:
+    for a, strain in [
+        *((a, np.zeros((3, 3))) for a in lattice_constants),
+        *((middle, strain) for _, strain in STRAINS),
+    ]:
         atoms = bulk(symbol, "fcc", a=a)
         atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
         frames.append(frame_from_atoms(atoms))
     rows = _concatenate(_pad_slots([_rows(experts, frame) for frame in frames]))
-    virials = [np.asarray(derivatives.virial(_on_rows(e, p, rows)[1], rows)) for e, p in zip(experts, params, strict=True)]
+    virials = [
+        np.asarray(derivatives.virial(_on_rows(e, p, rows)[1], rows))
+        for e, p in zip(experts, params, strict=True)
+    ]
     volumes = np.array([abs(np.linalg.det(frame.cell)) for frame in frames])
     jump = (virials[0] - virials[1]) / volumes[:, None, None] / units.GPa
     pressure = -np.trace(jump, axis1=1, axis2=2) / 3
@@ -306,7 +318,7 @@ def _checked_assignment(assignment, n_atoms: int, n_experts: int) -> np.ndarray:
         raise ValueError(
             f"assignment must be a vector of {n_atoms} integers, got shape {owner.shape} and dtype {owner.dtype}."
         )
-    if not (0 <= owner.min() and owner.max() < n_experts):
+    if not (owner.min() >= 0 and owner.max() < n_experts):
         raise ValueError(
             f"assignment must lie between 0 and {n_experts - 1}, got {owner.min()} to {owner.max()}."
         )

@@ -38,7 +38,12 @@ SOFT_CM1 = 30.0  # an imaginary mode below it is noise
 # Builder, and distance of layers in lattice constants.
 _FACETS = {"111": (fcc111, 3**-0.5), "100": (fcc100, 0.5), "110": (fcc110, 8**-0.5)}
 # ASE's name of a site, metal atoms around it, height of C in Å.
-_SITES = {"top": ("ontop", 1, 1.85), "bridge": ("bridge", 2, 1.45), "fcc": ("fcc", 3, 1.3), "hcp": ("hcp", 3, 1.3)}
+_SITES = {
+    "top": ("ontop", 1, 1.85),
+    "bridge": ("bridge", 2, 1.45),
+    "fcc": ("fcc", 3, 1.3),
+    "hcp": ("hcp", 3, 1.3),
+}
 _GAS_BOND = 1.14  # Å, where relaxation of the molecule starts
 _OWNER = "moe_md_owner"  # name of the atoms' array that holds their experts
 
@@ -173,7 +178,9 @@ def surface_energies(
         found[facet] = {
             "energy_J_per_m2": float((atoms.get_potential_energy() - layers * perfect) / two_areas),
             "unrelaxed_energy_J_per_m2": float(unrelaxed),
-            "first_spacing_percent": float(100 * ((height[-1] - height[-2]) / (spacing * lattice_constant) - 1)),
+            "first_spacing_percent": float(
+                100 * ((height[-1] - height[-2]) / (spacing * lattice_constant) - 1)
+            ),
             "layers": layers,
             "converged": converged,
             "steps": steps,
@@ -256,7 +263,9 @@ def adsorption(
     }
 
     clean = _owned(fcc111(symbol, tuple(size), a=lattice_constant, vacuum=VACUUM), region, calculator)
-    clean.set_constraint(FixAtoms(mask=clean.get_tags() > (size[2] + 1) // 2))  # tags count layers from the top
+    clean.set_constraint(
+        FixAtoms(mask=clean.get_tags() > (size[2] + 1) // 2)
+    )  # tags count layers from the top
     clean_converged, clean_steps = _relax(clean, max_steps)
     apart = clean.get_potential_energy() + gas.get_potential_energy()
 
@@ -308,7 +317,9 @@ def _adsorbed(atoms: Atoms, n_around: int, apart: float, max_steps: int) -> dict
 
 def _to_nearest(atoms: Atoms, center: int, others: np.ndarray) -> np.ndarray:
     """`[n, 3]` Å, from an atom to the nearest image of each of the others."""
-    vectors, _ = get_distances(atoms.positions[[center]], atoms.positions[others], cell=atoms.cell, pbc=atoms.pbc)
+    vectors, _ = get_distances(
+        atoms.positions[[center]], atoms.positions[others], cell=atoms.cell, pbc=atoms.pbc
+    )
     return vectors[0]
 
 
@@ -327,7 +338,9 @@ def _wavenumbers(atoms: Atoms, moving: Sequence[int]) -> np.ndarray:
     root_mass = np.sqrt(np.repeat(atoms.get_masses()[moving], 3))
     dynamical = np.array(hessian) / np.outer(root_mass, root_mass)
     square = np.linalg.eigvalsh((dynamical + dynamical.T) / 2)
-    hbar = ase.units._hbar * ase.units.m / np.sqrt(ase.units._e * ase.units._amu)  # eV per sqrt(eV / Å^2 / amu)
+    hbar = (
+        ase.units._hbar * ase.units.m / np.sqrt(ase.units._e * ase.units._amu)
+    )  # eV per sqrt(eV / Å^2 / amu)
     return np.sign(square) * np.sqrt(np.abs(square)) * hbar / ase.units.invcm
 
 

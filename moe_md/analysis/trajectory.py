@@ -9,9 +9,10 @@ import csv
 import io
 import os
 import re
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Callable, Iterator, NamedTuple, Sequence
+from typing import BinaryIO, NamedTuple
 
 import ase
 import numpy as np

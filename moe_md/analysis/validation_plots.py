@@ -4,7 +4,7 @@ Each function takes a section and returns a figure; `pictures` makes all that a
 section allows.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -54,7 +54,13 @@ def errors_by_environment(errors: dict) -> Figure | None:
                 panel.bar(x, score["rmse"], 0.36, color=COLOURS[name])
                 panel.plot([x - 0.17, x + 0.17], [score["mae"]] * 2, color=INK, lw=1.2)
                 panel.text(
-                    x, score["rmse"], f"{score['count'] // 3}", ha="center", va="bottom", fontsize=8, color=FAINT
+                    x,
+                    score["rmse"],
+                    f"{score['count'] // 3}",
+                    ha="center",
+                    va="bottom",
+                    fontsize=8,
+                    color=FAINT,
                 )
         handles = [_box(COLOURS[name], NAMES[name.removesuffix("_where_mixed")]) for name in who]
         handles.append(Line2D([], [], color=INK, lw=1.2, label="mean absolute"))
@@ -84,7 +90,13 @@ def errors_over_distance(errors: dict) -> Figure | None:
             above.plot(middle[side], error[side], color=COLOURS[who], lw=1.2, label=label, **style)
     for x, b in zip(middle, bins):
         above.text(
-            x, 0.02, f"{b['atoms']}", ha="center", color=FAINT, fontsize=8, transform=above.get_xaxis_transform()
+            x,
+            0.02,
+            f"{b['atoms']}",
+            ha="center",
+            color=FAINT,
+            fontsize=8,
+            transform=above.get_xaxis_transform(),
         )
     below.bar(
         middle,
@@ -123,7 +135,9 @@ def equation_of_state(crystal: dict) -> Figure:
         # Each expert has its own volumes: compare at the expensive one's.
         x = np.array(curves[0]["volume_A3_per_atom"])
         room = 0.02 * np.ptp(x)
-        within = (x >= min(curves[1]["volume_A3_per_atom"]) - room) & (x <= max(curves[1]["volume_A3_per_atom"]) + room)
+        within = (x >= min(curves[1]["volume_A3_per_atom"]) - room) & (
+            x <= max(curves[1]["volume_A3_per_atom"]) + room
+        )
         other = _smooth(curves[1]["volume_A3_per_atom"], curves[1][key], x)
         below.axhline(0, color=FAINT, lw=0.6)
         below.plot(x[within], unit * (other - curves[0][key])[within], color=INK, lw=1.0, marker="o", ms=3)
@@ -168,12 +182,20 @@ def adsorption_sites(surfaces: dict) -> Figure | None:
         return None
     sites = found["expensive"]["order"]
     energies = {
-        who: np.array([found[who]["sites"][site]["energy_eV"] for site in sites]) for who in ("expensive", "mixed")
+        who: np.array([found[who]["sites"][site]["energy_eV"] for site in sites])
+        for who in ("expensive", "mixed")
     }
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     left.plot(
-        energies["expensive"], color=EXPENSIVE, ls="none", marker="s", ms=11, mew=1.6, mfc="none", label="all expensive"
+        energies["expensive"],
+        color=EXPENSIVE,
+        ls="none",
+        marker="s",
+        ms=11,
+        mew=1.6,
+        mfc="none",
+        label="all expensive",
     )
     left.plot(energies["mixed"], color=MIXED, ls="none", marker="o", ms=5, label="mixture")
     left.set_ylabel("adsorption energy / eV")
@@ -204,9 +226,13 @@ def seam_over_strain(found: dict) -> Figure:
     right.axhline(0, color=FAINT, lw=0.6)
     pressure = 1e3 * np.array(jump["isotropic"]["pressure"])
     right.plot(strain, pressure, color=MIXED, lw=1.2, marker="o", ms=4, label="isotropic strain: pressure")
-    for name, strain_3, stress in zip(jump["strained"]["name"], jump["strained"]["strain"], jump["strained"]["stress"]):
+    for name, strain_3, stress in zip(
+        jump["strained"]["name"], jump["strained"]["strain"], jump["strained"]["stress"]
+    ):
         worst = 1e3 * np.array(stress).flat[np.abs(stress).argmax()]
-        right.plot(100 * np.trace(strain_3) / 3, worst, marker="D", ms=5, mfc="none", mec="#c0392b", ls="none")
+        right.plot(
+            100 * np.trace(strain_3) / 3, worst, marker="D", ms=5, mfc="none", mec="#c0392b", ls="none"
+        )
     handles, _ = right.get_legend_handles_labels()
     handles.append(
         Line2D(
@@ -244,7 +270,9 @@ def runs_side_by_side(found: dict) -> Figure:
         panel.plot(x, a, color=EXPENSIVE, lw=2.8, label="all expensive")
         panel.plot(x, b, color=MIXED, lw=1.0, label="mixture")
         error = np.hypot(a_error, b_error)
-        below.fill_between(x, -error, error, color=FAINT, alpha=0.3, lw=0, label="one combined standard error")
+        below.fill_between(
+            x, -error, error, color=FAINT, alpha=0.3, lw=0, label="one combined standard error"
+        )
         below.plot(x, b - a, color=MIXED, lw=1.0, label="mixture − all expensive")
         below.axhline(0, color=FAINT, lw=0.6)
         d = curve["deviation"]

@@ -1,6 +1,6 @@
 """A validation in words and tables: Markdown from what `validation.json` holds."""
 
-from typing import Sequence
+from collections.abc import Sequence
 
 WHO = {
     "expensive": "expensive expert",
@@ -157,7 +157,13 @@ def _errors(errors: dict, content: dict) -> list[str]:
 def _crystal(crystal: dict, content: dict) -> list[str]:
     symbol, experts, differences = crystal["symbol"], crystal["experts"], crystal["differences"]
     literature = LITERATURE.get(symbol)
-    header = ["", *(["PBE", "experiment"] if literature else []), "expensive expert", "cheap expert", "difference, %"]
+    header = [
+        "",
+        *(["PBE", "experiment"] if literature else []),
+        "expensive expert",
+        "cheap expert",
+        "difference, %",
+    ]
     rows = [
         [
             label,
@@ -261,7 +267,10 @@ def _surfaces(found: dict, content: dict) -> list[str]:
         ]
     failed = sum(not s["converged"] for s in structures)
     if failed:
-        lines += [f"**{failed} of {len(structures)} relaxations did not converge**; `validation.json` says which.", ""]
+        lines += [
+            f"**{failed} of {len(structures)} relaxations did not converge**; `validation.json` says which.",
+            "",
+        ]
     return lines
 
 
@@ -269,7 +278,11 @@ def _seam(found: dict, content: dict) -> list[str]:
     ghost, jump = found["ghost_force"], found["stress_jump"]
     middle = len(found["strain"]) // 2
     cuts = [
-        [label, *(f"{ghost[key][name][middle]:.2f}" for name in ("max", "rms")), f"{max(ghost[key]['max']):.2f}"]
+        [
+            label,
+            *(f"{ghost[key][name][middle]:.2f}" for name in ("max", "rms")),
+            f"{max(ghost[key]['max']):.2f}",
+        ]
         for key, label in (("100", "plane (100)"), ("111", "plane (111)"), ("sphere", "sphere"))
     ]
     at_rest = ("at rest", *(jump["isotropic"][key][middle] for key in ("stress", "pressure")))
@@ -285,7 +298,13 @@ def _seam(found: dict, content: dict) -> list[str]:
         "Every force should be zero; what a seam leaves is its ghost force, meV/Å.",
         "",
         *_table(
-            ["cut", "largest, at rest", "root mean square near the seam", f"largest within {reach:g} % strain"], cuts
+            [
+                "cut",
+                "largest, at rest",
+                "root mean square near the seam",
+                f"largest within {reach:g} % strain",
+            ],
+            cuts,
         ),
         "",
         "Under one strain the two experts' crystals carry different stresses, and the seam the difference: its in-plane components jump across a plane, "

@@ -5,8 +5,8 @@ works in Jupyter, in Colab, and as a page of its own (`write_html`). The browser
 fetches 3Dmol.js: without a network the picture stays empty.
 """
 
+from collections.abc import Sequence
 from itertools import product
-from typing import Sequence
 
 import numpy as np
 from ase import Atoms
@@ -86,10 +86,17 @@ def view(
         page.setStyle({"elem": symbol}, {"sphere": {"radius": _radius(symbol), **colour}})
     for start, end in _edges(frames[0].cell.array):
         page.addLine({"start": _point(start), "end": _point(end), "color": FAINT})
-    legend = [*legend, *((symbol, _of_element(symbol)) for symbol in known if scheme is None or symbol in keep)]
+    legend = [
+        *legend,
+        *((symbol, _of_element(symbol)) for symbol in known if scheme is None or symbol in keep),
+    ]
     for row, (words, colour) in enumerate(legend):
         place = {"x": 8, "y": 8 + 22 * row, "z": 0}
-        look = {"fontSize": 12, "fontColor": "white" if _is_dark(colour) else "black", "backgroundColor": colour}
+        look = {
+            "fontSize": 12,
+            "fontColor": "white" if _is_dark(colour) else "black",
+            "backgroundColor": colour,
+        }
         page.addLabel(words, {"position": place, "useScreen": True, "backgroundOpacity": 0.9, **look})
     page.zoomTo()
     page.rotate(float(tilt), "x")
@@ -101,12 +108,18 @@ def view(
 def _checked_frames(atoms) -> list[Atoms]:
     frames = [atoms] if isinstance(atoms, Atoms) else list(atoms) if isinstance(atoms, (list, tuple)) else []
     if not frames or not all(isinstance(frame, Atoms) and len(frame) for frame in frames):
-        raise ValueError(f"atoms must be ASE Atoms of one atom or more, or a list of them, got {atoms!r:.80}.")
+        raise ValueError(
+            f"atoms must be ASE Atoms of one atom or more, or a list of them, got {atoms!r:.80}."
+        )
     for index, frame in enumerate(frames):
         if not np.array_equal(frame.numbers, frames[0].numbers):
-            raise ValueError(f"atoms must be frames of the same symbols, got {frames[0].symbols} and, frame {index}, {frame.symbols}.")
+            raise ValueError(
+                f"atoms must be frames of the same symbols, got {frames[0].symbols} and, frame {index}, {frame.symbols}."
+            )
         if not (np.isfinite(frame.positions).all() and np.isfinite(frame.cell.array).all()):
-            raise ValueError(f"atoms must have finite positions and cell, got NaN or infinity in frame {index}.")
+            raise ValueError(
+                f"atoms must have finite positions and cell, got NaN or infinity in frame {index}."
+            )
     return frames
 
 
@@ -125,7 +138,9 @@ def _colours(values, n_frames: int, n_atoms: int, low, high, label, names):
     if values.dtype.kind in "iu":
         least, most = int(values.min()), int(values.max())
         if least < 0 or most >= len(EXPERTS):
-            raise ValueError(f"values of experts must lie between 0 and {len(EXPERTS) - 1}, got {least} to {most}.")
+            raise ValueError(
+                f"values of experts must lie between 0 and {len(EXPERTS) - 1}, got {least} to {most}."
+            )
         if len(names) <= most:
             raise ValueError(f"names must be of each expert, at least {most + 1}, got {list(names)}.")
         scheme = {"prop": "dx", "map": {str(k): EXPERTS[k] for k in range(most + 1)}}
@@ -143,7 +158,10 @@ def _colours(values, n_frames: int, n_atoms: int, low, high, label, names):
 
 def _xyz(frame: Atoms, symbols: Sequence[str], numbers: np.ndarray) -> str:
     """A frame as XYZ; what colours an atom goes where 3Dmol looks for x of a displacement."""
-    lines = [f"{s} {x:.4f} {y:.4f} {z:.4f} {n:.4g} 0 0" for s, (x, y, z), n in zip(symbols, frame.positions, numbers)]
+    lines = [
+        f"{s} {x:.4f} {y:.4f} {z:.4f} {n:.4g} 0 0"
+        for s, (x, y, z), n in zip(symbols, frame.positions, numbers)
+    ]
     return "\n".join([str(len(lines)), "", *lines, ""])
 
 
@@ -180,5 +198,7 @@ def _py3dmol():
     try:
         import py3Dmol
     except ImportError as error:
-        raise ImportError("view needs py3Dmol, which is not installed: pip install 'moe_md[notebooks]'") from error
+        raise ImportError(
+            "view needs py3Dmol, which is not installed: pip install 'moe_md[notebooks]'"
+        ) from error
     return py3Dmol

@@ -5,7 +5,8 @@ frames, in a new order, into padded batches (`batches`). All batches of a group
 of frames have one shape, which does not depend on the order.
 """
 
-from typing import Iterator, NamedTuple, Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -278,7 +279,9 @@ def packs(
     return found
 
 
-def pack_batch(prepared: Prepared, shape: Shape, pack: Sequence[int], weights: Sequence[float] | None = None) -> Batch:
+def pack_batch(
+    prepared: Prepared, shape: Shape, pack: Sequence[int], weights: Sequence[float] | None = None
+) -> Batch:
     """The batch of some frames, by index, in a shape of `packs`; `weights` as in `batches`."""
     return collate(
         [prepared.frames[i] for i in pack],

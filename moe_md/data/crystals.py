@@ -5,8 +5,8 @@ strained and hot crystals, vacancies, clean surfaces, steps, adatoms. Perfect
 crystals and slabs are here too.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Sequence
 
 import numpy as np
 from ase import Atoms
@@ -205,7 +205,9 @@ def _slab(symbol: str, lattice_constant: float, size: Sequence[int], facet: str,
 
 
 @lru_cache(maxsize=256)
-def _built_slab(symbol: str, lattice_constant: float, size: tuple[int, ...], facet: str, vacuum: float) -> Atoms:
+def _built_slab(
+    symbol: str, lattice_constant: float, size: tuple[int, ...], facet: str, vacuum: float
+) -> Atoms:
     """To be copied: training asks for the same few thousands of times."""
     return _FACETS[facet](symbol, size=size, a=lattice_constant, vacuum=vacuum)
 

@@ -1,10 +1,11 @@
 """A set of frames over one tuple of species: splits, counts, reference energies."""
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from numbers import Real
 from pathlib import Path
-from typing import Iterable, NamedTuple, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -90,7 +91,12 @@ def ptco_fm_test() -> Path:
     return _packaged("ptco_fm", "test.xyz.gz")
 
 
-PACKAGED = {"ptco_pbe": ptco_pbe, "ptco_pbe_test": ptco_pbe_test, "ptco_fm": ptco_fm, "ptco_fm_test": ptco_fm_test}
+PACKAGED = {
+    "ptco_pbe": ptco_pbe,
+    "ptco_pbe_test": ptco_pbe_test,
+    "ptco_fm": ptco_fm,
+    "ptco_fm_test": ptco_fm_test,
+}
 
 
 def _packaged(*names: str) -> Path:
@@ -282,4 +288,6 @@ def require_labels(
         if wanted and all(getattr(frame, label) is None for frame in eligible):
             where = "fully periodic frame" if label == "stress" else "frame"
             got = f"none of {len(eligible)} has it"
-            raise ValueError(f"dataset must have {label} on at least one {where}, {got}: does the file call it otherwise ({label}_key)?")
+            raise ValueError(
+                f"dataset must have {label} on at least one {where}, {got}: does the file call it otherwise ({label}_key)?"
+            )

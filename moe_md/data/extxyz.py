@@ -16,10 +16,15 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 
-
 MAX_LENGTH = 1000.0  # Å, of positions and cells
 MIN_IMAGE_DISTANCE = 0.5  # Å, between periodic images
-DEFAULT_KEYS = {"energy_key": None, "forces_key": "forces", "stress_key": "stress", "group_key": "origin", "kind_key": "kind"}
+DEFAULT_KEYS = {
+    "energy_key": None,
+    "forces_key": "forces",
+    "stress_key": "stress",
+    "group_key": "origin",
+    "kind_key": "kind",
+}
 
 
 class Frame(NamedTuple):
@@ -175,7 +180,9 @@ def read_frames(
         raise ValueError(f"path must be a whole extended XYZ file, got {path}: {error}") from error
     frames = []
     for index, atoms in enumerate(images):
-        frame = frame_from_atoms(atoms, **keys, group_key=group_key, kind_key=kind_key, name=f"frame {index} of {path}")
+        frame = frame_from_atoms(
+            atoms, **keys, group_key=group_key, kind_key=kind_key, name=f"frame {index} of {path}"
+        )
         frames.append(frame if frame.group else frame._replace(group=f"{path.name}:{index}"))
     _check_names(path, images, {**keys, "group_key": group_key, "kind_key": kind_key})
     return tuple(frames)
@@ -192,7 +199,9 @@ def _check_names(path: Path, images: list[Atoms], keys: dict[str, str | None]) -
         what, of = ("entries", "an entry") if argument in ("group_key", "kind_key") else ("labels", "a label")
         if key != DEFAULT_KEYS[argument] and key not in here[what]:
             found = ", ".join(sorted(map(str, here[what]))[:20]) or "nothing"
-            raise ValueError(f"{argument} must name {of} of a frame of {path}, got {key!r}; there is {found}.")
+            raise ValueError(
+                f"{argument} must name {of} of a frame of {path}, got {key!r}; there is {found}."
+            )
 
 
 def _read_text(path: Path) -> str:
@@ -242,7 +251,9 @@ def _check_lengths(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, nam
     """No search for neighbours ends in absurd cells."""
     for what, value in (("positions", positions), ("cell", cell)):
         if np.abs(value).max() > MAX_LENGTH:
-            raise ValueError(f"{what} of {name} must lie within {MAX_LENGTH} Å, got {np.abs(value).max():.3g} Å.")
+            raise ValueError(
+                f"{what} of {name} must lie within {MAX_LENGTH} Å, got {np.abs(value).max():.3g} Å."
+            )
     apart = np.linalg.svd(cell[pbc], compute_uv=False).min() if pbc.any() else np.inf
     if apart < MIN_IMAGE_DISTANCE:
         raise ValueError(

@@ -1,6 +1,7 @@
 """Molecular dynamics on several devices: a host loop over jitted chunks of steps."""
 
-from typing import Callable, NamedTuple, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 

@@ -1,8 +1,9 @@
 """The mixture on slabs: what runs on each device, and the host beside it."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Callable, NamedTuple, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +134,13 @@ def mixture(
     def with_near(atoms: Atoms, made: Lists, size: int) -> tuple[Lists, Array]:
         """Own slots near each seed, at most `size`; and how many the busiest seed has."""
         own = len(atoms.index)
-        slot_of = jnp.full(n_atoms + 1, own, jnp.int32).at[atoms.index].set(jnp.arange(own, dtype=jnp.int32)).at[n_atoms].set(own)
+        slot_of = (
+            jnp.full(n_atoms + 1, own, jnp.int32)
+            .at[atoms.index]
+            .set(jnp.arange(own, dtype=jnp.int32))
+            .at[n_atoms]
+            .set(own)
+        )
         made = made._replace(seeds=slot_of[seeds], near=jnp.zeros((len(seeds), size), jnp.int32))
         position, _, around = followed(atoms.position, made)
 
@@ -155,8 +162,14 @@ def mixture(
         real, n_local = atoms.index < n_atoms, len(local)
         everywhere = cut.places(atoms.position, before, after)
         placed = jnp.where(local[:, None], everywhere, jnp.nan)
-        idx, slots, cell = make_rows(placed, jnp.where(real, jnp.arange(sizes.atoms), n_local), sizes.cell, sizes.slots)
-        species, n_near, none = cut.with_halo(atoms.species, before, after), jnp.zeros((), int), jnp.zeros(0, jnp.int32)
+        idx, slots, cell = make_rows(
+            placed, jnp.where(real, jnp.arange(sizes.atoms), n_local), sizes.cell, sizes.slots
+        )
+        species, n_near, none = (
+            cut.with_halo(atoms.species, before, after),
+            jnp.zeros((), int),
+            jnp.zeros(0, jnp.int32),
+        )
         made = Lists(before, after, species, idx, (), none, none, atoms.position, none, none, none)
         held = atoms.weight > 0
         if region.moves:
@@ -164,7 +177,9 @@ def mixture(
             position, owner, around = followed(atoms.position, made)
             held = owner.support(position, in_box, dr_threshold, around)[: sizes.atoms]
         held = held & real[:, None]
-        made = made._replace(centers=tuple(which(held[:, e], size, n_local) for e, size in enumerate(sizes.rows)))
+        made = made._replace(
+            centers=tuple(which(held[:, e], size, n_local) for e, size in enumerate(sizes.rows))
+        )
         halo = jnp.maximum(passing, jnp.max(jnp.stack([jnp.sum(mask) for mask in near_faces])))
         needed = jax.lax.pmax(jnp.stack([n_here, halo, cell, n_near, *slots, *jnp.sum(held, axis=0)]), SLAB)
         weight = gate(atoms.position, atoms, made)
@@ -178,7 +193,10 @@ def mixture(
         expert, centers = experts[e], made.centers[e]
         if set(expert.domain) == set(expert.species) or len(centers) == 0:
             return jnp.zeros((), int)
-        allowed, rows = jnp.asarray([s in expert.domain for s in expert.species]), rows_of(e, centers, everywhere, made)
+        allowed, rows = (
+            jnp.asarray([s in expert.domain for s in expert.species]),
+            rows_of(e, centers, everywhere, made),
+        )
         near = rows.mask & (jnp.sum(rows.displacement**2, axis=-1) < expert.cutoff**2)
         foreign = ~allowed[rows.center_species] | jnp.any(near & ~allowed[rows.neighbor_species], axis=1)
         return jnp.sum(foreign & (weight.at[centers, e].get(mode="fill", fill_value=0.0) > 0))
@@ -203,7 +221,9 @@ def mixture(
 
         def dynamics(state: State):
             atoms, key = state.atoms, None if state.key is None else state.key[0]
-            return integrator.start(atoms.position, atoms.momentum, atoms.mass[:, 0], key, None).set(force=atoms.force)
+            return integrator.start(atoms.position, atoms.momentum, atoms.mass[:, 0], key, None).set(
+                force=atoms.force
+            )
 
         def ahead(state: State, k) -> Array:
             here = state.atoms.position
@@ -229,9 +249,13 @@ def mixture(
             atoms = atoms._replace(force=-gradient)
             rng = getattr(after, "rng", None)
             key = state.key if rng is None else jnp.where(k == 0, state.key, rng[None])
-            good = jnp.isfinite(energy) & jnp.all(jnp.isfinite(gradient)) & jnp.all(jnp.isfinite(atoms.position))
+            good = (
+                jnp.isfinite(energy) & jnp.all(jnp.isfinite(gradient)) & jnp.all(jnp.isfinite(atoms.position))
+            )
             wanted, held = made.needed[0], jnp.asarray(jax.tree.leaves(state.sizes))
-            stop = jnp.where(jnp.any(wanted > held), TOO_SMALL, 0) | jnp.where(far(position, state) | ~made.whole[0], TOO_FAST, 0)
+            stop = jnp.where(jnp.any(wanted > held), TOO_SMALL, 0) | jnp.where(
+                far(position, state) | ~made.whole[0], TOO_FAST, 0
+            )
             stop = stop | jnp.where(jax.lax.pmin(good, SLAB), 0, NOT_FINITE)
             n_taken = state.n_steps + jnp.where(k == 0, 0, 1)
             energy = energy.astype(state.energy.dtype)
@@ -241,7 +265,9 @@ def mixture(
         return jax.lax.while_loop(lambda carry: (carry[1] < n_steps) & (carry[2] == 0), step, start)
 
     relist = jax.jit(on_slabs(listed, in_specs=piece, out_specs=piece))
-    advance_jit = jax.jit(on_slabs(loop, in_specs=(piece, whole, whole, whole, whole), out_specs=(piece, whole, whole)))
+    advance_jit = jax.jit(
+        on_slabs(loop, in_specs=(piece, whole, whole, whole, whole), out_specs=(piece, whole, whole))
+    )
 
     # On the host.
 
@@ -252,7 +278,9 @@ def mixture(
         """Where more is needed, as much and some to spare."""
         leaves, tree = jax.tree.flatten(sizes)
         spare = [int(np.ceil(capacity_multiplier * int(n))) + extra for n in needed]
-        return jax.tree.unflatten(tree, [room if n > have else have for have, n, room in zip(leaves, needed, spare)])
+        return jax.tree.unflatten(
+            tree, [room if n > have else have for have, n, room in zip(leaves, needed, spare)]
+        )
 
     def fitted(atoms: Atoms, key, n_steps: int, sizes: Sizes) -> State:
         """All atoms, in numpy, in the slots of their devices, with lists made, and room for all."""
@@ -267,15 +295,24 @@ def mixture(
                 slots[n * slab[order] + place] = x[order]
                 return put(slots)
 
-            energy, taken = np.full(n_slabs, np.nan, atoms.position.dtype), np.full(n_slabs, n_steps, np.int32)
-            state = relist(State(jax.tree.map(placed, atoms, cut.empty), None, put(energy), key, put(taken), sizes))
+            energy, taken = (
+                np.full(n_slabs, np.nan, atoms.position.dtype),
+                np.full(n_slabs, n_steps, np.int32),
+            )
+            state = relist(
+                State(jax.tree.map(placed, atoms, cut.empty), None, put(energy), key, put(taken), sizes)
+            )
             needed = np.asarray(state.lists.needed)[0]
             if (needed <= jax.tree.leaves(sizes)).all():
                 return state
             sizes = grown(sizes, needed)
-        raise ValueError(f"position must fit some lists, got up to {needed.max()} atoms in a cell or a row: atoms may overlap.")
+        raise ValueError(
+            f"position must fit some lists, got up to {needed.max()} atoms in a cell or a row: atoms may overlap."
+        )
 
-    def scatter(position, masses=None, *, velocity=None, temperature_K: float | None = None, key=None) -> State:
+    def scatter(
+        position, masses=None, *, velocity=None, temperature_K: float | None = None, key=None
+    ) -> State:
         position = _checked("position", position, (n_atoms, 3))
         dtype = position.dtype
         masses = np.ones(n_atoms) if masses is None else _checked("masses", masses, (n_atoms,))
@@ -293,9 +330,21 @@ def mixture(
             spread = np.sqrt(mass * dtype.type(units.kB * temperature_K))
             momentum = spread * np.asarray(jax.random.normal(draw, (n_atoms, 3), dtype))
             momentum -= mass * (momentum.sum(axis=0) / mass.sum())
-        weight = np.zeros((n_atoms, n_experts)) if region.moves else np.asarray(region.gate(jnp.asarray(position), in_box))
+        weight = (
+            np.zeros((n_atoms, n_experts))
+            if region.moves
+            else np.asarray(region.gate(jnp.asarray(position), in_box))
+        )
         numbers, kinds = np.arange(n_atoms, dtype=np.int32), np.asarray(species, np.int32)
-        atoms = Atoms(numbers, kinds, weight.astype(dtype), mass, cut.wrapped(position), momentum, np.zeros_like(momentum))
+        atoms = Atoms(
+            numbers,
+            kinds,
+            weight.astype(dtype),
+            mass,
+            cut.wrapped(position),
+            momentum,
+            np.zeros_like(momentum),
+        )
         key = None if key is None else put(jax.random.split(key, n_slabs))
         # Lists made with room to waste say how much is needed.
         most = int(np.ceil(capacity_multiplier * np.bincount(cut.home(atoms.position)).max()))
@@ -310,9 +359,13 @@ def mixture(
         atoms = jax.tree.map(lambda x: x[slots], found)
         return atoms._replace(position=cut.wrapped(atoms.position))
 
-    def advance(state: State, integrator, n_steps: int, params=None, max_regrow: int = 8, first: bool = False) -> tuple[State, int]:
+    def advance(
+        state: State, integrator, n_steps: int, params=None, max_regrow: int = 8, first: bool = False
+    ) -> tuple[State, int]:
         if not _works_on_slots(integrator):
-            raise ValueError(f"integrator must be nve, or langevin of one friction, on several devices, got {integrator!r:.80}.")
+            raise ValueError(
+                f"integrator must be nve, or langevin of one friction, on several devices, got {integrator!r:.80}."
+            )
         if integrator.needs_key and state.key is None:
             raise ValueError("key must be given to scatter for Langevin dynamics.")
         integrator = replace(integrator, shift_fn=_IN_OPEN_SPACE)
@@ -331,10 +384,15 @@ def mixture(
                     good,
                 )
             elif stop & NOT_FINITE:
-                raise SlabError(f"energy, forces and positions must stay finite, got NaN or infinity at step {at}.", good)
+                raise SlabError(
+                    f"energy, forces and positions must stay finite, got NaN or infinity at step {at}.", good
+                )
             else:
                 return new, n_regrown
-        raise SlabError(f"capacities must suffice after growing {max_regrow} times, but they ran out again at step {at}.", good)
+        raise SlabError(
+            f"capacities must suffice after growing {max_regrow} times, but they ran out again at step {at}.",
+            good,
+        )
 
     def evaluate(state: State, params=None) -> State:
         return advance(state, NVE(0.0, _IN_OPEN_SPACE), 0, params, first=True)[0]
@@ -350,7 +408,9 @@ def _works_on_slots(integrator) -> bool:
     if getattr(integrator, "slow_every", 1) != 1:
         return False
     return isinstance(integrator, NVE) or (
-        isinstance(integrator, Langevin) and np.ndim(integrator.friction_per_fs) == 0 and integrator.expert_friction is None
+        isinstance(integrator, Langevin)
+        and np.ndim(integrator.friction_per_fs) == 0
+        and integrator.expert_friction is None
     )
 
 
@@ -369,7 +429,9 @@ def _displacement(sides: np.ndarray) -> Callable:
 def _checked_edges(box, axis: int | None) -> tuple[np.ndarray, int]:
     columns = np.asarray(lists.box_matrix(box), float)
     if columns.shape != (3, 3) or (columns != np.diag(np.diag(columns))).any():
-        raise ValueError(f"box must be right-angled on several devices (Å, a number, 3 edges or a diagonal), got {box!r:.200}.")
+        raise ValueError(
+            f"box must be right-angled on several devices (Å, a number, 3 edges or a diagonal), got {box!r:.200}."
+        )
     edges = np.diag(columns)
     axis = int(np.argmax(edges)) if axis is None else axis
     check_value("axis", axis, int)
@@ -385,10 +447,14 @@ def _check_region(region, n_atoms: int, n_experts: int) -> None:
             raise ValueError(f"region must follow seeds from 0 to {n_atoms - 1} with 2 experts, got {found}.")
         return
     if not isinstance(region, (Fixed, Weighted)):
-        raise ValueError(f"region must be static, or around seeds, on several devices, got one of type {type(region).__name__}.")
+        raise ValueError(
+            f"region must be static, or around seeds, on several devices, got one of type {type(region).__name__}."
+        )
     shape = (len(region.assignment), region.n_experts) if isinstance(region, Fixed) else region.weights.shape
     if shape != (n_atoms, n_experts):
-        raise ValueError(f"region must speak of [n_atoms, n_experts] = [{n_atoms}, {n_experts}], got {list(shape)}.")
+        raise ValueError(
+            f"region must speak of [n_atoms, n_experts] = [{n_atoms}, {n_experts}], got {list(shape)}."
+        )
 
 
 def _checked(name: str, value, shape: tuple[int, ...]) -> np.ndarray:

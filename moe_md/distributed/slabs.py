@@ -122,7 +122,9 @@ class Cut:
 
     def taken(self, atoms: Atoms, slots: Array) -> Atoms:
         """What is in some slots; beyond the last there is nothing."""
-        return jax.tree.map(lambda x, nothing: x.at[slots].get(mode="fill", fill_value=nothing), atoms, self.empty)
+        return jax.tree.map(
+            lambda x, nothing: x.at[slots].get(mode="fill", fill_value=nothing), atoms, self.empty
+        )
 
     def passed(self, values, step: int):
         """What the slab has that is so many before this one."""
@@ -131,19 +133,34 @@ class Cut:
 
     def with_halo(self, values: Array, before: Array, after: Array, fill=0) -> Array:
         """Own values, then those of the halo before and of the one after."""
-        to_before, to_after = (values.at[slots].get(mode="fill", fill_value=fill) for slots in (before, after))
+        to_before, to_after = (
+            values.at[slots].get(mode="fill", fill_value=fill) for slots in (before, after)
+        )
         return jnp.concatenate([values, self.passed(to_after, 1), self.passed(to_before, -1)])
 
     def places(self, position: Array, before: Array, after: Array) -> Array:
         """Own positions and those of the halo, in one piece also where it reaches across an end of the box."""
-        me, length, own, end = jax.lax.axis_index(SLAB), float(self.edges[self.axis]), len(position), len(position) + len(after)
+        me, length, own, end = (
+            jax.lax.axis_index(SLAB),
+            float(self.edges[self.axis]),
+            len(position),
+            len(position) + len(after),
+        )
         everywhere = self.with_halo(position, before, after)
-        everywhere = everywhere.at[own:end, self.axis].add(jnp.where(me == 0, -length, 0.0).astype(position.dtype))
-        return everywhere.at[end:, self.axis].add(jnp.where(me == self.n_slabs - 1, length, 0.0).astype(position.dtype))
+        everywhere = everywhere.at[own:end, self.axis].add(
+            jnp.where(me == 0, -length, 0.0).astype(position.dtype)
+        )
+        return everywhere.at[end:, self.axis].add(
+            jnp.where(me == self.n_slabs - 1, length, 0.0).astype(position.dtype)
+        )
 
     def near_faces(self, atoms: Atoms) -> tuple[Array, Array]:
         """`[n]` bool each, own atoms that the slab before and the one after must know."""
-        low, along, real = self.width * jax.lax.axis_index(SLAB), atoms.position[:, self.axis], atoms.index < self.n_atoms
+        low, along, real = (
+            self.width * jax.lax.axis_index(SLAB),
+            atoms.position[:, self.axis],
+            atoms.index < self.n_atoms,
+        )
         return real & (along < low + self.reach), real & (along >= low + self.width - self.reach)
 
     def migrated(self, atoms: Atoms, most: int) -> tuple[Atoms, Array, Array]:
@@ -154,7 +171,9 @@ class Cut:
         before = (step == self.n_slabs - 1) & ~stays & ~after
         leaving = [self.taken(atoms, which(real & there, most)) for there in (after, before)]
         staying = atoms._replace(index=jnp.where(stays, atoms.index, self.n_atoms))
-        everyone = jax.tree.map(lambda *x: jnp.concatenate(x), staying, self.passed(leaving[0], 1), self.passed(leaving[1], -1))
+        everyone = jax.tree.map(
+            lambda *x: jnp.concatenate(x), staying, self.passed(leaving[0], 1), self.passed(leaving[1], -1)
+        )
         here = everyone.index < self.n_atoms
         passing = jnp.maximum(jnp.sum(real & after), jnp.sum(real & before))
         return self.taken(everyone, which(here, len(real))), passing, jnp.sum(here)

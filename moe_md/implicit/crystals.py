@@ -1,7 +1,8 @@
 """The crystal at rest of one free length: a root in one unknown."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +68,15 @@ def uniform(
     check_positive("tolerance", tolerance)
     if known(volume):
         check_positive("volume", float(volume))
-    found = _uniform(energy_fn, args, jnp.asarray(volume, float), jnp.asarray(pressure_GPa, float) * units.GPa, scale, n_steps, tolerance)
+    found = _uniform(
+        energy_fn,
+        args,
+        jnp.asarray(volume, float),
+        jnp.asarray(pressure_GPa, float) * units.GPa,
+        scale,
+        n_steps,
+        tolerance,
+    )
     if known(found.converged) and not bool(found.converged):
         raise ValueError(
             f"scale must lead to a minimum of the enthalpy, but from {scale} none was met to {tolerance} in n_steps = {n_steps} of Newton's steps."
@@ -103,7 +112,9 @@ def _uniform(energy_fn, args, volume, pressure, scale, n_steps, tolerance) -> Un
         lambda carry: (carry[1] < n_steps) & (jnp.abs(carry[2][0]) > tolerance), step, (start, 0, miss(start))
     )
     converged = (jnp.abs(wanted) <= tolerance) & (curvature > 0)
-    s = jax.lax.custom_root(lambda s: slope(s, args, volume, pressure), s, lambda _, s: s, lambda g, y: y / g(jnp.ones_like(y)))
+    s = jax.lax.custom_root(
+        lambda s: slope(s, args, volume, pressure), s, lambda _, s: s, lambda g, y: y / g(jnp.ones_like(y))
+    )
     first, second = jax.jvp(lambda s: jax.grad(energy)(s, args), (s,), (jnp.ones_like(s),))
     blank = jnp.where(converged, 0.0, jnp.nan)
     modulus = (second - 3 * first) / (9 * volume * jnp.exp(3 * s)) / units.GPa

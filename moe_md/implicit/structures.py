@@ -1,7 +1,8 @@
 """Positions and strain at rest: Newton's steps, and the derivative of where they end."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +126,9 @@ def at_rest(
     """
     position = jnp.asarray(position)
     if not jnp.issubdtype(position.dtype, jnp.floating) or position.ndim != 2 or position.shape[1] != 3:
-        raise ValueError(f"position must be floating point of shape [n_atoms, 3], got {position.dtype} {position.shape}.")
+        raise ValueError(
+            f"position must be floating point of shape [n_atoms, 3], got {position.dtype} {position.shape}."
+        )
     dtype, n_atoms = position.dtype, position.shape[0]
     check_count("newton_steps", newton_steps, 0)
     check_positive("force_tolerance", force_tolerance)
@@ -154,7 +157,13 @@ def at_rest(
         jnp.asarray(pressure_GPa, dtype) * units.GPa,
     )
     found = _at_rest(
-        energy_fn, (bool(translations), bool(rotations)), int(newton_steps), solver, given, float(force_tolerance), float(solver_tolerance)
+        energy_fn,
+        (bool(translations), bool(rotations)),
+        int(newton_steps),
+        solver,
+        given,
+        float(force_tolerance),
+        float(solver_tolerance),
     )
     if known(found.converged) and not bool(found.converged):
         _refuse(found, force_tolerance, newton_steps)
@@ -183,12 +192,22 @@ class _Unknowns(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _at_rest(energy_fn, invariant, newton_steps, solver, given: _Given, force_tolerance, solver_tolerance) -> AtRest:
+def _at_rest(
+    energy_fn, invariant, newton_steps, solver, given: _Given, force_tolerance, solver_tolerance
+) -> AtRest:
     dtype = given.position.dtype
     # Free atoms: where they start is where the search starts, and nothing more.
     start = jnp.where(given.held[:, None], given.position, jax.lax.stop_gradient(given.position))
     given = given._replace(position=start)
-    z, neighbors, (max_force, cell_force) = _newton(energy_fn, invariant, newton_steps, solver, jax.lax.stop_gradient(given), force_tolerance, solver_tolerance)
+    z, neighbors, (max_force, cell_force) = _newton(
+        energy_fn,
+        invariant,
+        newton_steps,
+        solver,
+        jax.lax.stop_gradient(given),
+        force_tolerance,
+        solver_tolerance,
+    )
     given = given._replace(neighbors=neighbors)
     solve = partial(_checked_solve, solver, solver_tolerance)
     z = jax.lax.custom_root(partial(_condition, energy_fn, invariant, given), z, lambda _, z: z, solve)
@@ -198,7 +217,15 @@ def _at_rest(energy_fn, invariant, newton_steps, solver, given: _Given, force_to
         converged &= cell_force <= force_tolerance
     blank = jnp.where(converged, 0.0, jnp.nan).astype(dtype)
     position, strain = _structure(z, given)
-    return AtRest(position + blank, strain + blank, _enthalpy(energy_fn, z, given) + blank, max_force, cell_force, overflow, converged)
+    return AtRest(
+        position + blank,
+        strain + blank,
+        _enthalpy(energy_fn, z, given) + blank,
+        max_force,
+        cell_force,
+        overflow,
+        converged,
+    )
 
 
 def _shift(fraction: Array, move: Array, box: Array) -> Array:
@@ -207,7 +234,11 @@ def _shift(fraction: Array, move: Array, box: Array) -> Array:
 
 def _structure(z: _Unknowns, given: _Given) -> tuple[Array, Array]:
     move = jnp.where(given.held[:, None], 0.0, z.move)
-    position = given.position + move if given.box is None else moved_fractions(_shift, given.position, move, given.box)
+    position = (
+        given.position + move
+        if given.box is None
+        else moved_fractions(_shift, given.position, move, given.box)
+    )
     strain = jnp.zeros((3, 3), given.position.dtype)
     if z.stretch is not None:
         strain = jnp.tensordot(z.stretch, given.strains, 1) / (LENGTH * jnp.sqrt(1.0 * given.held.size))
@@ -216,13 +247,17 @@ def _structure(z: _Unknowns, given: _Given) -> tuple[Array, Array]:
 
 def _plain_enthalpy(energy_fn, z: _Unknowns, given: _Given) -> Array:
     position, strain = _structure(z, given)
-    given_kwargs = {name: getattr(given, name) for name in ("params", "region", "box") if getattr(given, name) is not None}
+    given_kwargs = {
+        name: getattr(given, name) for name in ("params", "region", "box") if getattr(given, name) is not None
+    }
     if given.neighbors is not None:
         given_kwargs["neighbor"] = given.neighbors
     if z.stretch is None:
         return jnp.sum(energy_fn(position, **given_kwargs))
     F = jnp.eye(3, dtype=position.dtype) + strain
-    return jnp.sum(energy_fn(position, perturbation=F, **given_kwargs)) + given.pressure * given.volume * jnp.linalg.det(F)
+    return jnp.sum(
+        energy_fn(position, perturbation=F, **given_kwargs)
+    ) + given.pressure * given.volume * jnp.linalg.det(F)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -262,7 +297,9 @@ def _together(move: Array, given: _Given, translations: bool, rotations: bool) -
     if rotations:
         place = given.position if given.box is None else given.position @ given.box.T
         place = place - jnp.mean(place, axis=0)
-        turns = jnp.stack([jnp.cross(axis, place) for axis in jnp.eye(3, dtype=move.dtype)])  # [3, n_atoms, 3]
+        turns = jnp.stack(
+            [jnp.cross(axis, place) for axis in jnp.eye(3, dtype=move.dtype)]
+        )  # [3, n_atoms, 3]
         gram = jnp.einsum("aij,bij->ab", turns, turns)
         # A straight molecule has two turns, not three.
         along = jnp.linalg.pinv(gram, rtol=1e-6, hermitian=True) @ jnp.einsum("aij,ij->a", turns, move)
@@ -270,7 +307,9 @@ def _together(move: Array, given: _Given, translations: bool, rotations: bool) -
     return jnp.where(anyone_held, 0.0, part)
 
 
-def _newton(energy_fn, invariant, n_steps, solver, given: _Given, force_tolerance, solver_tolerance) -> tuple[_Unknowns, Any, tuple]:
+def _newton(
+    energy_fn, invariant, n_steps, solver, given: _Given, force_tolerance, solver_tolerance
+) -> tuple[_Unknowns, Any, tuple]:
     """Steps of Newton's towards the stationary point that is near; neighbours and largest forces of where they end."""
     n = None if given.strains is None else given.strains.shape[0]
     z = _Unknowns(jnp.zeros_like(given.position), None if n is None else jnp.zeros(n, given.position.dtype))
@@ -279,7 +318,9 @@ def _newton(energy_fn, invariant, n_steps, solver, given: _Given, force_toleranc
         if neighbors is None:
             return None
         position, strain = _structure(z, given)
-        kwargs = {name: getattr(given, name) for name in ("region", "box") if getattr(given, name) is not None}
+        kwargs = {
+            name: getattr(given, name) for name in ("region", "box") if getattr(given, name) is not None
+        }
         if z.stretch is not None:
             kwargs["perturbation"] = jnp.eye(3, dtype=position.dtype) + strain
         return neighbors.update(position, **kwargs)
@@ -303,7 +344,13 @@ def _newton(energy_fn, invariant, n_steps, solver, given: _Given, force_toleranc
         wanted = solver(matvec, jax.tree.map(lambda x: jnp.where(moving, x, 0.0), at), solver_tolerance)
         longest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(wanted)]))
         part = jnp.where(moving, LONGEST_MOVE / jnp.maximum(longest, LONGEST_MOVE), 0.0)
-        return jax.tree.map(lambda a, b: jnp.where(moving, a - part * b, a), z, wanted), neighbors, k + 1, forces, moving
+        return (
+            jax.tree.map(lambda a, b: jnp.where(moving, a - part * b, a), z, wanted),
+            neighbors,
+            k + 1,
+            forces,
+            moving,
+        )
 
     nothing = jnp.full((), jnp.nan, given.position.dtype)
     start = (z, given.neighbors, jnp.zeros((), jnp.int32), (nothing, nothing), jnp.ones((), bool))
@@ -322,7 +369,9 @@ def _largest(slope: _Unknowns, given: _Given) -> tuple[Array, Array]:
 def _checked_solve(solver, tolerance, matvec: Callable, b):
     """matvec(x) = b, symmetric; NaN where the residual is too large to go on with."""
 
-    flat, unravel = ravel_pytree(b)  # in one piece: what does not feel the change is zero, and still part of it
+    flat, unravel = ravel_pytree(
+        b
+    )  # in one piece: what does not feel the change is zero, and still part of it
 
     def product(v):
         return ravel_pytree(matvec(unravel(v)))[0]
@@ -337,7 +386,9 @@ def _checked_solve(solver, tolerance, matvec: Callable, b):
 
 def _refuse(found: AtRest, force_tolerance: float, newton_steps: int) -> None:
     if bool(found.overflow):
-        raise ValueError("neighbors must have room for the structure, but their buffers overflowed: allocate them again at `position`.")
+        raise ValueError(
+            "neighbors must have room for the structure, but their buffers overflowed: allocate them again at `position`."
+        )
     cell = "" if np.isnan(found.cell_force) else f" and {float(found.cell_force):.3g} eV on the cell"
     raise ValueError(
         f"position must be at rest: after at most newton_steps = {newton_steps} the largest force must not exceed "
@@ -348,8 +399,15 @@ def _refuse(found: AtRest, force_tolerance: float, newton_steps: int) -> None:
 
 def _checked_strains(strains) -> np.ndarray:
     values = np.asarray(strains, float)
-    if values.ndim != 3 or values.shape[1:] != (3, 3) or len(values) == 0 or not np.allclose(values, values.swapaxes(1, 2)):
+    if (
+        values.ndim != 3
+        or values.shape[1:] != (3, 3)
+        or len(values) == 0
+        or not np.allclose(values, values.swapaxes(1, 2))
+    ):
         raise ValueError(f"strains must be symmetric, of shape [n, 3, 3], got shape {values.shape}.")
     if np.linalg.matrix_rank(values.reshape(len(values), 9)) < len(values):
-        raise ValueError(f"strains must be independent, got rank {np.linalg.matrix_rank(values.reshape(len(values), 9))} of {len(values)}.")
+        raise ValueError(
+            f"strains must be independent, got rank {np.linalg.matrix_rank(values.reshape(len(values), 9))} of {len(values)}."
+        )
     return values

@@ -58,7 +58,16 @@ class MixtureCalculator(Calculator):
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
 
-    def __init__(self, checkpoint, region, *, dtype: str = "float64", chunk_size: int = 64, dr_threshold: float = 0.4, **kwargs):
+    def __init__(
+        self,
+        checkpoint,
+        region,
+        *,
+        dtype: str = "float64",
+        chunk_size: int = 64,
+        dr_threshold: float = 0.4,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}.")
@@ -106,7 +115,11 @@ class MixtureCalculator(Calculator):
     def _lasts(self, now: When, reach: float) -> bool:
         """Whether what is held knows all neighbours; for gates, also where the cell has become narrow."""
         held = self._held
-        return held is not None and not held_rows.outlived(held.when, now, reach, self._skin) and held.whole <= ase_gates.half_width(now)
+        return (
+            held is not None
+            and not held_rows.outlived(held.when, now, reach, self._skin)
+            and held.whole <= ase_gates.half_width(now)
+        )
 
     def _listed(self, now: When, region, reach: float) -> "_Held":
         """Neighbours of the atoms of each expert, listed once for all of them and the gate."""
@@ -114,7 +127,9 @@ class MixtureCalculator(Calculator):
         n_atoms = len(now.position)
         pairs = image_pairs(now.position, now.cell, now.pbc, reach + self._skin)
         idx, whole = ase_gates.neighbors_of_all(now, pairs, reach, self._skin)
-        place = ase_gates.Place(now.position.astype(self._dtype), now.cell.astype(self._dtype), now.pbc, now.species, idx)
+        place = ase_gates.Place(
+            now.position.astype(self._dtype), now.cell.astype(self._dtype), now.pbc, now.species, idx
+        )
         weight = self._weights_of(region, place, whole)
         support = weight > 0
         if _has_gate(region):
@@ -127,7 +142,11 @@ class MixtureCalculator(Calculator):
             self._warn_outside_domain(e, expert, weight[:, e] > 0, near, now.species)
             halo = _halo(expert.num_hops, wide, n_atoms, own)
             like = last.rows[e] if last else None
-            rows.append(held_rows.hold(now, wide, expert.cutoff + self._skin, own, halo, self._dtype, like) if len(own) else None)
+            rows.append(
+                held_rows.hold(now, wide, expert.cutoff + self._skin, own, halo, self._dtype, like)
+                if len(own)
+                else None
+            )
             slots.append(held_rows.slots_for(expert, near, own, last.slots[e] if last else None))
         return _Held(now, idx, whole, support, rows, slots)
 
@@ -181,7 +200,9 @@ class MixtureCalculator(Calculator):
         known = self.checkpoint.experts[0].species
         unknown = sorted(set(atoms.symbols) - set(known))
         if unknown:
-            raise ValueError(f"atoms must be of the species {known} that the checkpoint knows, got {', '.join(unknown)}.")
+            raise ValueError(
+                f"atoms must be of the species {known} that the checkpoint knows, got {', '.join(unknown)}."
+            )
         return np.array([known.index(s) for s in atoms.symbols], np.int32)
 
     def _assignment_of(self, region, n_atoms: int | None) -> np.ndarray:
@@ -192,15 +213,19 @@ class MixtureCalculator(Calculator):
                 f"got shape {values.shape} and dtype {values.dtype}."
             )
         n_experts = len(self.checkpoint.experts)
-        if values.size and not (0 <= values.min() and values.max() < n_experts):
+        if values.size and not (values.min() >= 0 and values.max() < n_experts):
             raise ValueError(
                 f"region must name experts 0 to {n_experts - 1} of the checkpoint, got {values.min()} to {values.max()}."
             )
         if values.ndim == 1 and n_atoms is not None and len(values) != n_atoms:
-            raise ValueError(f"region must assign each of the {n_atoms} atoms, got a length of {len(values)}.")
+            raise ValueError(
+                f"region must assign each of the {n_atoms} atoms, got a length of {len(values)}."
+            )
         return values if n_atoms is None else np.broadcast_to(values, (n_atoms,))
 
-    def _warn_outside_domain(self, e: int, expert: Expert, own: np.ndarray, near, species: np.ndarray) -> None:
+    def _warn_outside_domain(
+        self, e: int, expert: Expert, own: np.ndarray, near, species: np.ndarray
+    ) -> None:
         foreign = ~np.array([s in expert.domain for s in expert.species])
         i, j, _ = near
         sees = foreign[species]

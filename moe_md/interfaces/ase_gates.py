@@ -93,7 +93,9 @@ def _gate(region: Region, place: Place, position: Array, strain: Array | None, c
     return region.gate(position, *_surroundings(region, place, position, strain, cutoff, 0.0))
 
 
-def _surroundings(region: Region, place: Place, position: Array, strain: Array | None, cutoff: float, margin: float):
+def _surroundings(
+    region: Region, place: Place, position: Array, strain: Array | None, cutoff: float, margin: float
+):
     """A displacement function, and what lists know."""
     inverse, n_atoms = jnp.linalg.inv(place.cell), position.shape[0]
 
@@ -106,7 +108,16 @@ def _surroundings(region: Region, place: Place, position: Array, strain: Array |
     def everyone_else(wish: Sphere) -> NeighborList:
         others = jnp.broadcast_to(jnp.arange(n_atoms, dtype=jnp.int32), (wish.centers.shape[0], n_atoms))
         others = jnp.where(others == wish.centers[:, None], n_atoms, others)
-        return NeighborList((others,), position, place.cell, jnp.asarray(wish.reach)[None], wish.centers, jnp.zeros((), bool), (1, 1, 1), n_atoms)
+        return NeighborList(
+            (others,),
+            position,
+            place.cell,
+            jnp.asarray(wish.reach)[None],
+            wish.centers,
+            jnp.zeros((), bool),
+            (1, 1, 1),
+            n_atoms,
+        )
 
     spheres = jax.tree.map(everyone_else, region.spheres(margin), is_leaf=_is_sphere)
     return displacement, Surroundings(place.species, place.idx, cutoff, spheres)

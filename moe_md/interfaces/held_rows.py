@@ -9,8 +9,9 @@ singular value, or one if that is less: while that is within cutoff + skin, no p
 is missed, and none within a shorter cutoff with the same skin.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,9 @@ def outlived(then: When, now: When, cutoff: float, skin: float) -> bool:
     return bool(cutoff + 2.0 * furthest > least * (cutoff + skin))
 
 
-def hold(at: When, pairs, cutoff: float, own: np.ndarray, halo: np.ndarray, dtype, like: HeldRows | None) -> HeldRows:
+def hold(
+    at: When, pairs, cutoff: float, own: np.ndarray, halo: np.ndarray, dtype, like: HeldRows | None
+) -> HeldRows:
     """Rows of the atoms `own` and `halo` up to `cutoff`, skin included, at sizes that others may share.
 
     Args:
@@ -88,12 +91,18 @@ def hold(at: When, pairs, cutoff: float, own: np.ndarray, halo: np.ndarray, dtyp
     image = np.rint((rows.displacement - straight) @ np.linalg.inv(at.cell)) * rows.mask[..., None]
     before = (0, 0) if like is None else like.mask.shape
     nowhere = roomy(n_atoms)
-    tall, wide = (kept(size, last) - need for need, size, last in zip((n, k), (roomy(n), 8 * -(-k // 8)), before))
+    tall, wide = (
+        kept(size, last) - need for need, size, last in zip((n, k), (roomy(n), 8 * -(-k // 8)), before)
+    )
     flat, square = (0, tall), ((0, tall), (0, wide))
     return HeldRows(
         centers=jnp.asarray(np.pad(centers, flat, constant_values=nowhere)),
         own=jnp.asarray(np.pad(np.arange(n) < len(own), flat)),
-        neighbor=jnp.asarray(np.pad(np.where(rows.mask, rows.neighbor, nowhere).astype(np.int32), square, constant_values=nowhere)),
+        neighbor=jnp.asarray(
+            np.pad(
+                np.where(rows.mask, rows.neighbor, nowhere).astype(np.int32), square, constant_values=nowhere
+            )
+        ),
         image=jnp.asarray(np.pad(image.astype(dtype), (*square, (0, 0)))),
         mask=jnp.asarray(np.pad(rows.mask, square)),
         center_species=jnp.asarray(np.pad(rows.center_species, flat)),
@@ -153,7 +162,9 @@ def _evaluator(expert: Expert, chunk_size: int) -> Callable:
         seen = rows
         if expert.num_hops > 1:
             n_rows = held.centers.shape[0]
-            row_of = jnp.full(n_atoms + 1, n_rows).at[held.centers].set(jnp.arange(n_rows)).at[n_atoms].set(n_rows)
+            row_of = (
+                jnp.full(n_atoms + 1, n_rows).at[held.centers].set(jnp.arange(n_rows)).at[n_atoms].set(n_rows)
+            )
             seen = rows._replace(neighbor=row_of[rows.neighbor])
 
         def total(displacement):
@@ -205,7 +216,9 @@ def _packed(rows: Neighborhood, cutoff: float, n_slots: int, nowhere: int) -> tu
     safe = jnp.minimum(slot, k - 1)
     return (
         Neighborhood(
-            displacement=jnp.where(mask[..., None], jnp.take_along_axis(rows.displacement, safe[..., None], axis=1), 1.0),
+            displacement=jnp.where(
+                mask[..., None], jnp.take_along_axis(rows.displacement, safe[..., None], axis=1), 1.0
+            ),
             mask=mask,
             center_species=rows.center_species,
             neighbor_species=jnp.where(mask, jnp.take_along_axis(rows.neighbor_species, safe, axis=1), 0),

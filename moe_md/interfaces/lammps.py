@@ -19,7 +19,8 @@ import os
 import sys
 import traceback
 import warnings
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -53,7 +54,15 @@ def halo(checkpoint: Checkpoint, region: Region) -> float:
 
 
 def attach(
-    lmp, checkpoint, region, elements: Sequence[str], *, fix_id: str = "moe", skin: float = 1.0, dtype: str = "float64", chunk_size: int = 64
+    lmp,
+    checkpoint,
+    region,
+    elements: Sequence[str],
+    *,
+    fix_id: str = "moe",
+    skin: float = 1.0,
+    dtype: str = "float64",
+    chunk_size: int = 64,
 ) -> "Coupling":
     """Let a mixture drive the atoms of LAMMPS.
 
@@ -84,13 +93,19 @@ def attach(
     if not lmp.extract_setting("box_exist"):
         raise ValueError("lmp must have its box and its atoms, got neither.")
     if lmp.extract_setting("ntypes") != len(elements):
-        raise ValueError(f"elements must name each of the {lmp.extract_setting('ntypes')} types of lmp, got {list(elements)}.")
+        raise ValueError(
+            f"elements must name each of the {lmp.extract_setting('ntypes')} types of lmp, got {list(elements)}."
+        )
     n_atoms, comm = int(lmp.get_natoms()), lmp.get_mpi_comm()
     if comm is None:
-        raise ValueError("lmp must run under mpi4py, which is not installed or is of another MPI than LAMMPS.")
+        raise ValueError(
+            "lmp must run under mpi4py, which is not installed or is of another MPI than LAMMPS."
+        )
     ids = np.sort(np.concatenate(comm.allgather(_of_atoms(lmp, "id", lmp.extract_setting("nlocal")))))
     if not np.array_equal(ids, np.arange(1, n_atoms + 1)):
-        raise ValueError(f"lmp must number its atoms from 1 to {n_atoms}, got ids from {ids.min(initial=0)} to {ids.max(initial=0)}.")
+        raise ValueError(
+            f"lmp must number its atoms from 1 to {n_atoms}, got ids from {ids.min(initial=0)} to {ids.max(initial=0)}."
+        )
     lammps_gates.check(region, n_atoms, len(coupling.checkpoint.experts))
     lmp.command(f"neighbor {skin!r} bin")
     lmp.command("neigh_modify every 1 delay 0 check yes")
@@ -106,7 +121,9 @@ def attach(
             position, types, ids = (_of_atoms(lmp, name, n_held) for name in ("x", "type", "id"))
             if last[0] != step - 1:
                 # A minimiser comes back in one step, when ghosts are no longer new.
-                _check_ghosts(lmp, comm, position, ids, n_local, coupling.halo + (skin if last[0] != step else 0.0))
+                _check_ghosts(
+                    lmp, comm, position, ids, n_local, coupling.halo + (skin if last[0] != step else 0.0)
+                )
             last[0] = step
             energies, forces, virial = coupling.compute(position, types, ids, n_local)
             total = comm.allreduce(np.append(_voigt(virial), energies.sum()))
@@ -131,7 +148,16 @@ class Coupling:
 
     halo: float  # Å, without skin
 
-    def __init__(self, checkpoint, region: Region, elements: Sequence[str], *, skin: float = 1.0, dtype: str = "float64", chunk_size: int = 64):
+    def __init__(
+        self,
+        checkpoint,
+        region: Region,
+        elements: Sequence[str],
+        *,
+        skin: float = 1.0,
+        dtype: str = "float64",
+        chunk_size: int = 64,
+    ):
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}.")
         check_positive("skin", skin)
@@ -140,7 +166,9 @@ class Coupling:
             checkpoint = checkpoints.load(checkpoint)
         known = checkpoint.experts[0].species
         if isinstance(elements, str) or len(elements) == 0 or not set(elements) <= set(known):
-            raise ValueError(f"elements must be a list of chemical symbols among the species {known} that the checkpoint knows, got {elements!r}.")
+            raise ValueError(
+                f"elements must be a list of chemical symbols among the species {known} that the checkpoint knows, got {elements!r}."
+            )
         self.halo = halo(checkpoint, region)
         self.checkpoint = checkpoint
         self.region = region
@@ -152,7 +180,9 @@ class Coupling:
         self._held: _Held | None = None
         self._warned = False
 
-    def compute(self, position: np.ndarray, types: np.ndarray, ids: np.ndarray, n_local: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def compute(
+        self, position: np.ndarray, types: np.ndarray, ids: np.ndarray, n_local: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Energies and forces of owned atoms, and their part of the virial.
 
         Args:
@@ -188,7 +218,10 @@ class Coupling:
     def _padded(self, position: np.ndarray, types: np.ndarray) -> When:
         """All atoms of the rank, and at least one that is far away, in no cell."""
         n_held = len(position)
-        spare = held_rows.kept(held_rows.roomy(n_held + 1), len(self._held.when.position) if self._held else 0) - n_held
+        spare = (
+            held_rows.kept(held_rows.roomy(n_held + 1), len(self._held.when.position) if self._held else 0)
+            - n_held
+        )
         away = np.zeros((spare, 3))
         away[:, 0] = FAR + 1e3 * np.arange(spare)
         species = np.pad(self._species_of_type[types - 1], (0, spare))
@@ -206,7 +239,9 @@ class Coupling:
         away = np.zeros(len(now.position))
         away[n_local:] = cKDTree(now.position[:n_local]).query(now.position[n_local:])[0]
         held = _Held(n_local, ids.copy(), now, region, idx, whole, away, np.zeros(0), [], [])
-        support = np.array(ase_gates.support(region, self._place(held, now), cutoff=whole, margin=skin)) | (self._weights(held, now) > 0)
+        support = np.array(ase_gates.support(region, self._place(held, now), cutoff=whole, margin=skin)) | (
+            self._weights(held, now) > 0
+        )
         self._warn_outside_domain(support, pairs, now.species, n_local)
         for e, expert in enumerate(experts):
             sight = expert.cutoff * expert.num_hops
@@ -216,7 +251,11 @@ class Coupling:
             if expert.num_hops > 1:
                 halo = np.setdiff1d(np.flatnonzero(away <= self.halo + skin), own)
             near, wide = closer(pairs, expert.cutoff), closer(pairs, expert.cutoff + skin)
-            held.rows.append(held_rows.hold(now, wide, expert.cutoff + skin, own, halo, self._dtype, like) if len(own) else None)
+            held.rows.append(
+                held_rows.hold(now, wide, expert.cutoff + skin, own, halo, self._dtype, like)
+                if len(own)
+                else None
+            )
             held.slots.append(held_rows.slots_for(expert, near, own, slots))
         return held._replace(support=support)
 
@@ -253,7 +292,9 @@ class Coupling:
         return np.sum(weight * by_expert, axis=1)[:n_local], forces, virial
 
     def _place(self, held: "_Held", now: When) -> ase_gates.Place:
-        return ase_gates.Place(now.position.astype(self._dtype), now.cell.astype(self._dtype), now.pbc, now.species, held.idx)
+        return ase_gates.Place(
+            now.position.astype(self._dtype), now.cell.astype(self._dtype), now.pbc, now.species, held.idx
+        )
 
     def _weights(self, held: "_Held", now: When) -> np.ndarray:
         """`[n, n_experts]`, none for what is no atom; those at the rim of the ghosts mean nothing."""
@@ -295,7 +336,11 @@ class _Held(NamedTuple):
 def _of_atoms(lmp, name: str, n: int) -> np.ndarray:
     """A copy of what LAMMPS knows of this rank's atoms; a rank without atoms has none."""
     shape = (0, 3) if name == "x" else (0,)
-    return np.array(lmp.numpy.extract_atom(name, nelem=n)) if n else np.zeros(shape, float if name == "x" else int)
+    return (
+        np.array(lmp.numpy.extract_atom(name, nelem=n))
+        if n
+        else np.zeros(shape, float if name == "x" else int)
+    )
 
 
 def _voigt(virial: np.ndarray) -> np.ndarray:
@@ -313,15 +358,22 @@ def _check_ghosts(lmp, comm, position: np.ndarray, ids: np.ndarray, n_local: int
         return
     inverse, pbc = np.linalg.inv(cell), np.asarray(periodic, bool)
     scaled = position[:n_local] @ inverse
-    probes = np.unique([*scaled.argmin(axis=0), *scaled.argmax(axis=0), *np.linspace(0, n_local - 1, PROBES - 6).astype(int)])
+    probes = np.unique(
+        [*scaled.argmin(axis=0), *scaled.argmax(axis=0), *np.linspace(0, n_local - 1, PROBES - 6).astype(int)]
+    )
     # Lattice vectors that may bring an atom, whichever image it is, within reach.
     spread = np.ptp(everyone @ inverse, axis=0)
     most = np.where(pbc, np.ceil(reach * np.linalg.norm(inverse, axis=0) + spread), 0).astype(int)
-    shifts = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in most), indexing="ij"), axis=-1).reshape(-1, 3) @ cell
+    shifts = (
+        np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in most), indexing="ij"), axis=-1).reshape(-1, 3)
+        @ cell
+    )
     wanted = np.zeros(len(probes), int)
     for shift in shifts:
         images = everyone + shift
-        inside = ((images >= position[probes].min(0) - reach) & (images <= position[probes].max(0) + reach)).all(axis=1)
+        inside = (
+            (images >= position[probes].min(0) - reach) & (images <= position[probes].max(0) + reach)
+        ).all(axis=1)
         away = np.linalg.norm(images[inside][None] - position[probes][:, None], axis=-1)
         wanted += (away < reach - 1e-6).sum(axis=1)
     held = (np.linalg.norm(position[None] - position[probes][:, None], axis=-1) < reach - 1e-6).sum(axis=1)

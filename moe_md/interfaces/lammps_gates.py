@@ -102,7 +102,9 @@ def _check_atoms(region: Region, n_atoms: int) -> None:
                 raise ValueError(f"region must assign each of the {n_atoms} atoms, got a length of {found}.")
         case Around():
             if int(region.seeds.max()) >= n_atoms:
-                raise ValueError(f"region must have seeds below the number of atoms, {n_atoms}, got {int(region.seeds.max())}.")
+                raise ValueError(
+                    f"region must have seeds below the number of atoms, {n_atoms}, got {int(region.seeds.max())}."
+                )
         case Complement():
             _check_atoms(region.region, n_atoms)
         case Union() | Nested():

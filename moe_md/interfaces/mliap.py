@@ -20,8 +20,8 @@ Source: `mliap_unified_abc.py`, `mliap_unified_couple.pyx` and
 
 import contextlib
 import pickle
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -56,11 +56,15 @@ class MixtureMLIAP:
     ['Pt0', 'Pt1', 'C', 'O']
     """
 
-    def __init__(self, checkpoint, types: Sequence[tuple[str, int]], *, dtype: str = "float64", chunk_size: int = 64):
+    def __init__(
+        self, checkpoint, types: Sequence[tuple[str, int]], *, dtype: str = "float64", chunk_size: int = 64
+    ):
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}.")
         if not isinstance(checkpoint, (str, Path)):
-            raise ValueError(f"checkpoint must be a name or a path, which is what a pickle holds, got {checkpoint!r:.80}.")
+            raise ValueError(
+                f"checkpoint must be a name or a path, which is what a pickle holds, got {checkpoint!r:.80}."
+            )
         chunk_size = check_count("chunk_size", chunk_size, 1)
         self._loaded = checkpoints.load(checkpoint)
         experts = self._loaded.experts
@@ -74,7 +78,7 @@ class MixtureMLIAP:
         symbols = [symbol for symbol, _ in kinds]
         self._species = np.array([experts[0].species.index(symbol) for symbol in symbols], np.int32)
         self._expert = np.array([e for _, e in kinds])
-        self._sizes = {e: (0, 0) for e in set(self._expert.tolist())}  # rows and slots of what is compiled
+        self._sizes = dict.fromkeys(set(self._expert.tolist()), (0, 0))  # rows and slots of what is compiled
         self._evaluate = {e: evaluator(experts[e], chunk_size) for e in self._sizes}
         # LAMMPS reads and sets these.
         self.interface = None
@@ -118,7 +122,9 @@ class MixtureMLIAP:
         if n_pairs:  # without any, LAMMPS's pointers may be null
             i, j, D = (_on_host(name, getattr(data, name)) for name in ("pair_i", "pair_j", "rij"))
         if (elements[own] < 0).any() or (elements[j] < 0).any():
-            raise ValueError(f"elems must be of 0 to {len(self._species) - 1} (no type may be NULL), got {elements.min()}.")
+            raise ValueError(
+                f"elems must be of 0 to {len(self._species) - 1} (no type may be NULL), got {elements.min()}."
+            )
         energies, forces = self._energies_and_pair_forces(own, elements, i, j, D)
         try:
             data.eatoms = energies  # of iatoms[0], iatoms[1], ...
@@ -146,7 +152,13 @@ class MixtureMLIAP:
                 row = row_of[i[near]]
                 slot = _slots(row, len(mine))
                 rows = self._rows(e, elements[own[mine]], elements[j[near]], D[near], row, slot)
-                computed[e] = mine, near, row, slot, self._evaluate[e](self._loaded.params[e], rows, len(mine))
+                computed[e] = (
+                    mine,
+                    near,
+                    row,
+                    slot,
+                    self._evaluate[e](self._loaded.params[e], rows, len(mine)),
+                )
             for mine, near, row, slot, (energy, g) in computed.values():
                 energies[mine] = np.array(energy)[: len(mine)]
                 forces[near] = np.array(g)[row, slot]
@@ -158,7 +170,11 @@ class MixtureMLIAP:
         tall, wide = self._sizes[e] = tuple(map(max, self._sizes[e], (roomy(n), 8 * roomy(-(-k // 8)))))
         displacement = np.ones((tall, wide, 3), self._settings["dtype"])
         mask, neighbor_species = np.zeros((tall, wide), bool), np.zeros((tall, wide), np.int32)
-        displacement[row, slot], mask[row, slot], neighbor_species[row, slot] = D, True, self._species[neighbors]
+        displacement[row, slot], mask[row, slot], neighbor_species[row, slot] = (
+            D,
+            True,
+            self._species[neighbors],
+        )
         return Neighborhood(
             displacement=displacement,
             mask=mask,
@@ -196,7 +212,9 @@ def _slots(row: np.ndarray, n_rows: int) -> np.ndarray:
 
 def _on_host(name: str, values) -> np.ndarray:
     if not isinstance(values, np.ndarray):
-        raise ValueError(f"data.{name} must be an array of the host (run Kokkos without GPUs), got {type(values).__name__}.")
+        raise ValueError(
+            f"data.{name} must be an array of the host (run Kokkos without GPUs), got {type(values).__name__}."
+        )
     return values
 
 
@@ -205,16 +223,24 @@ def _checked(types, experts: Sequence[Expert]) -> list[tuple[str, int]]:
     try:
         kinds = [(symbol, e) for symbol, e in types]
     except (TypeError, ValueError):
-        raise ValueError(f"types must be pairs of a chemical symbol and an expert's number, got {types!r:.80}.") from None
+        raise ValueError(
+            f"types must be pairs of a chemical symbol and an expert's number, got {types!r:.80}."
+        ) from None
     if not kinds:
         raise ValueError("types must name one kind of atom at least, got none.")
     for symbol, e in kinds:
         if not isinstance(symbol, str) or symbol not in experts[0].species:
-            raise ValueError(f"types must be of the species {experts[0].species} that the checkpoint knows, got {symbol!r:.80}.")
+            raise ValueError(
+                f"types must be of the species {experts[0].species} that the checkpoint knows, got {symbol!r:.80}."
+            )
         if not isinstance(e, (int, np.integer)) or isinstance(e, bool) or not 0 <= e < len(experts):
-            raise ValueError(f"types must name experts 0 to {len(experts) - 1} of the checkpoint, got {e!r:.80}.")
+            raise ValueError(
+                f"types must name experts 0 to {len(experts) - 1} of the checkpoint, got {e!r:.80}."
+            )
         if experts[e].num_hops > 1:
-            raise ValueError(f"types must name strictly local experts, got {e}, which passes messages ({experts[e].num_hops} hops).")
+            raise ValueError(
+                f"types must name strictly local experts, got {e}, which passes messages ({experts[e].num_hops} hops)."
+            )
     kinds = [(symbol, int(e)) for symbol, e in kinds]
     if len(set(kinds)) < len(kinds):
         raise ValueError(f"types must name each kind of atom once, got {kinds}.")

@@ -7,7 +7,7 @@ other symbols or tags are chosen anew; for another structure of the same, make
 another function.
 """
 
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from ase import Atoms
@@ -44,13 +44,17 @@ def by_tag(tags: int | Sequence[int]) -> AtomsToAssignment:
         found = atoms.get_tags()
         missing = sorted(set(wanted.tolist()) - set(found.tolist()))
         if missing:
-            raise ValueError(f"tags must each be that of an atom, {missing} are not: atoms have {sorted(set(found.tolist()))}.")
+            raise ValueError(
+                f"tags must each be that of an atom, {missing} are not: atoms have {sorted(set(found.tolist()))}."
+            )
         return np.where(np.isin(found, wanted), 0, 1)
 
     return _kept(chosen)
 
 
-def by_layer(n_layers: int, axis: int = 2, *, bottom: bool = False, tolerance: float = 0.3) -> AtomsToAssignment:
+def by_layer(
+    n_layers: int, axis: int = 2, *, bottom: bool = False, tolerance: float = 0.3
+) -> AtomsToAssignment:
     """The top layers go to expert 0, the others to expert 1.
 
     What lies on a surface is a layer of its own, or several: a CO that stands
@@ -85,7 +89,9 @@ def by_layer(n_layers: int, axis: int = 2, *, bottom: bool = False, tolerance: f
         upright = Atoms(atoms.symbols, atoms.positions, cell=np.eye(3))
         layer, heights = get_layers(upright, tuple(np.eye(3, dtype=int)[axis]), tolerance)
         if n_layers > len(heights):
-            raise ValueError(f"n_layers must be at most the {len(heights)} layers of these atoms along axis {axis}, got {n_layers}.")
+            raise ValueError(
+                f"n_layers must be at most the {len(heights)} layers of these atoms along axis {axis}, got {n_layers}."
+            )
         return np.where(layer < n_layers if bottom else layer >= len(heights) - n_layers, 0, 1)
 
     return _kept(chosen)
@@ -121,7 +127,9 @@ def around_species(species: str | Sequence[str], r_core: float, r_blend: float) 
     def chosen(atoms: Atoms) -> Around:
         absent = sorted(set(symbols) - set(atoms.symbols))
         if absent:
-            raise ValueError(f"species must be those of some atoms, {', '.join(absent)} is not: atoms are {atoms.symbols}.")
+            raise ValueError(
+                f"species must be those of some atoms, {', '.join(absent)} is not: atoms are {atoms.symbols}."
+            )
         return around(np.flatnonzero(np.isin(atoms.get_chemical_symbols(), symbols)), r_core, r_blend)
 
     return chosen

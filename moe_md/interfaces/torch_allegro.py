@@ -8,7 +8,8 @@ read off the module's own parts, so that hand-made models are understood like
 configured ones, and whatever this package has no counterpart for is an error.
 """
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -59,7 +60,8 @@ def from_module(module: Any, species: Sequence[str] | None = None) -> tuple[Expe
     l_max, parity = _irreps(core)
     channels, layers = int(core.num_tensor_features), int(core.num_layers)
     if not (
-        core._env_weighter.weight_individual_irreps and parts["tensor_embed"]._edge_weighter.weight_individual_irreps
+        core._env_weighter.weight_individual_irreps
+        and parts["tensor_embed"]._edge_weighter.weight_individual_irreps
     ):
         raise ValueError("weight_individual_irreps must be True, got False.")
     mlps = {
@@ -127,7 +129,9 @@ def _parts(module: Any) -> dict[str, Any]:
 def _bessel_embedding(embed: Any) -> tuple[Any, Any]:
     steps = dict(embed.named_children())
     if set(steps) != {"bessel_encode", "type_embed"}:
-        raise ValueError(f"radial_chemical_embed must be TwoBodyBesselScalarEmbed, got {type(embed).__name__}.")
+        raise ValueError(
+            f"radial_chemical_embed must be TwoBodyBesselScalarEmbed, got {type(embed).__name__}."
+        )
     encode = steps["bessel_encode"]
     roots = _numpy(encode.bessel_weights).reshape(-1)
     if not np.allclose(roots, np.arange(1, len(roots) + 1), rtol=0.0, atol=1e-7):
@@ -141,7 +145,9 @@ def _irreps(core: Any) -> tuple[int, bool]:
     l_max = len(harmonics) - 1
     allowed = {(int(ir.l), int(ir.p)) for _, ir in core.tensor_track_allowed_irreps}
     if tuple(harmonics) != angular.harmonic_irreps(l_max):
-        raise ValueError(f"irreps_edge_sh must be all harmonics up to some l_max, got {core.tps[0].irreps_in2}.")
+        raise ValueError(
+            f"irreps_edge_sh must be all harmonics up to some l_max, got {core.tps[0].irreps_in2}."
+        )
     if allowed == set(harmonics):
         return l_max, False
     if allowed == {(l, p) for l in range(l_max + 1) for p in (1, -1)}:
@@ -173,11 +179,15 @@ def _hidden(layers: dict[str, np.ndarray]) -> tuple[int, ...]:
 
 
 def _nonlinearity(mlps: dict[str, Any]) -> str:
-    kinds = {type(layer).__name__ for mlp in mlps.values() for layer in mlp.mlp if not hasattr(layer, "alpha")}
+    kinds = {
+        type(layer).__name__ for mlp in mlps.values() for layer in mlp.mlp if not hasattr(layer, "alpha")
+    }
     if not kinds:
         return "silu"  # no network has a hidden layer
     if len(kinds) > 1 or not kinds <= set(_NONLINEARITIES):
-        raise ValueError(f"nonlinearities must be one of {sorted(_NONLINEARITIES)} throughout, got {sorted(kinds)}.")
+        raise ValueError(
+            f"nonlinearities must be one of {sorted(_NONLINEARITIES)} throughout, got {sorted(kinds)}."
+        )
     return _NONLINEARITIES[kinds.pop()]
 
 
@@ -192,7 +202,9 @@ def _path_weights(product: Any, track: list, t: int, l_max: int) -> np.ndarray:
         diagonal[:, i, i] = theirs.reshape(paths, coupling.shape[1], coupling.shape[3])
         theirs = diagonal
     if theirs.size != coupling.size:
-        raise ValueError(f"tensor product {t} must have the {paths} paths of its irreps, got {product.num_paths}.")
+        raise ValueError(
+            f"tensor product {t} must have the {paths} paths of its irreps, got {product.num_paths}."
+        )
     theirs = theirs.reshape(coupling.shape)
     sign = np.sign(np.sum(theirs * coupling, axis=(1, 2, 3)))
     if not np.allclose(theirs, sign[:, None, None, None] * coupling, atol=1e-6):
@@ -230,7 +242,11 @@ def _zbl(pair_potential: Any, species: tuple[str, ...]) -> bool:
 
 
 def _per_type(values: Any, present: bool, otherwise: float, n_types: int) -> np.ndarray:
-    return np.broadcast_to(_numpy(values).reshape(-1), n_types).copy() if present else np.full(n_types, otherwise)
+    return (
+        np.broadcast_to(_numpy(values).reshape(-1), n_types).copy()
+        if present
+        else np.full(n_types, otherwise)
+    )
 
 
 def _numpy(tensor: Any) -> np.ndarray:

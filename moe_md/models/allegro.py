@@ -19,8 +19,8 @@ Source: Musaelian et al., Nat. Commun. 14, 579 (2023), arXiv:2204.05249; Tan et
 al., arXiv:2504.16068.
 """
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -137,7 +137,11 @@ class AllegroNetwork(nn.Module):
             sums = [jnp.einsum("nmk,nkc->nmc", harmonics[:, s], weights[..., l, :]) for l, s in blocks]
             environment = jnp.concatenate(sums, axis=1) * per_edge
             matrix = EnvironmentMatrix(
-                track[layer], irreps, track[layer + 1], self.path_channel_coupling, name=f"tensor_product_{layer}"
+                track[layer],
+                irreps,
+                track[layer + 1],
+                self.path_channel_coupling,
+                name=f"tensor_product_{layer}",
             )(environment)
             chain = matrix if layer == 0 else jnp.einsum("naic,nioc->naoc", chain, matrix)
             column = chain[:, :, 0]

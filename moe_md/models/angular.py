@@ -44,7 +44,9 @@ def spherical_harmonics(l_max: int, displacement: Array, axis: int = -1) -> Arra
         if m < l_max:
             legendre[m + 1, m] = (2 * m + 1) * y * legendre[m, m]
         for l in range(m + 2, l_max + 1):
-            legendre[l, m] = ((2 * l - 1) * y * legendre[l - 1, m] - (l + m - 1) * legendre[l - 2, m]) / (l - m)
+            legendre[l, m] = ((2 * l - 1) * y * legendre[l - 1, m] - (l + m - 1) * legendre[l - 2, m]) / (
+                l - m
+            )
     components = []
     for l in range(l_max + 1):
         for m in range(-l, l + 1):
@@ -75,9 +77,7 @@ def couples(a: Irrep, b: Irrep, out: Irrep) -> bool:
 
 
 @lru_cache
-def coupling_tensor(
-    left: tuple[Irrep, ...], right: tuple[Irrep, ...], out: tuple[Irrep, ...]
-) -> np.ndarray:
+def coupling_tensor(left: tuple[Irrep, ...], right: tuple[Irrep, ...], out: tuple[Irrep, ...]) -> np.ndarray:
     """Coefficients of all paths left x right -> out.
 
     Paths are ordered by output, then left, then right irrep. Each carries the

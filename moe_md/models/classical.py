@@ -12,7 +12,9 @@ ZBL_SCREENING = ((0.02817, 0.20162), (0.28022, 0.40290), (0.50986, 0.94229), (0.
 ZBL_POWER, ZBL_LENGTH = 0.23, 0.46850  # Å
 
 
-def lennard_jones_energies(rows: Neighborhood, epsilon: Array, sigma: Array, onset: float, cutoff: float) -> Array:
+def lennard_jones_energies(
+    rows: Neighborhood, epsilon: Array, sigma: Array, onset: float, cutoff: float
+) -> Array:
     """Half of 4 eps [(s/r)^12 - (s/r)^6] per neighbour, switched off from `onset` to `cutoff`.
 
     The switch is the XPLOR polynomial in r^2,

@@ -12,7 +12,7 @@ Source: Daw and Baskes, PRB 29, 6443 (1984), with one density; a density per
 ordered pair of species as Finnis and Sinclair, Phil. Mag. A 50, 45 (1984).
 """
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax

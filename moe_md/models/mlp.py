@@ -1,13 +1,12 @@
 """Scalar networks: weights of unit variance, scaled in the forward pass."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
-
 
 NONLINEARITIES = {
     "silu": jax.nn.silu,

@@ -9,7 +9,7 @@ Source: the SOAP power spectrum of Bartók, Kondor, Csányi, PRB 87, 184115 (201
 with radial functions learned as in Drautz, PRB 99, 014104 (2019).
 """
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax

@@ -1,6 +1,6 @@
 """Radial functions that vanish smoothly at the cutoff."""
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jax import Array
@@ -48,7 +48,9 @@ def bessel(x: Array, num_bessels: int, axis: int = -1) -> Array:
     return jnp.stack(waves[1:], axis=axis) / jnp.expand_dims(y, axis)
 
 
-def pair_cutoff(rows: Neighborhood, cutoff: float, pair_cutoffs: Sequence[Sequence[float]] | None) -> float | Array:
+def pair_cutoff(
+    rows: Neighborhood, cutoff: float, pair_cutoffs: Sequence[Sequence[float]] | None
+) -> float | Array:
     """The cutoff of every slot, Å: a number, or `[n, K]` where pairs of species have their own."""
     if pair_cutoffs is None:
         return cutoff
@@ -56,7 +58,9 @@ def pair_cutoff(rows: Neighborhood, cutoff: float, pair_cutoffs: Sequence[Sequen
     return table[rows.center_species[:, None], rows.neighbor_species]
 
 
-def radial_basis(distance: Array, mask: Array, cutoff: float | Array, num_bessels: int, p: float, axis: int = -1) -> Array:
+def radial_basis(
+    distance: Array, mask: Array, cutoff: float | Array, num_bessels: int, p: float, axis: int = -1
+) -> Array:
     """Bessel functions times the envelope, zero on masked slots: `[..., num_bessels]`; `axis` as in `bessel`."""
     x = distance / cutoff
     envelope = jnp.where(mask, polynomial_cutoff(x, p), 0.0)

@@ -1,7 +1,8 @@
 """Regions of functions, and of other regions."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Callable, ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +93,9 @@ class Union:
 
     def gate(self, position: Array, displacement_fn: Callable, near: Surroundings | None = None) -> Array:
         """Outside is the product of what is outside each."""
-        gates = [_two(r.gate(position, displacement_fn, _part(near, n)))[:, 1] for n, r in enumerate(self.regions)]
+        gates = [
+            _two(r.gate(position, displacement_fn, _part(near, n)))[:, 1] for n, r in enumerate(self.regions)
+        ]
         outside = jnp.prod(jnp.stack(gates), axis=0)
         return jnp.stack([1.0 - outside, outside], axis=1)
 
@@ -100,7 +103,10 @@ class Union:
         self, position: Array, displacement_fn: Callable, margin: float, near: Surroundings | None = None
     ) -> Array:
         """`[n_atoms, 2]` bool."""
-        held = [_two(r.support(position, displacement_fn, margin, _part(near, n))) for n, r in enumerate(self.regions)]
+        held = [
+            _two(r.support(position, displacement_fn, margin, _part(near, n)))
+            for n, r in enumerate(self.regions)
+        ]
         held = jnp.stack(held)
         return jnp.stack([jnp.any(held[..., 0], axis=0), jnp.all(held[..., 1], axis=0)], axis=1)
 

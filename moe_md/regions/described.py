@@ -1,8 +1,9 @@
 """Regions of what an atom's neighbours say: their number, a committee's spread, any smooth function."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Callable, ClassVar, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -54,13 +55,23 @@ class Descriptor:
         """
         if near is None or near.cutoff < self.cutoff:
             known = None if near is None else near.cutoff
-            raise ValueError(f"near must hold neighbours within {self.cutoff} Å, the region's cutoff, got {known}: an expert must see as far.")
+            raise ValueError(
+                f"near must hold neighbours within {self.cutoff} Å, the region's cutoff, got {known}: an expert must see as far."
+            )
         everyone = jnp.arange(position.shape[0], dtype=jnp.int32)
         rows = rows_from_neighbor_list(position, near.species, near.idx, displacement_fn, everyone)
         return map_rows(lambda chunk: self.scalar_fn(self.parameters, chunk), rows, CHUNK)
 
 
-def descriptor(scalar_fn: Callable, low: float, high: float, cutoff: float, *, parameters: Any = None, slack: float | None = None) -> Descriptor:
+def descriptor(
+    scalar_fn: Callable,
+    low: float,
+    high: float,
+    cutoff: float,
+    *,
+    parameters: Any = None,
+    slack: float | None = None,
+) -> Descriptor:
     """Atoms whose neighbours make a low number go to expert 0, those of a high one to expert 1.
 
     Args:
@@ -97,7 +108,9 @@ def descriptor(scalar_fn: Callable, low: float, high: float, cutoff: float, *, p
     return Descriptor(parameters, low, high, slack, scalar_fn, float(cutoff))
 
 
-def coordination(low: float, high: float, *, r_full: float, r_none: float, slack: float | None = None) -> Descriptor:
+def coordination(
+    low: float, high: float, *, r_full: float, r_none: float, slack: float | None = None
+) -> Descriptor:
     """Atoms with few neighbours go to expert 0: surfaces, steps, adatoms, rims of vacancies.
 
     The number of neighbours is sum_j switch((r_ij - r_full) / (r_none - r_full)).
@@ -144,13 +157,21 @@ def committee(expert, params: Sequence, low: float, high: float, *, slack: float
     """
     if not callable(getattr(expert, "atom_energies", None)) or expert.num_hops > 1:
         raise ValueError(f"expert must be an expert that passes no messages, got {expert!r:.80}.")
-    if not isinstance(params, (tuple, list)) or len({jax.tree.structure(tree) for tree in params}) != 1 or len(params) < 2:
+    if (
+        not isinstance(params, (tuple, list))
+        or len({jax.tree.structure(tree) for tree in params}) != 1
+        or len(params) < 2
+    ):
         raise ValueError(f"params must be two or more trees of one structure, got {params!r:.80}.")
     check_value("low", low, float)
     if not low > 0:
         raise ValueError(f"low must be positive (eV), got {low}.")
     parameters = (jnp.asarray(0.5 * low), jax.tree.map(lambda *x: jnp.stack(x), *params))
-    return complement(descriptor(_spread(expert.atom_energies), low, high, expert.cutoff, parameters=parameters, slack=slack))
+    return complement(
+        descriptor(
+            _spread(expert.atom_energies), low, high, expert.cutoff, parameters=parameters, slack=slack
+        )
+    )
 
 
 def _coordination(radii: tuple[Array, Array], rows: Neighborhood) -> Array:

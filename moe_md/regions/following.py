@@ -1,7 +1,8 @@
 """Spheres that follow atoms."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,9 @@ class Around:
         """Around the seeds, as far as the gate may reach after a move."""
         return Sphere(self.seeds, self.r_core + self.r_blend + margin)
 
-    def _pairs(self, position: Array, displacement_fn: Callable, near: Surroundings | None) -> tuple[Array, Array, Array]:
+    def _pairs(
+        self, position: Array, displacement_fn: Callable, near: Surroundings | None
+    ) -> tuple[Array, Array, Array]:
         """`[n_seeds, K]`: atoms near each seed, itself first; whether there is one; its distance in Å."""
         n_atoms = position.shape[0]
         if near is None:
@@ -101,7 +104,12 @@ def around(seeds, r_core: float, r_blend: float) -> Around:
     values = finite_array("seeds", seeds)
     check_value("r_core", r_core, float)
     check_value("r_blend", r_blend, float)
-    if values.ndim != 1 or values.size == 0 or not np.issubdtype(values.dtype, np.integer) or values.min() < 0:
+    if (
+        values.ndim != 1
+        or values.size == 0
+        or not np.issubdtype(values.dtype, np.integer)
+        or values.min() < 0
+    ):
         raise ValueError(f"seeds must be a vector of atom indices, at least one, got {seeds!r}.")
     if not r_core >= 0 or not r_blend > 0:
         raise ValueError(f"r_core must not be negative and r_blend positive (Å), got {r_core} and {r_blend}.")

@@ -1,6 +1,7 @@
 """What a mixture asks of a region, and what regions share."""
 
-from typing import Any, Callable, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np

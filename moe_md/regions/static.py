@@ -1,7 +1,8 @@
 """Regions whose atoms keep their weights for good."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Callable, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -84,14 +85,16 @@ def fixed(assignment, n_experts: int = 2) -> Fixed:
         )
     if n_experts < 1:
         raise ValueError(f"n_experts must be at least 1, got {n_experts}.")
-    if values.size and not (0 <= values.min() and values.max() < n_experts):
+    if values.size and not (values.min() >= 0 and values.max() < n_experts):
         raise ValueError(
             f"assignment must lie between 0 and n_experts - 1 = {n_experts - 1}, got {values.min()} to {values.max()}."
         )
     return Fixed(jnp.asarray(values, jnp.int32), n_experts)
 
 
-def slab(position, *, lower: float = -np.inf, upper: float = np.inf, axis: int = 2, n_experts: int = 2) -> Fixed:
+def slab(
+    position, *, lower: float = -np.inf, upper: float = np.inf, axis: int = 2, n_experts: int = 2
+) -> Fixed:
     """Atoms between two planes go to expert 0, the others to expert 1, for good.
 
     Args:
@@ -131,7 +134,9 @@ def slab(position, *, lower: float = -np.inf, upper: float = np.inf, axis: int =
     return fixed(np.where(inside, 0, 1), n_experts)
 
 
-def sphere(position, center, radius: float, *, blend: float = 0.0, displacement_fn: Callable | None = None) -> Fixed | Weighted:
+def sphere(
+    position, center, radius: float, *, blend: float = 0.0, displacement_fn: Callable | None = None
+) -> Fixed | Weighted:
     """Atoms in a sphere go to expert 0, the others to expert 1, for good.
 
     Args:
@@ -165,7 +170,9 @@ def sphere(position, center, radius: float, *, blend: float = 0.0, displacement_
         raise ValueError(f"radius must be positive and blend not negative (Å), got {radius} and {blend}.")
     displacement = values - middle
     if displacement_fn is not None:
-        displacement = jax.vmap(displacement_fn, (0, None))(jnp.asarray(values), jnp.asarray(middle, values.dtype))
+        displacement = jax.vmap(displacement_fn, (0, None))(
+            jnp.asarray(values), jnp.asarray(middle, values.dtype)
+        )
     distance = np.linalg.norm(displacement, axis=1)
     if not (distance <= radius).any():
         raise ValueError(

@@ -1,7 +1,8 @@
 """Atoms that change hands at once, and not by degrees."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Callable, ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,9 @@ class Hard:
         """Those of the region, which will be asked again."""
         return self.region.spheres(margin)
 
-    def assigned(self, position: Array, displacement_fn: Callable, near: Surroundings | None = None) -> "Hard":
+    def assigned(
+        self, position: Array, displacement_fn: Callable, near: Surroundings | None = None
+    ) -> "Hard":
         """The same region, every atom given to whoever has most of it here."""
         weights = self.region.gate(position, displacement_fn, near)
         winner = jax.nn.one_hot(jnp.argmax(weights, axis=1), weights.shape[1], dtype=weights.dtype)

@@ -14,10 +14,11 @@ few of the better one.
 
 import hashlib
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Callable, Iterator, NamedTuple, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,15 @@ from moe_md import checkpoint, interrupts
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Batch, Prepared, batches, collate, frame_rows, prepare
 from moe_md.data.crystals import fcc_supercell, metal_frames, perfect_crystals
-from moe_md.data.dataset import Dataset, dataset_from_frames, digest, force_rms, reference_energies, require_labels, summary
+from moe_md.data.dataset import (
+    Dataset,
+    dataset_from_frames,
+    digest,
+    force_rms,
+    reference_energies,
+    require_labels,
+    summary,
+)
 from moe_md.data.extxyz import Frame
 from moe_md.experts import Expert, Params
 from moe_md.settings import check_fields
@@ -60,7 +69,9 @@ class Settings:
     max_rattle: float = 0.2  # Å
     agreement_ramp: float = 2.0  # the weights of agreement grow as (step / steps)^this
     agreement_pull: float = 0.3  # share of agreement's gradient that reaches the expensive expert
-    soft_force: float = 3.0  # eV/Å: a frame whose root mean square force is beyond weighs less, by the square of the ratio
+    soft_force: float = (
+        3.0  # eV/Å: a frame whose root mean square force is beyond weighs less, by the square of the ratio
+    )
     learning_rate: float = 1e-2  # peak of the warm-up and cosine
     warmup_steps: int = 100  # over which it rises
     final_learning_rate: float = 0.01  # share of the peak at the end of the cosine
@@ -68,7 +79,9 @@ class Settings:
     ema_decay: float = 0.998  # of the averaged parameters, which are what is kept
     seed: int = 0  # of parameters, batches and split
     validate_every: int = 500  # steps
-    patience: int = 0  # validations without a lower loss that end training with its best parameters; 0: to the last step
+    patience: int = (
+        0  # validations without a lower loss that end training with its best parameters; 0: to the last step
+    )
     save_every: int = 500  # steps between states from which training goes on
     weights: Weights = field(default_factory=Weights)
 
@@ -79,7 +92,15 @@ class Settings:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        not_negative = ("warmup_steps", "seed", "max_rattle", "agreement_ramp", "perfect_crystals", "perfect_weight", "patience")
+        not_negative = (
+            "warmup_steps",
+            "seed",
+            "max_rattle",
+            "agreement_ramp",
+            "perfect_crystals",
+            "perfect_weight",
+            "patience",
+        )
         for name in not_negative:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
@@ -171,10 +192,21 @@ def cotrain(
     place = on_devices(devices)
     cutoff = max(e.cutoff for e in experts)
     train = prepare(dataset, cutoff)
-    held_out = None if validation is None else prepare(dataset_from_frames(validation.frames, species), cutoff)
+    held_out = (
+        None if validation is None else prepare(dataset_from_frames(validation.frames, species), cutoff)
+    )
 
     optimizer = optax.chain(optax.clip_by_global_norm(settings.clip_norm), scale_by_soap())
-    step_fn = place.compiled(partial(_step, experts, optimizer, settings.seed if weights.agree_lots else None, extra_loss, mesh=place.mesh))
+    step_fn = place.compiled(
+        partial(
+            _step,
+            experts,
+            optimizer,
+            settings.seed if weights.agree_lots else None,
+            extra_loss,
+            mesh=place.mesh,
+        )
+    )
     knobs = _knobs(settings)
     terms_of = place.compiled(partial(joint_terms, experts, mesh=place.mesh))
     fingerprint = {
@@ -183,9 +215,17 @@ def cotrain(
         "data": digest(dataset),
         "validation data": None if held_out is None else digest(validation),
         "start": None if start is None else _digest(start.params),
-        **({} if extra_loss is None else {"extra loss": getattr(extra_loss, "__name__", type(extra_loss).__name__)}),
+        **(
+            {}
+            if extra_loss is None
+            else {"extra loss": getattr(extra_loss, "__name__", type(extra_loss).__name__)}
+        ),
     }
-    params = _initial_params(experts, dataset, settings) if start is None else _moved(start, dataset, train, settings.max_rows)
+    params = (
+        _initial_params(experts, dataset, settings)
+        if start is None
+        else _moved(start, dataset, train, settings.max_rows)
+    )
     state = State(jnp.asarray(0), params, params, optimizer.init(params))
     here = Progress(state, Best(0, np.inf, params), {}, [], 0.0)
     if folder is not None:
@@ -211,13 +251,19 @@ def cotrain(
                 state, terms = step_fn(knobs(step - 1), here.state, *batch)
                 batch = next(inputs)  # while the device works
                 # `here` changes all at once: an interrupt finds a whole step.
-                now = here._replace(state=state, running=_running(here.running, terms), seconds=time.monotonic() - started)
+                now = here._replace(
+                    state=state, running=_running(here.running, terms), seconds=time.monotonic() - started
+                )
                 done = step == settings.steps
-                save, validate = (done or step % n == 0 for n in (settings.save_every, settings.validate_every))
+                save, validate = (
+                    done or step % n == 0 for n in (settings.save_every, settings.validate_every)
+                )
                 if save or validate:
                     _check_finite(now, settings)
                 if validate and held_out is not None:
-                    now = _validated(now, totals_of(terms_fn, state.average, held_out, settings.max_rows), settings)
+                    now = _validated(
+                        now, totals_of(terms_fn, state.average, held_out, settings.max_rows), settings
+                    )
                     if progress:
                         bar.write(f"step {step}: " + describe(now.history[-1]))
                 here = now
@@ -249,7 +295,9 @@ def environment_batch(experts: Sequence[Expert], settings: Settings, step: int) 
         return None
     rng = np.random.default_rng([settings.seed, 1, step])
     crystal = {"symbol": settings.metal, "lattice_constant": settings.lattice_constant}
-    frames = perfect_crystals(rng, settings.perfect_crystals, max_strain=settings.max_perfect_strain, **crystal)
+    frames = perfect_crystals(
+        rng, settings.perfect_crystals, max_strain=settings.max_perfect_strain, **crystal
+    )
     weights = [settings.perfect_weight] * len(frames)
     if settings.environment_rows:
         distortion = {"max_strain": settings.max_strain, "max_rattle": settings.max_rattle}
@@ -299,7 +347,9 @@ def _knobs(settings: Settings) -> Callable[[int], Knobs]:
         agreement = ((step + 1) / settings.steps) ** settings.agreement_ramp
         # An average that starts at the start: full weight to the newest at first.
         decay = min(settings.ema_decay, (1.0 + step) / (10.0 + step))
-        return Knobs(learning_rates[step], *map(np.float32, (agreement, settings.agreement_pull, decay)), weights)
+        return Knobs(
+            learning_rates[step], *map(np.float32, (agreement, settings.agreement_pull, decay)), weights
+        )
 
     return knobs
 
@@ -318,7 +368,9 @@ def _step(
     def terms_of(params, batch: Batch) -> Terms:
         lots = None
         if lots_seed is not None:
-            lots = jax.random.bernoulli(jax.random.fold_in(jax.random.key(lots_seed), state.step), shape=batch.row_mask.shape)
+            lots = jax.random.bernoulli(
+                jax.random.fold_in(jax.random.key(lots_seed), state.step), shape=batch.row_mask.shape
+            )
         return joint_terms(experts, params, batch, knobs.pull, lots, mesh)
 
     def loss_fn(params):
@@ -365,11 +417,19 @@ def _moved(start: Checkpoint, dataset: Dataset, train: Prepared, max_rows: int) 
     composition, missing = [], []
     for batch in batches(train, max_rows=max_rows):
         at = batch.energy_mask
-        species = np.eye(len(expert.species) + 1)[np.where(batch.row_mask, batch.rows.center_species, -1)][:, :-1]
-        composition.append(np.stack([species[batch.frame == k].sum(0) for k in np.flatnonzero(at)]) if at.any() else species[:0])
+        species = np.eye(len(expert.species) + 1)[np.where(batch.row_mask, batch.rows.center_species, -1)][
+            :, :-1
+        ]
+        composition.append(
+            np.stack([species[batch.frame == k].sum(0) for k in np.flatnonzero(at)])
+            if at.any()
+            else species[:0]
+        )
         missing.append((batch.energy - np.asarray(energy_fn(batch)))[at])
     offset = np.linalg.lstsq(np.concatenate(composition), np.concatenate(missing), rcond=None)[0]
-    return _single_precision([{**p, "shift": p["shift"] + offset} if "shift" in p else p for p in start.params])
+    return _single_precision(
+        [{**p, "shift": p["shift"] + offset} if "shift" in p else p for p in start.params]
+    )
 
 
 def _single_precision(params: Sequence[Params]) -> tuple[Params, ...]:
@@ -433,12 +493,20 @@ def _validated(here: Progress, totals: dict[str, np.ndarray], settings: Settings
     """With what validation measured."""
     loss = loss_of(totals, settings.weights)
     best = Best(here.step, loss, here.state.average) if loss < here.best.loss else here.best
-    return here._replace(best=best, history=[*here.history, {"step": here.step, "loss": loss, **scores_of(totals), "train": here.running}])
+    return here._replace(
+        best=best,
+        history=[
+            *here.history,
+            {"step": here.step, "loss": loss, **scores_of(totals), "train": here.running},
+        ],
+    )
 
 
 def _out_of_patience(here: Progress, settings: Settings) -> bool:
     """Enough validations have passed since the best one."""
-    return here.best.step > 0 and 0 < settings.patience * settings.validate_every <= here.step - here.best.step
+    return (
+        here.best.step > 0 and 0 < settings.patience * settings.validate_every <= here.step - here.best.step
+    )
 
 
 def _check_finite(here: Progress, settings: Settings) -> None:
@@ -461,7 +529,9 @@ def _result(experts, here: Progress, settings, dataset, validation, start, devic
         "train": summary(dataset),
         "validation": None if validation is None else summary(validation),
         "history": here.history,
-        "start": None if start is None else {"digest": _digest(start.params), "train": start.record.get("train")},
+        "start": None
+        if start is None
+        else {"digest": _digest(start.params), "train": start.record.get("train")},
     }
     params = jax.tree.map(np.asarray, here.best.average if best else here.state.average)
     return Checkpoint(tuple(experts), params, asdict(settings), record)
@@ -476,7 +546,9 @@ def _check_experts(experts: tuple[Expert, ...]) -> None:
             f"got num_hops of {[e.num_hops for e in experts]}."
         )
     if experts[0].species != experts[1].species:
-        raise ValueError(f"experts must share one species tuple, got {experts[0].species} and {experts[1].species}.")
+        raise ValueError(
+            f"experts must share one species tuple, got {experts[0].species} and {experts[1].species}."
+        )
     if set(experts[0].domain) != set(experts[0].species):
         raise ValueError(
             f"the expensive expert's domain must be every species {experts[0].species}, got {experts[0].domain}."

@@ -1,7 +1,7 @@
 """Errors and mismatch of two experts over whole data sets."""
 
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
-from typing import Callable, Sequence
 
 import jax
 import numpy as np
@@ -13,11 +13,23 @@ from moe_md.experts import Expert, Params
 from moe_md.training.losses import Errors, Mismatch, Terms, Weights, joint_loss, joint_terms
 
 _OF_DATA = {"energy_meV_per_atom": 1e3, "forces_meV_per_A": 1e3, "stress_GPa": 1.0 / units.GPa}
-_OF_MISMATCH = {"energy_meV": 1e3, "partial_forces_meV_per_A": 1e3, "stress_GPa": 1.0 / units.GPa, "forces_meV_per_A": 1e3}
-QUANTITIES = {"expensive": _OF_DATA, "cheap": _OF_DATA, "mixed": _OF_DATA, "mismatch": _OF_MISMATCH}  # and their units per eV and Å
+_OF_MISMATCH = {
+    "energy_meV": 1e3,
+    "partial_forces_meV_per_A": 1e3,
+    "stress_GPa": 1.0 / units.GPa,
+    "forces_meV_per_A": 1e3,
+}
+QUANTITIES = {
+    "expensive": _OF_DATA,
+    "cheap": _OF_DATA,
+    "mixed": _OF_DATA,
+    "mismatch": _OF_MISMATCH,
+}  # and their units per eV and Å
 
 
-def evaluate(experts: Sequence[Expert], params: Sequence[Params], prepared: Prepared, max_rows: int = 64) -> dict:
+def evaluate(
+    experts: Sequence[Expert], params: Sequence[Params], prepared: Prepared, max_rows: int = 64
+) -> dict:
     """Root mean square errors and mismatch over all frames.
 
     Args:
@@ -35,7 +47,9 @@ def evaluate(experts: Sequence[Expert], params: Sequence[Params], prepared: Prep
     return scores_of(totals_of(jax.jit(partial(joint_terms, tuple(experts))), params, prepared, max_rows))
 
 
-def evaluate_by_kind(experts: Sequence[Expert], params: Sequence[Params], dataset: Dataset, max_rows: int = 64) -> dict:
+def evaluate_by_kind(
+    experts: Sequence[Expert], params: Sequence[Params], dataset: Dataset, max_rows: int = 64
+) -> dict:
     """`evaluate` for each kind of frame and for `"all"`, each with its number of `frames`.
 
     Args:
@@ -54,14 +68,21 @@ def evaluate_by_kind(experts: Sequence[Expert], params: Sequence[Params], datase
     for shape, pack in packs(prepared, max_rows=max_rows, apart=kinds):  # few shapes, for all kinds the same
         found = _sums(jax.device_get(terms_fn(tuple(params), pack_batch(prepared, shape, pack))))
         totals[kinds[pack[0]]] = _added(totals.get(kinds[pack[0]]), found)
-    report = {kind or "unnamed": {"frames": kinds.count(kind), **scores_of(totals[kind])} for kind in sorted(totals)}
+    report = {
+        kind or "unnamed": {"frames": kinds.count(kind), **scores_of(totals[kind])} for kind in sorted(totals)
+    }
     overall = reduce(_added, totals.values())
     return {**report, "all": {"frames": len(dataset.frames), **scores_of(overall)}}
 
 
-def totals_of(terms_fn: Callable, params: Sequence[Params], prepared: Prepared, max_rows: int) -> dict[str, np.ndarray]:
+def totals_of(
+    terms_fn: Callable, params: Sequence[Params], prepared: Prepared, max_rows: int
+) -> dict[str, np.ndarray]:
     """Sums of squares and counts, `[2, len(QUANTITIES[part])]` for each part of a report."""
-    found = (_sums(jax.device_get(terms_fn(tuple(params), batch))) for batch in batches(prepared, max_rows=max_rows))
+    found = (
+        _sums(jax.device_get(terms_fn(tuple(params), batch)))
+        for batch in batches(prepared, max_rows=max_rows)
+    )
     return reduce(_added, found)
 
 
@@ -71,7 +92,9 @@ def _sums(terms: Terms) -> dict[str, np.ndarray]:
     of_labels = {name: getattr(terms, name) for name in ("expensive", "cheap", "mixed")}
     return {
         **{name: _weighted([e.energy, e.forces, e.stress], e.count) for name, e in of_labels.items()},
-        "mismatch": _weighted([m.energy, m.partial_forces, m.stress, m.forces], [rows, rows, stresses, forces]),
+        "mismatch": _weighted(
+            [m.energy, m.partial_forces, m.stress, m.forces], [rows, rows, stresses, forces]
+        ),
     }
 
 
@@ -118,5 +141,7 @@ def describe(scores: dict) -> str:
         energy, forces = number(e["energy_meV_per_atom"], ".1f"), number(e["forces_meV_per_A"], ".0f")
         parts.append(f"{name} {energy} meV/atom {forces} meV/Å")
     m = scores["mismatch"]
-    parts.append(f"mismatch {number(m['energy_meV'], '.1f')} meV {number(m['partial_forces_meV_per_A'], '.1f')} meV/Å")
+    parts.append(
+        f"mismatch {number(m['energy_meV'], '.1f')} meV {number(m['partial_forces_meV_per_A'], '.1f')} meV/Å"
+    )
     return ", ".join(parts)

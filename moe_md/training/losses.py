@@ -30,9 +30,10 @@ double them if seams still push. `agreement_pull` says who yields: a lower one
 spares the expensive expert and leaves the cheap one to follow alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +126,9 @@ def assemble(atom_energies: Array, g: Array, batch: Batch, mesh: Mesh | None = N
     return Prediction(atom_energies, g, energy, forces, virial / batch.volume[:, None, None])
 
 
-def mix(first: Prediction, second: Prediction, first_owns: Array, batch: Batch, mesh: Mesh | None = None) -> Prediction:
+def mix(
+    first: Prediction, second: Prediction, first_owns: Array, batch: Batch, mesh: Mesh | None = None
+) -> Prediction:
     """The mixture in which `first` owns the rows of `first_owns`, `[n_rows]` bool."""
     energies = jnp.where(first_owns, first.atom_energies, second.atom_energies)
     g = jnp.where(first_owns[:, None, None], first.partial_forces, second.partial_forces)

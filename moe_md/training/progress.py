@@ -78,7 +78,10 @@ def read(folder, initial: Progress, fingerprint: dict) -> Progress:
         raise ValueError(
             f"folder must hold no training of other {' and other '.join(other)}, got {folder}: choose another."
         )
-    wanted, trees = (checkpoint.signature(t, dtypes=True) for t in (_trees(initial), {k: content[k] for k in ("state", "best")}))
+    wanted, trees = (
+        checkpoint.signature(t, dtypes=True)
+        for t in (_trees(initial), {k: content[k] for k in ("state", "best")})
+    )
     if trees != wanted:
         raise ValueError(f"{path} must hold a state of shapes and dtypes {wanted}, got {trees}.")
     for name in ("state", "best"):
@@ -94,11 +97,15 @@ def read(folder, initial: Progress, fingerprint: dict) -> Progress:
         and is_finite(here)
     )
     if not right:
-        raise ValueError(f"{path} must hold a whole and finite training, got a damaged one: remove it to start anew.")
+        raise ValueError(
+            f"{path} must hold a whole and finite training, got a damaged one: remove it to start anew."
+        )
     return here
 
 
 def _trees(here: Progress) -> dict:
     """State and best parameters as plain dicts of arrays and numbers."""
-    plain = jax.tree.map(lambda x: x if isinstance(x, (int, float)) else np.asarray(x), (here.state, here.best))
+    plain = jax.tree.map(
+        lambda x: x if isinstance(x, (int, float)) else np.asarray(x), (here.state, here.best)
+    )
     return {name: flax.serialization.to_state_dict(tree) for name, tree in zip(("state", "best"), plain)}

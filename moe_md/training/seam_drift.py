@@ -14,7 +14,7 @@ Agreement of partial forces (`losses`) asks more, of every seam, and from one
 evaluation; this asks of one seam what a simulation would ask.
 """
 
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,9 @@ def seam_drift(
     # Built once; the parameters of the day are handed over.
     params = tuple(e.init(jax.random.key(0)) for e in experts)
     species = np.full(n_atoms, experts[0].species.index(symbol))
-    neighbor_fn, energy_fn = mixture_neighbor_list(displacement_fn, edges, experts, params, species, region, dr_threshold=skin)
+    neighbor_fn, energy_fn = mixture_neighbor_list(
+        displacement_fn, edges, experts, params, species, region, dr_threshold=skin
+    )
     site = jnp.asarray(frame.positions, float)
     neighbors = neighbor_fn.allocate(site)
     mass = float(atomic_masses[atomic_numbers[symbol]])
@@ -93,13 +95,27 @@ def seam_drift(
 
     def drift(params) -> Array:
         rest = integrator.start(site, jnp.zeros_like(site), jnp.full(n_atoms, mass, site.dtype), None, None)
-        out = rollout(energy_fn, integrator, rest, neighbors, n_steps, params=params, update_every=None, checkpoint="sqrt" if n_steps > 4 else None)
+        out = rollout(
+            energy_fn,
+            integrator,
+            rest,
+            neighbors,
+            n_steps,
+            params=params,
+            update_every=None,
+            checkpoint="sqrt" if n_steps > 4 else None,
+        )
         moved = jax.vmap(displacement_fn)(out.state.position, site)
         return jnp.mean(jnp.sum((2 * mass / time**2 * moved) ** 2, axis=1))
 
     def seam_drift_loss(params, step) -> Array:
         if every == 1:
             return weight * drift(params)
-        return jax.lax.cond(step % every == 0, lambda p: weight * every * drift(p), lambda p: jnp.zeros((), site.dtype), params)
+        return jax.lax.cond(
+            step % every == 0,
+            lambda p: weight * every * drift(p),
+            lambda p: jnp.zeros((), site.dtype),
+            params,
+        )
 
     return seam_drift_loss

@@ -9,7 +9,8 @@ gradients of the parameters. Batches are those of one device, and so are losses,
 but for the order of sums.
 """
 
-from typing import Callable, NamedTuple, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -51,7 +52,12 @@ def on_devices(devices: Sequence | None) -> Placement:
         batch = padded(batch, mesh.size)
         return jax.device_put(batch, Batch(*(everywhere,) * len(batch))._replace(rows=cut))
 
-    return Placement(mesh, lambda tree: jax.device_put(tree, everywhere), put, lambda fn: jax.jit(fn, out_shardings=everywhere))
+    return Placement(
+        mesh,
+        lambda tree: jax.device_put(tree, everywhere),
+        put,
+        lambda fn: jax.jit(fn, out_shardings=everywhere),
+    )
 
 
 def each_its_rows(fn: Callable, mesh: Mesh | None, *, add: bool = False) -> Callable:
@@ -76,7 +82,11 @@ def each_its_rows(fn: Callable, mesh: Mesh | None, *, add: bool = False) -> Call
     everywhere, cut = PartitionSpec(), PartitionSpec(ROWS)
     # Unchecked where an expert may scan or branch, which does not say what varies.
     return jax.shard_map(
-        summed if add else fn, mesh=mesh, in_specs=(everywhere, cut), out_specs=everywhere if add else cut, check_vma=add
+        summed if add else fn,
+        mesh=mesh,
+        in_specs=(everywhere, cut),
+        out_specs=everywhere if add else cut,
+        check_vma=add,
     )
 
 
@@ -90,10 +100,14 @@ def checked(devices: Sequence) -> list:
     Traceback (most recent call last):
     ValueError: devices must be jax's devices, such as jax.devices(), got 8.
     """
-    if not isinstance(devices, (list, tuple, np.ndarray)) or not all(isinstance(d, jax.Device) for d in devices):
+    if not isinstance(devices, (list, tuple, np.ndarray)) or not all(
+        isinstance(d, jax.Device) for d in devices
+    ):
         raise ValueError(f"devices must be jax's devices, such as jax.devices(), got {devices!r:.200}.")
     if len(devices) == 0 or len(set(devices)) != len(devices):
-        raise ValueError(f"devices must be at least one, and each only once, got {[str(d) for d in devices]}.")
+        raise ValueError(
+            f"devices must be at least one, and each only once, got {[str(d) for d in devices]}."
+        )
     foreign = [str(d) for d in devices if d.process_index != jax.process_index()]
     if foreign:
         raise ValueError(f"devices must be of this process, got {foreign} of others.")
@@ -124,7 +138,9 @@ def padded(batch: Batch, multiple: int) -> Batch:
             mask=longer(rows.mask, False),
             center_species=longer(rows.center_species, 0),
             neighbor_species=longer(rows.neighbor_species, 0),
-            neighbor=longer(np.where(rows.mask, rows.neighbor, n_rows + more).astype(rows.neighbor.dtype), n_rows + more),
+            neighbor=longer(
+                np.where(rows.mask, rows.neighbor, n_rows + more).astype(rows.neighbor.dtype), n_rows + more
+            ),
         ),
         frame=longer(batch.frame, n_frames),
         row_mask=longer(batch.row_mask, False),

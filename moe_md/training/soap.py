@@ -28,7 +28,9 @@ class SoapState(NamedTuple):
     basis: tuple[tuple[Array, ...], ...]  # its eigenvectors, as columns
 
 
-def scale_by_soap(b1: float = 0.95, b2: float = 0.99, *, refresh_every: int = 10, eps: float = 1e-8) -> optax.GradientTransformation:
+def scale_by_soap(
+    b1: float = 0.95, b2: float = 0.99, *, refresh_every: int = 10, eps: float = 1e-8
+) -> optax.GradientTransformation:
     """Rescale gradients by SOAP; chain it where `optax.scale_by_adam` would stand.
 
     For a leaf G with axes a, C_a is the running mean of G G^T over all axes but
@@ -66,11 +68,15 @@ def scale_by_soap(b1: float = 0.95, b2: float = 0.99, *, refresh_every: int = 10
         )
         turn = jnp.where(count == 1, 0, jnp.where(count % refresh_every == 0, 1, 2))
         kept = state.basis, state.square
-        basis, square = jax.lax.switch(turn, (_first, _refreshed, lambda _, basis, square: (basis, square)), covariance, *kept)
+        basis, square = jax.lax.switch(
+            turn, (_first, _refreshed, lambda _, basis, square: (basis, square)), covariance, *kept
+        )
         mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, updates)
         square = tuple(b2 * s + (1 - b2) * _rotated(g, q) ** 2 for s, g, q in zip(square, gradients, basis))
         steps = [
-            _rotated(_unbiased(_rotated(m, q), b1, count) / (jnp.sqrt(_unbiased(s, b2, count)) + eps), q, back=True)
+            _rotated(
+                _unbiased(_rotated(m, q), b1, count) / (jnp.sqrt(_unbiased(s, b2, count)) + eps), q, back=True
+            )
             for m, s, q in zip(jax.tree.leaves(mean), square, basis)
         ]
         return tree.unflatten(steps), SoapState(count, mean, square, covariance, basis)

@@ -18,7 +18,9 @@ DISPLACEMENT, SHIFT = space.periodic(N * LATTICE)
 
 
 def mixture(region, **kwargs):
-    return mm.mixture_neighbor_list(DISPLACEMENT, N * LATTICE, (EXPERT, EXPERT), FLUIDS, np.zeros(len(CUBIC), int), region, **kwargs)
+    return mm.mixture_neighbor_list(
+        DISPLACEMENT, N * LATTICE, (EXPERT, EXPERT), FLUIDS, np.zeros(len(CUBIC), int), region, **kwargs
+    )
 
 
 def shaken():
@@ -29,7 +31,9 @@ def watched(region, n_steps=40, **kwargs):
     fns = mixture(region)
     watch = BlendWatch(fns[0], atomic_volume=LATTICE**3, **kwargs)
     begin = dict(masses=np.full(len(CUBIC), 40.0), temperature_K=600.0, key=jax.random.key(0))
-    run = simulate.run(*fns, simulate.nve(SHIFT, 2.0), shaken(), n_steps=n_steps, chunk_steps=10, reporters=[watch], **begin)
+    run = simulate.run(
+        *fns, simulate.nve(SHIFT, 2.0), shaken(), n_steps=n_steps, chunk_steps=10, reporters=[watch], **begin
+    )
     return fns, watch, run
 
 
@@ -54,14 +58,20 @@ def test_the_gates_force_is_the_difference_of_energies_times_its_slope(seen):
     shared = (x > 0) & (x < 1)
     log = watch.log
     assert log.gate_force[-1] == pytest.approx(np.sqrt(np.mean(expected[shared] ** 2)), rel=1e-6)
-    assert log.blended[-1] == pytest.approx(shared.mean()) and log.share[-1] == pytest.approx([(x < 1).mean(), (x > 0).mean()])
+    assert log.blended[-1] == pytest.approx(shared.mean()) and log.share[-1] == pytest.approx(
+        [(x < 1).mean(), (x > 0).mean()]
+    )
     # What is left of the force without the weights' slope is the rest.
     weight = jax.lax.stop_gradient(region.gate(R, DISPLACEMENT))
     rest = jax.grad(lambda R: jnp.sum(weight * neighbor_fn.parts(R, nbrs).energy))(R)
     gate = -run.state.dynamics.force - rest
     assert log.largest_gate_force[-1] == pytest.approx(np.linalg.norm(gate, axis=1).max(), rel=1e-6)
-    assert log.power[-1] == pytest.approx(float(jnp.sum(gate * run.state.velocity)) * 1000 * units.fs, rel=1e-6)
-    assert log.force[-1] == pytest.approx(np.sqrt(np.mean(np.sum(run.state.dynamics.force**2, axis=1)[shared])), rel=1e-6)
+    assert log.power[-1] == pytest.approx(
+        float(jnp.sum(gate * run.state.velocity)) * 1000 * units.fs, rel=1e-6
+    )
+    assert log.force[-1] == pytest.approx(
+        np.sqrt(np.mean(np.sum(run.state.dynamics.force**2, axis=1)[shared])), rel=1e-6
+    )
 
 
 def test_the_area_is_that_of_the_sphere(seen):
@@ -85,7 +95,9 @@ def test_a_summary(seen):
     neighbor_fn, run = seen[0][0], seen[2]
     without = BlendWatch(neighbor_fn)
     without.on_state(run.state, run.neighbors)
-    assert "flux_rms" not in without.summary() and without.summary()["power_rms"] == pytest.approx(abs(log.power[-1]))
+    assert "flux_rms" not in without.summary() and without.summary()["power_rms"] == pytest.approx(
+        abs(log.power[-1])
+    )
 
 
 def test_where_nothing_is_shared_there_is_nothing_to_tell():

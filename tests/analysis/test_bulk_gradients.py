@@ -16,7 +16,10 @@ CUTOFF, ONSET = 5.3, 5.0  # between the third shell of neighbours and the fourth
 
 
 def two_experts():
-    return [mm.experts.lennard_jones(("Pt",), CUTOFF, epsilon=e, sigma=s, onset=ONSET) for e, s in ((0.6, 2.55), (0.5, 2.56))]
+    return [
+        mm.experts.lennard_jones(("Pt",), CUTOFF, epsilon=e, sigma=s, onset=ONSET)
+        for e, s in ((0.6, 2.55), (0.5, 2.56))
+    ]
 
 
 def test_the_cheap_expert_is_fitted_so_that_the_mixture_is_platinum():
@@ -37,12 +40,20 @@ def test_the_cheap_expert_is_fitted_so_that_the_mixture_is_platinum():
     cheap, unravel = jax.flatten_util.ravel_pytree(params[1])
     assert np.abs(numbers(params[1]) / WANTED - 1).max() > 0.05
     for _ in range(8):
-        cheap -= jnp.linalg.solve(jax.jacrev(lambda x: numbers(unravel(x)))(cheap), numbers(unravel(cheap)) - WANTED)
+        cheap -= jnp.linalg.solve(
+            jax.jacrev(lambda x: numbers(unravel(x)))(cheap), numbers(unravel(cheap)) - WANTED
+        )
     np.testing.assert_allclose(numbers(unravel(cheap)), WANTED, rtol=1e-10)
 
     box = np.diag(atoms.cell.lengths())
     fns = mm.mixture_neighbor_list(
-        space.periodic_general(box)[0], box, experts, (params[0], unravel(cheap)), np.zeros(len(atoms), int), mm.regions.fixed(owner), fractional_coordinates=True
+        space.periodic_general(box)[0],
+        box,
+        experts,
+        (params[0], unravel(cheap)),
+        np.zeros(len(atoms), int),
+        mm.regions.fixed(owner),
+        fractional_coordinates=True,
     )
     fraction = jnp.asarray(atoms.get_scaled_positions())
     neighbors = fns[0].allocate(fraction)
@@ -64,7 +75,11 @@ def test_all_atoms_on_one_expert_are_its_crystal():
     experts = two_experts()
     params = [e.init(None) for e in experts]
     for n, shares in enumerate(([1.0, 0.0], [0.0, 1.0])):
-        np.testing.assert_allclose(mixed_fcc_crystal(experts, shares, guess=3.95)(params), fcc_crystal(experts[n], guess=3.95)(params[n]), rtol=1e-12)
+        np.testing.assert_allclose(
+            mixed_fcc_crystal(experts, shares, guess=3.95)(params),
+            fcc_crystal(experts[n], guess=3.95)(params[n]),
+            rtol=1e-12,
+        )
 
 
 def test_bad_arguments():

@@ -96,8 +96,12 @@ def test_every_atom_is_in_one_environment_and_one_bin(compared, dataset):
         assert sum(entry["atoms"] for entry in report[group].values()) == n_atoms
         counts = [entry["expensive"]["count"] for entry in report[group].values()]
         assert sum(counts) == 3 * n_atoms
-        squares = [entry["expensive"]["rmse"] ** 2 * entry["expensive"]["count"] for entry in report[group].values()]
-        assert sum(squares) == pytest.approx(report["all"]["expensive"]["forces_meV_per_A"]["rmse"] ** 2 * sum(counts))
+        squares = [
+            entry["expensive"]["rmse"] ** 2 * entry["expensive"]["count"] for entry in report[group].values()
+        ]
+        assert sum(squares) == pytest.approx(
+            report["all"]["expensive"]["forces_meV_per_A"]["rmse"] ** 2 * sum(counts)
+        )
     assert report["environments"]["adsorbate"]["cheap"] is None
     seam = report["seam"]
     assert seam["frames"] == 2 and seam["atoms"] == seam["whole"]["atoms"] == 36
@@ -115,11 +119,14 @@ def test_every_atom_is_in_one_environment_and_one_bin(compared, dataset):
 
 def test_missing_labels_count_nowhere(model, dataset):
     """Frames that lack labels change nothing but the number of frames."""
-    bare = [f._replace(energy=None, forces=None, stress=None, group=f"bare {f.group}") for f in dataset.frames]
+    bare = [
+        f._replace(energy=None, forces=None, stress=None, group=f"bare {f.group}") for f in dataset.frames
+    ]
     half = bare[-1]._replace(energy=1.0)
     reports = [
         errors.report(
-            errors.compare(model, dataset._replace(frames=frames), RULE, max_rows=24, dtype=np.float64), environment_fn
+            errors.compare(model, dataset._replace(frames=frames), RULE, max_rows=24, dtype=np.float64),
+            environment_fn,
         )
         for frames in (dataset.frames, (*dataset.frames, *bare), (*dataset.frames, half))
     ]

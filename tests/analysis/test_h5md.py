@@ -69,9 +69,11 @@ def test_layout(atoms, tmp_path):
                 f"particles/all/{name}": unit
                 for name, unit in (("position", "Angstrom"), ("velocity", "Angstrom ps-1"))
             },
-            **{"particles/all/force": "kJ mol-1 Angstrom-1", "particles/all/box/edges": "Angstrom"},
+            "particles/all/force": "kJ mol-1 Angstrom-1",
+            "particles/all/box/edges": "Angstrom",
             **{f"observables/{name}_energy": "eV" for name in ("potential", "kinetic", "total", "conserved")},
-            **{"observables/temperature": "K", "observables/pressure": "GPa"},
+            "observables/temperature": "K",
+            "observables/pressure": "GPa",
         }
         for name, unit in elements.items():
             assert file[name]["value"].attrs["unit"] == unit and len(file[name]["value"]) == 2

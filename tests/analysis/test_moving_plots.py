@@ -35,8 +35,14 @@ def test_metal_is_coloured_by_weight_molecules_by_element():
         return colours[np.all(np.isclose(places, xy), axis=1)]
 
     np.testing.assert_allclose(here([3, 3])[0], to_rgb(plots.CHEAP), atol=0.01)
-    np.testing.assert_allclose(here([6, 3]), [to_rgb(x) for x in (plots.EXPENSIVE, plots.ELEMENTS["C"], plots.ELEMENTS["O"])], atol=0.01)
-    np.testing.assert_allclose(here([0.2, 6])[0], np.mean([to_rgb(plots.CHEAP), to_rgb(plots.EXPENSIVE)], axis=0), atol=0.01)
+    np.testing.assert_allclose(
+        here([6, 3]),
+        [to_rgb(x) for x in (plots.EXPENSIVE, plots.ELEMENTS["C"], plots.ELEMENTS["O"])],
+        atol=0.01,
+    )
+    np.testing.assert_allclose(
+        here([0.2, 6])[0], np.mean([to_rgb(plots.CHEAP), to_rgb(plots.EXPENSIVE)], axis=0), atol=0.01
+    )
 
 
 def test_what_is_deep_is_left_out_and_what_reaches_over_an_edge_seen_twice():
@@ -47,9 +53,13 @@ def test_what_is_deep_is_left_out_and_what_reaches_over_an_edge_seen_twice():
 
 
 def test_an_adatom_does_not_hide_the_terrace():
-    terrace = np.stack(np.meshgrid(np.arange(0.5, 30, 2.8), np.arange(0.5, 30, 2.8), [7.0]), -1).reshape(-1, 3)
+    terrace = np.stack(np.meshgrid(np.arange(0.5, 30, 2.8), np.arange(0.5, 30, 2.8), [7.0]), -1).reshape(
+        -1, 3
+    )
     position = np.vstack([terrace, [15.0, 15.0, 16.0]])
-    panel = moving_plots.top_view(position, ["Pt"] * len(position), np.zeros(len(position)), [31.0, 31.0, 40.0]).axes[0]
+    panel = moving_plots.top_view(
+        position, ["Pt"] * len(position), np.zeros(len(position)), [31.0, 31.0, 40.0]
+    ).axes[0]
     assert len(drawn(panel)[0]) >= len(position)
 
 
@@ -76,7 +86,9 @@ def test_moving_run(tmp_path):
     np.testing.assert_allclose(deviation, 1000 * (energy - energy.mean()), atol=1e-9)  # meV
     for panel in (cost, both, close):
         assert panel.lines[-1].get_xdata() == [0.5, 0.5]
-    assert all(unit in panel.get_ylabel() for panel, unit in ((cost, "%"), (both, "eV"), (close, "meV"), (view, "Å")))
+    assert all(
+        unit in panel.get_ylabel() for panel, unit in ((cost, "%"), (both, "eV"), (close, "meV"), (view, "Å"))
+    )
     figure.savefig(tmp_path / "run.png")
     assert (tmp_path / "run.png").stat().st_size > 1000
 
@@ -92,7 +104,9 @@ def test_animation(tmp_path):
 
 
 def test_animation_shows_each_frame():
-    film = moving_plots.animation(FRAMES[:3], SYMBOLS, np.tile(WEIGHT, (3, 1)), BOX, TIME[:3], share=[0.1, 0.2, 0.3])
+    film = moving_plots.animation(
+        FRAMES[:3], SYMBOLS, np.tile(WEIGHT, (3, 1)), BOX, TIME[:3], share=[0.1, 0.2, 0.3]
+    )
     film._draw_frame(2)
     panel = film._fig.axes[0]
     assert panel.get_title() == "0.20 ps, 30% of the atoms on the expensive expert"

@@ -146,11 +146,15 @@ def test_damage_is_refused(path, tmp_path):
     whole = path.read_bytes()
     for length in (0, 1, 100, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="restart.msgpack must (be a whole moe_md restart|have restart format)"):
+        with pytest.raises(
+            ValueError, match="restart.msgpack must (be a whole moe_md restart|have restart format)"
+        ):
             load_restart(path, state(), neighbors(), SETTINGS)
     for place in range(60, len(whole), 97):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        with pytest.raises(ValueError, match="restart.msgpack must (be a whole moe_md restart|have restart format)"):
+        with pytest.raises(
+            ValueError, match="restart.msgpack must (be a whole moe_md restart|have restart format)"
+        ):
             load_restart(path, state(), neighbors(), SETTINGS)
     content = flax.serialization.msgpack_restore(whole)
     path.write_bytes(flax.serialization.msgpack_serialize({**content, "format": FORMAT + 1}))
@@ -167,9 +171,7 @@ def test_full_disk(path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # Python ignores the signal of it
     try:
-        with pytest.raises(
-            OSError, match="cannot be written, what was there before is kept: File too large"
-        ):
+        with pytest.raises(OSError, match="cannot be written, what was there before is kept: File too large"):
             keeper.on_state(state(4), neighbors())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

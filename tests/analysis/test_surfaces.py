@@ -97,7 +97,9 @@ def test_surfaces(one):
         assert here["energy_J_per_m2"] == pytest.approx(relaxed, abs=RELAXED_EV / area / J_PER_M2)
         height = np.unique(atoms.positions[:, 2].round(2))
         ideal = A / (2 * np.linalg.norm(normal) / (2 if facet == "111" else 1))
-        assert here["first_spacing_percent"] == pytest.approx(100 * ((height[-1] - height[-2]) / ideal - 1), abs=1.0)
+        assert here["first_spacing_percent"] == pytest.approx(
+            100 * ((height[-1] - height[-2]) / ideal - 1), abs=1.0
+        )
     assert json.loads(json.dumps(found)) == found
 
 
@@ -206,7 +208,9 @@ def test_the_shipped_mixture():
     assert found["order"] == ["fcc", "top"]
     fcc, top = found["sites"].values()
     assert min(fcc["atoms_per_expert"]) > 3
-    assert all(site["converged"] and site["stayed"] and -2.2 < site["energy_eV"] < -1.2 for site in (fcc, top))
+    assert all(
+        site["converged"] and site["stayed"] and -2.2 < site["energy_eV"] < -1.2 for site in (fcc, top)
+    )
     assert fcc["height_A"] < 1.6 and top["height_A"] > 1.8
     assert found["gas"]["stretch_cm1"] > top["stretch_cm1"] > fcc["stretch_cm1"] > 1600
 

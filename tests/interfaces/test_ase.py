@@ -21,7 +21,13 @@ def checkpoint():
     """Two untrained experts that differ in kind and cutoff, over a Lennard-Jones one."""
     experts = (
         mm.experts.allegro(
-            SPECIES, 3.6, l_max=1, num_layers=1, num_scalar_features=8, num_tensor_features=4, avg_num_neighbors=12.0
+            SPECIES,
+            3.6,
+            l_max=1,
+            num_layers=1,
+            num_scalar_features=8,
+            num_tensor_features=4,
+            avg_num_neighbors=12.0,
         ),
         mm.experts.power_spectrum(
             SPECIES, 4.1, l_max=1, num_bessels=4, num_channels=4, hidden=(8,), avg_num_neighbors=12.0
@@ -50,9 +56,15 @@ CELLS = {
     "open slab": rattled(fcc111("Pt", (2, 1, 2), a=3.97)),
     "molecule": rattled(molecule("CO2")),
     "molecule in a box": rattled(molecule("CO", vacuum=4.0)),
-    "wire": rattled(ase.Atoms("PtCOPt", [[0, 0, 0], [1.9, 0, 0.5], [2.6, 1, 0.5], [4.2, 0, 0]], cell=[6, 0, 0], pbc=(1, 0, 0))),
+    "wire": rattled(
+        ase.Atoms(
+            "PtCOPt", [[0, 0, 0], [1.9, 0, 0.5], [2.6, 1, 0.5], [4.2, 0, 0]], cell=[6, 0, 0], pbc=(1, 0, 0)
+        )
+    ),
 }
-CELLS["sheared cell"].set_cell(CELLS["sheared cell"].cell.array @ [[1, 0.1, 0], [0, 1, 0.2], [0, 0, 1.05]], scale_atoms=True)
+CELLS["sheared cell"].set_cell(
+    CELLS["sheared cell"].cell.array @ [[1, 0.1, 0], [0, 1, 0.2], [0, 0, 1.05]], scale_atoms=True
+)
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -124,7 +136,9 @@ def test_agrees_with_the_mixture(checkpoint):
 
 
 def test_compiled_once_per_padded_shape():
-    expert = mm.experts.power_spectrum(SPECIES, 4.1, l_max=1, num_bessels=4, num_channels=4, hidden=(8,), avg_num_neighbors=12.0)
+    expert = mm.experts.power_spectrum(
+        SPECIES, 4.1, l_max=1, num_bessels=4, num_channels=4, hidden=(8,), avg_num_neighbors=12.0
+    )
     checkpoint = mm.Checkpoint((expert,), (expert.init(jax.random.key(0)),), {}, {})
     calculator = MixtureCalculator(checkpoint, 0)
     (evaluate,) = calculator._evaluate
@@ -143,7 +157,9 @@ def test_compiled_once_per_padded_shape():
     assert evaluate._cache_size() == 2
     energy(slab * (2, 1, 1))  # as many atoms, as many neighbours
     assert evaluate._cache_size() == 2
-    calculator = MixtureCalculator(checkpoint, 0, dr_threshold=0.3)  # another one, as for the next image of a band
+    calculator = MixtureCalculator(
+        checkpoint, 0, dr_threshold=0.3
+    )  # another one, as for the next image of a band
     energy(slab)
     assert evaluate._cache_size() == 2
     assert [roomy(n) for n in (1, 2, 3, 4, 5, 7, 9, 13, 17, 100)] == [1, 2, 3, 4, 6, 8, 12, 16, 24, 128]
@@ -166,7 +182,9 @@ def test_dtype_leaves_jax_as_it_is(checkpoint):
 def test_warns_outside_the_domain():
     expert = mm.experts.lennard_jones(SPECIES, 4.0, epsilon=0.1, sigma=1.0, domain=("Pt",))
     calculator = MixtureCalculator(mm.Checkpoint((expert,), (expert.init(None),), {}, {}), 0)
-    with pytest.warns(UserWarning, match=r"expert 0 2 atoms that are or see species outside its domain \('Pt',\)"):
+    with pytest.warns(
+        UserWarning, match=r"expert 0 2 atoms that are or see species outside its domain \('Pt',\)"
+    ):
         calculator.calculate(CELLS["molecule in a box"])
 
 
@@ -220,10 +238,14 @@ def test_stresses_of_lennard_jones_are_ases(checkpoint):
 def test_an_expert_that_passes_messages_gets_its_halo(name):
     """Half of the atoms on NequIP: forces are the gradient, its energies those of NequIP on all atoms."""
     experts = (
-        mm.experts.nequip(SPECIES, 3.0, l_max=1, hidden_irreps="4x0e + 2x1o", radial_width=8, avg_num_neighbors=8.0),
+        mm.experts.nequip(
+            SPECIES, 3.0, l_max=1, hidden_irreps="4x0e + 2x1o", radial_width=8, avg_num_neighbors=8.0
+        ),
         mm.experts.lennard_jones(SPECIES, 3.5, epsilon=0.4, sigma=1.2),
     )
-    checkpoint = mm.Checkpoint(experts, tuple(e.init(jax.random.key(k)) for k, e in enumerate(experts)), {}, {})
+    checkpoint = mm.Checkpoint(
+        experts, tuple(e.init(jax.random.key(k)) for k, e in enumerate(experts)), {}, {}
+    )
     atoms = CELLS[name].copy()
     owner = np.arange(len(atoms)) % 2
     atoms.calc = MixtureCalculator(checkpoint, region=owner)
@@ -280,7 +302,9 @@ def test_lists_last_while_atoms_move_little(checkpoint, calculator, monkeypatch,
 def test_skin_is_none_too_wide_none_too_narrow(monkeypatch):
     """Two atoms approach from beyond cutoff and skin: the pair is never missed."""
     expert = mm.experts.lennard_jones(("Pt",), 4.0, epsilon=1.0, sigma=3.0)
-    calculator = MixtureCalculator(mm.Checkpoint((expert,), (expert.init(None),), {}, {}), 0, dr_threshold=0.5)
+    calculator = MixtureCalculator(
+        mm.Checkpoint((expert,), (expert.init(None),), {}, {}), 0, dr_threshold=0.5
+    )
     made, zero = lists_made(calculator, monkeypatch), []
     for distance in np.arange(5.0, 3.0, -0.05):
         calculator.calculate(ase.Atoms("Pt2", [[0, 0, 0], [distance, 0, 0]]))

@@ -22,7 +22,10 @@ SPECIES = ("C", "O", "Pt")
 @pytest.fixture(scope="module")
 def checkpoint():
     """Two that disagree."""
-    experts = tuple(mm.experts.lennard_jones(SPECIES, 5.0, epsilon=e, sigma=s, onset=4.2) for e, s in ((0.4, 2.3), (0.3, 2.35)))
+    experts = tuple(
+        mm.experts.lennard_jones(SPECIES, 5.0, epsilon=e, sigma=s, onset=4.2)
+        for e, s in ((0.4, 2.3), (0.3, 2.35))
+    )
     return mm.Checkpoint(experts, tuple(e.init(None) for e in experts), {}, {})
 
 
@@ -51,8 +54,16 @@ CASES = {
     "skew crystal": (crystal, followed),
     "cluster": (lambda: slab(pbc=False), followed),
     "few neighbours": (crystal, lambda atoms: mm.regions.coordination(11.0, 12.2, r_full=2.9, r_none=3.7)),
-    "both": (slab, lambda atoms: mm.regions.union(followed(atoms), mm.regions.coordination(8.0, 10.0, r_full=2.9, r_none=3.7))),
-    "frozen weights": (crystal, lambda atoms: mm.regions.sphere(atoms.positions, atoms.positions[5], 3.0, blend=3.0)),
+    "both": (
+        slab,
+        lambda atoms: mm.regions.union(
+            followed(atoms), mm.regions.coordination(8.0, 10.0, r_full=2.9, r_none=3.7)
+        ),
+    ),
+    "frozen weights": (
+        crystal,
+        lambda atoms: mm.regions.sphere(atoms.positions, atoms.positions[5], 3.0, blend=3.0),
+    ),
 }
 
 
@@ -66,7 +77,9 @@ def test_forces_and_stress_are_the_gradient(checkpoint, name):
     some = [0, 5, len(atoms) // 2, len(atoms) - 2, len(atoms) - 1]
     forces = atoms.get_forces()
     for n in some:
-        np.testing.assert_allclose(forces[n], calculate_numerical_forces(atoms, eps=1e-4, iatoms=[n])[0], atol=2e-6)
+        np.testing.assert_allclose(
+            forces[n], calculate_numerical_forces(atoms, eps=1e-4, iatoms=[n])[0], atol=2e-6
+        )
     np.testing.assert_allclose(atoms.get_potential_energies().sum(), atoms.get_potential_energy(), rtol=1e-12)
     if name != "frozen weights":  # those stay where they are in space
         np.testing.assert_allclose(forces.sum(axis=0), 0, atol=1e-10)
@@ -82,13 +95,21 @@ def test_agrees_with_the_mixture(checkpoint):
     atoms.rattle(0.1, seed=3)
     box, region = atoms.cell.lengths(), mm.regions.around([40, 50], 2.0, 2.5)
     fns = mm.mixture_neighbor_list(
-        space.periodic(box)[0], box, checkpoint.experts, checkpoint.params, np.full(len(atoms), 2), region, per_particle=True
+        space.periodic(box)[0],
+        box,
+        checkpoint.experts,
+        checkpoint.params,
+        np.full(len(atoms), 2),
+        region,
+        per_particle=True,
     )
     R = jnp.asarray(atoms.positions)
     neighbors = fns[0].allocate(R)
     atoms.calc = MixtureCalculator(checkpoint, region)
     np.testing.assert_allclose(atoms.get_potential_energies(), jax.jit(fns[1])(R, neighbors), atol=1e-10)
-    np.testing.assert_allclose(atoms.get_forces(), -jax.jit(jax.grad(lambda R: jnp.sum(fns[1](R, neighbors))))(R), atol=1e-9)
+    np.testing.assert_allclose(
+        atoms.get_forces(), -jax.jit(jax.grad(lambda R: jnp.sum(fns[1](R, neighbors))))(R), atol=1e-9
+    )
 
 
 def test_energy_is_conserved_while_atoms_change_hands(checkpoint):
@@ -102,7 +123,9 @@ def test_energy_is_conserved_while_atoms_change_hands(checkpoint):
         atoms.calc = MixtureCalculator(checkpoint, region)
         energies, shares = [], []
         dynamics = VelocityVerlet(atoms, timestep * units.fs)
-        dynamics.attach(lambda: (energies.append(atoms.get_total_energy()), shares.append(weight_sum(atoms, region))))
+        dynamics.attach(
+            lambda: (energies.append(atoms.get_total_energy()), shares.append(weight_sum(atoms, region)))
+        )
         dynamics.run(n_steps)
         spread[timestep] = np.std(energies)
         assert np.ptp(shares) > 0.2  # atoms, as weights on expert 0
@@ -111,8 +134,13 @@ def test_energy_is_conserved_while_atoms_change_hands(checkpoint):
 
 def weights(atoms, region):
     calc = atoms.calc
-    now, cutoff = held_rows.when(atoms, calc._species_of(atoms)), max(e.cutoff for e in calc.checkpoint.experts)
-    idx, whole = ase_gates.neighbors_of_all(now, image_pairs(now.position, now.cell, now.pbc, cutoff), cutoff, 0.0)
+    now, cutoff = (
+        held_rows.when(atoms, calc._species_of(atoms)),
+        max(e.cutoff for e in calc.checkpoint.experts),
+    )
+    idx, whole = ase_gates.neighbors_of_all(
+        now, image_pairs(now.position, now.cell, now.pbc, cutoff), cutoff, 0.0
+    )
     return calc._weights_of(region, ase_gates.Place(now.position, now.cell, now.pbc, now.species, idx), whole)
 
 
@@ -134,8 +162,16 @@ def test_bad_regions(checkpoint):
     atoms = slab()
     for message, region, cell in (
         ("region must give each of the 49 atoms a weight .* NaN", mm.regions.around([49], 2.0, 1.0), atoms),
-        ("region must give each of the 49 atoms a weight .* got shape \\(49, 3\\)", mm.regions.nested(followed(atoms), followed(atoms)), atoms),
-        ("near must hold neighbours within 3.7 Å", mm.regions.coordination(8.0, 10.0, r_full=2.9, r_none=3.7), bulk("Pt", a=3.97, cubic=True)),
+        (
+            "region must give each of the 49 atoms a weight .* got shape \\(49, 3\\)",
+            mm.regions.nested(followed(atoms), followed(atoms)),
+            atoms,
+        ),
+        (
+            "near must hold neighbours within 3.7 Å",
+            mm.regions.coordination(8.0, 10.0, r_full=2.9, r_none=3.7),
+            bulk("Pt", a=3.97, cubic=True),
+        ),
         ("region must have dealt its atoms out", mm.regions.hard(followed(atoms)), atoms),
     ):
         with pytest.raises(ValueError, match=message):

@@ -48,7 +48,10 @@ def relaxed(atoms, calculator, fmax=0.05):
 
 def barrier(lattice_constant, calculator, size, n_images, fmax):
     """Of CO from fcc to on top, and its reaction energy, eV; two layers yield."""
-    ends = [relaxed(slab_with_co(lattice_constant, site, size, free=2), calculator(), fmax / 2) for site in ("fcc", "ontop")]
+    ends = [
+        relaxed(slab_with_co(lattice_constant, site, size, free=2), calculator(), fmax / 2)
+        for site in ("fcc", "ontop")
+    ]
     images = [ends[0], *(ends[0].copy() for _ in range(n_images)), ends[1]]
     for image in images[1:-1]:
         image.calc = calculator()
@@ -62,7 +65,9 @@ def barrier(lattice_constant, calculator, size, n_images, fmax):
 
 def check_barrier(model, lattice_constant, size=(2, 2, 4), n_images=3, fmax=0.1):
     """The bottom layer, which sees layers that yield but no CO, on the cheap expert; or on none."""
-    both = barrier(lattice_constant, lambda: MixtureCalculator(model, by_layer(size[2] + 1)), size, n_images, fmax)
+    both = barrier(
+        lattice_constant, lambda: MixtureCalculator(model, by_layer(size[2] + 1)), size, n_images, fmax
+    )
     alone = barrier(lattice_constant, lambda: MixtureCalculator(model, 0), size, n_images, fmax)
     assert np.isfinite(both).all() and both[0] > max(0.05, both[1])
     assert both != alone
@@ -97,7 +102,9 @@ def test_barrier_on_a_wider_slab_is_that_of_the_expensive_expert(model, lattice_
 def test_phonons_of_ase_are_those_of_the_hessian(model, lattice_constant, tmp_path):
     """At zone boundary points that a 2 x 2 x 2 supercell holds, frequencies follow from its own Hessian, by jax."""
     primitive = bulk("Pt", a=lattice_constant)
-    phonons = Phonons(primitive, MixtureCalculator(model, 1), supercell=(2, 2, 2), delta=0.01, name=str(tmp_path / "phonon"))
+    phonons = Phonons(
+        primitive, MixtureCalculator(model, 1), supercell=(2, 2, 2), delta=0.01, name=str(tmp_path / "phonon")
+    )
     phonons.run()
     phonons.read(acoustic=True)
     points = np.array([[0.5, 0.5, 0.0], [0.5, 0.0, 0.0]])  # X and L, of the primitive reciprocal cell
@@ -106,7 +113,9 @@ def test_phonons_of_ase_are_those_of_the_hessian(model, lattice_constant, tmp_pa
     expert, params = model.experts[1], model.params[1]
     atoms = primitive.repeat(2)
     kinds = np.full(len(atoms), expert.species.index("Pt"))
-    rows = rows_from_images(atoms.positions, kinds, atoms.cell.array, atoms.pbc, expert.cutoff, dtype=np.float64)
+    rows = rows_from_images(
+        atoms.positions, kinds, atoms.cell.array, atoms.pbc, expert.cutoff, dtype=np.float64
+    )
 
     def energy(moved):
         neighbor = np.where(rows.mask, rows.neighbor, 0)
@@ -119,7 +128,9 @@ def test_phonons_of_ase_are_those_of_the_hessian(model, lattice_constant, tmp_pa
     for point, energies in zip(points, found):
         phase = np.cos(2 * np.pi * cells @ point)
         dynamical = np.einsum("anb,n->ab", hessian[0], phase) / atoms.get_masses()[0]
-        expected = np.sqrt(np.linalg.eigvalsh(dynamical)) * units._hbar * 1e10 / np.sqrt(units._e * units._amu)
+        expected = (
+            np.sqrt(np.linalg.eigvalsh(dynamical)) * units._hbar * 1e10 / np.sqrt(units._e * units._amu)
+        )
         assert expected.min() > 5e-3
         np.testing.assert_allclose(np.sort(energies), expected, rtol=5e-3)
 
@@ -141,7 +152,9 @@ def test_langevin_warms_what_is_not_fixed(model, lattice_constant):
     atoms = slab_with_co(lattice_constant, "ontop")
     before = atoms.positions.copy()
     atoms.calc = MixtureCalculator(model, by_layer(3))
-    Langevin(atoms, 1.0 * units.fs, temperature_K=300, friction=0.1 / units.fs, rng=np.random.default_rng(0)).run(60)
+    Langevin(
+        atoms, 1.0 * units.fs, temperature_K=300, friction=0.1 / units.fs, rng=np.random.default_rng(0)
+    ).run(60)
     fixed = atoms.constraints[0].index
     np.testing.assert_array_equal(atoms.positions[fixed], before[fixed])
     warm = 2 * atoms.get_kinetic_energy() / (3 * (len(atoms) - len(fixed))) / units.kB

@@ -32,7 +32,9 @@ def launch(n_ranks, *arguments):
     env["PYTHONPATH"] = os.pathsep.join([str(HERE.parent.parent), env.get("PYTHONPATH", "")])
     mpirun = Path(sys.executable).parent / "mpirun"
     command = [] if n_ranks == 1 else [str(mpirun if mpirun.exists() else "mpirun"), "-np", str(n_ranks)]
-    return subprocess.run([*command, sys.executable, *map(str, arguments)], env=env, capture_output=True, text=True, timeout=400)
+    return subprocess.run(
+        [*command, sys.executable, *map(str, arguments)], env=env, capture_output=True, text=True, timeout=400
+    )
 
 
 def run(n_ranks, region, n_steps, twist, out):
@@ -73,7 +75,9 @@ def check_start(out, name):
     np.testing.assert_allclose(out["each"], atoms.get_potential_energy(), rtol=0, atol=1e-10)
     np.testing.assert_allclose(out["forces"], atoms.get_forces(), rtol=0, atol=1e-10)
     # Theirs is a pressure, and its order xx, yy, zz, xy, xz, yz.
-    np.testing.assert_allclose(-out["virial"][[0, 1, 2, 5, 4, 3]] / TO_BAR, atoms.get_stress(), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        -out["virial"][[0, 1, 2, 5, 4, 3]] / TO_BAR, atoms.get_stress(), rtol=0, atol=1e-10
+    )
     assert np.abs(atoms.get_forces()).max() > 1 and np.abs(atoms.get_stress()).min() > 1e-4
 
 
@@ -88,7 +92,9 @@ def test_a_run(tmp_path, verlet, name, n_ranks):
     apart = (out["x"] - verlet(name)) @ np.linalg.inv(atoms.cell.array)
     apart = (apart - np.round(apart)) @ atoms.cell.array
     assert np.linalg.norm(verlet(name) - atoms.positions, axis=1).min() > 1.0
-    print(f"{name} {n_ranks}: {np.abs(apart).max():.1e} Å after {STEPS} steps, {(out['before'] != out['after']).sum()} atoms changed ranks")
+    print(
+        f"{name} {n_ranks}: {np.abs(apart).max():.1e} Å after {STEPS} steps, {(out['before'] != out['after']).sum()} atoms changed ranks"
+    )
     assert np.abs(apart).max() < 1e-9
 
 
@@ -114,7 +120,10 @@ def test_an_exception_ends_the_run(tmp_path):
 def test_the_page(tmp_path):
     """The program of docs/lammps.md on two ranks, then balanced by cost: its last energy is the mixture's."""
     page = (HERE.parent.parent / "docs" / "lammps.md").read_text()
-    program, commands = (re.search(rf"^```{tongue}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[1] for tongue in ("python", "text"))
+    program, commands = (
+        re.search(rf"^```{tongue}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[1]
+        for tongue in ("python", "text")
+    )
     check = f"""
 lmp.commands_string({commands.replace("balance 100", "balance 2")!r})
 sizes = lmp.get_mpi_comm().allgather(lmp.extract_setting("nlocal"))
@@ -154,8 +163,14 @@ def test_exported(tmp_path):
 
 def test_regions_come_back():
     """All that can be written; `coordination` has functions."""
-    whole = mm.regions.union(mm.regions.around([3, 1], 2.0, 1.5), mm.regions.complement(mm.regions.fixed([0, 1, 1, 1])))
-    for region in (whole, mm.regions.nested(whole, mm.regions.fixed([0, 1, 0, 1])), mm.regions.sphere(np.eye(4, 3), np.zeros(3), 0.5, blend=1.0)):
+    whole = mm.regions.union(
+        mm.regions.around([3, 1], 2.0, 1.5), mm.regions.complement(mm.regions.fixed([0, 1, 1, 1]))
+    )
+    for region in (
+        whole,
+        mm.regions.nested(whole, mm.regions.fixed([0, 1, 0, 1])),
+        mm.regions.sphere(np.eye(4, 3), np.zeros(3), 0.5, blend=1.0),
+    ):
         back = export.region_from_dict(export.region_as_dict(region))
         R, displacement_fn = np.random.default_rng(0).normal(size=(4, 3)) * 2, lambda a, b: a - b
         np.testing.assert_allclose(back.gate(R, displacement_fn), region.gate(R, displacement_fn))
@@ -176,7 +191,16 @@ def test_how_far_ghosts_reach():
     assert of(mm.regions.fixed([0, 1]), near._replace(num_hops=3), far) == 24.0
     assert of(mm.regions.around([0], 6.0, 2.0), near, far) == 16.0
     assert of(mm.regions.around([0], 2.0, 1.0), near, far) == 10.0
-    assert of(mm.regions.complement(mm.regions.union(mm.regions.around([0], 4.0, 2.0), mm.regions.fixed([0, 1]))), near, far) == 12.0
+    assert (
+        of(
+            mm.regions.complement(
+                mm.regions.union(mm.regions.around([0], 4.0, 2.0), mm.regions.fixed([0, 1]))
+            ),
+            near,
+            far,
+        )
+        == 12.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -191,13 +215,21 @@ def test_how_far_ghosts_reach():
         ({"region": mm.regions.custom(lambda parameters, R, displacement_fn: R)}, "region must be one of"),
         ({"region": mm.regions.fixed([0, 1])}, "region must assign each of the 180 atoms"),
         ({"region": mm.regions.around([180], 2.0, 1.0)}, "region must have seeds below"),
-        ({"region": mm.regions.nested(mm.regions.around([0], 2.0, 1.0), mm.regions.around([0], 3.0, 1.0))}, "region must be of the 2 experts"),
+        (
+            {"region": mm.regions.nested(mm.regions.around([0], 2.0, 1.0), mm.regions.around([0], 3.0, 1.0))},
+            "region must be of the 2 experts",
+        ),
         ({"checkpoint": "nothing"}, "name_or_path must be"),
     ],
 )
 def test_bad_input(lmp, change, said):
     """Before anything is set in LAMMPS."""
-    arguments = {"checkpoint": lammps_case.checkpoint(), "region": mm.regions.around([0], 2.0, 1.0), "elements": ["Cu", "Pt"], **change}
+    arguments = {
+        "checkpoint": lammps_case.checkpoint(),
+        "region": mm.regions.around([0], 2.0, 1.0),
+        "elements": ["Cu", "Pt"],
+        **change,
+    }
     with pytest.raises(ValueError, match=said):
         attach(lmp, **arguments)
     assert not lmp.has_id("fix", "moe")

@@ -23,14 +23,22 @@ def path(tmp_path_factory):
     """Two untrained experts that differ in kind and cutoff."""
     experts = (
         mm.experts.allegro(
-            SPECIES, 3.6, l_max=1, num_layers=1, num_scalar_features=8, num_tensor_features=4, avg_num_neighbors=12.0
+            SPECIES,
+            3.6,
+            l_max=1,
+            num_layers=1,
+            num_scalar_features=8,
+            num_tensor_features=4,
+            avg_num_neighbors=12.0,
         ),
         mm.experts.power_spectrum(
             SPECIES, 4.1, l_max=1, num_bessels=4, num_channels=4, hidden=(8,), avg_num_neighbors=12.0
         ),
     )
     file = tmp_path_factory.mktemp("mliap") / "two.msgpack"
-    mm.save(file, mm.Checkpoint(experts, tuple(e.init(jax.random.key(k)) for k, e in enumerate(experts)), {}, {}))
+    mm.save(
+        file, mm.Checkpoint(experts, tuple(e.init(jax.random.key(k)) for k, e in enumerate(experts)), {}, {})
+    )
     return file
 
 
@@ -158,7 +166,9 @@ def test_an_atom_alone_has_its_energy(path, adapter, atoms):
 
 def test_single_precision(path, atoms):
     atoms.calc = MixtureCalculator(mm.load(path), experts_of(atoms))
-    energy, _, forces = computed(MixtureMLIAP(path, TYPES, dtype="float32"), atoms, RANKS["two ranks"](len(atoms)))
+    energy, _, forces = computed(
+        MixtureMLIAP(path, TYPES, dtype="float32"), atoms, RANKS["two ranks"](len(atoms))
+    )
     np.testing.assert_allclose(energy, atoms.get_potential_energy(), rtol=1e-5)
     error = np.abs(forces - atoms.get_forces()).max()
     assert 1e-12 < error < 1e-4
@@ -233,7 +243,10 @@ def bad(**changes):
         (bad(types=[("Pt", 2)]), "types must name experts 0 to 1 of the checkpoint, got 2"),
         (bad(types=[("Pt", -1)]), "types must name experts 0 to 1 of the checkpoint, got -1"),
         (bad(types=[("Pt", True)]), "types must name experts 0 to 1 of the checkpoint, got True"),
-        (bad(types=[("Pt", 0), ("Pt", 0)]), r"types must name each kind of atom once, got \[\('Pt', 0\), \('Pt', 0\)\]"),
+        (
+            bad(types=[("Pt", 0), ("Pt", 0)]),
+            r"types must name each kind of atom once, got \[\('Pt', 0\), \('Pt', 0\)\]",
+        ),
         (bad(types=[]), "types must name one kind of atom at least, got none"),
         (bad(types=["Pt", "C"]), r"types must be pairs .*, got \['Pt', 'C'\]"),
         (bad(types=["Pt1x"]), r"types must be pairs .*, got \['Pt1x'\]"),

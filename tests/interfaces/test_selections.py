@@ -65,7 +65,11 @@ def lennard_jones_pair():
     return mm.Checkpoint(tuple(experts), tuple(e.init(jax.random.key(0)) for e in experts), {}, {})
 
 
-@pytest.mark.parametrize("choose", [by_tag((0, 1)), by_layer(3), around_species(("C", "O"), 2.5, 1.5)], ids=["tag", "layer", "species"])
+@pytest.mark.parametrize(
+    "choose",
+    [by_tag((0, 1)), by_layer(3), around_species(("C", "O"), 2.5, 1.5)],
+    ids=["tag", "layer", "species"],
+)
 def test_calculators_take_them_and_energy_is_conserved(choose):
     atoms = fcc111("Pt", (4, 4, 3), a=3.95, vacuum=6.0)
     add_adsorbate(atoms, "C", 2.3, "fcc")
@@ -83,10 +87,16 @@ def test_calculators_take_them_and_energy_is_conserved(choose):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: by_tag(7)(slab()), r"tags must each be that of an atom, \[7\] are not: atoms have \[0, 1, 2, 3, 4\]"),
+        (
+            lambda: by_tag(7)(slab()),
+            r"tags must each be that of an atom, \[7\] are not: atoms have \[0, 1, 2, 3, 4\]",
+        ),
         (lambda: by_tag(()), r"tags must be an integer or several, got \(\)"),
         (lambda: by_tag(1.5), "tags must be an integer or several, got 1.5"),
-        (lambda: by_layer(7)(slab()), "n_layers must be at most the 6 layers of these atoms along axis 2, got 7"),
+        (
+            lambda: by_layer(7)(slab()),
+            "n_layers must be at most the 6 layers of these atoms along axis 2, got 7",
+        ),
         (lambda: by_layer(1)(slab()[:0]), "n_layers must be at most the 0 layers"),
         (lambda: by_layer(0), "n_layers must be a whole number, at least 1, got 0"),
         (lambda: by_layer(1, 3), "axis must be 0, 1 or 2, got 3"),

@@ -49,7 +49,9 @@ def stored():
 
 @pytest.mark.parametrize("name", CASES)
 def test_stored_references(name, stored):
-    mine = {key.removeprefix(f"{name}/"): value for key, value in stored.items() if key.startswith(f"{name}/")}
+    mine = {
+        key.removeprefix(f"{name}/"): value for key, value in stored.items() if key.startswith(f"{name}/")
+    }
     expert = mm.experts.build(json.loads(str(mine["config"])))
     params: dict = {}
     for key, value in mine.items():
@@ -91,7 +93,10 @@ def test_live_models(name):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"radial_chemical_embed": {"_target_": "allegro.nn.TwoBodySplineScalarEmbed"}}, "TwoBodyBesselScalarEmbed"),
+        (
+            {"radial_chemical_embed": {"_target_": "allegro.nn.TwoBodySplineScalarEmbed"}},
+            "TwoBodyBesselScalarEmbed",
+        ),
         ({"weight_individual_irreps": False}, "weight_individual_irreps must be True"),
         ({"allegro_mlp_nonlinearity": None}, "latent_0 must have a nonlinearity"),
         ({"readout_mlp_nonlinearity": "mish"}, "nonlinearities must be one of"),
@@ -129,7 +134,10 @@ def test_refuses_what_is_no_model():
 
 def test_experts_refuse_options():
     for change, message in (
-        ({"pair_cutoffs": [[4.0]]}, "pair_cutoffs must be 2 rows of 2 numbers above 0 and up to cutoff = 4.0"),
+        (
+            {"pair_cutoffs": [[4.0]]},
+            "pair_cutoffs must be 2 rows of 2 numbers above 0 and up to cutoff = 4.0",
+        ),
         ({"pair_cutoffs": [[4.0, 4.0], [4.1, 4.0]]}, "pair_cutoffs must be 2 rows"),
         ({"avg_num_neighbors": [3.0]}, "avg_num_neighbors must be positive, one number or one per species"),
         ({"nonlinearity": "relu"}, "nonlinearity must be one of"),

@@ -58,11 +58,17 @@ def cases() -> dict[str, tuple[dict, str]]:
                 options = {"l_max": l_max, "num_layers": layers, "parity": parity, "type_names": all_three}
                 found[f"l{l_max}-layers{layers}-{'full' if parity else 'natural'}"] = options, where
     base = {"l_max": 2, "num_layers": 2, "parity": True}
-    scales = {"per_type_energy_scales": {"Pt": 2.0, "C": 0.5, "O": 1.5}, "per_type_energy_shifts": {"Pt": -3.0, "C": 1.0, "O": 0.2}}
+    scales = {
+        "per_type_energy_scales": {"Pt": 2.0, "C": 0.5, "O": 1.5},
+        "per_type_energy_shifts": {"Pt": -3.0, "C": 1.0, "O": 0.2},
+    }
     cutoffs = {"per_edge_type_cutoff": {"Pt": {"C": 3.0, "O": 2.5}, "C": 2.8}}
     zbl = {"pair_potential": {**ZBL, "chemical_species": all_three}}
     per_type = {"avg_num_neighbors": {"Pt": 12.0, "C": 3.0, "O": 2.0}}
-    found["one-species"] = {**base, "type_names": ["Pt"], "per_type_energy_scales": 1.7, "per_type_energy_shifts": -2.0}, "one"
+    found["one-species"] = (
+        {**base, "type_names": ["Pt"], "per_type_energy_scales": 1.7, "per_type_energy_shifts": -2.0},
+        "one",
+    )
     found["two-species"] = {**base, "type_names": ["C", "Pt"]}, "alloy"
     found["scale-shift"] = {**base, "type_names": all_three, **scales}, "slab"
     found["pair-cutoffs"] = {**base, "type_names": all_three, **cutoffs}, "slab"
@@ -74,7 +80,10 @@ def cases() -> dict[str, tuple[dict, str]]:
     for name in ("mish", "gelu"):
         every = {f"{part}_nonlinearity": name for part in ("scalar_embed_mlp", "allegro_mlp", "readout_mlp")}
         found[name] = {**base, "type_names": all_three, **every}, "slab"
-    deep = {f"{part}_hidden_layers_depth": depth for part, depth in (("scalar_embed_mlp", 2), ("allegro_mlp", 3), ("readout_mlp", 0))}
+    deep = {
+        f"{part}_hidden_layers_depth": depth
+        for part, depth in (("scalar_embed_mlp", 2), ("allegro_mlp", 3), ("readout_mlp", 0))
+    }
     found["depths"] = {**base, "type_names": all_three, **deep}, "molecule"
     return found
 
@@ -94,7 +103,10 @@ def evaluate(model, atoms: ase.Atoms, type_names: list[str]) -> dict[str, np.nda
     import torch
     from nequip.data import AtomicDataDict, compute_neighborlist_, from_dict
 
-    data = {"pos": torch.tensor(atoms.positions), "atom_types": torch.tensor([type_names.index(s) for s in atoms.symbols])}
+    data = {
+        "pos": torch.tensor(atoms.positions),
+        "atom_types": torch.tensor([type_names.index(s) for s in atoms.symbols]),
+    }
     if atoms.pbc.any():
         data |= {"cell": torch.tensor(atoms.cell.array), "pbc": torch.tensor(atoms.pbc)}
     data = compute_neighborlist_(from_dict(data), r_max=float(model.metadata["r_max"]), backend="ase")

@@ -4,8 +4,8 @@ import e3nn_jax as e3nn
 import jax
 import numpy as np
 import pytest
-
 from contract import ATOMS, CUTOFF, POSITION, close, cluster_rows, randomized, small_allegro
+
 from moe_md.models.allegro import tensor_track
 
 
@@ -24,7 +24,8 @@ def harmonics(l, r):
     return (
         np.array([1.0]),
         np.sqrt(3) * np.array([x, y, z]),
-        np.sqrt(15) * np.array([x * z, x * y, (2 * y**2 - x**2 - z**2) / np.sqrt(12), y * z, (z**2 - x**2) / 2]),
+        np.sqrt(15)
+        * np.array([x * z, x * y, (2 * y**2 - x**2 - z**2) / np.sqrt(12), y * z, (z**2 - x**2) / 2]),
     )[l]
 
 
@@ -91,7 +92,9 @@ def reference(config, params, position, species):
             }
             left = {k: tensors[e][k] for k in track[layer]}
             product.append(
-                tensor_product(net[f"tensor_product_{layer}"]["path_weights"], left, environment, track[layer + 1])
+                tensor_product(
+                    net[f"tensor_product_{layer}"]["path_weights"], left, environment, track[layer + 1]
+                )
             )
         tensors = product
         for e in range(len(edges)):

@@ -8,9 +8,9 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.eam import EAM
 from ase.calculators.emt import EMT
+from contract import ATOMS, POSITION, SPECIES, close, cluster_rows, randomized, small_embedded_atom
 from jax.flatten_util import ravel_pytree
 
-from contract import ATOMS, POSITION, SPECIES, close, cluster_rows, randomized, small_embedded_atom
 from moe_md.derivatives import forces
 from moe_md.experts import embedded_atom, energies_and_partial_forces
 from moe_md.neighborhood import rows_from_images

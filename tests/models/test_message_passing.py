@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from contract import ATOMS, CUTOFF, POSITION, close, cluster_rows, randomized, small_nequip
 from jax_md import energy, space
 from jax_md.nn import nequip as jax_md_nequip
 
-from contract import ATOMS, CUTOFF, POSITION, close, cluster_rows, randomized, small_nequip
 from moe_md.neighborhood import Neighborhood, rows_from_images
 
 BOX = np.array([20.0, 12.0, 12.0])

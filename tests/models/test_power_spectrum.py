@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
+from contract import ATOMS, POSITION, SPECIES, close, cluster_rows, randomized, small_power_spectrum
 from numpy.polynomial.legendre import legval
 
-from contract import ATOMS, POSITION, SPECIES, close, cluster_rows, randomized, small_power_spectrum
 from moe_md.experts import power_spectrum
 
 
@@ -50,7 +50,9 @@ def reference(config, params, position, species):
                     mix = net["radial_mixing"][c, l]
                     left, right = (b_a @ mix[:, :C]), (b_b @ mix[:, C:])
                     # sum_m Y_lm(a) Y_lm(b) = (2l + 1) P_l(cos)
-                    P[l] += left * right * np.sqrt(2 * l + 1) * legval(a @ b, [0.0] * l + [1.0]) / (Q * average)
+                    P[l] += (
+                        left * right * np.sqrt(2 * l + 1) * legval(a @ b, [0.0] * l + [1.0]) / (Q * average)
+                    )
         x = np.concatenate([zero, P.ravel()])
         depth = len(config["hidden"])
         energies[i] = network(net, x, depth) - network(net, np.zeros_like(x), depth)
@@ -83,6 +85,8 @@ def test_a_triple_is_told_from_its_pairs():
 
 
 def test_one_species_needs_one_block():
-    params = power_spectrum(SPECIES, 3.0, domain=("Pt",), num_bessels=4, num_channels=3).init(jax.random.key(0))
+    params = power_spectrum(SPECIES, 3.0, domain=("Pt",), num_bessels=4, num_channels=3).init(
+        jax.random.key(0)
+    )
     assert params["network"]["radial_mixing"].shape == (1, 4, 4, 6)
     assert params["scale"].shape == (2,)  # indices of species are shared by all experts

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from contract import random_rotation
+
 from moe_md.models import angular, radial
 
 

@@ -15,7 +15,13 @@ from moe_md.training.evaluation import describe, evaluate
 
 SPECIES = ("Pt", "C")
 SMALL = Settings(
-    steps=12, max_rows=16, environment_rows=8, warmup_steps=2, validate_every=6, save_every=4, learning_rate=3e-2
+    steps=12,
+    max_rows=16,
+    environment_rows=8,
+    warmup_steps=2,
+    validate_every=6,
+    save_every=4,
+    learning_rate=3e-2,
 )
 
 
@@ -47,7 +53,9 @@ def test_training_learns_forces_and_agreement(pair, metal):
     train, validation = split_by_group(metal, validation_fraction=0.25, seed=0)
     settings = Settings(**{**vars(SMALL), "steps": 300, "validate_every": 10_000})
     trained = cotrain(pair, train, settings, validation=validation, progress=False)
-    scores = evaluate(trained.experts, trained.params, prepare(dataset_from_frames(train.frames, SPECIES), 4.0))
+    scores = evaluate(
+        trained.experts, trained.params, prepare(dataset_from_frames(train.frames, SPECIES), 4.0)
+    )
     no_forces = 1e3 * force_rms(train)  # the error of predicting zero
     for name in ("expensive", "cheap"):
         assert scores[name]["forces_meV_per_A"] < 0.5 * no_forces
@@ -91,8 +99,13 @@ def test_references_and_scale_come_from_the_data(pair, metal):
 
 
 def test_frames_of_large_forces_weigh_less(pair, metal, monkeypatch):
-    frames = [f._replace(forces=f.forces / np.sqrt(np.mean(f.forces**2)) * size) for f, size in zip(metal.frames, (1.0, 2.0, 8.0))]
-    assert frame_weights([*frames, frames[0]._replace(forces=None)], 2.0) == pytest.approx([1.0, 1.0, 1 / 16, 1.0])
+    frames = [
+        f._replace(forces=f.forces / np.sqrt(np.mean(f.forces**2)) * size)
+        for f, size in zip(metal.frames, (1.0, 2.0, 8.0))
+    ]
+    assert frame_weights([*frames, frames[0]._replace(forces=None)], 2.0) == pytest.approx(
+        [1.0, 1.0, 1 / 16, 1.0]
+    )
     seen = []
 
     def watch(prepared, *, max_rows, rng=None, weights=None):
@@ -115,7 +128,9 @@ def test_start_moves_references_to_other_labels(pair, metal):
     moved = cotrain(pair, other, still, start=before, progress=False)
 
     def errors(checkpoint, dataset):
-        return evaluate(checkpoint.experts, checkpoint.params, prepare(dataset_from_frames(dataset.frames, SPECIES), 4.0))
+        return evaluate(
+            checkpoint.experts, checkpoint.params, prepare(dataset_from_frames(dataset.frames, SPECIES), 4.0)
+        )
 
     here, there = errors(before, metal)["expensive"], errors(moved, other)["expensive"]
     assert there["forces_meV_per_A"] == pytest.approx(here["forces_meV_per_A"], rel=1e-4)
@@ -129,21 +144,45 @@ def test_start_moves_references_to_other_labels(pair, metal):
 
 def test_start_begins_with_the_loss_of_the_checkpoint(pair, metal):
     """Labels that the checkpoint's own energies fit on average: nothing moves, the first step sees its errors."""
-    before = cotrain(pair, metal, Settings(**{**vars(SMALL), "steps": 100, "validate_every": 1000}), progress=False)
+    before = cotrain(
+        pair, metal, Settings(**{**vars(SMALL), "steps": 100, "validate_every": 1000}), progress=False
+    )
     prepared = prepare(dataset_from_frames(metal.frames, SPECIES), 4.0)
-    weights = {**vars(SMALL.weights), **{f"agree_{name}": 0.0 for name in ("energy", "partial_forces", "stress")}}
-    one_batch = {"max_rows": 64, "steps": 1, "warmup_steps": 0, "validate_every": 1, "environment_rows": 0, "perfect_crystals": 0}
-    still = Settings(**{**vars(SMALL), **one_batch, "learning_rate": 1e-12, "soft_force": 1e3, "weights": type(SMALL.weights)(**weights)})
+    weights = {
+        **vars(SMALL.weights),
+        **{f"agree_{name}": 0.0 for name in ("energy", "partial_forces", "stress")},
+    }
+    one_batch = {
+        "max_rows": 64,
+        "steps": 1,
+        "warmup_steps": 0,
+        "validate_every": 1,
+        "environment_rows": 0,
+        "perfect_crystals": 0,
+    }
+    still = Settings(
+        **{
+            **vars(SMALL),
+            **one_batch,
+            "learning_rate": 1e-12,
+            "soft_force": 1e3,
+            "weights": type(SMALL.weights)(**weights),
+        }
+    )
     # The least-squares offset of labels that already have it is zero.
     level = cotrain(pair, metal, still, start=before, progress=False)
     seen = cotrain(pair, metal, still, start=level, validation=metal, progress=False)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), seen.params, level.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), seen.params, level.params
+    )
     scores = evaluate(level.experts, level.params, prepared)
     first = seen.record["history"][0]
     for who in ("expensive", "cheap"):
         for name, value in scores[who].items():
             assert first[who][name] == pytest.approx(value, rel=1e-3), (who, name)
-        assert first["train"][who] == pytest.approx(scores[who]["forces_meV_per_A"], rel=1e-3)  # as the loss of the step had it
+        assert first["train"][who] == pytest.approx(
+            scores[who]["forces_meV_per_A"], rel=1e-3
+        )  # as the loss of the step had it
     fresh = cotrain(pair, metal, still, validation=metal, progress=False).record["history"][0]
     assert fresh["loss"] > 2 * first["loss"]
 
@@ -151,9 +190,14 @@ def test_start_begins_with_the_loss_of_the_checkpoint(pair, metal):
 def test_start_refuses_species_that_it_does_not_know(pair, metal):
     before = cotrain(pair, metal, Settings(**{**vars(SMALL), "steps": 1}), progress=False)
     gold = dataset_from_frames([metal.frames[0]._replace(symbols=("Au", "Pt", "Pt", "Pt"))])
-    with pytest.raises(ValueError, match=r"species must include every symbol: frame 0 has Au, got \('Pt', 'C'\)"):
+    with pytest.raises(
+        ValueError, match=r"species must include every symbol: frame 0 has Au, got \('Pt', 'C'\)"
+    ):
         cotrain(before.experts, gold, SMALL, start=before, progress=False)
-    wider = (pair[0], mm.experts.power_spectrum(SPECIES, 4.0, l_max=2, num_channels=4, hidden=(8,), domain=("Pt",)))
+    wider = (
+        pair[0],
+        mm.experts.power_spectrum(SPECIES, 4.0, l_max=2, num_channels=4, hidden=(8,), domain=("Pt",)),
+    )
     with pytest.raises(ValueError, match="start must hold the experts to train"):
         cotrain(wider, metal, SMALL, start=before, progress=False)
 
@@ -161,7 +205,9 @@ def test_start_refuses_species_that_it_does_not_know(pair, metal):
 def test_watch_sees_the_averages_and_changes_nothing(pair, metal):
     seen = []
     settings = Settings(**{**vars(SMALL), "steps": 8, "validate_every": 3})
-    watched = cotrain(pair, metal, settings, watch=lambda step, params: seen.append((step, params)), progress=False)
+    watched = cotrain(
+        pair, metal, settings, watch=lambda step, params: seen.append((step, params)), progress=False
+    )
     assert [step for step, _ in seen] == [3, 6, 8]
     jax.tree.map(np.testing.assert_array_equal, seen[-1][1], watched.params)
     assert not np.array_equal(jax.tree.leaves(seen[0][1][0])[0], jax.tree.leaves(watched.params[0])[0])
@@ -174,15 +220,28 @@ def test_watch_sees_the_averages_and_changes_nothing(pair, metal):
 def test_patience_ends_training_with_the_best_parameters(pair, metal, tmp_path):
     train, validation = split_by_group(metal, validation_fraction=0.25, seed=0)
     # So hot that it gets worse at once.
-    wild = Settings(**{**vars(SMALL), "steps": 400, "validate_every": 4, "patience": 3, "learning_rate": 0.3, "warmup_steps": 8})
+    wild = Settings(
+        **{
+            **vars(SMALL),
+            "steps": 400,
+            "validate_every": 4,
+            "patience": 3,
+            "learning_rate": 0.3,
+            "warmup_steps": 8,
+        }
+    )
     stopped = cotrain(pair, train, wild, validation=validation, folder=tmp_path, progress=False)
     history, best = stopped.record["history"], stopped.record["best_step"]
     losses = {h["step"]: h["loss"] for h in history}
     assert stopped.record["step"] == best + 12 < 400
     assert losses[best] == min(losses.values())
-    scores = evaluate(stopped.experts, stopped.params, prepare(dataset_from_frames(validation.frames, SPECIES), 4.0))
+    scores = evaluate(
+        stopped.experts, stopped.params, prepare(dataset_from_frames(validation.frames, SPECIES), 4.0)
+    )
     at_best = next(h for h in history if h["step"] == best)
-    assert scores["expensive"]["forces_meV_per_A"] == pytest.approx(at_best["expensive"]["forces_meV_per_A"], rel=1e-3)
+    assert scores["expensive"]["forces_meV_per_A"] == pytest.approx(
+        at_best["expensive"]["forces_meV_per_A"], rel=1e-3
+    )
     again = cotrain(pair, train, wild, validation=validation, folder=tmp_path, progress=False)
     assert again.record["step"] == stopped.record["step"]
     jax.tree.map(np.testing.assert_array_equal, again.params, stopped.params)

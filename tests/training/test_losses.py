@@ -21,7 +21,13 @@ CUTOFF = 4.2
 @pytest.fixture(scope="module")
 def pair():
     expensive = experts.allegro(
-        SPECIES, CUTOFF, l_max=1, num_layers=1, num_scalar_features=8, num_tensor_features=4, avg_num_neighbors=18.0
+        SPECIES,
+        CUTOFF,
+        l_max=1,
+        num_layers=1,
+        num_scalar_features=8,
+        num_tensor_features=4,
+        avg_num_neighbors=18.0,
     )
     cheap = experts.power_spectrum(SPECIES, CUTOFF, l_max=2, num_channels=4, hidden=(8,), domain=("Pt",))
     return (expensive, cheap), tuple(e.init(jax.random.key(n)) for n, e in enumerate((expensive, cheap)))
@@ -33,7 +39,9 @@ def strained_cell(seed=0) -> Frame:
 
 def co_on_platinum(**labels) -> Frame:
     """Four platinum atoms in a line and CO at one end: the far end never meets it."""
-    positions = np.array([[0, 0, 0], [2.6, 0.1, 0], [5.2, 0, 0.1], [7.8, 0, 0], [9.6, 0.2, 0], [10.7, 0, 0]], float)
+    positions = np.array(
+        [[0, 0, 0], [2.6, 0.1, 0], [5.2, 0, 0.1], [7.8, 0, 0], [9.6, 0.2, 0], [10.7, 0, 0]], float
+    )
     return Frame(positions, ("Pt",) * 4 + ("C", "O"), np.zeros((3, 3)), np.zeros(3, bool), **labels)
 
 
@@ -47,20 +55,26 @@ def test_forces_and_stress_are_derivatives_of_the_energy(pair, which):
     frame = frame._replace(positions=frame.positions + np.random.default_rng(1).normal(size=(4, 3)) * 0.1)
 
     def energy(positions, cell):
-        return float(losses.predict(expert, params, batch_of(frame._replace(positions=positions, cell=cell))).energy[0])
+        return float(
+            losses.predict(expert, params, batch_of(frame._replace(positions=positions, cell=cell))).energy[0]
+        )
 
     predicted = losses.predict(expert, params, batch_of(frame))
     for atom, axis in ((0, 0), (2, 1), (3, 2)):
         step = np.zeros((4, 3))
         step[atom, axis] = h
-        slope = (energy(frame.positions + step, frame.cell) - energy(frame.positions - step, frame.cell)) / (2 * h)
+        slope = (energy(frame.positions + step, frame.cell) - energy(frame.positions - step, frame.cell)) / (
+            2 * h
+        )
         assert predicted.forces[atom, axis] == pytest.approx(-slope, abs=1e-7)
     for a, b in ((0, 0), (1, 2)):
         strain = np.zeros((3, 3))
         strain[a, b] += h / 2
         strain[b, a] += h / 2
         up, down = np.eye(3) + strain, np.eye(3) - strain
-        slope = energy(frame.positions @ up, frame.cell @ up) - energy(frame.positions @ down, frame.cell @ down)
+        slope = energy(frame.positions @ up, frame.cell @ up) - energy(
+            frame.positions @ down, frame.cell @ down
+        )
         volume = abs(np.linalg.det(frame.cell))
         assert predicted.stress[0, a, b] == pytest.approx(slope / (2 * h) / volume, abs=1e-8)
 
@@ -86,7 +100,9 @@ def test_domain_is_what_never_meets_a_foreign_species(pair):
 
 def test_one_expert_twice_never_disagrees(pair):
     expensive, params = pair[0][0], pair[1][0]
-    terms = losses.joint_terms((expensive, expensive), (params, params), batch_of(strained_cell(3), fcc_supercell("Pt", 4.0, 1)))
+    terms = losses.joint_terms(
+        (expensive, expensive), (params, params), batch_of(strained_cell(3), fcc_supercell("Pt", 4.0, 1))
+    )
     assert [float(x) for x in terms.mismatch[:5]] == [0.0] * 5
     assert int(terms.mismatch.count[1]) == 9 * (1 + int(strained_cell(3).pbc.all()))
     assert int(terms.mismatch.count[2]) == 3 * (4 + len(strained_cell(3).symbols))
@@ -125,7 +141,9 @@ def test_lots_and_total_forces_measure_what_they_say(pair):
     lots = jnp.arange(10) % 2 == 0
     found = losses.joint_terms(both, params, batch, 1.0, lots).mismatch
     assert int(found.count[2]) == 12
-    assert float(found.forces) == pytest.approx(float(jnp.mean((second.forces - first.forces)[:4] ** 2)), rel=1e-12)
+    assert float(found.forces) == pytest.approx(
+        float(jnp.mean((second.forces - first.forces)[:4] ** 2)), rel=1e-12
+    )
     mixed = losses.mix(first, second, lots, batch).forces
     assert float(found.lots) == pytest.approx(float(jnp.mean((mixed - first.forces)[:4] ** 2)), rel=1e-12)
     none = losses.joint_terms(both, params, batch).mismatch
@@ -189,7 +207,9 @@ def test_pull_scales_what_the_expensive_expert_feels_of_disagreement(pair):
 
     (value, expensive, cheap), (same, third, as_before), (_, none, _) = map(gradients, (1.0, 0.3, 0.0))
     assert value == pytest.approx(same, rel=1e-14) and float(jnp.linalg.norm(expensive)) > 0
-    np.testing.assert_allclose(third, 0.3 * expensive, rtol=1e-9, atol=1e-12 * float(jnp.max(jnp.abs(expensive))))
+    np.testing.assert_allclose(
+        third, 0.3 * expensive, rtol=1e-9, atol=1e-12 * float(jnp.max(jnp.abs(expensive)))
+    )
     np.testing.assert_allclose(as_before, cheap, rtol=1e-12)
     assert not none.any()
 

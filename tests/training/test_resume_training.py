@@ -148,7 +148,11 @@ def test_an_interrupt_saves_the_last_whole_step(short, tmp_path, monkeypatch, st
         with pytest.raises(KeyboardInterrupt):
             small_training.train(tmp_path, FEW)
             time.sleep(1.0)  # the training was faster than the timer
-    assert saved_step(tmp_path) - began[-1] in (-1, 0, 1)  # a batch begins while the step before it is computed
+    assert saved_step(tmp_path) - began[-1] in (
+        -1,
+        0,
+        1,
+    )  # a batch begins while the step before it is computed
     check_result(short, tmp_path)
 
 

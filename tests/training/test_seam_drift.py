@@ -43,7 +43,9 @@ def test_its_gradient_and_its_turns():
     np.testing.assert_allclose(gradient, slope, rtol=1e-2)
     assert gradient < 0  # towards the other's
     assert term(params, 4) == 0.0
-    np.testing.assert_allclose(term(params, 3), 3 * seam_drift(pair, n_steps=6, timestep_fs=5.0)(params, 0), rtol=1e-5)
+    np.testing.assert_allclose(
+        term(params, 3), 3 * seam_drift(pair, n_steps=6, timestep_fs=5.0)(params, 0), rtol=1e-5
+    )
 
 
 def test_folded_into_cotraining(tmp_path):

@@ -34,8 +34,17 @@ from moe_md.training.sharding import on_devices
 SPECIES = small_training.SPECIES
 STEPS = 30
 # Every term there is; 4 + 3 rows of environments, which eight devices cannot share evenly.
-SETTINGS = replace(small_training.settings(STEPS), perfect_crystals=3, weights=Weights(agree_forces=0.5, agree_lots=1.0))
-TINY = dict(num_layers=1, num_scalar_features=4, num_tensor_features=2, scalar_embed_mlp=(4,), allegro_mlp=(4,), readout_mlp=(4,))
+SETTINGS = replace(
+    small_training.settings(STEPS), perfect_crystals=3, weights=Weights(agree_forces=0.5, agree_lots=1.0)
+)
+TINY = dict(
+    num_layers=1,
+    num_scalar_features=4,
+    num_tensor_features=2,
+    scalar_embed_mlp=(4,),
+    allegro_mlp=(4,),
+    readout_mlp=(4,),
+)
 
 
 def double(tree):
@@ -51,15 +60,22 @@ def steps(devices, found):
     experts = (mm.experts.allegro(SPECIES, 3.5, l_max=1, **TINY), small_training.EXPERTS[1])
     data, place = small_training.frames(7, 0), on_devices(devices)
     optimizer = optax.chain(optax.clip_by_global_norm(SETTINGS.clip_norm), optax.scale_by_adam())
-    step_fn = place.compiled(partial(training._step, experts, optimizer, SETTINGS.seed, None, mesh=place.mesh))
+    step_fn = place.compiled(
+        partial(training._step, experts, optimizer, SETTINGS.seed, None, mesh=place.mesh)
+    )
     params = jax.tree.map(jax.numpy.asarray, double(training._initial_params(experts, data, SETTINGS)))
     state = place.state(training.State(jax.numpy.asarray(0), params, params, optimizer.init(params)))
-    inputs, knobs = training._inputs(experts, prepare(data, 3.5, dtype=np.float64), SETTINGS, 0), training._knobs(SETTINGS)
+    inputs, knobs = (
+        training._inputs(experts, prepare(data, 3.5, dtype=np.float64), SETTINGS, 0),
+        training._knobs(SETTINGS),
+    )
     told = []
     for k in range(STEPS):
         labelled, environment = (place.batch(double(batch)) for batch in next(inputs))
         if k == 0:
-            found["program"] = step_fn.lower(double(knobs(k)), state, labelled, environment).compile().as_text()
+            found["program"] = (
+                step_fn.lower(double(knobs(k)), state, labelled, environment).compile().as_text()
+            )
             found["slots"] = sorted({batch.rows.mask.shape[1] for batch in (labelled, environment)})
             found["rows"] = [len(batch.row_mask) for batch in (labelled, environment)]
         state, terms = step_fn(double(knobs(k)), state, labelled, environment)
@@ -75,13 +91,27 @@ def shapes(program: str) -> set[tuple[int, ...]]:
 
 def gathered(program: str) -> list[tuple[int, ...]]:
     """Shapes of what any device collects from the others without adding it up."""
-    lines = [line for line in program.splitlines() if re.search(r" (all-gather|all-to-all|collective-permute)(-start)?\(", line)]
-    return sorted({tuple(map(int, s.split(","))) for line in lines for s in re.findall(r"\w\d+\[([\d,]+)\]", line.split("(")[0])})
+    lines = [
+        line
+        for line in program.splitlines()
+        if re.search(r" (all-gather|all-to-all|collective-permute)(-start)?\(", line)
+    ]
+    return sorted(
+        {
+            tuple(map(int, s.split(",")))
+            for line in lines
+            for s in re.findall(r"\w\d+\[([\d,]+)\]", line.split("(")[0])
+        }
+    )
 
 
 def summed(program: str) -> set[tuple[int, ...]]:
     """Shapes of what devices add up."""
-    lines = [re.split(r" all-reduce(?:-start)?\(", line)[0] for line in program.splitlines() if re.search(r" all-reduce(-start)?\(", line)]
+    lines = [
+        re.split(r" all-reduce(?:-start)?\(", line)[0]
+        for line in program.splitlines()
+        if re.search(r" all-reduce(-start)?\(", line)
+    ]
     return {tuple(map(int, s.split(","))) for line in lines for s in re.findall(r"f64\[([\d,]+)\]", line)}
 
 
@@ -146,7 +176,9 @@ def whole(folder) -> dict:
     moved = trained(folder / "moved", None)
 
     def apart(a, b):
-        return max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params)))
+        return max(
+            float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params))
+        )
 
     def losses(result):
         return [entry["loss"] for entry in result.record["history"]]
@@ -166,15 +198,29 @@ def with_extra_loss() -> dict:
 
     a, b = (
         training.cotrain(
-            small_training.EXPERTS, small_training.frames(3, 0), replace(SETTINGS, steps=3), extra_loss=pull, progress=False, devices=devices
+            small_training.EXPERTS,
+            small_training.frames(3, 0),
+            replace(SETTINGS, steps=3),
+            extra_loss=pull,
+            progress=False,
+            devices=devices,
         )
         for devices in (None, jax.devices()[:2])
     )
-    return {"apart": max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params)))}
+    return {
+        "apart": max(
+            float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params))
+        )
+    }
 
 
 if __name__ == "__main__":
-    answers = {"devices": len(jax.devices()), "compared": compared(), "cotrain": whole(Path(sys.argv[1])), "extra": with_extra_loss()}
+    answers = {
+        "devices": len(jax.devices()),
+        "compared": compared(),
+        "cotrain": whole(Path(sys.argv[1])),
+        "extra": with_extra_loss(),
+    }
     print(json.dumps(answers), flush=True)
 
 
@@ -185,7 +231,9 @@ def found(tmp_path_factory):
         [sys.executable, __file__, str(tmp_path_factory.mktemp("trainings"))],
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(Path(mm.__file__).parent.parent), str(HERE), str(HERE.parent)]),
+            "PYTHONPATH": os.pathsep.join(
+                [str(Path(mm.__file__).parent.parent), str(HERE), str(HERE.parent)]
+            ),
             "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
             "JAX_PLATFORMS": "cpu",
         },
@@ -253,7 +301,9 @@ def test_one_device_named_is_one_device(monkeypatch):
     monkeypatch.setattr(training, "scale_by_soap", optax.scale_by_adam)
     data = small_training.frames(3, 0)
     a, b = (
-        training.cotrain(small_training.EXPERTS, data, small_training.settings(2), progress=False, devices=devices)
+        training.cotrain(
+            small_training.EXPERTS, data, small_training.settings(2), progress=False, devices=devices
+        )
         for devices in (None, jax.devices()[:1])
     )
     for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params)):
@@ -272,5 +322,11 @@ def test_one_device_named_is_one_device(monkeypatch):
 )
 def test_bad_devices_are_refused(devices, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        training.cotrain(small_training.EXPERTS, small_training.frames(2, 0), small_training.settings(1), folder=tmp_path / "x", devices=devices)
+        training.cotrain(
+            small_training.EXPERTS,
+            small_training.frames(2, 0),
+            small_training.settings(1),
+            folder=tmp_path / "x",
+            devices=devices,
+        )
     assert not (tmp_path / "x").exists()

@@ -63,7 +63,9 @@ def test_a_narrow_valley_is_walked_faster_than_by_adam():
     schedule = optax.cosine_decay_schedule(-0.05, 300)
 
     def loss(optimizer):
-        end = trajectory(optax.chain(optimizer, optax.scale_by_schedule(schedule)), lambda x: left @ x @ right, w, 300)
+        end = trajectory(
+            optax.chain(optimizer, optax.scale_by_schedule(schedule)), lambda x: left @ x @ right, w, 300
+        )
         return float(jnp.sum(end * (left @ end @ right)))
 
     assert loss(scale_by_soap()) < 0.2 * loss(optax.scale_by_adam(0.95, 0.95))
