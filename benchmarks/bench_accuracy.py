@@ -41,7 +41,7 @@ class Part(NamedTuple):
 
     name: str
     belongs: Callable[[Frame], bool]
-    wanted: dict[str, float] = {}  # force errors in meV/Å, by expert
+    wanted: dict[str, float] | None = None  # force errors in meV/Å, by expert
 
 
 def _kinds(*starts: str, but: str = "none") -> Callable[[Frame], bool]:
@@ -141,9 +141,11 @@ def agreement(model: mm.Checkpoint, *, smoke: bool) -> dict:
 
 
 def crystal_of_labels(frames: Sequence[Frame]) -> dict | None:
-    """The crystal by the labels themselves, from stresses of cells under one strain, up and down (`sample.py pbe-test`).
+    """The crystal by the labels themselves, from stresses of cells under one strain, up and down
+    (`sample.py pbe-test`).
 
-    The lattice constant is that of the cells less the pressure that is left; None where there are no such frames.
+    The lattice constant is that of the cells less the pressure that is left; None where there are no such
+    frames.
     """
     stress = {f.group: f.stress / units.GPa for f in frames if f.kind == "test-elastic"}
     if not stress:
@@ -183,7 +185,7 @@ def measure(arguments) -> dict:
             if not chosen:
                 continue
             found = errors_of(chosen)
-            parts.append({"name": part.name, "wanted": part.wanted, **found})
+            parts.append({"name": part.name, "wanted": part.wanted or {}, **found})
             print(
                 part.name,
                 {who: found[who] for who in ("expensive", "cheap", "inside", "outside")},

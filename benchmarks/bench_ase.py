@@ -117,7 +117,7 @@ def band(make, lattice_constant: float, size, n_images: int, fmax: float, steps:
 
 
 def modes(calculator, lattice_constant: float, repeat: int) -> dict:
-    """Frequencies at the centre of the cubic cell's zone, which holds the primitive one's centre and X, THz."""
+    """Frequencies, THz, at the centre of the cubic cell's zone; it holds the primitive one's centre and X."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         phonons = Phonons(
@@ -185,11 +185,13 @@ def main() -> None:
     for case in times:
         ms = {who: 1e3 * t["median"] for who, t in case["seconds"].items()}
         print(
-            f"{case['atoms']} atoms, {case['region']}: mixture {ms['mixture']:.1f} ms, calculator {ms['calculator']:.1f} ms, {case['overhead']:+.0%}"
+            f"{case['atoms']} atoms, {case['region']}: mixture {ms['mixture']:.1f} ms, "
+            f"calculator {ms['calculator']:.1f} ms, {case['overhead']:+.0%}"
         )
     for who, path in bands.items():
         print(
-            f"CO from fcc to on top, {who}: barrier {path['barrier_eV']:.3f} eV, reaction {path['reaction_eV']:+.3f} eV, {path['seconds']:.0f} s"
+            f"CO from fcc to on top, {who}: barrier {path['barrier_eV']:.3f} eV, "
+            f"reaction {path['reaction_eV']:+.3f} eV, {path['seconds']:.0f} s"
         )
     for who, m in frequencies.items():
         print(f"modes of Pt, {who}: {' '.join(f'{x:.2f}' for x in m['THz'])} THz, {m['seconds']:.0f} s")

@@ -16,7 +16,8 @@ import os
 import time
 
 os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"  # before jax starts; of a CPU
+    # before jax starts; of a CPU
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 )
 
 import harness
@@ -113,7 +114,8 @@ def main() -> None:
             }
         )
         print(
-            f"{n} devices: {1e3 * median:.1f} ms a step ({1e3 * lower:.1f} to {1e3 * upper:.1f}), {median / fewest:.2f} of the first; "
+            f"{n} devices: {1e3 * median:.1f} ms a step ({1e3 * lower:.1f} to {1e3 * upper:.1f}), "
+            f"{median / fewest:.2f} of the first; "
             f"{sent / len(atoms):.2f} halo atoms an atom, {rows[-1]['bytes_per_step'] / 1e3:.0f} kB a step",
             flush=True,
         )

@@ -52,7 +52,9 @@ class Once(harness.Case):
 
 
 def system(name: str, n_atoms: int, tiny: bool):
-    """What a trajectory starts from: energy, integrator, neighbours, and `(params, position, momentum)` with the masses."""
+    """What a trajectory starts from: energy, integrator, neighbours, and `(params, position,
+    momentum)` with the masses.
+    """
     frame = fcc_supercell(SYMBOL, LATTICE_CONSTANT, cells_for(n_atoms))
     edges, n_atoms = np.diag(frame.cell), len(frame.symbols)
     rng = np.random.default_rng(0)
@@ -111,7 +113,8 @@ def measure(name: str, n_atoms: int, n_steps: int, ways, arguments) -> list[dict
     for way in ways:
         cases[way] = Once(gradient_by(*WAYS[way]), start)
         print(
-            f"{name}, {n_steps} steps, {way}: {1e-6 * cases[way].bytes:,.1f} MB, compiled in {cases[way].compile_seconds:.0f} s",
+            f"{name}, {n_steps} steps, {way}: {1e-6 * cases[way].bytes:,.1f} MB, "
+            f"compiled in {cases[way].compile_seconds:.0f} s",
             flush=True,
         )
     if bool(cases["forward"]._call(start)[1]):

@@ -100,7 +100,8 @@ def main() -> None:
     harness.append(arguments.results, "halo", record)
     print(
         f"{n_atoms} atoms, f = {f:.3f}, halo {h:.3f} ({h / f:.1f} rows per owned row), r = {r:.0f}: "
-        f"{record['speedup']:.2f} times faster than all-NequIP, bound {bound:.2f}, {record['s_max_without_halo']:.2f} without a halo"
+        f"{record['speedup']:.2f} times faster than all-NequIP, bound {bound:.2f}, "
+        f"{record['s_max_without_halo']:.2f} without a halo"
     )
 
 

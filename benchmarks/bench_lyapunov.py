@@ -160,8 +160,10 @@ def main() -> None:
 
 def _told(row: dict) -> str:
     return (
-        f"{row['name']}, {row['atoms']} atoms, {row['temperature_K']:.0f} K: {row['exponent_per_ps']:.2f} ± {row['error_per_ps']:.2f} /ps, "
-        f"Lyapunov time {row['lyapunov_time_fs']:.0f} fs, grown by {row['grown_by_ps']} ps, {row['seconds']:.0f} s"
+        f"{row['name']}, {row['atoms']} atoms, {row['temperature_K']:.0f} K: "
+        f"{row['exponent_per_ps']:.2f} ± {row['error_per_ps']:.2f} /ps, "
+        f"Lyapunov time {row['lyapunov_time_fs']:.0f} fs, grown by {row['grown_by_ps']} ps, "
+        f"{row['seconds']:.0f} s"
     )
 
 

@@ -201,7 +201,8 @@ def describe(record: dict) -> str:
         low, high = row["quartiles_s"]
         amortised = row["median_s"] + record["rebuild_s"] / STEPS_PER_REBUILD
         lines.append(
-            f"{row['name']:15s} f {row['f']:.3f}  {1e3 * row['median_s']:8.1f} ms ({1e3 * low:.1f} to {1e3 * high:.1f}; "
+            f"{row['name']:15s} f {row['f']:.3f}  {1e3 * row['median_s']:8.1f} ms ({1e3 * low:.1f} to "
+            f"{1e3 * high:.1f}; "
             f"{1e3 * amortised:.1f} with rebuilds)  speedup {row['speedup']:5.2f} of {row['s_max']:5.2f} = "
             f"{row['fraction_of_bound']:.2f}  forces differ by {row['force_difference_meV_per_A']:.1f} meV/Å"
         )

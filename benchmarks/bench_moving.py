@@ -11,8 +11,8 @@ less work of the kicks is to be conserved. One line of results per run:
     half step      the same with 0.5 fs
     no slope       the same as the first without dw/dR in the forces, the negative control
     one            one molecule alone
-    none           nothing is followed: the two top layers and the molecules are the expensive expert's for good
-    hard           atoms change hands at once, every 20 steps, and the work is booked
+    none           nothing is followed: the two top layers and the molecules are the expensive expert's for
+    good hard           atoms change hands at once, every 20 steps, and the work is booked
     float32        the same as the first in float32
 
 The fluctuation is the standard deviation about the line of the drift.
@@ -175,14 +175,23 @@ def simulate_one(name: str, run: Run, arguments) -> dict:
             **options,
         )
         print(
-            f"{name}: {result.state.time_ps:6.2f} ps, {time.perf_counter() - started:6.0f} s, {kept[-1][1]:.6f} eV, {kept[-1][2]:.0f} K",
+            f"{name}: {result.state.time_ps:6.2f} ps, {time.perf_counter() - started:6.0f} s, "
+            f"{kept[-1][1]:.6f} eV, {kept[-1][2]:.0f} K",
             flush=True,
         )
     seconds = time.perf_counter() - started
     times, energy, temperature, momentum, work, position = (np.array(column) for column in zip(*kept))
     if arguments.trajectory:
-        np.savez_compressed(arguments.trajectory, position=position.astype(np.float32), symbols=atoms.get_chemical_symbols(), time_ps=times,
-                            cell=box, share=watch.log.share, conserved=energy, kicks=kicks.work)  # fmt: skip
+        np.savez_compressed(
+            arguments.trajectory,
+            position=position.astype(np.float32),
+            symbols=atoms.get_chemical_symbols(),
+            time_ps=times,
+            cell=box,
+            share=watch.log.share,
+            conserved=energy,
+            kicks=kicks.work,
+        )
     slope = drift(times[1:], energy[1:], len(atoms))
     rest = energy[1:] - np.polyval(np.polyfit(times[1:], energy[1:], 1), times[1:])
     return {

@@ -95,7 +95,8 @@ def measure(
             )
         rows[name] = {"name": name, "group": case.group, **answer}
         print(
-            f"{name}: built in {answer['build_s']:.1f} s, {1e6 * answer['seconds'] / len(position):.1f} µs per atom",
+            f"{name}: built in {answer['build_s']:.1f} s, "
+            f"{1e6 * answer['seconds'] / len(position):.1f} µs per atom",
             flush=True,
         )
     for name in rows:
@@ -152,13 +153,16 @@ def compare(name: str, energies: dict, forces: dict) -> dict:
     energy = abs(energies[name] - energies[OURS]) / abs(energies[OURS])
     if max(difference, energy) > FORCE_TOLERANCE:
         raise RuntimeError(
-            f"{name}: forces differ from moe_md's by {difference:.1e} of the longest, energies by {energy:.1e}."
+            f"{name}: forces differ from moe_md's by {difference:.1e} of the longest, "
+            f"energies by {energy:.1e}."
         )
     return {"force_difference": difference, "energy_difference": energy}
 
 
 def timed(rows: dict, workers: dict[str, Worker], arguments) -> dict[str, list[float]]:
-    """Seconds per evaluation, in rounds; a case's rounds are spread evenly over all and take about `--seconds`."""
+    """Seconds per evaluation, in rounds;
+    a case's rounds are spread evenly over all and take about `--seconds`.
+    """
     turns = {}
     for name, row in rows.items():
         count = int(
@@ -183,7 +187,8 @@ def describe(record: dict) -> str:
     for row in record["rows"]:
         low, high = row["quartiles_s"]
         lines.append(
-            f"{row['atoms']:6,d} atoms  {row['name']:32s} {1e3 * row['median_s']:10.1f} ms ({1e3 * low:.1f} to {1e3 * high:.1f}), "
+            f"{row['atoms']:6,d} atoms  {row['name']:32s} {1e3 * row['median_s']:10.1f} ms "
+            f"({1e3 * low:.1f} to {1e3 * high:.1f}), "
             f"{row['us_per_atom']:8.1f} µs per atom, {row['over_our_allegro']:7.2f} of our Allegro's"
         )
     return "\n".join(lines + [f"left out: {name}, {why}" for name, why in record["left_out"].items()])

@@ -6,11 +6,12 @@ A chunk of rows of hot metal, float32, as a mixture computes them: energies alon
 gradient. Two bounds stand beside the measured time:
 
     products   every matrix product of the program (found in its jaxpr), timed alone at its very shape
-    memory     all bytes that XLA's kernels read and write, at the rate of a triad on arrays as large as the chunk's
+    memory     all bytes that XLA's kernels read and write, at the rate of a triad on arrays as large as the
+    chunk's
                spherical harmonics: the cache that they live in, or the memory of a GPU
 
-The share reached is the larger bound over the measured time. Where the time goes is what the profiler saw, by part
-of the network.
+The share reached is the larger bound over the measured time. Where the time goes is what the profiler saw, by
+part of the network.
 """
 
 import argparse
@@ -87,7 +88,7 @@ def seconds_of(fn, arguments, repeats: int) -> float:
     """Median of calls that are compiled and warm."""
     compiled = jax.jit(fn).lower(*arguments).compile()
     spent = []
-    for turn in range(repeats + 2):
+    for _ in range(repeats + 2):
         began = time.perf_counter()
         jax.block_until_ready(compiled(*arguments))
         spent.append(time.perf_counter() - began)
@@ -136,7 +137,7 @@ def where_time_goes(fn, arguments, calls: int) -> dict[str, float]:
             for _ in range(calls):
                 jax.block_until_ready(compiled(*arguments))
         (file,) = glob.glob(f"{folder}/plugins/profile/*/*.trace.json.gz")
-        events = json.loads(gzip.open(file).read())["traceEvents"]
+        events = json.loads(gzip.decompress(Path(file).read_bytes()))["traceEvents"]
     spent: dict[str, list[float]] = collections.defaultdict(list)
     for event in events:
         if event.get("ph") == "X" and "hlo_op" in event.get("args", {}):
@@ -222,8 +223,16 @@ def main() -> None:
         for expert, params in zip(model.experts, model.params)
         for row in roofline(expert, params, arguments)
     ]
-    record = {"benchmark": "roofline", **harness.environment(), "smoke": arguments.smoke, "dtype": "float32", "checkpoint": Path(arguments.checkpoint).name,
-              "bandwidth": rate, "peak_flops": peak, "rows": rows}  # fmt: skip
+    record = {
+        "benchmark": "roofline",
+        **harness.environment(),
+        "smoke": arguments.smoke,
+        "dtype": "float32",
+        "checkpoint": Path(arguments.checkpoint).name,
+        "bandwidth": rate,
+        "peak_flops": peak,
+        "rows": rows,
+    }
     harness.append(arguments.results, "roofline", record)
 
 

@@ -115,7 +115,8 @@ def measure(arguments) -> dict:
     for system in found:
         chunks[system] = make(system, arguments.steps)
         print(
-            f"{system.name}, {chunks[system].n_atoms:,} atoms: compiled in {chunks[system].compile_seconds:.1f} s",
+            f"{system.name}, {chunks[system].n_atoms:,} atoms: "
+            f"compiled in {chunks[system].compile_seconds:.1f} s",
             flush=True,
         )
     timings = harness.interleave(chunks, repeats=arguments.repeats)
@@ -168,14 +169,17 @@ def measure(arguments) -> dict:
 def describe(record: dict) -> str:
     """The result, for people."""
     lines = [
-        f"f = {record['f']:g}; the smallest rebuilt its list {record['long_rebuilds']} times in {record['long_steps']} steps"
+        f"f = {record['f']:g}; the smallest rebuilt its list {record['long_rebuilds']} times in "
+        f"{record['long_steps']} steps"
     ]
     for row in record["rows"]:
         held = "unknown" if row["bytes_per_atom"] is None else f"{row['bytes_per_atom']:,.0f}"
         low, high = (1e6 * t / row["atoms"] for t in row["quartiles_s"])
         lines.append(
-            f"{row['atoms']:8,d} atoms  {row['name']:24s} {row['us_per_atom']:7.2f} µs per atom and step ({low:.2f} to {high:.2f}), "
-            f"{row['rebuilds']} rebuilds in {row['steps']} steps of {1e6 * row['rebuild_s'] / row['atoms']:.2f} µs per atom each: "
+            f"{row['atoms']:8,d} atoms  {row['name']:24s} {row['us_per_atom']:7.2f} µs per atom and step "
+            f"({low:.2f} to {high:.2f}), "
+            f"{row['rebuilds']} rebuilds in {row['steps']} steps of "
+            f"{1e6 * row['rebuild_s'] / row['atoms']:.2f} µs per atom each: "
             f"{row['rebuild_share']:.1%} of the time; {held} bytes per atom"
         )
     return "\n".join(lines)

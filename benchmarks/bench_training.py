@@ -8,7 +8,8 @@ beside them: both experts, their agreement on metal environments made on
 the fly, and the optimiser of `moe_md.cotrain`.
 
 Each program takes all batches once to compile, co-training, which meets its own,
-as many rounds as compile anything, then in turn, a round of batches each. Without torch in this Python ours is timed alone.
+as many rounds as compile anything, then in turn, a round of batches each. Without torch in this Python ours
+is timed alone.
 """
 
 import argparse
@@ -177,12 +178,14 @@ def measure(arguments) -> dict:
 def describe(record: dict) -> str:
     """The result, for people."""
     lines = [
-        f"{record['frames']} frames, {record['atoms']} atoms in {record['batches']} batches of at most {record['max_rows']} atoms"
+        f"{record['frames']} frames, {record['atoms']} atoms in {record['batches']} batches of at "
+        f"most {record['max_rows']} atoms"
     ]
     for row in record["rows"]:
         low, high = (1 / t for t in row["quartiles_s"][::-1])
         lines.append(
-            f"{row['name']:26s} {1 / row['s_per_frame']:8.1f} frames/s ({low:.1f} to {high:.1f}), {row['over_ours']:.2f} times the time of our Allegro alone"
+            f"{row['name']:26s} {1 / row['s_per_frame']:8.1f} frames/s ({low:.1f} to {high:.1f}), "
+            f"{row['over_ours']:.2f} times the time of our Allegro alone"
         )
     return "\n".join(lines)
 

@@ -2,10 +2,10 @@
 
     python benchmarks/check_regression.py [--record] [--smoke]
 
-Compared are the share of its roofline that each expert reaches (`bench_roofline.py`) and the share of its bound that
-the mixture does (`bench_mixture.py`, a few thousand atoms): both are measured against the machine in the same run. A
-ratio below `--least` times the recorded one fails, after a second try. `--record` adds a line to
-`results/regression.jsonl`; the newest of its kind counts.
+Compared are the share of its roofline that each expert reaches (`bench_roofline.py`) and the share of its
+bound that the mixture does (`bench_mixture.py`, a few thousand atoms): both are measured against the machine
+in the same run. A ratio below `--least` times the recorded one fails, after a second try. `--record` adds a
+line to `results/regression.jsonl`; the newest of its kind counts.
 """
 
 import argparse

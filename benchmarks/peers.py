@@ -8,6 +8,7 @@ is needed. Requests and answers are lines of JSON on stdin and stdout:
 is energy and forces of one frame, given its neighbour list.
 """
 
+import contextlib
 import ctypes
 import importlib.metadata
 import json
@@ -227,7 +228,8 @@ COMPILED: dict[str, Callable] = {}  # for any number of atoms and edges
 
 def inductor_settings() -> None:
     """Kind to the peer: with 16 lanes Inductor counts no steps in a loop over 9 components, so it opens a
-    parallel region in each pass of the loops around it (`LoopNest.max_parallel_depth`) and is slower than eager."""
+    parallel region in each pass of the loops around it (`LoopNest.max_parallel_depth`) and is slower than
+    eager."""
     import torch._inductor.config
 
     torch._inductor.config.cpp.simdlen = 256
@@ -410,14 +412,14 @@ def build(name: str, problem: Problem) -> tuple[Built, dict]:
 
 
 def reset_peak_memory() -> None:
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def memory(key: str) -> float | None:
-    """MB of this process, `VmRSS` now and `VmHWM` at most since the reset; None where the system does not tell."""
+    """MB of this process, `VmRSS` now and `VmHWM` at most since the reset;
+    None where the system does not tell.
+    """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

@@ -35,7 +35,8 @@ def mixture(folder: Path) -> str:
             [
                 row["name"] if not row["name"].startswith("mixture") else "mixture",
                 f"{row['f']:.2f}",
-                f"{1e3 * row['median_s']:,.0f} ({1e3 * row['quartiles_s'][0]:,.0f} to {1e3 * row['quartiles_s'][1]:,.0f})",
+                f"{1e3 * row['median_s']:,.0f} ({1e3 * row['quartiles_s'][0]:,.0f} to "
+                f"{1e3 * row['quartiles_s'][1]:,.0f})",
                 f"{row['speedup']:.1f}",
                 f"{row['s_max']:.1f}",
                 f"{row['fraction_of_bound']:.2f}",
@@ -103,7 +104,9 @@ def roofline(folder: Path) -> str:
             "where the time goes",
         ]
         note = (
-            f"Per atom of bulk Pt, chunks of {record['rows'][0]['rows']} rows, float32. A large product runs at {1e-9 * record['peak_flops']:.0f} GFLOP/s, memory at {1e-9 * record['bandwidth']:.0f} GB/s. "
+            f"Per atom of bulk Pt, chunks of {record['rows'][0]['rows']} rows, float32. "
+            f"A large product runs at {1e-9 * record['peak_flops']:.0f} GFLOP/s, "
+            f"memory at {1e-9 * record['bandwidth']:.0f} GB/s. "
             f"Where the time goes: {', '.join(kinds)}. {where(record)}."
         )
         parts += [markdown(head, rows), note]
@@ -126,8 +129,10 @@ def respa(folder: Path) -> str:
         rows, record = [r["conservation"] for r in group.values()], list(group.values())[-1]
         head = ["guide", "expensive forces every, fs", "drift, µeV/atom/ps", "fluctuation, meV", "C-O, Å"]
         note = (
-            f"{rows[0]['ps']:g} ps of {rows[0]['n_atoms']} atoms under `{record['checkpoint']}`, one CO and a ball about it on the expensive expert, float64, 1 fs. "
-            f"The guide: l_max {record['guide']['l_max']}, {record['guide']['num_channels']} channels. {where(record)}."
+            f"{rows[0]['ps']:g} ps of {rows[0]['n_atoms']} atoms under `{record['checkpoint']}`, "
+            "one CO and a ball about it on the expensive expert, float64, 1 fs. "
+            f"The guide: l_max {record['guide']['l_max']}, {record['guide']['num_channels']} channels. "
+            f"{where(record)}."
         )
         parts += [
             markdown(head, [[row["guide"], f"{row['slow_every']}", *_energy_of(row)] for row in rows]),
@@ -139,7 +144,8 @@ def respa(folder: Path) -> str:
             [
                 f"{row['f']:.2f}",
                 f"{row['slow_every']}",
-                f"{1e3 * row['median_s']:,.0f} ({1e3 * row['quartiles_s'][0]:,.0f} to {1e3 * row['quartiles_s'][1]:,.0f})",
+                f"{1e3 * row['median_s']:,.0f} ({1e3 * row['quartiles_s'][0]:,.0f} to "
+                f"{1e3 * row['quartiles_s'][1]:,.0f})",
                 f"{row['gain']:.2f}",
                 f"{row['bound']:.2f}",
                 f"{row['gain'] / row['bound']:.2f}",
@@ -158,7 +164,8 @@ def respa(folder: Path) -> str:
         ]
         parts += [
             markdown(head, rows),
-            f"{timed['atoms']:,} atoms under `{record['speed_checkpoint']}`, float32; r = {timed['r']:.1f}. {where(record)}.",
+            f"{timed['atoms']:,} atoms under `{record['speed_checkpoint']}`, float32; "
+            f"r = {timed['r']:.1f}. {where(record)}.",
         ]
     return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
 
@@ -198,13 +205,16 @@ def cotraining(folder: Path) -> str:
         seeds = sorted({seed for _, seed in group})
         of_seed = {seed: r for (_, seed), r in group.items()}
 
-        def frames(part: str) -> str:
+        def frames(part: str, of_seed: dict = of_seed, seeds: list = seeds) -> str:
             return " and ".join(f"{of_seed[seed][part]['frames']:,}" for seed in seeds)
 
         note = (
-            f"{seed_note(len(seeds))}, {record['steps']:,} steps of `{record['data']}`, {frames('train')} frames; "
-            f"errors on {frames('validation')} others, meV/Å. Crystals: the largest difference of the experts in a0, and in C11, C12 and C44. Ghost force: "
-            f"the longest, over three seams and lattice constants {', '.join(f'{s:g}' for s in record['strains'])} times {record['lattice_constant']:g} Å. "
+            f"{seed_note(len(seeds))}, {record['steps']:,} steps of `{record['data']}`, "
+            f"{frames('train')} frames; "
+            f"errors on {frames('validation')} others, meV/Å. Crystals: the largest difference of the "
+            "experts in a0, and in C11, C12 and C44. Ghost force: "
+            "the longest, over three seams and lattice constants "
+            f"{', '.join(f'{s:g}' for s in record['strains'])} times {record['lattice_constant']:g} Å. "
             f"Drift of the mixture, 2 ps in float64. {where(record)}."
         )
         parts += [markdown(["trained", *ABLATION], rows), note]
@@ -228,7 +238,7 @@ def learning_curve(folder: Path) -> str:
         for n, point in enumerate(record["points"]):
             of_seeds = [r["points"][n]["scores"] for r in records]
             errors = [
-                mean_of(of_seeds, lambda s: s[name]["forces_meV_per_A"])
+                mean_of(of_seeds, lambda s, name=name: s[name]["forces_meV_per_A"])
                 for name in ("expensive", "cheap", "mixed")
             ]
             rows.append(
@@ -245,9 +255,12 @@ def learning_curve(folder: Path) -> str:
             else f"a pair trained on {record['start']['data']:,} frames of the foundation model"
         )
         note = (
-            f"From {begun}; force errors in meV/Å and energy error of the expensive expert in meV/atom, against `{record['data']}`: "
-            f"{record['validation']['frames']} held-out frames, {record['steps']:,} steps at most, best of the validations. "
-            f"Cheap expert: l_max {cheap['l_max']}, {cheap['num_channels']} channels. {seed_note(len(records))}. {where(record)}."
+            f"From {begun}; force errors in meV/Å and energy error of the expensive expert in meV/atom, "
+            f"against `{record['data']}`: "
+            f"{record['validation']['frames']} held-out frames, {record['steps']:,} steps at most, "
+            "best of the validations. "
+            f"Cheap expert: l_max {cheap['l_max']}, {cheap['num_channels']} channels. "
+            f"{seed_note(len(records))}. {where(record)}."
         )
         parts += [markdown(["frames", "expensive", "cheap", "mixed", "energy, expensive"], rows), note]
     return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
@@ -338,9 +351,12 @@ def accuracy_note(r: dict) -> str:
         for key, (name, unit) in AGREEMENT.items()
     )
     return (
-        f"`{r['checkpoint']}`, {r['steps']:,} steps on {r['train']['frames']:,} frames, against the labels of `{r['data']}`: root mean square errors, "
-        "forces in meV/Å, energies in meV/atom; after a stroke what was wanted. The mixture's region is the adsorbates and two layers; in brackets "
-        f"the expensive expert on the same atoms. The crystal by {whose}: {crystal}. The experts differ by: {differ}. {where(r)}."
+        f"`{r['checkpoint']}`, {r['steps']:,} steps on {r['train']['frames']:,} frames, "
+        f"against the labels of `{r['data']}`: root mean square errors, "
+        "forces in meV/Å, energies in meV/atom; after a stroke what was wanted. The mixture's region "
+        "is the adsorbates and two layers; in brackets "
+        f"the expensive expert on the same atoms. The crystal by {whose}: {crystal}. "
+        f"The experts differ by: {differ}. {where(r)}."
     )
 
 
@@ -387,9 +403,12 @@ def recorded(name: str) -> str:
     mismatch = last["mismatch"]
     train, validation = record["train"], record["validation"]
     note = (
-        f"Root mean square errors on {validation['frames']} validation frames ({validation['groups']} groups apart from the "
-        f"{train['frames']} training frames), after {kept:,} steps. Where both experts are at home they differ by "
-        f"{mismatch['energy_meV']:.1f} meV per atom and {mismatch['partial_forces_meV_per_A']:.1f} meV/Å in partial forces."
+        f"Root mean square errors on {validation['frames']} validation frames ({validation['groups']} "
+        "groups apart from the "
+        f"{train['frames']} training frames), after {kept:,} steps. Where both experts are at home "
+        "they differ by "
+        f"{mismatch['energy_meV']:.1f} meV per atom and {mismatch['partial_forces_meV_per_A']:.1f} "
+        "meV/Å in partial forces."
     )
     return "\n\n".join(
         [markdown([f"`{name}`", "energy, meV/atom", "forces, meV/Å", "stress, GPa"], rows), note]
@@ -408,18 +427,23 @@ def soak(folder: Path) -> str:
         conserved = (
             f"{r['mean_temperature_K']:.0f} K under a thermostat"
             if r["thermostat"]
-            else f"{r['mean_temperature_K']:.0f} K: drift {r['drift_meV_per_atom_per_ps']:+.5f} ± {r['drift_stderr']:.5f} meV/atom/ps, "
+            else f"{r['mean_temperature_K']:.0f} K: drift {r['drift_meV_per_atom_per_ps']:+.5f} ± "
+            f"{r['drift_stderr']:.5f} meV/atom/ps, "
             f"largest total momentum {r['momentum']:.0e}"
         )
         went = (
-            f" In the last {r['this_process_steps']:,} C went {r['co_farthest_A']:.1f} Å along the surface, C-O was {r['co_bond_A'][0]:.2f} to {r['co_bond_A'][1]:.2f} Å long."
+            f" In the last {r['this_process_steps']:,} C went {r['co_farthest_A']:.1f} Å along the "
+            f"surface, C-O was {r['co_bond_A'][0]:.2f} to {r['co_bond_A'][1]:.2f} Å long."
             if r["co_bond_A"]
             else ""
         )
         parts.append(
-            f"{r['steps']:,} steps of {r['atoms']} atoms under `{r['checkpoint']}`, a CO with the expensive expert around it, "
-            f"{r['dtype']}, {conserved}, {r['lists_grown']} lists outgrown.{went} {1e3 * r['seconds_per_step']:.0f} ms per step. Over the last nine tenths of "
-            f"{r['this_process_steps']:,} steps of one process memory went from {r['memory_MB'][0]:,.0f} to {r['memory_MB'][1]:,.0f} MB, "
+            f"{r['steps']:,} steps of {r['atoms']} atoms under `{r['checkpoint']}`, "
+            "a CO with the expensive expert around it, "
+            f"{r['dtype']}, {conserved}, {r['lists_grown']} lists outgrown.{went} "
+            f"{1e3 * r['seconds_per_step']:.0f} ms per step. Over the last nine tenths of "
+            f"{r['this_process_steps']:,} steps of one process memory went from {r['memory_MB'][0]:,.0f} "
+            f"to {r['memory_MB'][1]:,.0f} MB, "
             f"and {r['compiled'][1] - r['compiled'][0]} programs were compiled. {where(r)}."
         )
     return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
@@ -451,11 +475,16 @@ def ase(folder: Path) -> str:
             who: max(abs(x / y - 1) for x, y in zip(waves[who]["THz"], exact)) for who in ("mixture", "cheap")
         }
         text = (
-            f"`{r['checkpoint']}`. CO from the fcc site to on top, climbing band of {bands['images']} images of {bands['mixture']['atoms']} atoms, the lowest "
-            f"layer on the cheap expert: barrier {bands['mixture']['barrier_eV']:.3f} eV, reaction {bands['mixture']['reaction_eV']:+.3f} eV, in {bands['mixture']['seconds']:.0f} s; "
-            f"expensive expert alone: {bands['expensive']['barrier_eV']:.3f} eV, {bands['expensive']['reaction_eV']:+.3f} eV, {bands['expensive']['seconds']:.0f} s. "
-            f"ASE's phonons of a crystal whose layers change owner ({waves['mixture']['atoms']} atoms): its modes at the centre of the cubic cell's zone, {exact[0]:.2f} to {exact[-1]:.2f} THz, "
-            f"are within {off['mixture']:.1%} of the expensive expert's (cheap expert alone: {off['cheap']:.1%}). {where(r)}."
+            f"`{r['checkpoint']}`. CO from the fcc site to on top, climbing band of {bands['images']} "
+            f"images of {bands['mixture']['atoms']} atoms, the lowest "
+            f"layer on the cheap expert: barrier {bands['mixture']['barrier_eV']:.3f} eV, "
+            f"reaction {bands['mixture']['reaction_eV']:+.3f} eV, in {bands['mixture']['seconds']:.0f} s; "
+            f"expensive expert alone: {bands['expensive']['barrier_eV']:.3f} eV, "
+            f"{bands['expensive']['reaction_eV']:+.3f} eV, {bands['expensive']['seconds']:.0f} s. "
+            f"ASE's phonons of a crystal whose layers change owner ({waves['mixture']['atoms']} atoms): "
+            f"its modes at the centre of the cubic cell's zone, {exact[0]:.2f} to {exact[-1]:.2f} THz, "
+            f"are within {off['mixture']:.1%} of the expensive expert's (cheap expert alone: "
+            f"{off['cheap']:.1%}). {where(r)}."
         )
         parts.append(f"{markdown(head, rows)}\n\n{text}")
     return "\n\n".join([f"`{command}`", *parts]) if parts else unmeasured(command)
@@ -467,9 +496,12 @@ def halo(folder: Path) -> str:
     parts = [f"`{command}`"]
     for r in newest(harness.read(folder, "halo")):
         parts.append(
-            f"{r['atoms']:,} atoms, {r['f']:.1%} of them on jax-md's NequIP of {r['layers']} layers: its halo has "
-            f"{r['halo'] / r['f']:.1f} rows per owned row. {r['speedup']:.1f} times faster than NequIP on all atoms, where "
-            f"{r['s_max']:.1f} is the bound with the halo and {r['s_max_without_halo']:.1f} without; r = {r['r']:.0f}, {r['dtype']}, {where(r)}."
+            f"{r['atoms']:,} atoms, {r['f']:.1%} of them on jax-md's NequIP of {r['layers']} layers: "
+            "its halo has "
+            f"{r['halo'] / r['f']:.1f} rows per owned row. {r['speedup']:.1f} times faster than NequIP on "
+            "all atoms, where "
+            f"{r['s_max']:.1f} is the bound with the halo and {r['s_max_without_halo']:.1f} without; "
+            f"r = {r['r']:.0f}, {r['dtype']}, {where(r)}."
         )
     return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
 
@@ -512,16 +544,21 @@ def public_dft(folder: Path) -> str:
 def public_dft_note(r: dict) -> str:
     ours, peer = r["budgets"]["ours"], r["budgets"].get("peer")
     beside = (
-        f" {r['peer']}, of the expensive expert's architecture and trained alone on the same batches, got the same processor "
+        f" {r['peer']}, of the expensive expert's architecture and trained alone on the same batches, "
+        "got the same processor "
         f"time: {peer['steps']:,} steps, {peer['frames_seen']:,} frames."
         if peer
         else ""
     )
     return (
-        f"Root mean square errors on {r['held_out']['frames']} held-out frames ({r['held_out']['groups']} trajectories apart from the "
-        f"{r['train']['groups']} of {r['train']['frames']} training frames; {r['dropped']} with forces above {r['max_force']:g} eV/Å dropped). "
-        f"The mixture gives {r['cheap_share']:.0%} of atoms to the cheap expert. Both experts were co-trained for {ours['steps']:,} steps, "
-        f"{ours['frames_seen']:,} frames, in {ours['cpu_s'] / 60:.0f} minutes of one core.{beside} None: energies by composition, no forces. "
+        f"Root mean square errors on {r['held_out']['frames']} held-out frames "
+        f"({r['held_out']['groups']} trajectories apart from the "
+        f"{r['train']['groups']} of {r['train']['frames']} training frames; {r['dropped']} with "
+        f"forces above {r['max_force']:g} eV/Å dropped). "
+        f"The mixture gives {r['cheap_share']:.0%} of atoms to the cheap expert. "
+        f"Both experts were co-trained for {ours['steps']:,} steps, "
+        f"{ours['frames_seen']:,} frames, in {ours['cpu_s'] / 60:.0f} minutes of one core.{beside} "
+        "None: energies by composition, no forces. "
         f"Largest ghost force {r['ghost_force_meV_per_A']['worst']:.1f} meV/Å. {where(r)}."
     )
 
@@ -567,9 +604,13 @@ def moving(folder: Path) -> str:
             "way of a CO, Å",
         ]
         note = (
-            f"{r['n_atoms']} atoms under `{r['checkpoint']}`, {r['molecules']} of them CO molecules, a kick of {r['kick_eV']:g} eV for each every {r['kick_every_ps']:g} ps. Energy less the work of kicks and of "
-            "atoms that change hands at once; fluctuation: standard deviation about the line of the drift. Momentum: the largest of the whole, "
-            "amu Å / (Å sqrt(amu / eV)). The gate's force over all force on atoms of the blend, and the energy that passes "
+            f"{r['n_atoms']} atoms under `{r['checkpoint']}`, {r['molecules']} of them CO molecules, "
+            f"a kick of {r['kick_eV']:g} eV for each every {r['kick_every_ps']:g} ps. "
+            "Energy less the work of kicks and of "
+            "atoms that change hands at once; fluctuation: standard deviation about the line of the "
+            "drift. Momentum: the largest of the whole, "
+            "amu Å / (Å sqrt(amu / eV)). The gate's force over all force on atoms of the blend, "
+            "and the energy that passes "
             f"through the blend, are root mean squares. {where(r)}."
         )
         parts += [markdown(head, rows), note]
@@ -602,7 +643,8 @@ def regions(folder: Path) -> str:
         ]
         near = sum(row["near_a_seed"] for row in r["rows"]) / len(r["rows"])
         note = (
-            f"Milliseconds, {r['dtype']}; {near:.0f} atoms near a seed (balls of {r['r_core']:g} Å, {r['r_blend']:g} Å of blend, and the skin). Gate: with the gradient of its sum. "
+            f"Milliseconds, {r['dtype']}; {near:.0f} atoms near a seed (balls of {r['r_core']:g} Å, "
+            f"{r['r_blend']:g} Å of blend, and the skin). Gate: with the gradient of its sum. "
             f"One pass: the sum of squares of all positions and its gradient. {where(r)}."
         )
         parts += [
@@ -616,7 +658,9 @@ def regions(folder: Path) -> str:
 
 
 def gradient(folder: Path) -> str:
-    """Gradients through trajectories beside the trajectories alone: the newest line of each system and length, by device."""
+    """Gradients through trajectories beside the trajectories alone:
+    the newest line of each system and length, by device.
+    """
     command = "python benchmarks/bench_gradient.py"
     parts = [f"`{command}`"]
     groups: dict[str, dict[tuple, dict]] = {}
@@ -646,9 +690,12 @@ def gradient(folder: Path) -> str:
         notes = sorted({r["note"] for r in group.values() if r["note"]})
         commits = sorted({(r["commit"] or "unknown")[:9] for r in group.values()})
         note = (
-            f"Gradients with respect to parameters, positions and momenta of the start, {last['dtype']}, {last['timestep_fs']:g} fs, lists made anew every {last['update_every']} steps. "
-            f"Memory: what the compiled program sets aside; of the reversible one, with the positions kept where lists were made. Medians; a dash: not run, too large. "
-            f"{' '.join(notes)} {where(last)}{'' if len(commits) == 1 else f' (commits {chr(44).join(commits)})'}."
+            f"Gradients with respect to parameters, positions and momenta of the start, {last['dtype']}, "
+            f"{last['timestep_fs']:g} fs, lists made anew every {last['update_every']} steps. "
+            "Memory: what the compiled program sets aside; of the reversible one, with the positions "
+            "kept where lists were made. Medians; a dash: not run, too large. "
+            f"{' '.join(notes)} "
+            f"{where(last)}{'' if len(commits) == 1 else f' (commits {chr(44).join(commits)})'}."
         )
         parts += [markdown(head, lines), " ".join(note.split())]
     return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
@@ -680,7 +727,8 @@ def lyapunov(folder: Path) -> str:
             ])  # fmt: skip
         head = ["system", "K", "λ, 1/ps", "1/λ", "e^ in the whole run", "10³ after", "10⁶ after"]
         note = (
-            f"One trajectory each, {r['dtype']}, Pt + CO under `{r['model']}`; λ from the later seven tenths, ± the standard error of five consecutive blocks, which are not independent. "
+            f"One trajectory each, {r['dtype']}, Pt + CO under `{r['model']}`; λ from the later seven "
+            "tenths, ± the standard error of five consecutive blocks, which are not independent. "
             f"Not resolved: below three such errors. {where(r)}."
         )
         parts += [markdown(head, rows), note]
@@ -738,9 +786,12 @@ def peers_note(r: dict) -> str:
         else ""
     )
     return (
-        f"Energy and forces: medians and quartiles. Rattled Pt crystals, {r['dtype']}, {r['threads']} threads, neighbour lists {r['neighbour_lists']}. "
-        f"Allegro: l_max {a['l_max']}, {a['num_layers']} layers, {a['num_scalar_features']} scalar and {a['num_tensor_features']} tensor features{same}. "
-        f"NequIP: {others['irreps']}. MACE: {others['mace']['num_channels']} channels, correlation {others['mace']['correlation']}. "
+        f"Energy and forces: medians and quartiles. Rattled Pt crystals, {r['dtype']}, "
+        f"{r['threads']} threads, neighbour lists {r['neighbour_lists']}. "
+        f"Allegro: l_max {a['l_max']}, {a['num_layers']} layers, {a['num_scalar_features']} scalar "
+        f"and {a['num_tensor_features']} tensor features{same}. "
+        f"NequIP: {others['irreps']}. MACE: {others['mace']['num_channels']} channels, "
+        f"correlation {others['mace']['correlation']}. "
         f"Cutoff {others['cutoff']:g} Å. EAM and EMT are classical and in float64.{peers_ratios(r['rows'])} "
         f"{', '.join(f'{package} {v}' for package, v in sorted(versions.items()))}.{left_out} {where(r)}."
     )
@@ -803,8 +854,10 @@ def scale(folder: Path) -> str:
             "bytes per atom",
         ]
         note = (
-            f"f = {r['f']:g}, {r['dtype']}, {r['temperature_K']:.0f} K. Steps include the rebuilds they meet. Share: at the {r['long_rebuilds']} rebuilds in {r['long_steps']} steps "
-            f"of a longer run of the smallest crystal. Bytes: all that the compiled chunk of steps holds. {where(r)}."
+            f"f = {r['f']:g}, {r['dtype']}, {r['temperature_K']:.0f} K. Steps include the rebuilds they "
+            f"meet. Share: at the {r['long_rebuilds']} rebuilds in {r['long_steps']} steps "
+            "of a longer run of the smallest crystal. Bytes: all that the compiled chunk of steps "
+            f"holds. {where(r)}."
         )
         parts += [markdown(head, rows), note]
     return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
@@ -832,8 +885,11 @@ def training(folder: Path) -> str:
         )
         e = r["experts"][0]
         note = (
-            f"{r['frames']} frames of `{r['data']}` with {r['atoms']:,} atoms, batches of at most {r['max_rows']} atoms, {r['dtype']}; gradient of the energies' and forces' errors and one step of Adam. "
-            f"Allegro: l_max {e['l_max']}, {e['num_layers']} layers, {e['num_scalar_features']} scalar and {e['num_tensor_features']} tensor features; PyTorch's is {r['peer']}. "
+            f"{r['frames']} frames of `{r['data']}` with {r['atoms']:,} atoms, batches of at most "
+            f"{r['max_rows']} atoms, {r['dtype']}; gradient of the energies' and forces' errors and one "
+            "step of Adam. "
+            f"Allegro: l_max {e['l_max']}, {e['num_layers']} layers, {e['num_scalar_features']} scalar "
+            f"and {e['num_tensor_features']} tensor features; PyTorch's is {r['peer']}. "
             f"Co-training trains both experts, on metal environments too.{left_out} {where(r)}."
         )
         parts += [markdown(["", "frames a second", "time over our Allegro's"], rows), note]

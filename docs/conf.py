@@ -48,7 +48,9 @@ FIELD = re.compile(r"^    (\w+): (.+?)(?: = (.+?))?(?:  # (.*))?$", re.MULTILINE
 
 
 def formulas(app, what, name, obj, options, lines: list[str]) -> None:
-    """Indented paragraphs outside of Google's sections are taken literally, bars and stars everywhere else too."""
+    """Indented paragraphs outside of Google's sections are taken literally,
+    bars and stars everywhere else too.
+    """
     made: list[str] = []
     prose: list[str] = []
     inside, literal = False, False

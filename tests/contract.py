@@ -24,7 +24,8 @@ CUTOFF = 3.0
 # Wide enough for two clusters along x; too narrow for jax-md's cell list, so positions may lie outside.
 BOX = np.array([20.0, 9.2, 9.2])
 
-# No two atoms are at the cutoff or at the onset of the Lennard-Jones switch; pairs 0-5 and 2-5 are beyond the cutoff.
+# No two atoms are at the cutoff or at the onset of the Lennard-Jones switch; pairs 0-5 and 2-5 are beyond the
+# cutoff.
 POSITION = np.array(
     [
         [0.03, -0.04, 0.11],

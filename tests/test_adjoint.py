@@ -73,7 +73,11 @@ def test_gradients_are_those_of_plain_reverse_mode(region_name, options):
     inputs = (c.params, c.region, c.position, c.momentum, c.mass, integrator, jnp.asarray(1.3))
     neighbors = c.allocate()
     found, plain = (
-        jax.jit(jax.value_and_grad(lambda x: loss(roll, c, x, neighbors, 60, **options), allow_int=True))
+        jax.jit(
+            jax.value_and_grad(
+                lambda x, roll=roll: loss(roll, c, x, neighbors, 60, **options), allow_int=True
+            )
+        )
         for roll in (adjoint.reversible_rollout, simulate.rollout)
     )
     (a, of_a), (b, of_b) = found(inputs), plain(inputs)

@@ -150,7 +150,7 @@ def halving_quarters_the_error(system: System, whole, time_ps: float, region=Non
 
 
 def mixing_forces_drifts(system: System, time_ps: float, at_least: float):
-    """The negative control sees what the test is for: it drifts by `at_least`, meV/atom/ps, and two errors."""
+    """The negative control sees what the test is for: it drifts by `at_least` meV/atom/ps and two errors."""
     out = system.nve(time_ps, energy_fn=system.mixed_forces)
     slope, error = system.drift_of(out)
     print(f"force mixing: {slope:.2e} +- {error:.1e} meV/atom/ps, momentum {out.log.momentum.max():.1e}")

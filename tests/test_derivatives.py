@@ -123,7 +123,7 @@ def test_forces_are_central_differences(name):
     _, F, _, _ = compute(name, rattled())
     for atom, axis in ((0, 0), (1, 2), (3, 1)):
 
-        def energy(h):
+        def energy(h, atom=atom, axis=axis):
             atoms = rattled()
             atoms.positions[atom, axis] += h
             return float(jnp.sum(compute(name, atoms)[0]))
@@ -139,7 +139,7 @@ def test_virial_is_the_derivative_by_strain(name):
     total = jnp.sum(W, axis=0)
     for a, b in np.ndindex(3, 3):
 
-        def energy(h):
+        def energy(h, a=a, b=b):
             strain = np.eye(3)
             strain[a, b] += h
             atoms = rattled()

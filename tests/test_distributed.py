@@ -1,7 +1,7 @@
 """Several devices give what one gives.
 
-Run as a program, this file is what happens on eight simulated devices, which must be asked for before jax starts:
-`test_distributed.py [PART ...]` prints what it found as JSON.
+Run as a program, this file is what happens on eight simulated devices, which must be asked for before jax
+starts: `test_distributed.py [PART ...]` prints what it found as JSON.
 """
 
 import json
@@ -31,7 +31,9 @@ SPREAD = 0.1  # Å
 
 
 def argon():
-    """128 atoms of rattled fcc argon and krypton, every other plane of them at a face between slabs, some outside the box."""
+    """128 atoms of rattled fcc argon and krypton, every other plane of them at a face between slabs,
+    some outside the box.
+    """
     atoms = bulk("Ar", a=5.4, cubic=True).repeat((8, 2, 2))
     atoms.symbols[::5] = "Kr"
     atoms.rattle(SPREAD, seed=0)
@@ -97,7 +99,9 @@ def homes(slabs, state):
 
 
 def statics(found):
-    """Energies and forces, of whatever number of devices, experts and region; and what a halo too thin does to them."""
+    """Energies and forces, of whatever number of devices, experts and region;
+    and what a halo too thin does to them.
+    """
     atoms, arguments = system()
     reference = on_one_device(atoms, arguments)
     for n in (1, 2, 4, 8):
@@ -131,7 +135,9 @@ def statics(found):
 
 
 def dynamics(found):
-    """Constant energy on eight devices beside one: atoms that migrate, capacities that run out, what is compiled."""
+    """Constant energy on eight devices beside one: atoms that migrate, capacities that run out,
+    what is compiled.
+    """
     atoms, arguments = system()
     velocity = np.random.default_rng(1).normal(0.0, 0.04, (len(atoms), 3))  # hot, so that atoms change places
     velocity -= np.average(velocity, axis=0, weights=atoms.get_masses())

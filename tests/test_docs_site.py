@@ -1,4 +1,4 @@
-"""The documentation builds without a warning, leads nowhere that is not there, and knows every public name."""
+"""The documentation builds without a warning, its links exist, and it has every public name."""
 
 import os
 import re

@@ -110,7 +110,7 @@ def test_a_chain_holds_the_temperature():
 
 
 def test_a_barostat_does_not_know_the_origin():
-    """Ours moves all origins alike; jax-md's, in fractional coordinates, does not, which is why ours is ours."""
+    """Ours moves all origins alike; jax-md's, in fractional coordinates, does not."""
     atoms = crystal(rattle=0.02)
     system = mixture(atoms, half(atoms))
     fraction, box, shift_fn, neighbor_fn, energy_fn = system
@@ -157,14 +157,25 @@ def test_a_run_goes_on_under_another_ensemble_in_the_box_it_reached():
     volume = abs(np.linalg.det(pressed.state.box))
     np.testing.assert_allclose(volume, pressed.log.volume[-1], rtol=1e-12)
     on = simulate.run(
-        neighbor_fn, energy_fn, simulate.nve(shift_fn, 1.0), n_steps=50, state=pressed.state, neighbors=pressed.neighbors
-    )  # fmt: skip
+        neighbor_fn,
+        energy_fn,
+        simulate.nve(shift_fn, 1.0),
+        n_steps=50,
+        state=pressed.state,
+        neighbors=pressed.neighbors,
+    )
     np.testing.assert_allclose(on.log.volume, volume, rtol=1e-12)
     np.testing.assert_allclose(on.log.potential[0], pressed.log.potential[-1], atol=0.3)
     assert spread(on.log.total) < 0.02
     back = simulate.run(
-        neighbor_fn, energy_fn, simulate.npt(shift_fn, 2.0, 300.0), n_steps=2, state=on.state, neighbors=on.neighbors, chunk_steps=1
-    )  # fmt: skip
+        neighbor_fn,
+        energy_fn,
+        simulate.npt(shift_fn, 2.0, 300.0),
+        n_steps=2,
+        state=on.state,
+        neighbors=on.neighbors,
+        chunk_steps=1,
+    )
     np.testing.assert_allclose(back.log.volume[0], volume, rtol=2e-3)
 
 
@@ -189,7 +200,8 @@ def test_cell_relaxation_is_ases(kind):
     with BFGS(UnitCellFilter(atoms, scalar_pressure=10.0 * units.GPa), logfile=None) as optimizer:
         optimizer.run(fmax=1e-4, steps=400)
     volume, pressure = abs(np.linalg.det(found.box)), 10.0 * units.GPa
-    # the enthalpy is what is least: the energy alone follows each last bit of the volume, by pressure times volume
+    # the enthalpy is what is least: the energy alone follows each last bit of the volume, by pressure times
+    # volume
     theirs = atoms.get_potential_energy() + pressure * atoms.get_volume()
     np.testing.assert_allclose(found.energy + pressure * volume, theirs, atol=1e-5)
     np.testing.assert_allclose(volume, atoms.get_volume(), rtol=2e-5)
@@ -202,8 +214,16 @@ def test_a_mask_holds_parts_of_the_cell():
     fraction, box, shift_fn, neighbor_fn, energy_fn = mixture(atoms, half(atoms))
     mask = np.diag([1, 0, 0])
     found = simulate.relax(
-        neighbor_fn, energy_fn, shift_fn, fraction, box=box, relax_cell=True, cell_mask=mask, n_steps=1000, force_tolerance=1e-3
-    )  # fmt: skip
+        neighbor_fn,
+        energy_fn,
+        shift_fn,
+        fraction,
+        box=box,
+        relax_cell=True,
+        cell_mask=mask,
+        n_steps=1000,
+        force_tolerance=1e-3,
+    )
     change = np.asarray(found.box) / box[0, 0] - np.eye(3)
     assert abs(change[0, 0]) > 1e-3
     change[0, 0] = 0.0
@@ -235,7 +255,8 @@ def npt_volumes(atoms, checkpoint, region, system, n_steps, timestep_fs=4.0, tem
     n_atoms, skip = len(atoms), len(theirs) // 5
     pairs = [volumes(np.asarray(v) / n_atoms, skip) for v in (ours.log.volume, theirs)]
     print(
-        f"volume per atom: ours {pairs[0][0]:.4f} ± {pairs[0][1]:.4f}, ASE {pairs[1][0]:.4f} ± {pairs[1][1]:.4f} Å^3"
+        f"volume per atom: ours {pairs[0][0]:.4f} ± {pairs[0][1]:.4f}, ASE {pairs[1][0]:.4f} ± "
+        f"{pairs[1][1]:.4f} Å^3"
     )
     return pairs
 

@@ -230,7 +230,7 @@ def test_parameter_gradient_of_a_force_loss(name):
     for place, leaf in enumerate(leaves):
         direction = rng.standard_normal(np.shape(leaf))
 
-        def loss(step):
+        def loss(step, place=place, leaf=leaf, direction=direction):
             moved = [*leaves[:place], leaf + step * direction, *leaves[place + 1 :]]
             return float(second(jax.tree.unflatten(tree, moved), rows)[0][0])
 

@@ -51,7 +51,9 @@ def vacancy():
 
 
 def central(f, x, h):
-    """Of fourth order, along every number of a pytree, one after the other; a list of them where the function returns several."""
+    """Of fourth order, along every number of a pytree, one after the other;
+    a list of them where the function returns several.
+    """
     flat, unravel = jax.flatten_util.ravel_pytree(x)
     steps = h * np.maximum(np.abs(flat), 1e-3)
 
@@ -171,7 +173,9 @@ def test_second_derivatives_of_an_energy_in_a_mixture(vacancy):
 
 
 def test_a_cell_under_pressure(vacancy):
-    """Strain and atoms together: with respect to pressure and parameters; shear stays zero by symmetry of the cubic part."""
+    """Strain and atoms together: with respect to pressure and parameters;
+    shear stays zero by symmetry of the cubic part.
+    """
     energy_fn, position, neighbors, _, volume = vacancy
     _, params = argon()
 
@@ -192,7 +196,7 @@ def test_a_cell_under_pressure(vacancy):
     for strains in (UNIFORM_STRAIN, ANY_STRAIN):
         where = (params, jnp.asarray(0.05))
         found = jax.grad(observable, argnums=(0, 1))(*where, strains)
-        agree(found, central(lambda x: observable(*x, strains), where, 1e-4), 1e-6)
+        agree(found, central(lambda x, strains=strains: observable(*x, strains), where, 1e-4), 1e-6)
 
 
 def test_the_enthalpy_answers_pressure_with_the_volume(vacancy):
@@ -214,7 +218,7 @@ def test_the_enthalpy_answers_pressure_with_the_volume(vacancy):
 
 
 def test_a_perfect_crystal_three_ways():
-    """Lattice constant and bulk modulus: `uniform`, `at_rest`, and the host's search, each on its own rows."""
+    """Lattice constant and bulk modulus: `uniform`, `at_rest` and the host's search, each on its rows."""
     from moe_md.analysis.bulk import relax_fcc
     from moe_md.analysis.bulk_gradients import fcc_crystal
 
@@ -334,8 +338,8 @@ def test_a_crystal_of_a_network_against_central_differences():
 
 @pytest.fixture(scope="module")
 def adatom():
-    """An adatom on argon (100), the lowest layer held: in a hollow, on a bridge, far away. Experts that agree better:
-    else what the ball about it changes in the slab outweighs the bond."""
+    """An adatom on argon (100), the lowest layer held: in a hollow, on a bridge, far away. Experts that agree
+    better: else what the ball about it changes in the slab outweighs the bond."""
     slab = fcc100("Ar", (4, 4, 3), a=A, vacuum=8.0)
     slab.pbc = True
     places = {}
@@ -354,7 +358,9 @@ def adatom():
 
 
 def test_adsorption_energy_and_barrier(adatom):
-    """Differences of energies at rest, with respect to parameters and region; the saddle's second derivatives are indefinite."""
+    """Differences of energies at rest, with respect to parameters and region;
+    the saddle's second derivatives are indefinite.
+    """
     (neighbor_fn, energy_fn), places, held, region = adatom
     _, params = argon(6.9, 5.9, 1.01, 0.999)
     near = {name: neighbor_fn.allocate(R) for name, R in places.items()}

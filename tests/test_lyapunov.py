@@ -89,7 +89,9 @@ def argon(temperature_K=400.0):
 
 
 def test_it_is_the_gradient_through_the_trajectory():
-    """Without renormalisation, by one jvp of all steps: the same size, and central differences of the positions say so."""
+    """Without renormalisation, by one jvp of all steps: the same size,
+    and central differences of the positions say so.
+    """
     at, step, state, moved, neighbors = argon()
     found = tangent_growth(step, state, moved, n_steps=600, every=20, carry=neighbors, size_fn=of_positions)
     assert not found.carry.did_buffer_overflow

@@ -425,7 +425,7 @@ def test_gradient_with_respect_to_parameters():
     leaves, h = jax.tree.leaves(params), 1e-4
     for k, found in enumerate(gradient):
 
-        def at(step):
+        def at(step, k=k):
             return loss(jax.tree.unflatten(tree, [x + step * (i == k) for i, x in enumerate(leaves)]))
 
         expected = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
@@ -711,7 +711,7 @@ def test_nothing_compiles_after_warm_up():
     COMPILATIONS.count, COMPILATIONS.on = 0, True
     try:
         nbrs, energy, _ = step(positions[0], nbrs, regions[0])
-        nbrs.did_buffer_overflow
+        _ = nbrs.did_buffer_overflow
         assert COMPILATIONS.count > 0
         COMPILATIONS.count = 0
         for R, region in zip(positions, regions):

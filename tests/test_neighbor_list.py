@@ -51,11 +51,11 @@ def found_pairs(position, idx, displacement_fn, cutoff, kwargs):
     return in_order(np.column_stack([centre, neighbor[centre, slot], D[centre, slot]]))
 
 
-def agree(position, nbrs, displacement_fn, box, kwargs={}, atol=2e-5, fractional=True):
+def agree(position, nbrs, displacement_fn, box, kwargs=None, atol=2e-5, fractional=True):
     assert not nbrs.did_buffer_overflow
     real = np.asarray(position) @ box.T if fractional else position
     for idx, cutoff in zip(nbrs.idx, CUTOFFS):
-        found = found_pairs(position, idx, displacement_fn, cutoff, kwargs)
+        found = found_pairs(position, idx, displacement_fn, cutoff, kwargs or {})
         expected = expected_pairs(real, box, cutoff)
         assert found.shape == expected.shape and len(found) > 20
         np.testing.assert_allclose(found, expected, atol=atol)
@@ -105,15 +105,20 @@ def test_lists_follow_atoms(name):
 
 @pytest.mark.parametrize("how", ["box", "perturbation", "scalar"])
 def test_lists_follow_a_box_that_shrinks(how):
-    """Fractions stand still, and yet pairs come within the cutoff: jax-md's list misses them, ours does not."""
+    """Fractions stand still, yet pairs come within the cutoff: jax-md's list misses them, ours does not."""
     box = BOXES["cubic"]
     displacement_fn, fns = make(box, True, capacity_multiplier=2.0)
     fraction = jnp.asarray(atoms_in(box) @ np.linalg.inv(box).T % 1.0)
     nbrs = fns.allocate(fraction)
     theirs = partition.neighbor_list(
-        displacement_fn, box, CUTOFFS[0], dr_threshold=SKIN, format=partition.Dense, fractional_coordinates=True,
+        displacement_fn,
+        box,
+        CUTOFFS[0],
+        dr_threshold=SKIN,
+        format=partition.Dense,
+        fractional_coordinates=True,
         disable_cell_list=True,
-    )  # fmt: skip
+    )
     other = theirs.allocate(fraction, 40)
     missed = 0
     for scale in np.linspace(1.0, 0.8, 9):

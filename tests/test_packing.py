@@ -13,8 +13,16 @@ from moe_md.neighborhood import fullest_row, near_rows, rows_from_neighbor_list
 
 CUTOFF = 3.6  # Å: 12 neighbours, and 6 more within the skin of 0.6
 ALLEGRO = mm.experts.allegro(
-    ("Pt",), CUTOFF, l_max=1, num_layers=1, num_scalar_features=8, num_tensor_features=4, scalar_embed_mlp=(8,), allegro_mlp=(8,), avg_num_neighbors=12.0
-)  # fmt: skip
+    ("Pt",),
+    CUTOFF,
+    l_max=1,
+    num_layers=1,
+    num_scalar_features=8,
+    num_tensor_features=4,
+    scalar_embed_mlp=(8,),
+    allegro_mlp=(8,),
+    avg_num_neighbors=12.0,
+)
 CHEAP = mm.experts.lennard_jones(("Pt",), CUTOFF, epsilon=0.6, sigma=2.5446)
 
 

@@ -256,7 +256,9 @@ def test_lists_of_a_mixture_say_what_every_pair_says(region):
 
 
 def test_rounding_at_the_rim_is_no_reason_for_nan():
-    """In float32 a switch may end below zero by a few parts in ten millions; that is not a region that does not know."""
+    """In float32 a switch may end below zero by a few parts in ten millions;
+    that is not a region that does not know.
+    """
     R = jnp.asarray(CUBIC)
 
     def weighing(w):
@@ -356,8 +358,13 @@ def test_coordination_counts_neighbors():
         ValueError, match="near must hold neighbours within 3.5 Å, the region's cutoff, got 3.2"
     ):
         mixture_neighbor_list(
-            D, EDGES, (LJ, LJ), FLUIDS, np.zeros(len(hole), int), coordination(4.0, 5.0, r_full=2.4, r_none=3.5)
-        )[0].allocate(jnp.asarray(hole))  # fmt: skip
+            D,
+            EDGES,
+            (LJ, LJ),
+            FLUIDS,
+            np.zeros(len(hole), int),
+            coordination(4.0, 5.0, r_full=2.4, r_none=3.5),
+        )[0].allocate(jnp.asarray(hole))
 
 
 def test_a_committee_takes_what_it_disagrees_on():

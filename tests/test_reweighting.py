@@ -51,7 +51,9 @@ def mean_square(frames, k, temperature_K=None):
 
 
 def test_a_square_by_its_closed_form(frames):
-    """<x^2> = 12 kT / k, at k and beside it, and with it its first two derivatives; within five standard errors."""
+    """<x^2> = 12 kT / k, at k and beside it, and with it its first two derivatives;
+    within five standard errors.
+    """
     exact = 3 * N * units.kB * T / K
     error = exact * np.sqrt(2 / (3 * N) / len(frames.energy))
     assert abs(mean_square(frames, K) - exact) < 5 * error
@@ -74,7 +76,7 @@ def test_gradients_are_the_fluctuation_formula_and_central_differences(frames):
     np.testing.assert_allclose(found, -(w @ x2**2 - (w @ x2) ** 2) / 2 / (units.kB * T), rtol=1e-10)
     for argument, x, h in ((1, 1.1 * K, 1e-3), (2, 1.1 * T, 1e-1)):
 
-        def at(x):
+        def at(x, argument=argument):
             return mean_square(few, x, T) if argument == 1 else mean_square(few, K, x)
 
         wanted = (8 * (at(x + h) - at(x - h)) - (at(x + 2 * h) - at(x - 2 * h))) / (12 * h)
@@ -83,7 +85,7 @@ def test_gradients_are_the_fluctuation_formula_and_central_differences(frames):
 
 
 def test_free_energy_by_its_closed_form(frames):
-    """F = -kT ln sqrt(2 pi kT / k) for each of 12 coordinates; its slope is <dU/dk> and exact frame by frame."""
+    """F = -kT ln sqrt(2 pi kT / k) for each of 12 coordinates; its slope is <dU/dk>, exact frame by frame."""
 
     def difference(k):
         return free_energy_difference(frames, frame_energies(energy_fn, frames.position, k))

@@ -145,7 +145,7 @@ def test_gradient_with_respect_to_the_box():
     for i, j in ((0, 0), (1, 1), (0, 1), (1, 2)):
         unit = jnp.zeros((3, 3)).at[i, j].set(1.0)
         np.testing.assert_allclose(
-            gradient[i, j], slope(lambda x: along(matrix + x * unit), 0.0, 1e-5), rtol=1e-6
+            gradient[i, j], slope(lambda x, unit=unit: along(matrix + x * unit), 0.0, 1e-5), rtol=1e-6
         )
 
 
@@ -175,7 +175,7 @@ def test_the_same_path_as_run():
             key=KEY,
             n_steps=0,
         )
-        out = jax.jit(lambda s, n: simulate.rollout(c.energy_fn, integrator, s, n, 20))(
+        out = jax.jit(lambda s, n, by=integrator: simulate.rollout(c.energy_fn, by, s, n, 20))(
             begun.state, begun.neighbors
         )
         np.testing.assert_allclose(out.state.position, ran.state.position, atol=1e-10)
@@ -189,7 +189,9 @@ N_STEPS = 24
 
 @cache
 def kept_ways():
-    """The function of what is observed, its inputs, and the plain way's values and gradients for any weights of energies."""
+    """The function of what is observed, its inputs,
+    and the plain way's values and gradients for any weights of energies.
+    """
     c = crystal()
     integrator = simulate.langevin(c.shift_fn, 2.0, 100.0, 0.01)
     neighbors = c.allocate()

@@ -308,8 +308,15 @@ def test_atoms_that_change_hands_compile_nothing(slab, warm):
         on_state = staticmethod(look)
 
     out = simulate.run(
-        neighbor_fn, energy_fn, simulate.nve(shift_fn, 2.0), state=first.state, neighbors=first.neighbors, n_steps=400, reporters=[Watch()], **given
-    )  # fmt: skip
+        neighbor_fn,
+        energy_fn,
+        simulate.nve(shift_fn, 2.0),
+        state=first.state,
+        neighbors=first.neighbors,
+        n_steps=400,
+        reporters=[Watch()],
+        **given,
+    )
     assert len(owned) >= 3 and out.log.n_regrown[-1] == 0
     assert simulate._advance._cache_size() == size
 
@@ -628,7 +635,13 @@ def test_an_atom_that_wanders_out_of_its_region_is_warned_of_once():
         )
         assert not [w for w in told if "outside its domain" in str(w.message)]
         simulate.run(
-            *fns, simulate.nve(shift_fn, 1.0), jnp.asarray(position), masses=masses, velocity=velocity, n_steps=80, chunk_steps=10
-        )  # fmt: skip
+            *fns,
+            simulate.nve(shift_fn, 1.0),
+            jnp.asarray(position),
+            masses=masses,
+            velocity=velocity,
+            n_steps=80,
+            chunk_steps=10,
+        )
     (warning,) = [w for w in told if "outside its domain" in str(w.message)]
     assert "expert 1" in str(warning.message)

@@ -1,4 +1,6 @@
-"""Stress of mixtures against finite strain: boxes of any shape, static and moving regions, two and three experts."""
+"""Stress of mixtures against finite strain: boxes of any shape, static and moving regions,
+two and three experts.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +58,9 @@ def built(box, region, n_experts, **kwargs):
 
 
 def slopes(energy, h=2e-5):
-    """Fourth-order differences of an energy of strains, `[3, 3]`; small steps, as the Lennard-Jones switch jumps in its second derivative."""
+    """Fourth-order differences of an energy of strains, `[3, 3]`; small steps,
+    as the Lennard-Jones switch jumps in its second derivative.
+    """
     slope = np.zeros((3, 3))
     for a in range(3):
         for b in range(a, 3):

@@ -233,14 +233,17 @@ def test_guide_must_be_an_expert_with_parameters():
     atoms = bulk("Pt", cubic=True, a=3.97) * 3
     displacement_fn, _ = space.periodic(jnp.asarray(atoms.cell.lengths()))
     rest = ([{}, {}], np.zeros(108, int), mm.regions.slab(atoms.positions, lower=5.0))
-    build = lambda guide: mm.mixture_neighbor_list(
-        displacement_fn,
-        atoms.cell.lengths(),
-        EXPERTS,
-        [e.init(None) for e in EXPERTS],
-        *rest[1:],
-        guide=guide,
-    )
+
+    def build(guide):
+        return mm.mixture_neighbor_list(
+            displacement_fn,
+            atoms.cell.lengths(),
+            EXPERTS,
+            [e.init(None) for e in EXPERTS],
+            *rest[1:],
+            guide=guide,
+        )
+
     with pytest.raises(ValueError, match="guide must be an expert and its parameters"):
         build(GUIDE)
     with pytest.raises(ValueError, match="guide must have parameters that fit"):

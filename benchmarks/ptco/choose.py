@@ -79,7 +79,8 @@ def main() -> None:
     write(arguments.out, [frames[k] for k in chosen], format="extxyz")
     disputed = [frames[k].info["disagreement"] for k in chosen]
     print(
-        f"{len(chosen)} of {len(frames)} frames, disagreement {min(disputed):.2f} to {max(disputed):.2f} eV/Å, in {arguments.out}"
+        f"{len(chosen)} of {len(frames)} frames, disagreement {min(disputed):.2f} to "
+        f"{max(disputed):.2f} eV/Å, in {arguments.out}"
     )
 
 

@@ -71,7 +71,8 @@ def main() -> None:
     options = {"rattle": arguments.rattle, "samples": arguments.samples, "seed": arguments.seed}
     force, spread = reach(calc, crystal, arguments.radii, **options)
     print(
-        f"{source}: {len(crystal)} atoms rattled by {arguments.rattle} Å, forces of {1e3 * force:.0f} meV/Å, {arguments.samples} samples"
+        f"{source}: {len(crystal)} atoms rattled by {arguments.rattle} Å, forces of {1e3 * force:.0f} "
+        f"meV/Å, {arguments.samples} samples"
     )
     for radius, of_radius in zip(arguments.radii, spread):
         print(f"beyond {radius:.1f} Å: {1e3 * of_radius:.1f} meV/Å")

@@ -130,7 +130,9 @@ def place_co(
 
 
 def _height(atoms: Atoms, place: np.ndarray, gap: float) -> float:
-    """Height above `place` at which the nearest metal atom is `gap` away; minus infinity in a hole wider than that."""
+    """Height above `place` at which the nearest metal atom is `gap` away;
+    minus infinity in a hole wider than that.
+    """
     metal = atoms[[a.index for a in atoms if a.symbol == "Pt"]]
     from_place = np.concatenate(
         [
@@ -370,7 +372,9 @@ def small_covered(rng, arguments) -> Iterator[list[Atoms]]:
 
 
 def resting(rng, arguments) -> Iterator[list[Atoms]]:
-    """CO at rest on each site of a p(2x2) cell of four and three layers, then cool: what tells the sites apart."""
+    """CO at rest on each site of a p(2x2) cell of four and three layers, then cool:
+    what tells the sites apart.
+    """
     calc = mover(arguments.model)
     for i in range(arguments.sites):
         site, layers = ("fcc", "hcp", "bridge", "ontop")[i % 4], (4, 3)[i // 4 % 2]
@@ -426,7 +430,8 @@ def pbe_test(arguments) -> None:
 
 
 def small_test_families(rng, calc) -> Iterator[list[Atoms]]:
-    """The kinds of `test_families` in cells as small as they can be, four trajectories of each, one frame of a trajectory.
+    """The kinds of `test_families` in cells as small as they can be, four trajectories of each, one frame of
+    a trajectory.
 
     And crystals under one strain at a time, whose stresses give the elastic constants.
     """

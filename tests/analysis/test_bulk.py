@@ -115,7 +115,9 @@ def passing_messages(cutoff: float = 3.2):
 
 
 def test_an_expert_that_passes_messages():
-    """Neighbours in a primitive cell are images of its one row: energies of a larger cell, sound of the right speed."""
+    """Neighbours in a primitive cell are images of its one row: energies of a larger cell,
+    sound of the right speed.
+    """
     expert, params = passing_messages()
     rows = frame_rows(fcc_supercell("Pt", 3.9, 1), ("Pt",), expert.cutoff, dtype=float)
     (energy,) = equation_of_state(expert, params, lattice_constants=[3.9])["energy_eV_per_atom"]

@@ -23,7 +23,7 @@ def two_experts():
 
 
 def test_the_cheap_expert_is_fitted_so_that_the_mixture_is_platinum():
-    """Newton's method on lattice constant and bulk modulus; then the whole mixture, atom by atom, has them."""
+    """Newton's method on lattice constant and bulk modulus; then the mixture, atom by atom, has them."""
     experts = two_experts()
     atoms = bulk("Pt", a=WANTED[0], cubic=True).repeat(3)
     owner = (atoms.get_distances(0, range(len(atoms)), mic=True) > 3.0).astype(int)

@@ -96,7 +96,10 @@ def test_says_what_xyz_says(atoms, tmp_path):
     for write in writers:
         write.close()
     with h5py.File(tmp_path / "t.h5") as file:
-        read = lambda name, k: file[f"particles/all/{name}/value"][k]
+
+        def read(name, k):
+            return file[f"particles/all/{name}/value"][k]
+
         for k, wanted in enumerate(ase.io.read(tmp_path / "t.xyz", ":")):
             np.testing.assert_allclose(read("position", k), wanted.positions, atol=1e-7)
             place = frame(5 * k).position @ COLUMNS.T if k else frame(0).position

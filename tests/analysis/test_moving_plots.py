@@ -76,8 +76,18 @@ def test_paths_break_where_they_leave_the_box():
 def test_moving_run(tmp_path):
     energy, kinetic = -6 + 1e-3 * np.sin(9 * TIME), 3 + TIME
     figure = moving_plots.moving_run(
-        TIME, 0.2 + 0.1 * TIME, energy, kinetic, FRAMES[-1], SYMBOLS, WEIGHT, BOX, kicks_ps=[0.5], paths=[Path(4, "CO 1")], frames=FRAMES
-    )  # fmt: skip
+        TIME,
+        0.2 + 0.1 * TIME,
+        energy,
+        kinetic,
+        FRAMES[-1],
+        SYMBOLS,
+        WEIGHT,
+        BOX,
+        kicks_ps=[0.5],
+        paths=[Path(4, "CO 1")],
+        frames=FRAMES,
+    )
     cost, both, close, view = figure.axes[:4]
     np.testing.assert_allclose(cost.lines[0].get_ydata(), 20 + 10 * TIME)
     np.testing.assert_allclose(both.lines[0].get_ydata(), TIME, atol=1e-9)

@@ -94,7 +94,8 @@ def test_another_run_is_refused(path):
     other = {**SETTINGS, "timestep_fs": 2.0, "seed": 1}
     with pytest.raises(
         ValueError,
-        match="restart.msgpack must be a restart of the same run, but seed was absent and is 1; timestep_fs was 1.0 and is 2.0",
+        match="restart.msgpack must be a restart of the same run, but seed was absent and is 1; "
+        "timestep_fs was 1.0 and is 2.0",
     ):
         load_restart(path, state(), neighbors(), other)
     load_restart(

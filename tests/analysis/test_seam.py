@@ -105,7 +105,9 @@ def test_mismatch_and_domain():
     full, cheap = lennard_jones(0.6), lennard_jones(0.5, domain=("Pt",))
     slab = fcc_slab("Pt", A0, (2, 2, 6), vacuum=8.0)
     top = slab.positions[np.argmax(slab.positions[:, 2])]
-    frame = Frame(np.vstack([slab.positions, top + [0, 0, 1.9]]), (*slab.symbols, "C"), slab.cell, slab.pbc)
+    frame = Frame(
+        np.vstack([slab.positions, top + np.array([0, 0, 1.9])]), (*slab.symbols, "C"), slab.cell, slab.pbc
+    )
     rows = frame_rows(frame, SPECIES, CUTOFF, dtype=np.float64)
     found = mismatch([full[0], cheap[0]], [full[1], cheap[1]], rows)
     height = frame.positions[:, 2]

@@ -105,7 +105,8 @@ def test_surfaces(one):
 
 def test_adsorption(one):
     found = adsorption(one, lattice_constant=A, sites=("top", "fcc"))
-    # Two atoms: at the minimum of the pair, whose curvature is k = 72 eps / 2^(1/3) sigma^2. A force of 0.01 eV/Å
+    # Two atoms: at the minimum of the pair, whose curvature is k = 72 eps / 2^(1/3) sigma^2. A force of 0.01
+    # eV/Å
     # is 2e-3 Å away, where the curvature is another by 21 / bond times that.
     assert found["gas"]["bond_A"] == pytest.approx(2 ** (1 / 6) * SIGMA, abs=2e-3)
     reduced = 12.011 * 15.999 / (12.011 + 15.999) * ase.units._amu
@@ -148,7 +149,9 @@ def test_wavenumbers_agree_with_ase(tmp_path):
 
 
 def test_what_experts_differ_by_on_atoms_that_change_hands():
-    """Equal forces, energies apart by a constant: the clean slab is expert 1's, later some atoms are expert 0's."""
+    """Equal forces, energies apart by a constant: the clean slab is expert 1's,
+    later some atoms are expert 0's.
+    """
     apart = 0.01
     energies = EXPERT.atom_energies
     other = EXPERT._replace(atom_energies=lambda params, rows: energies(params, rows) + apart, domain=("Pt",))

@@ -99,7 +99,7 @@ def test_missing_labels_stay_missing(tmp_path):
 
 def test_atoms_and_back(tmp_path):
     bare = Frame(np.zeros((1, 3)), ("Pt",), np.zeros((3, 3)), np.zeros(3, bool))
-    frames = read_frames(ptco_pbe())[-2:] + (bare,)
+    frames = (*read_frames(ptco_pbe())[-2:], bare)
     ase.io.write(tmp_path / "a.xyz.gz", [frame_to_atoms(f) for f in frames], format="extxyz")
     for a, b in zip(frames, read_frames(tmp_path / "a.xyz.gz")):
         np.testing.assert_allclose(a.positions, b.positions, atol=1e-7)

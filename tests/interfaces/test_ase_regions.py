@@ -123,9 +123,12 @@ def test_energy_is_conserved_while_atoms_change_hands(checkpoint):
         atoms.calc = MixtureCalculator(checkpoint, region)
         energies, shares = [], []
         dynamics = VelocityVerlet(atoms, timestep * units.fs)
-        dynamics.attach(
-            lambda: (energies.append(atoms.get_total_energy()), shares.append(weight_sum(atoms, region)))
-        )
+
+        def look(atoms=atoms, energies=energies, shares=shares):
+            energies.append(atoms.get_total_energy())
+            shares.append(weight_sum(atoms, region))
+
+        dynamics.attach(look)
         dynamics.run(n_steps)
         spread[timestep] = np.std(energies)
         assert np.ptp(shares) > 0.2  # atoms, as weights on expert 0

@@ -100,7 +100,9 @@ def test_barrier_on_a_wider_slab_is_that_of_the_expensive_expert(model, lattice_
 
 
 def test_phonons_of_ase_are_those_of_the_hessian(model, lattice_constant, tmp_path):
-    """At zone boundary points that a 2 x 2 x 2 supercell holds, frequencies follow from its own Hessian, by jax."""
+    """At zone boundary points that a 2 x 2 x 2 supercell holds, frequencies follow from its own Hessian,
+    by jax.
+    """
     primitive = bulk("Pt", a=lattice_constant)
     phonons = Phonons(
         primitive, MixtureCalculator(model, 1), supercell=(2, 2, 2), delta=0.01, name=str(tmp_path / "phonon")
@@ -123,7 +125,8 @@ def test_phonons_of_ase_are_those_of_the_hessian(model, lattice_constant, tmp_pa
         return expert.atom_energies(params, rows._replace(displacement=rows.displacement + shift)).sum()
 
     hessian = np.asarray(jax.jacfwd(jax.grad(energy))(np.zeros((len(atoms), 3))))  # [n, 3, n, 3]
-    # The first atom with each other, by a whole lattice vector: the dynamical matrix of a point that the supercell holds.
+    # The first atom with each other, by a whole lattice vector: the dynamical matrix of a point that the
+    # supercell holds.
     cells = np.round(primitive.cell.scaled_positions(atoms.positions - atoms.positions[0])).astype(int)
     for point, energies in zip(points, found):
         phase = np.cos(2 * np.pi * cells @ point)

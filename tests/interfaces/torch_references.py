@@ -31,7 +31,9 @@ ZBL = {"_target_": "nequip.nn.pair_potential.ZBL", "units": "metal"}
 
 
 def structures() -> dict[str, ase.Atoms]:
-    """A one-atom cell, a skewed alloy cell smaller than the cutoff, an adsorbate with a free direction, a molecule."""
+    """A one-atom cell, a skewed alloy cell smaller than the cutoff, an adsorbate with a free direction,
+    a molecule.
+    """
     rng = np.random.default_rng(0)
     one = bulk("Pt", "fcc", a=3.9)
     alloy = bulk("Pt", "fcc", a=3.8, cubic=True)

@@ -116,7 +116,9 @@ def least_squares(residual, x, n_steps):
 
 
 def test_it_learns_the_effective_medium_theory_of_platinum():
-    """ASE's EMT is of this form, atom by atom. What remains is its cutoff, a step 0.2 Å wide, which few waves cannot be."""
+    """ASE's EMT is of this form, atom by atom. What remains is its cutoff, a step 0.2 Å wide,
+    which few waves cannot be.
+    """
     expert = embedded_atom(("Pt",), 6.0, num_bessels=12, num_densities=1, hidden=(8,))
     train, test = list(emt_frames(0, 16)), list(emt_frames(1, 3))
     rows = jax.tree.map(lambda *x: jnp.concatenate(x), *map(rows_of, train))

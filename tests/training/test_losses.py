@@ -134,7 +134,9 @@ def test_partial_force_term_is_the_fair_coin_average(pair):
 
 
 def test_lots_and_total_forces_measure_what_they_say(pair):
-    """Frames in the domain only: the forces of the other expert, and of a given mixture, less those of the first."""
+    """Frames in the domain only: the forces of the other expert, and of a given mixture,
+    less those of the first.
+    """
     both, params = pair
     batch = batch_of(strained_4(), co_on_platinum())
     first, second = (losses.predict(e, p, batch) for e, p in zip(both, params))
@@ -173,7 +175,7 @@ def test_gradient_of_the_loss_matches_finite_differences(pair):
         lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape)), params
     )
     h = 1e-6
-    shifted = [jax.tree.map(lambda p, d: p + s * h * d, params, direction) for s in (1, -1)]
+    shifted = [jax.tree.map(lambda p, d, s=s: p + s * h * d, params, direction) for s in (1, -1)]
     slope = (loss(shifted[0]) - loss(shifted[1])) / (2 * h)
     gradient = jax.grad(loss)(params)
     product = sum(jax.tree.leaves(jax.tree.map(lambda g, d: jnp.sum(g * d), gradient, direction)))
