@@ -207,7 +207,7 @@ def measure(arguments) -> dict:
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -219,7 +219,7 @@ def main() -> None:
     parser.add_argument("--lattice-constant", type=float, default=3.98, help="Å; tells layers apart")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
     parser.add_argument("--smoke", action="store_true", help="no crystal")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     record = measure(arguments)
     print({name: record["agreement"].get(name) for name in WANTED})
     harness.append(arguments.results, "accuracy", record)

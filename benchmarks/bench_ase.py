@@ -14,6 +14,7 @@ cell's zone) are those of the mixture beside those of the expensive expert alone
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import harness
@@ -134,7 +135,7 @@ def modes(calculator, lattice_constant: float, repeat: int) -> dict:
     return {"THz": thz[3:].tolist(), "atoms": 4 * repeat**3, "seconds": time.perf_counter() - began}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", default="ptco-small")
     parser.add_argument("--rounds", type=int, default=15)
@@ -146,7 +147,7 @@ def main() -> None:
     )
     parser.add_argument("--smoke", action="store_true", help="small and short: shows that it runs")
     parser.add_argument("--results", type=Path, default=harness.RESULTS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     size, images, fmax, steps, repeat = (3, 3, 4), 5, 0.05, 300, 3
     if arguments.smoke:
         arguments.rounds, arguments.repeat = 1, 4

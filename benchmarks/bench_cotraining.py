@@ -20,6 +20,7 @@ per way and seed; the seed also draws the validation set.
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 
 import harness
@@ -34,14 +35,13 @@ from moe_md.analysis.paired_runs import slab_with_adsorbate
 from moe_md.analysis.seam import ghost_force_report, stress_jump
 from moe_md.analysis.trajectory import drift
 from moe_md.data import PACKAGED, frame_from_atoms, load_dataset, split_by_group, summary
-from moe_md.training.cotrain import Settings
+from moe_md.settings import LossWeights, TrainSettings
 from moe_md.training.evaluation import describe
-from moe_md.training.losses import Weights
 
 SPECIES, METAL = harness.PTCO_SPECIES, "Pt"
 STRAINS = (0.98, 1.0, 1.02)
-ALONE = Weights(agree_energy=0.0, agree_partial_forces=0.0, agree_stress=0.0)
-PARTIAL = Weights(agree_stress=0.0)
+ALONE = LossWeights(agree_energy=0.0, agree_partial_forces=0.0, agree_stress=0.0)
+PARTIAL = LossWeights(agree_stress=0.0)
 WAYS: dict[str, dict] = {
     "independent": {"weights": ALONE},
     "distillation": {
@@ -53,9 +53,9 @@ WAYS: dict[str, dict] = {
     },
     "total forces": {"weights": replace(ALONE, agree_energy=30.0, agree_forces=3.0)},
     "partial forces": {"weights": PARTIAL},
-    "stress": {"weights": Weights()},
-    "one-sided": {"weights": Weights(), "agreement_pull": 0.0},
-    "lots": {"weights": Weights(agree_lots=3.0)},
+    "stress": {"weights": LossWeights()},
+    "one-sided": {"weights": LossWeights(), "agreement_pull": 0.0},
+    "lots": {"weights": LossWeights(agree_lots=3.0)},
 }
 DYNAMICS = {"size": (6, 6, 5), "temperature_K": 500.0, "warm_steps": 300, "steps": 2000}
 
@@ -91,7 +91,7 @@ def measure(arguments, way: str, seed: int) -> dict:
     validation = validation._replace(
         frames=tuple(f for f in validation.frames if f.kind not in arguments.leave_out)
     )
-    settings = Settings(
+    settings = TrainSettings(
         steps=arguments.steps,
         seed=seed,
         learning_rate=arguments.learning_rate,
@@ -130,7 +130,7 @@ def measure(arguments, way: str, seed: int) -> dict:
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--lattice-constant", type=float, default=3.98, help="Å")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
     parser.add_argument("--smoke", action="store_true", help="a tiny pair, a few steps, one way")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     if arguments.smoke:
         vars(arguments).update(steps=2, data="ptco_pbe", ways=["lots"], seeds=[0])
     for seed in arguments.seeds:

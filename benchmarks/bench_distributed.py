@@ -14,6 +14,7 @@ the capacity that is sent, and of the atoms in it. Runs take turns.
 import argparse
 import os
 import time
+from collections.abc import Sequence
 
 os.environ["XLA_FLAGS"] = (
     # before jax starts; of a CPU
@@ -49,7 +50,7 @@ class Run:
         return (time.perf_counter() - started) / self._n_steps
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument(
         "--smoke", action="store_true", help="a thin bar, tiny experts, two numbers of devices"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     if arguments.smoke:
         vars(arguments).update(devices=(1, 8), cells=(9, 3, 3), steps=2, repeats=2)
     atoms = bulk("Pt", a=3.98, cubic=True).repeat(arguments.cells)

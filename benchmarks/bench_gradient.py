@@ -16,6 +16,7 @@ than `--max-GB` is compiled, and not run. Long trajectories run once.
 
 import argparse
 import time
+from collections.abc import Sequence
 
 import harness
 import jax
@@ -142,7 +143,7 @@ def measure(name: str, n_atoms: int, n_steps: int, ways, arguments) -> list[dict
     return rows
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -156,10 +157,9 @@ def main() -> None:
     parser.add_argument("--note", default="", help="what else the machine did")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
     parser.add_argument("--smoke", action="store_true", help="few steps of few atoms under tiny experts")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     if arguments.smoke:
         vars(arguments).update(lj_steps=(20, 40), ptco_steps=(10,), ptco_atoms=108, repeats=1)
-    jax.config.update("jax_enable_x64", True)
     record = {"benchmark": "gradient", **harness.environment(), "smoke": arguments.smoke, "dtype": "float64",
               "update_every": UPDATE_EVERY, "timestep_fs": TIMESTEP_FS, "note": arguments.note}  # fmt: skip
     for name in arguments.systems:
@@ -167,7 +167,8 @@ def main() -> None:
             (arguments.lj_steps, 108) if name == "lj" else (arguments.ptco_steps, arguments.ptco_atoms)
         )
         for n_steps in lengths:
-            rows = measure(name, n_atoms, n_steps, arguments.ways, arguments)
+            with jax.enable_x64(True):
+                rows = measure(name, n_atoms, n_steps, arguments.ways, arguments)
             harness.append(arguments.results, "gradient", {**record, "rows": rows})
             jax.clear_caches()
 

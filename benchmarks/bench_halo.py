@@ -12,6 +12,7 @@ atoms at once, over that of one on the power spectrum. Results are appended to
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import harness
@@ -26,7 +27,7 @@ import moe_md as mm
 CUTOFF, FEATURES = 4.0, "16x0e + 8x1o + 4x2e"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=2, help="message-passing layers of NequIP (default 2)")
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--slab-layers", type=int, default=16)
     parser.add_argument("--smoke", action="store_true", help="a small slab and one round: shows that it runs")
     parser.add_argument("--results", type=Path, default=harness.RESULTS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     if arguments.smoke:
         arguments.columns, arguments.slab_layers, arguments.rounds = 4, 4, 1
     atoms = fcc111(

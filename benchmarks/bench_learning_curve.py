@@ -9,12 +9,13 @@ the others are added, each kind of frame in its proportion.
 """
 
 import argparse
+from collections.abc import Sequence
 
 import harness
 
 import moe_md as mm
 from moe_md.data import PACKAGED, Dataset, load_dataset, split_by_group, summary
-from moe_md.training.cotrain import Settings
+from moe_md.settings import TrainSettings
 from moe_md.training.evaluation import describe
 
 SHARES = (0.125, 0.25, 0.5, 1.0)
@@ -37,7 +38,7 @@ def measure(arguments, start: mm.Checkpoint | None, seed: int) -> dict:
         PACKAGED[arguments.data]() if arguments.data in PACKAGED else arguments.data, experts[0].species
     )
     train, validation = split_by_group(dataset, validation_fraction=arguments.validation_fraction, seed=seed)
-    settings = Settings(
+    settings = TrainSettings(
         steps=arguments.steps,
         seed=seed,
         learning_rate=arguments.learning_rate_from_start if start else arguments.learning_rate,
@@ -78,7 +79,7 @@ def measure(arguments, start: mm.Checkpoint | None, seed: int) -> dict:
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -101,7 +102,7 @@ def main() -> None:
     parser.add_argument("--lattice-constant", type=float, default=3.98, help="Å")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
     parser.add_argument("--smoke", action="store_true", help="a tiny pair, a few steps, two shares")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     if arguments.smoke:
         vars(arguments).update(steps=8, shares=[0.125, 0.25])
     start = None if arguments.start is None else mm.load(arguments.start)

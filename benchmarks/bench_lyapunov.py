@@ -16,6 +16,7 @@ as any other that passes by.
 
 import argparse
 import time
+from collections.abc import Sequence
 
 import harness
 import jax
@@ -116,7 +117,7 @@ def measure(name: str, system, temperature_K: float, timestep_fs: float, n_steps
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -132,7 +133,7 @@ def main() -> None:
     parser.add_argument("--argon-steps", type=int, default=20_000, help="of argon, 5 fs each")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
     parser.add_argument("--smoke", action="store_true", help="a few atoms, a few steps")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     if arguments.smoke:
         vars(arguments).update(steps=60, argon_steps=60, temperatures=(300.0,), argon_temperatures=(120.0,))
     rows, before = [], 20 if arguments.smoke else 500

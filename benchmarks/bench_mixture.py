@@ -18,6 +18,7 @@ at one rebuild in 20 steps.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import harness
@@ -284,7 +285,7 @@ def draw(record: dict, folder: Path) -> Path:
     return path
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -302,7 +303,7 @@ def main() -> None:
     parser.add_argument("--redraw", action="store_true", help="draw the newest record, measure nothing")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
     parser.add_argument("--smoke", action="store_true", help="a few hundred atoms, one share, two repeats")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     if arguments.smoke:
         vars(arguments).update(atoms=256, repeats=2, shares=SHARES[1:2], balls=(1,))
     if arguments.redraw:

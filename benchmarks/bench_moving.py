@@ -20,6 +20,7 @@ The fluctuation is the standard deviation about the line of the drift.
 
 import argparse
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import harness
@@ -228,7 +229,7 @@ def farthest(carbon: np.ndarray, box: np.ndarray) -> float:
     return float(np.linalg.norm(path[..., :2], axis=-1).max()) if len(path) else 0.0
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -246,7 +247,7 @@ def main() -> None:
     parser.add_argument("--trajectory", help="file (.npz) for the frames of the last run")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
     parser.add_argument("--smoke", action="store_true", help="a fifth of a picosecond of a small terrace")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     runs = {name: RUNS[name] for name in arguments.runs}
     if arguments.smoke:
         vars(arguments).update(size=(6, 8, 3), molecules=2, ps=0.2, kick_every=0.1)

@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import harness
@@ -243,7 +244,7 @@ def draw(record: dict, folder: Path) -> Path:
     return path
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -270,7 +271,7 @@ def main() -> None:
     parser.add_argument("--redraw", action="store_true", help="draw the newest record, measure nothing")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
     parser.add_argument("--smoke", action="store_true", help="one small size, tiny models, two rounds")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     pythons = dict(value.split("=", 1) for value in arguments.peer_python)
     if unknown := set(pythons) - set(groups):
         parser.error(f"groups must be of {groups}, got {sorted(unknown)}.")

@@ -57,7 +57,7 @@ from moe_md.data import (
 )
 from moe_md.data.batching import frame_rows
 from moe_md.experts import Expert
-from moe_md.training.cotrain import Settings
+from moe_md.settings import TrainSettings
 from moe_md.training.losses import mix, predict, rows_in_domain
 
 SPECIES, METAL = ("Pt", "C", "O"), "Pt"
@@ -73,10 +73,10 @@ def clean(dataset: Dataset, max_force: float) -> Dataset:
     """Frames with energy and forces, no force longer than `max_force`, with their family and trajectory."""
     kept = []
     for frame in dataset.frames:
-        if frame.energy is not None and frame.forces is not None:
-            if np.linalg.norm(frame.forces, axis=1).max() <= max_force:
-                family = "/".join(frame.group.split("/")[:3])
-                kept.append(frame._replace(kind=family, group=f"{frame.group} {surface_cell(frame)}"))
+        labelled = frame.energy is not None and frame.forces is not None
+        if labelled and np.linalg.norm(frame.forces, axis=1).max() <= max_force:
+            family = "/".join(frame.group.split("/")[:3])
+            kept.append(frame._replace(kind=family, group=f"{frame.group} {surface_cell(frame)}"))
     return dataset_from_frames(kept, dataset.species)
 
 
@@ -251,8 +251,10 @@ def torch_loss(model, batch: Batch, weights):
     return weights.energy * (per_atom**2).mean() + weights.forces * (force_error**2).mean()
 
 
-def train_peer(model, stream: Iterator[Batch], settings: Settings, seconds: float) -> dict:
-    """As co-training does, for a number of seconds of processor time; leaves averaged parameters in the model."""
+def train_peer(model, stream: Iterator[Batch], settings: TrainSettings, seconds: float) -> dict:
+    """As co-training does, for a number of seconds of processor time;
+    leaves averaged parameters in the model.
+    """
     import torch
 
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -280,7 +282,7 @@ def train_peer(model, stream: Iterator[Batch], settings: Settings, seconds: floa
     return {"steps": step, "frames_seen": frames, "cpu_s": time.process_time() - started}
 
 
-def learning_rate(settings: Settings, step: int, share: float) -> float:
+def learning_rate(settings: TrainSettings, step: int, share: float) -> float:
     """Warm-up by steps, then the cosine of co-training, over the share of the budget spent."""
     warmup = min(1.0, step / max(min(settings.warmup_steps, settings.steps // 2), 1))
     low = settings.final_learning_rate
@@ -291,7 +293,7 @@ def learning_rate(settings: Settings, step: int, share: float) -> float:
     )
 
 
-def labelled(train, settings: Settings) -> Iterator[Batch]:
+def labelled(train, settings: TrainSettings) -> Iterator[Batch]:
     """Batches without end, those of co-training."""
     epoch = 0
     while True:
@@ -346,7 +348,9 @@ def errors_of_nothing(frames: Sequence[Frame], references: dict) -> list[Errors]
 
 
 def score(errors: list[Errors], frames: Sequence[Frame], cheap_rows: list[np.ndarray]) -> dict:
-    """Errors over all frames, by species, by family and on the atoms that the mixture gives to the cheap expert."""
+    """Errors over all frames, by species,
+    by family and on the atoms that the mixture gives to the cheap expert.
+    """
     forces = np.concatenate([e.forces for e in errors])
     symbols = np.array([s for f in frames for s in f.symbols])
     families = np.array([f.kind for f in frames])
@@ -386,7 +390,7 @@ def measure(arguments) -> dict:
     prepared = prepare(train, arguments.cutoff)
     neighbors = round(float(np.mean(np.concatenate([rows.mask.sum(axis=1) for rows in prepared.rows]))), 1)
     experts = two_experts(arguments, neighbors)
-    settings = Settings(
+    settings = TrainSettings(
         steps=arguments.steps,
         max_rows=arguments.max_rows,
         soft_force=1e3,  # every frame weighs alike, as in the peer's loss
@@ -453,8 +457,8 @@ def report(record: dict) -> str:
     return "\n".join([*lines, f"ghost force, at worst {record['ghost_force_meV_per_A']['worst']:.1f} meV/Å"])
 
 
-def main() -> None:
-    defaults = Settings()
+def main(arguments: Sequence[str] | None = None) -> None:
+    defaults = TrainSettings()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -484,7 +488,7 @@ def main() -> None:
     parser.add_argument("--cheap-hidden", type=int, default=64)
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
     parser.add_argument("--smoke", action="store_true", help="a tiny pair, a few steps")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     if arguments.smoke:
         tiny = dict(steps=2, l_max=1, scalar_features=8, tensor_features=4, cutoff=4.0)
         tiny |= dict(cheap_l_max=1, cheap_channels=4, cheap_hidden=8)

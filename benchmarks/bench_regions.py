@@ -10,6 +10,7 @@ of squares and its gradient), which no step can do without.
 """
 
 import argparse
+from collections.abc import Sequence
 
 import harness
 import jax
@@ -70,7 +71,7 @@ def measure(n_atoms: int, n_seeds: int, repeats: int) -> dict:
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -79,7 +80,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
     parser.add_argument("--smoke", action="store_true", help="two small sizes, two repeats")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     if arguments.smoke:
         vars(arguments).update(atoms=(2_000,), seeds=(5, 10), repeats=2)
     rows = []

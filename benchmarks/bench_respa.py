@@ -15,7 +15,7 @@ the C-O bond, whose period is 16 fs, is among the slow forces.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -33,8 +33,7 @@ from moe_md.analysis.environments import near_foreign
 from moe_md.analysis.errors import compare
 from moe_md.analysis.trajectory import drift
 from moe_md.data.dataset import dataset_from_frames
-from moe_md.training import cotrain
-from moe_md.training.losses import Weights
+from moe_md.settings import LossWeights, TrainSettings
 
 GUIDE = {
     "builder": "power_spectrum",
@@ -71,8 +70,8 @@ def trained_guide(arguments) -> mm.Checkpoint:
         experts.build({**GUIDE, "species": species}),
         experts.build({**LONE, "species": species, "domain": ("Pt",)}),
     )
-    alone = Weights(agree_energy=0.0, agree_partial_forces=0.0, agree_stress=0.0, mixed=0.0)
-    settings = cotrain.Settings(
+    alone = LossWeights(agree_energy=0.0, agree_partial_forces=0.0, agree_stress=0.0, mixed=0.0)
+    settings = TrainSettings(
         steps=20 if arguments.smoke else arguments.guide_steps,
         weights=alone,
         environment_rows=0,
@@ -112,7 +111,7 @@ def conservation(model, guides: dict, arguments) -> Iterator[dict]:
         for every in arguments.every:
             bonds: list[float] = []
 
-            def look(frame: simulate.Frame) -> None:
+            def look(frame: simulate.Frame, bonds: list[float] = bonds) -> None:
                 apart = frame.position[carbon] - frame.position[oxygen]
                 bonds.append(float(np.linalg.norm(apart - box * np.round(apart / box))))
 
@@ -192,7 +191,8 @@ def speed(model, guide, arguments) -> dict:
             counts[f"{share:g}, {every}"] = every
             cases[f"{share:g}, {every}"] = case(fns, every)
             print(
-                f"f = {share:g}, every {every}: compiled in {cases[f'{share:g}, {every}'].compile_seconds:.0f} s",
+                f"f = {share:g}, every {every}: "
+                f"compiled in {cases[f'{share:g}, {every}'].compile_seconds:.0f} s",
                 flush=True,
             )
     timings = harness.interleave(cases, repeats=arguments.repeats)
@@ -209,14 +209,21 @@ def speed(model, guide, arguments) -> dict:
             spent = per_step[f"{share:g}, {every}"]
             gain = per_step[f"{share:g}, {arguments.speed_every[0]}"][0] / spent[0]
             bound = (f + (1 - f) / r) / (1 / r + f / every) if every > 1 else 1.0
-            rows.append({"f": f, "slow_every": every, "median_s": spent[0], "quartiles_s": spent[1:].tolist(), "gain": gain, "bound": bound,
-                         "speedup": expensive / spent[0]})  # fmt: skip
+            rows.append({
+                "f": f,
+                "slow_every": every,
+                "median_s": spent[0],
+                "quartiles_s": spent[1:].tolist(),
+                "gain": gain,
+                "bound": bound,
+                "speedup": expensive / spent[0],
+            })  # fmt: skip
             print(rows[-1], flush=True)
     return {"atoms": len(position), "repeats": arguments.repeats, "r": expensive / cheap,
             "expensive_s": expensive, "cheap_s": cheap, "rows": rows}  # fmt: skip
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -256,7 +263,7 @@ def main() -> None:
     parser.add_argument(
         "--smoke", action="store_true", help="fs of a small slab, a few hundred atoms, two repeats"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     if arguments.smoke:
         vars(arguments).update(
             ps=0.1,
@@ -269,8 +276,16 @@ def main() -> None:
             repeats=2,
         )
     guide = trained_guide(arguments)
-    record = {"benchmark": "respa", **harness.environment(), "smoke": arguments.smoke, "checkpoint": arguments.checkpoint,
-              "speed_checkpoint": arguments.speed_checkpoint, "dtype": "float64 and float32", "lattice_constant": LATTICE, "guide": guide.experts[0].config}  # fmt: skip
+    record = {
+        "benchmark": "respa",
+        **harness.environment(),
+        "smoke": arguments.smoke,
+        "checkpoint": arguments.checkpoint,
+        "speed_checkpoint": arguments.speed_checkpoint,
+        "dtype": "float64 and float32",
+        "lattice_constant": LATTICE,
+        "guide": guide.experts[0].config,
+    }
     if "conservation" in arguments.parts:
         model = mm.load(arguments.checkpoint)
         guides = {

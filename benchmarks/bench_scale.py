@@ -13,6 +13,7 @@ works in, which all grow with the atoms (chunks of rows are as large as ever).
 """
 
 import argparse
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import harness
@@ -185,7 +186,7 @@ def describe(record: dict) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -199,7 +200,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="tiny experts with random parameters")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
     parser.add_argument("--smoke", action="store_true", help="a few hundred atoms, tiny experts, two repeats")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     if arguments.smoke:
         vars(arguments).update(atoms=(256, 500), steps=2, long_steps=4, repeats=2, tiny=True)
     record = measure(arguments)

@@ -14,6 +14,7 @@ appended to `benchmarks/results/soak.jsonl`.
 import argparse
 import resource
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -112,7 +113,7 @@ def resident_MB() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--checkpoint", default="ptco")
@@ -127,10 +128,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("soak"))
     parser.add_argument("--smoke", action="store_true", help="few steps: shows that it runs")
     parser.add_argument("--results", type=Path, default=harness.RESULTS)
-    arguments = parser.parse_args()
-    jax.config.update("jax_enable_x64", arguments.dtype == "float64")
+    arguments = parser.parse_args(arguments)
     if arguments.smoke:
         arguments.steps = 20 * CHUNK
+    with jax.enable_x64(arguments.dtype == "float64"):
+        record = soak(arguments)
+    harness.append(arguments.results, "soak", record)
+    for name, value in record.items():
+        print(f"{name}: {value}")
+
+
+def soak(arguments: argparse.Namespace) -> dict:
+    """Run, or go on with a run that was stopped; the record."""
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     atoms, (neighbor_fn, energy_fn), shift_fn = prepare(arguments.checkpoint, tuple(arguments.size))
@@ -177,7 +186,7 @@ def main() -> None:
     slope = drift(log["time_ps"], log["total"], len(atoms))
     steps, memory, compiled = map(np.asarray, zip(*watch.rows))
     early = np.searchsorted(steps, steps[0] + (steps[-1] - steps[0]) // 10)
-    record = {
+    return {
         "benchmark": "soak",
         "smoke": arguments.smoke,
         **harness.environment(),
@@ -198,9 +207,6 @@ def main() -> None:
         "share_on_expensive_expert": np.count_nonzero(np.asarray(result.neighbors.centers[0]) < len(atoms))
         / len(atoms),
     }
-    harness.append(arguments.results, "soak", record)
-    for name, value in record.items():
-        print(f"{name}: {value}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ line to `results/regression.jsonl`; the newest of its kind counts.
 import argparse
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 
 import bench_mixture
 import bench_roofline
@@ -49,7 +50,7 @@ def fallen(now: dict[str, float], before: dict[str, float], least: float) -> lis
     return [name for name, value in before.items() if not now.get(name, 0.0) >= least * value]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument(
         "--smoke", action="store_true", help="tiny experts, few atoms: the program works, timings mean little"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     least = (0.3 if arguments.smoke else 0.8) if arguments.least is None else arguments.least
     environment = harness.environment()
     same = [

@@ -1,23 +1,59 @@
-"""moe_md: expensive and cheap potentials as one differentiable energy."""
+"""moe_md: expensive and cheap potentials as one differentiable energy.
 
-from moe_md import adjoint, derivatives, distributed, experts, implicit, regions, reweighting, simulate, units
-from moe_md.checkpoint import Checkpoint, load, save
-from moe_md.mixture import mixture_neighbor_list
-from moe_md.training.cotrain import cotrain
+Names are imported when they are first used (PEP 562): `import moe_md` loads neither jax nor ASE.
+"""
 
-__all__ = [
-    "Checkpoint",
-    "adjoint",
-    "cotrain",
-    "derivatives",
-    "distributed",
-    "experts",
-    "implicit",
-    "load",
-    "mixture_neighbor_list",
-    "regions",
-    "reweighting",
-    "save",
-    "simulate",
-    "units",
-]
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moe_md import adjoint as adjoint
+    from moe_md import derivatives as derivatives
+    from moe_md import distributed as distributed
+    from moe_md import experts as experts
+    from moe_md import implicit as implicit
+    from moe_md import regions as regions
+    from moe_md import reweighting as reweighting
+    from moe_md import simulate as simulate
+    from moe_md import units as units
+    from moe_md.checkpoint import Checkpoint as Checkpoint
+    from moe_md.checkpoint import load as load
+    from moe_md.checkpoint import save as save
+    from moe_md.compilation_cache import use_compilation_cache as use_compilation_cache
+    from moe_md.mixture import mixture_neighbor_list as mixture_neighbor_list
+    from moe_md.training.cotrain import cotrain as cotrain
+
+# Module in which each public name is defined; None for a module itself.
+_HOME = {
+    "Checkpoint": "checkpoint",
+    "adjoint": None,
+    "cotrain": "training.cotrain",
+    "derivatives": None,
+    "distributed": None,
+    "experts": None,
+    "implicit": None,
+    "load": "checkpoint",
+    "mixture_neighbor_list": "mixture",
+    "regions": None,
+    "reweighting": None,
+    "save": "checkpoint",
+    "simulate": None,
+    "units": None,
+    "use_compilation_cache": "compilation_cache",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'moe_md' has no attribute {name!r}")
+    home = _HOME[name]
+    module = importlib.import_module(f"moe_md.{home or name}")
+    value = module if home is None else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

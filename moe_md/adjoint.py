@@ -203,8 +203,8 @@ def _prepared(
     state = getattr(state, "dynamics", state)
     if type(integrator) is not NVE:
         raise ValueError(
-            f"integrator must be from nve to be walked back in time, got {type(integrator).__name__}, which forgets: "
-            'use simulate.rollout(..., checkpoint="sqrt").'
+            f"integrator must be from nve to be walked back in time, got {type(integrator).__name__}, "
+            'which forgets: use simulate.rollout(..., checkpoint="sqrt").'
         )
     check_arguments(
         energy_fn,
@@ -227,14 +227,16 @@ def _prepared(
         )
     if jax.dtypes.canonicalize_dtype(np.int64) != np.int64:
         raise ValueError(
-            'jax_enable_x64 must be on for positions and momenta in 64-bit integers, got off: jax.config.update("jax_enable_x64", True); '
+            "jax_enable_x64 must be on for positions and momenta in 64-bit integers, got off: "
+            'jax.config.update("jax_enable_x64", True); '
             "positions, and so energies, may stay float32."
         )
     with jax.ensure_compile_time_eval():
         move = np.asarray(integrator.shift_fn(jnp.full((1, 3), 1e-3), jnp.full((1, 3), 1e-3)))
     if not np.allclose(move, 2e-3, rtol=1e-4):
         raise ValueError(
-            "shift_fn of the integrator must take positions in Å, got one of fractional coordinates: use simulate.rollout."
+            "shift_fn of the integrator must take positions in Å, got one of fractional coordinates: "
+            "use simulate.rollout."
         )
     dtype = state.position.dtype
     leaves, structure = jax.tree.flatten((params, region))
@@ -250,7 +252,8 @@ def _prepared(
             state.position,
             jnp.zeros((), dtype),
         )
-        observe, constants = jax.closure_convert(observe, like)
+        observe, closed_over = jax.closure_convert(observe, like)
+        constants = tuple(closed_over)
     block = n_steps if update_every is None else update_every
     plan = _Plan(
         energy_fn,
@@ -268,7 +271,7 @@ def _prepared(
     others = tuple(x for x, wanted in zip(leaves, is_float) if not wanted)
     timestep = jnp.asarray(integrator.timestep_fs, jnp.float64) * units.fs
     return plan, (
-        _Inputs(state.position, state.momentum, mass, timestep, real, tuple(constants)),
+        _Inputs(state.position, state.momentum, mass, timestep, real, constants),
         others,
         neighbors,
     )
@@ -437,7 +440,10 @@ def _forth(plan: _Plan, inputs: _Inputs, others, neighbors) -> tuple[_Reached, _
 
 
 def _undone(plan: _Plan, inputs: _Inputs, others, lists, X: Array, half: Array):
-    """From X and the P of half a step later: energy and force there, P there, and X and P of half a step earlier and before."""
+    """From X and the P of half a step later to the step before.
+
+    Returns energy, force and P at X, then X and P of half a step earlier and before.
+    """
     energy, force = _energy_and_force(plan, inputs, others, lists, _float(X, plan.dtype))
     kick = _kick(inputs.timestep, force)
     P = half - kick
@@ -446,7 +452,10 @@ def _undone(plan: _Plan, inputs: _Inputs, others, lists, X: Array, half: Array):
 
 
 def _walk_back(plan: _Plan, inputs, kept: _Kept) -> tuple[Array, Array, Array]:
-    """Without cotangents: where the way back ends, P half a step later, and whether it met the places kept."""
+    """Without cotangents.
+
+    Returns where the way back ends, P half a step later, and whether it met the places kept.
+    """
 
     def block(carry, place):
         X, half, same = carry
@@ -489,7 +498,10 @@ def _back(plan: _Plan, inputs, kept: _Kept, given: _Reached) -> _Inputs:
     per_block = plan.n_looks * plan.n_between
 
     def force_at(back: _Back, lists):
-        """What happens at one place: its force kicked twice, was observed, and depends on position, params and region."""
+        """What happens at one place.
+
+        Its force kicked twice, was observed, and depends on position, params and region.
+        """
         energy, force, P, X, before = _undone(plan, own, others, lists, back.X, back.half)
         of_timestep = back.of_timestep + 0.5 * jnp.sum(force.astype(wide) * back.of_kick)
         return (
@@ -515,12 +527,13 @@ def _back(plan: _Plan, inputs, kept: _Kept, given: _Reached) -> _Inputs:
 
     def undo(back: _Back, lists, asked=None) -> _Back:
         energy, force, P, X, before, back = force_at(back, lists)
-        if asked is not None:
+        observe = plan.observe
+        if observe is not None and asked is not None:
             seen = Snapshot(
                 back.step, _float(back.X, plan.dtype), _float(P, own.momentum.dtype), own.mass, force, energy
             )
             _, pull = jax.vjp(
-                lambda constants, *floats: plan.observe(Snapshot(seen.step, *floats), *constants),
+                lambda constants, *floats: observe(Snapshot(seen.step, *floats), *constants),
                 own.constants,
                 *seen[1:],
             )
@@ -567,17 +580,21 @@ def _back(plan: _Plan, inputs, kept: _Kept, given: _Reached) -> _Inputs:
     asked = None
     if plan.observe is not None and not plan.summed:
         asked = jax.tree.map(lambda x: x.reshape(plan.n_blocks, plan.n_looks, *x.shape[1:]), given.observed)
-    flat = jnp.zeros(own.position.shape, wide)
+    X, half = kept.end
     back = _Back(
-        *kept.end,
-        jnp.ones((), bool),
-        *(x.astype(wide) for x in (given.position, given.momentum)),
-        flat,
-        *(x.astype(wide) for x in (given.force, given.energy)),
-        jnp.zeros_like(mass),
-        jnp.zeros((), wide),
-        *(tuple(jnp.zeros(jnp.shape(x), wide) for x in xs) for xs in (own.leaves, own.constants)),
-        jnp.asarray(plan.n_blocks * per_block, jnp.int32),
+        X=X,
+        half=half,
+        same=jnp.ones((), bool),
+        of_position=given.position.astype(wide),
+        of_momentum=given.momentum.astype(wide),
+        of_kick=jnp.zeros(own.position.shape, wide),
+        of_force=given.force.astype(wide),
+        of_energy=given.energy.astype(wide),
+        of_mass=jnp.zeros_like(mass),
+        of_timestep=jnp.zeros((), wide),
+        of_leaves=tuple(jnp.zeros(jnp.shape(x), wide) for x in own.leaves),
+        of_constants=tuple(jnp.zeros(jnp.shape(x), wide) for x in own.constants),
+        step=jnp.asarray(plan.n_blocks * per_block, jnp.int32),
     )
     back, _ = jax.lax.scan(block, back, (kept.places, asked), plan.n_blocks, reverse=True)
     lists = _first_lists(plan, inputs, kept)

@@ -3,7 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import jax
@@ -12,35 +12,11 @@ import numpy as np
 from moe_md import checkpoint as checkpoints
 from moe_md import demo
 from moe_md.analysis.bulk import relax_fcc
-from moe_md.settings import check_fields
+from moe_md.files import write_json
+from moe_md.settings import BenchSettings, DemoSettings
 
 
-@dataclass(frozen=True)
-class Settings:
-    """A timing; keys of the `[bench]` table of a settings file."""
-
-    checkpoint: str = "ptco"  # name or path
-    columns: int = 8  # Pt atoms along x, even
-    rows: int = 8  # rows of Pt atoms along y, a multiple of 4
-    layers: int = 32
-    rounds: int = 9
-    timestep_fs: float = 1.0
-    chunk_size: int = 64  # rows computed at a time
-    dtype: str = "float32"  # float32 or float64
-    seed: int = 0
-
-    def __post_init__(self):
-        check_fields(self)
-        if self.dtype not in ("float32", "float64"):
-            raise ValueError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}.")
-        for name in ("columns", "rows", "layers", "rounds", "timestep_fs", "chunk_size"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}.")
-
-
-def run(settings: Settings, folder, say: Callable = print) -> dict:
+def run(settings: BenchSettings, folder, say: Callable = print) -> dict:
     """Time a mixture against either expert alone.
 
     Args:
@@ -55,10 +31,10 @@ def run(settings: Settings, folder, say: Callable = print) -> dict:
         return _run(settings, Path(folder), say)
 
 
-def _run(settings: Settings, folder: Path, say: Callable) -> dict:
+def _run(settings: BenchSettings, folder: Path, say: Callable) -> dict:
     model = checkpoints.load(settings.checkpoint)
     demo.check_experts(model)
-    shape = demo.Settings(columns=settings.columns, rows=settings.rows, layers=settings.layers)
+    shape = DemoSettings(columns=settings.columns, rows=settings.rows, layers=settings.layers)
     crystal = relax_fcc(model.experts[1], model.params[1], demo.METAL)
     system = demo.build(model, shape, crystal.lattice_constant, np.dtype(settings.dtype))
     say(f"{len(system.atoms)} atoms, {settings.dtype}; compiling three programs")
@@ -87,6 +63,6 @@ def _run(settings: Settings, folder: Path, say: Callable) -> dict:
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
     }
-    checkpoints.write_json(folder / "bench.json", record)
+    write_json(folder / "bench.json", record)
     say(f"wrote {folder / 'bench.json'}")
     return record

@@ -1,26 +1,20 @@
 """Checkpoints: experts, parameters and how they were made, in one file.
 
-MessagePack of plain values and arrays; nothing in a file is ever executed.
-Written under another name and renamed, so that a file is whole or absent.
+MessagePack of plain values and arrays (`files.py`); nothing in a file is ever executed.
 """
 
-import hashlib
-import json
-import os
-from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from moe_md.experts import Expert, Params, build
+from moe_md.files import read, signature, write
 
 FORMAT = 1
-MAX_DEPTH = 32  # of what a file nests
 
 
 class Checkpoint(NamedTuple):
@@ -97,114 +91,6 @@ def load(name_or_path) -> Checkpoint:
     return Checkpoint(tuple(experts), tuple(params), content["settings"], content["record"])
 
 
-def write(path, version: int, content: dict) -> None:
-    """Write plain values and arrays, with their format version and their SHA-256.
-
-    Args:
-        path: file to write; the folder exists.
-        version: stored as `format`.
-        content: a dict of dicts, lists, numbers, text and arrays.
-
-    Raises:
-        OSError: the file cannot be written; what was there before is whole.
-    """
-    content = {"format": version, **content}
-    write_atomic(path, flax.serialization.msgpack_serialize({**content, "sha256": _sha256(content)}))
-
-
-def read(path, what: str, version: int, keys: Sequence[str]) -> dict:
-    """What `write` wrote.
-
-    The digest tells damage from a file as it was written (files of before the
-    digest carry none); it is no signature.
-
-    Args:
-        path: the file.
-        what: it must be, for messages.
-        version: its `format` must be.
-        keys: it must hold.
-
-    Returns:
-        The content, with `format`.
-
-    Raises:
-        ValueError: the file cannot be read, is of another version, is not as it
-            was written, lacks a key, or holds anything else.
-    """
-    path = Path(path)
-    try:
-        content = flax.serialization.msgpack_restore(path.read_bytes())
-        _check_plain(content)
-        found = content["format"]
-    except Exception as error:  # garbage upsets the decoder in many ways
-        raise ValueError(
-            f"{path} must be {what}, but it cannot be read: {type(error).__name__}: {error}."
-        ) from None
-    if type(found) is not type(version) or found != version:
-        raise ValueError(f"{path} must have {what.split()[-1]} format {version}, got {found!r:.80}.")
-    digest = content.pop("sha256", None)
-    if digest is not None and digest != _sha256(content):
-        raise ValueError(f"{path} must be {what} as it was written, but its content has changed since.")
-    missing, unknown = set(keys) - set(content), set(content) - {"format", *keys}
-    if missing or unknown:
-        problem = (
-            f"holds no {', '.join(sorted(missing))}" if missing else f"also holds {sorted(map(str, unknown))}"
-        )
-        raise ValueError(f"{path} must be {what}, but it {problem}.")
-    return content
-
-
-def write_atomic(path, content: bytes) -> None:
-    """Write bytes so that `path` holds either the old or the new content.
-
-    Raises:
-        OSError: the new content cannot be written.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            reason = f"cannot be written, what was there before is kept: {error.strerror or error}"
-            raise OSError(error.errno, reason, str(path)) from error
-        raise
-
-
-def signature(tree, *, dtypes: bool):
-    """Shapes, and dtypes if asked for, of a tree of dicts and arrays; the type of what is neither."""
-    if isinstance(tree, dict):
-        return {key: signature(value, dtypes=dtypes) for key, value in tree.items()}
-    if not hasattr(tree, "dtype"):
-        return type(tree).__name__
-    return (tuple(tree.shape), str(tree.dtype)) if dtypes else tuple(tree.shape)
-
-
-def _sha256(content: dict) -> str:
-    return hashlib.sha256(flax.serialization.msgpack_serialize(content)).hexdigest()
-
-
-def _check_plain(value, depth: int = 0) -> None:
-    """Plain values and arrays only, nested no deeper than anything we write."""
-    if depth > MAX_DEPTH:
-        raise ValueError(f"nested deeper than {MAX_DEPTH}")
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, (str, int)):
-                raise ValueError(f"a key is {key!r:.80}")
-            _check_plain(item, depth + 1)
-    elif isinstance(value, list):
-        for item in value:
-            _check_plain(item, depth + 1)
-    elif not isinstance(value, (np.ndarray, np.generic, str, bool, int, float, type(None))):
-        raise ValueError(f"it holds {value!r:.80}")
-
-
 def _in_order(path: Path, key: str, value) -> list:
     """A list of dicts, also where it was stored as a dict of indices."""
     if isinstance(value, dict) and all(str(k).isdecimal() for k in value):
@@ -223,13 +109,3 @@ def _check_params(path: Path, builder: str, wanted: Params, params: Params) -> N
             raise ValueError(
                 f"{path} must hold finite floating-point parameters for {builder}, got {leaf!r:.80}."
             )
-
-
-def write_json(path, content: dict) -> None:
-    """A file of JSON, whole or not at all; arrays become lists."""
-    write_atomic(path, (json.dumps(content, indent=2, default=plain) + "\n").encode())
-
-
-def plain(value):
-    """What JSON has no word for, as it has one: for `json.dumps(default=)`."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)

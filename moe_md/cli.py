@@ -3,31 +3,48 @@
 Settings come from dataclasses and builders; a TOML file (`--settings`) holds
 them under the same names, one table per command, and options override it. An
 unknown key is an error. What a person got wrong is answered in one line.
+
+A command imports what it runs when it runs: help and mistyped options are
+answered before jax is loaded.
 """
 
 import argparse
-import inspect
 import json
-import os
 import sys
 import typing
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
-import jax
 import shtab
 
-from moe_md import bench, demo, experts, export, md, settings_file, simulate, validate
-from moe_md import checkpoint as checkpoints
-from moe_md.analysis import errors
-from moe_md.data import PACKAGED, Dataset, load_dataset, split_by_group, summary
-from moe_md.settings import check_fields, kind_of
-from moe_md.training import cotrain, evaluation
+from moe_md import settings_file
+from moe_md.checks import kind_of
+from moe_md.compilation_cache import quieten_cache_warnings, use_compilation_cache
+from moe_md.failures import SimulationError
+from moe_md.files import plain, write_atomic, write_json
+from moe_md.settings import (
+    DATA,
+    PACKAGED_FRAMES,
+    BenchSettings,
+    DataSettings,
+    DemoSettings,
+    ExportSettings,
+    RunSettings,
+    TrainSettings,
+    ValidateSettings,
+    help_of,
+)
 
-DATA = "ptco_pbe"  # the packaged frames
+if typing.TYPE_CHECKING:
+    import jax
+
+    from moe_md.checkpoint import Checkpoint
+    from moe_md.data import Dataset
+    from moe_md.experts import Expert
+
 EPILOG = """\
 first steps:
   moe-md demo                                     the packaged potentials on a slab, with pictures
@@ -40,24 +57,6 @@ Every folder of results holds settings.toml, with which it can be made again.
 Exit codes: 0 done, 1 a run failed (its last good state is saved), 2 wrong input, 130 interrupted.
 Completion by tab, in bash: eval "$(moe-md --print-completion bash)"
 """
-
-
-@dataclass(frozen=True)
-class Data:
-    """Labelled frames; keys of the `[data]` table of a settings file."""
-
-    file: str = DATA  # extended XYZ, or the name of packaged frames
-    energy_key: str | None = None  # name of the energy; else free_energy, else energy
-    forces_key: str = "forces"  # name of the forces
-    stress_key: str = "stress"  # name of the stress
-    group_key: str = "origin"  # name of what frames of one trajectory share
-    kind_key: str = "kind"  # name of what says which frames are alike; errors are told by kind
-
-    def __post_init__(self):
-        check_fields(self)
-        for name, value in vars(self).items():
-            if value == "":
-                raise ValueError(f"{name} must not be empty.")
 
 
 def main(arguments: typing.Sequence[str] | None = None) -> int:
@@ -74,30 +73,32 @@ def main(arguments: typing.Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     parsed.typed = arguments
     say = partial(print, file=sys.stderr, flush=True) if parsed.json else partial(print, flush=True)
-    _keep_compiled_programs()
+    use_compilation_cache()
     try:
         with warnings.catch_warnings():
             _quieten()
             result = parsed.command(parsed, say)
-    except (ValueError, OSError, FloatingPointError, simulate.SimulationError) as error:
+    except (ValueError, OSError, FloatingPointError, SimulationError) as error:
         if parsed.traceback:
             raise
         text = " ".join(str(error).split())
         print(f"moe-md: error: {text}", file=sys.stderr)
         if parsed.json:
             print(json.dumps({"error": text}))
-        return 1 if isinstance(error, (FloatingPointError, simulate.SimulationError)) else 2
+        return 1 if isinstance(error, (FloatingPointError, SimulationError)) else 2
     except KeyboardInterrupt:
         print("moe-md: interrupted", file=sys.stderr)
         return 130
     if parsed.json:
-        print(json.dumps(result, default=checkpoints.plain))
+        print(json.dumps(result, default=plain))
     return 0
 
 
 def run_demo(parsed, say: Callable) -> dict:
     """`moe-md demo`"""
-    settings = settings_file.settings(demo.Settings, "demo", parsed)
+    settings = settings_file.settings(DemoSettings, "demo", parsed)
+    from moe_md import demo
+
     settings = demo.small(settings) if parsed.small else settings
     _echo(parsed, {"demo": settings})
     result = demo.run(settings, parsed.out, say)
@@ -111,7 +112,11 @@ def run_demo(parsed, say: Callable) -> dict:
 def run_train(parsed, say: Callable) -> dict:
     """`moe-md train`"""
     tables = settings_file.tables(parsed.settings)
-    training = settings_file.settings(cotrain.Settings, "training", parsed)
+    training = settings_file.settings(TrainSettings, "training", parsed)
+    from moe_md import checkpoint as checkpoints
+    from moe_md.data import split_by_group
+    from moe_md.training import cotrain, evaluation
+
     dataset = _dataset(parsed)
     start = parsed.start or tables.get("start")
     start = None if start is None else checkpoints.load(start)
@@ -131,7 +136,8 @@ def run_train(parsed, say: Callable) -> dict:
     )
     own = {} if same else {"expensive": dict(first.config), "cheap": dict(second.config)}
     _echo(
-        parsed, {**begun, "data": settings_file.settings(Data, "data", parsed), **own, "training": training}
+        parsed,
+        {**begun, "data": settings_file.settings(DataSettings, "data", parsed), **own, "training": training},
     )
     result = cotrain.cotrain(
         (first, second),
@@ -147,7 +153,7 @@ def run_train(parsed, say: Callable) -> dict:
     result = result._replace(settings={**result.settings, **split})
     checkpoints.save(folder / "checkpoint.msgpack", result)
     record = {"settings": result.settings, "experts": [first.config, second.config], **result.record}
-    checkpoints.write_json(folder / "record.json", record)
+    write_json(folder / "record.json", record)
     if result.record["history"]:
         kept = result.record["best_step"] or result.record["history"][-1]["step"]
         (scores,) = (h for h in result.record["history"] if h["step"] == kept)
@@ -158,23 +164,26 @@ def run_train(parsed, say: Callable) -> dict:
 
 def run_evaluate(parsed, say: Callable) -> dict:
     """`moe-md evaluate`"""
+    from moe_md import checkpoint as checkpoints
+    from moe_md.training import evaluation
+
     model = checkpoints.load(parsed.checkpoint)
     if len(model.experts) != 2:
         raise ValueError(f"checkpoint must hold two experts, got {len(model.experts)}.")
     dataset = _part(
         _dataset(parsed, model.experts[0].species), model, parsed.split, parsed.validation_fraction
     )
-    _echo(parsed, {"data": settings_file.settings(Data, "data", parsed)})
+    _echo(parsed, {"data": settings_file.settings(DataSettings, "data", parsed)})
     scores = evaluation.evaluate_by_kind(model.experts, model.params, dataset)
     report = {
         "checkpoint": str(parsed.checkpoint),
-        "data": settings_file.settings(Data, "data", parsed).file,
+        "data": settings_file.settings(DataSettings, "data", parsed).file,
         "split": parsed.split,
         "kinds": scores,
     }
     folder = Path(parsed.out)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoints.write_json(folder / "evaluation.json", report)
+    write_json(folder / "evaluation.json", report)
     say(_table_of_errors(scores))
     say(f"wrote {folder / 'evaluation.json'}")
     return report
@@ -182,34 +191,46 @@ def run_evaluate(parsed, say: Callable) -> dict:
 
 def run_validate(parsed, say: Callable) -> dict:
     """`moe-md validate`"""
-    settings = settings_file.settings(validate.Settings, "validate", parsed)
+    settings = settings_file.settings(ValidateSettings, "validate", parsed)
+    from moe_md import checkpoint as checkpoints
+    from moe_md import validate
+    from moe_md.analysis import errors
+
     model = checkpoints.load(parsed.checkpoint)
     errors.check_two(model)
     split = parsed.split
     if split is None:
         known = parsed.validation_fraction or model.settings.get("validation_fraction")
-        split = "validation" if settings_file.settings(Data, "data", parsed).file == DATA and known else "all"
+        split = (
+            "validation"
+            if settings_file.settings(DataSettings, "data", parsed).file == DATA and known
+            else "all"
+        )
     dataset = _part(_dataset(parsed, model.experts[0].species), model, split, parsed.validation_fraction)
     names = {
         "checkpoint": str(parsed.checkpoint),
-        "data": settings_file.settings(Data, "data", parsed).file,
+        "data": settings_file.settings(DataSettings, "data", parsed).file,
         "split": split,
     }
     settings = validate.small(settings) if parsed.small else settings
-    _echo(parsed, {"data": settings_file.settings(Data, "data", parsed), "validate": settings})
+    _echo(parsed, {"data": settings_file.settings(DataSettings, "data", parsed), "validate": settings})
     return validate.run(model, dataset, settings, parsed.out, say, names=names)
 
 
 def run_dynamics(parsed, say: Callable) -> dict:
     """`moe-md run`"""
-    settings = settings_file.settings(md.Settings, "run", parsed)
+    settings = settings_file.settings(RunSettings, "run", parsed)
+    from moe_md import md
+
     _echo(parsed, {"run": settings})
     return md.run(settings, parsed.out, say)
 
 
 def run_export(parsed, say: Callable) -> dict:
     """`moe-md export`"""
-    settings = settings_file.settings(export.Settings, "export", parsed)
+    settings = settings_file.settings(ExportSettings, "export", parsed)
+    from moe_md import export
+
     script = export.lammps(settings, parsed.out)
     _echo(parsed, {"export": settings})
     say(f"wrote {script}: python {script}, or mpirun -np 2 python {script}")
@@ -218,30 +239,32 @@ def run_export(parsed, say: Callable) -> dict:
 
 def run_bench(parsed, say: Callable) -> dict:
     """`moe-md bench`"""
-    settings = settings_file.settings(bench.Settings, "bench", parsed)
+    settings = settings_file.settings(BenchSettings, "bench", parsed)
+    from moe_md import bench
+
     _echo(parsed, {"bench": settings})
     return bench.run(settings, parsed.out, say)
 
 
 def run_init(parsed, say: Callable) -> dict:
     """`moe-md init`"""
-    path, metal = Path(parsed.file), cotrain.Settings().metal
+    path, metal = Path(parsed.file), TrainSettings().metal
     if path.exists():
         raise ValueError(f"file must be a new one, got {path}, which is there.")
-    species = Data().file if parsed.data is None else parsed.data
+    species = DataSettings().file if parsed.data is None else parsed.data
     first, second = _experts({}, _dataset(argparse.Namespace(settings=None, file=species)), metal, path)
     content = {
-        "data": Data(file=species),
+        "data": DataSettings(file=species),
         **{name: dict(e.config) for name, e in (("expensive", first), ("cheap", second))},
-        "training": cotrain.Settings(),
-        "run": md.Settings(
+        "training": TrainSettings(),
+        "run": RunSettings(
             structure="slab.extxyz", region_around=",".join(s for s in first.species if s != metal)
         ),
     }
     header = ["Settings of moe-md: an option on the command line overrides a key, a key that is left out has its default.",
               "moe-md train --settings FILE; moe-md run --settings FILE --checkpoint training/checkpoint.msgpack"]  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoints.write_atomic(path, settings_file.written(content, header).encode())
+    write_atomic(path, settings_file.written(content, header).encode())
     say(f"wrote {path}: edit [data], then moe-md train --settings {path}")
     return {"file": str(path)}
 
@@ -250,14 +273,18 @@ def _echo(parsed, content: dict) -> None:
     settings_file.echo(parsed.out, content, parsed.typed)
 
 
-def _dataset(parsed, species=None) -> Dataset:
-    keys = asdict(settings_file.settings(Data, "data", parsed))
+def _dataset(parsed, species=None) -> "Dataset":
+    keys = asdict(settings_file.settings(DataSettings, "data", parsed))
+    from moe_md.data import PACKAGED, load_dataset
+
     file = keys.pop("file")
     return load_dataset(PACKAGED[file]() if file in PACKAGED else file, species, **keys)
 
 
-def _part(dataset: Dataset, model: checkpoints.Checkpoint, split: str, fraction: float | None) -> Dataset:
+def _part(dataset: "Dataset", model: "Checkpoint", split: str, fraction: float | None) -> "Dataset":
     """The frames of a split, made as training made it."""
+    from moe_md.data import split_by_group
+
     if split == "all":
         return dataset
     fraction = model.settings.get("validation_fraction") if fraction is None else fraction
@@ -270,13 +297,19 @@ def _part(dataset: Dataset, model: checkpoints.Checkpoint, split: str, fraction:
     return {"train": train, "validation": validation}[split]
 
 
-def _counts(name: str, dataset: Dataset) -> str:
+def _counts(name: str, dataset: "Dataset") -> str:
+    from moe_md.data import summary
+
     counts = summary(dataset)
     return f"{name}: {counts['frames']} frames of {counts['groups']} groups, {counts['atoms']} atoms"
 
 
-def _experts(tables: dict, dataset: Dataset, metal: str, file) -> tuple:
+def _experts(tables: dict, dataset: "Dataset", metal: str, file) -> "tuple[Expert, Expert]":
     """The two experts of a settings file; what it leaves out is filled in."""
+    import inspect
+
+    from moe_md import experts
+
     species = [metal, *(s for s in dataset.species if s != metal)]
     defaults = {
         "expensive": {"builder": "allegro", "species": species, "cutoff": 5.0},
@@ -304,7 +337,8 @@ def _experts(tables: dict, dataset: Dataset, metal: str, file) -> tuple:
         allowed = ("builder", *inspect.signature(experts.BUILDERS[builder]).parameters)
         settings_file.check_keys(config, allowed, f"[{name}] of {file}")
         made.append(experts.build(config))
-    return tuple(made)
+    first, second = made
+    return first, second
 
 
 def _table_of_errors(scores: dict) -> str:
@@ -324,10 +358,12 @@ def _table_of_errors(scores: dict) -> str:
     return "\n".join(lines)
 
 
-def _devices(wanted: str | None) -> list | None:
+def _devices(wanted: str | None) -> "list[jax.Device] | None":
     """Those that `--devices` asks for."""
     if wanted is None:
         return None
+    import jax
+
     found = jax.devices()
     if wanted == "all":
         return found
@@ -367,9 +403,7 @@ def _parser() -> argparse.ArgumentParser:
             kind = kind_of(typing.get_type_hints(settings_class)[item.name])
             if kind in (int, float, str):
                 default = [] if item.default in (None, "") else [f"default {item.default}"]
-                text = "; ".join(settings_file.comment(settings_class, item.name) + default).replace(
-                    "%", "%%"
-                )
+                text = "; ".join(([help_of(item)] if help_of(item) else []) + default).replace("%", "%%")
                 sub.add_argument(
                     f"--{item.name.replace('_', '-')}", type=kind, help=text, metavar=kind.__name__
                 )
@@ -394,7 +428,7 @@ def _parser() -> argparse.ArgumentParser:
         run_demo,
         "demo",
         "Run a CO-covered Pt(111) slab under two experts and report on it",
-        demo.Settings,
+        DemoSettings,
     )
     sub.add_argument("--small", action="store_true", help="a small slab and few steps, for tests")
 
@@ -403,7 +437,7 @@ def _parser() -> argparse.ArgumentParser:
         run_train,
         "training",
         "Train an expensive and a cheap expert together; resumes where it stopped",
-        cotrain.Settings,
+        TrainSettings,
     )
     _data_options(sub)
     sub.add_argument(
@@ -437,7 +471,7 @@ def _parser() -> argparse.ArgumentParser:
         run_validate,
         "validation",
         "Errors, properties, seam and dynamics of a checkpoint, as a report",
-        validate.Settings,
+        ValidateSettings,
     )
     sub.add_argument("checkpoint", help="name or path")
     _data_options(sub)
@@ -449,17 +483,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--validation-fraction", type=float, help="of the split; default what training used")
     sub.add_argument("--small", action="store_true", help="few steps of dynamics, for tests")
 
-    command("run", run_dynamics, "run", "Molecular dynamics of a structure", md.Settings)
+    command("run", run_dynamics, "run", "Molecular dynamics of a structure", RunSettings)
     sub = command(
         "export",
         run_export,
         "exported",
         "Write a folder that runs a structure in another program",
-        export.Settings,
+        ExportSettings,
     )
     sub.add_argument("program", choices=("lammps",), help="that runs it")
     command(
-        "bench", run_bench, "bench", "Time a mixture against either expert alone, on a slab", bench.Settings
+        "bench", run_bench, "bench", "Time a mixture against either expert alone, on a slab", BenchSettings
     )
     return parser
 
@@ -469,11 +503,11 @@ def _data_options(sub) -> None:
         "--data",
         dest="file",
         metavar="FILE",
-        help=f"extended XYZ, or packaged frames: {', '.join(PACKAGED)} (default {DATA})",
+        help=f"extended XYZ, or packaged frames: {', '.join(PACKAGED_FRAMES)} (default {DATA})",
     )
     for name in ("energy_key", "forces_key", "stress_key", "group_key", "kind_key"):
-        default = next(f.default for f in fields(Data) if f.name == name)
-        (text,) = settings_file.comment(Data, name)
+        item = DataSettings.__dataclass_fields__[name]
+        default, text = item.default, help_of(item)
         sub.add_argument(
             f"--{name.replace('_', '-')}",
             metavar="NAME",
@@ -482,20 +516,12 @@ def _data_options(sub) -> None:
 
 
 def _quieten() -> None:
-    # XLA calls its own programs, kept on this very machine, a mismatch of machines (jax issue 38445).
-    if jax.config.jax_logging_level in (None, "NOTSET"):
-        jax.config.update("jax_logging_level", "CRITICAL")
+    quieten_cache_warnings()
     warnings.showwarning = lambda message, *_, **__: print(f"moe-md: warning: {message}", file=sys.stderr)
     # jax-md mixes integer types where 64 bits are on.
     warnings.filterwarnings(
         "ignore", message="scatter inputs have incompatible types", category=FutureWarning
     )
-
-
-def _keep_compiled_programs() -> None:
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "moe_md" / "jax"))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 from ase.build import fcc111
-from jax_md import simulate as integrators
-from jax_md import space
 
 from moe_md import checkpoint as checkpoints
+from moe_md import lazy_jax_md as jax_md
 from moe_md import regions, simulate, units
 from moe_md.analysis import plots, seam
 from moe_md.analysis.bulk import relax_fcc
@@ -36,7 +35,7 @@ from moe_md.data.extxyz import frame_from_atoms
 from moe_md.experts import Expert
 from moe_md.mixture import mixture_neighbor_list
 from moe_md.neighborhood import image_pairs
-from moe_md.settings import check_fields
+from moe_md.settings import DemoSettings
 
 METAL = "Pt"
 CARBON_HEIGHT, BOND = 1.85, 1.15  # Å, of CO upright on a Pt atom
@@ -49,61 +48,7 @@ SUMMARY_KEYS = (
 )
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the demonstration is told; keys of the `[demo]` table of a settings file."""
-
-    checkpoint: str = "ptco"  # name or path
-    columns: int = 8  # Pt atoms along x, even
-    rows: int = 8  # rows of Pt atoms along y, a multiple of 4
-    layers: int = 32
-    vacuum: float = 16.0  # Å, between the slab's images
-    temperature_K: float = 500.0
-    timestep_fs: float = 1.0  # the C-O stretch takes 16 fs
-    relax_steps: int = 40
-    equilibration_steps: int = 500
-    production_steps: int = 1000
-    log_every: int = 10  # steps
-    trajectory_every: int = 50  # steps
-    snapshots: int = 4  # on which forces are compared with the expensive expert's
-    timing_rounds: int = 9
-    chunk_size: int = 64  # rows computed at a time
-    seed: int = 0
-
-    def __post_init__(self):
-        check_fields(self)
-        if self.columns < 2 or self.columns % 2 or self.rows < 4 or self.rows % 4:
-            raise ValueError(
-                f"columns must be even and rows a multiple of 4, so that a p(2x2) pattern fits, got {self.columns} and {self.rows}."
-            )
-        for name in (
-            "layers",
-            "vacuum",
-            "temperature_K",
-            "timestep_fs",
-            "log_every",
-            "trajectory_every",
-            "timing_rounds",
-            "snapshots",
-            "chunk_size",
-        ):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        for name in ("relax_steps", "equilibration_steps", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
-        if self.production_steps < 20 * self.log_every:
-            raise ValueError(
-                f"production_steps must be at least 20 x log_every = {20 * self.log_every}, or the drift means nothing, "
-                f"got {self.production_steps}."
-            )
-        if self.trajectory_every % self.log_every:
-            raise ValueError(
-                f"trajectory_every must be a multiple of log_every = {self.log_every}, got {self.trajectory_every}."
-            )
-
-
-def small(settings: Settings) -> Settings:
+def small(settings: DemoSettings) -> DemoSettings:
     """The same in seconds: fewer layers and steps. For tests."""
     return replace(
         settings,
@@ -227,7 +172,7 @@ def lower_plane(atoms: Atoms, cutoff: float, margin: float = MARGIN) -> float:
     return float(np.mean(heights))
 
 
-def build(model: Checkpoint, settings: Settings, lattice_constant: float, dtype=np.float32) -> System:
+def build(model: Checkpoint, settings: DemoSettings, lattice_constant: float, dtype=np.float32) -> System:
     """The slab of the demonstration and its region.
 
     Args:
@@ -274,7 +219,7 @@ class Stepper:
     def __init__(
         self, system: System, experts: Sequence[Expert], params, region, timestep_fs: float, chunk_size: int
     ):
-        displacement_fn, shift_fn = space.periodic(system.box)
+        displacement_fn, shift_fn = jax_md.space.periodic(system.box)
         self._neighbor_fn, energy_fn = mixture_neighbor_list(
             displacement_fn,
             system.box,
@@ -285,7 +230,7 @@ class Stepper:
             dr_threshold=SKIN,
             chunk_size=chunk_size,
         )
-        _, apply_fn = integrators.nve(energy_fn, shift_fn, timestep_fs * units.fs)
+        _, apply_fn = jax_md.simulate.nve(energy_fn, shift_fn, timestep_fs * units.fs)
 
         def step(state, neighbors):
             neighbors = neighbors.update(state.position)
@@ -300,7 +245,7 @@ class Stepper:
         position = jnp.asarray(position, self._mass.dtype)
         momentum = self._mass * jnp.asarray(velocity, self._mass.dtype)
         self._carry = (
-            integrators.NVEState(position, momentum, jnp.zeros_like(position), self._mass),
+            jax_md.simulate.NVEState(position, momentum, jnp.zeros_like(position), self._mass),
             self._neighbor_fn.allocate(position),
         )
         return self.advance()
@@ -320,7 +265,7 @@ class Stepper:
         """Forces at some positions, `[n_atoms, 3]` eV/Å; by the program that is timed."""
         position = jnp.asarray(position, self._mass.dtype)
         rest = jnp.zeros_like(position)
-        state = integrators.NVEState(position, rest, rest, self._mass)  # at rest and without force: stays
+        state = jax_md.simulate.NVEState(position, rest, rest, self._mass)  # at rest and without force: stays
         stepped, neighbors = self._step(state, self._carry[1])
         if bool(neighbors.did_buffer_overflow):
             stepped, _ = self._step(state, self._neighbor_fn.allocate(position))
@@ -387,11 +332,11 @@ def timing_lines(timings: Timings) -> list[str]:
     return lines
 
 
-def run(settings: Settings, folder, say: Callable[[str], None] = print) -> dict:
+def run(settings: DemoSettings, folder, say: Callable[[str], None] = print) -> dict:
     """The whole demonstration.
 
     Args:
-        settings: see `Settings`.
+        settings: see `DemoSettings`.
         folder: where everything is written; made if it is not there.
         say: told about each stage.
 
@@ -423,7 +368,7 @@ def run(settings: Settings, folder, say: Callable[[str], None] = print) -> dict:
         f"{n_atoms} atoms in {edges} Å, {n_expensive} of them ({n_expensive / n_atoms:.1%}) on the expensive expert"
     )
 
-    displacement_fn, shift_fn = space.periodic(system.box)
+    displacement_fn, shift_fn = jax_md.space.periodic(system.box)
     neighbor_fn, atom_energy_fn = mixture_neighbor_list(
         displacement_fn,
         system.box,

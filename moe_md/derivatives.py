@@ -9,12 +9,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from moe_md.neighborhood import Neighborhood
 
 
-def forces(g: Array, rows: Neighborhood, centers: Array, n_atoms: int) -> Array:
+def forces(g: Array | np.ndarray, rows: Neighborhood, centers: Array | np.ndarray, n_atoms: int) -> Array:
     """Forces on all atoms from the partial forces of some rows.
 
     A slot pulls its centre by +g and its neighbour by -g, so that momentum is
@@ -34,7 +35,7 @@ def forces(g: Array, rows: Neighborhood, centers: Array, n_atoms: int) -> Array:
     return total.at[neighbor].add(-g, mode="drop")
 
 
-def virial(g: Array, rows: Neighborhood) -> Array:
+def virial(g: Array | np.ndarray, rows: Neighborhood) -> Array:
     """dE/d strain of each row, `[n, 3, 3]` eV: sum_k g_k displacement_k, symmetric part.
 
     Summed over rows and divided by the volume it is ASE's stress.

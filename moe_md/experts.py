@@ -6,7 +6,7 @@ follows from the partial forces g = dE_i / d displacement of each row.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import e3nn_jax as e3nn
 import flax.linen as nn
@@ -17,6 +17,7 @@ from ase.data import atomic_numbers
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
+from moe_md.checks import check_value
 from moe_md.models.allegro import AllegroNetwork
 from moe_md.models.classical import lennard_jones_energies, zbl_energies
 from moe_md.models.embedded_atom import EmbeddedAtomNetwork
@@ -25,7 +26,6 @@ from moe_md.models.mlp import NONLINEARITIES
 from moe_md.models.power_spectrum import PowerSpectrumNetwork
 from moe_md.models.radial import pair_cutoff
 from moe_md.neighborhood import Neighborhood, map_rows
-from moe_md.settings import check_value
 
 Params = Any
 MAX_ORDER = 8  # of spherical harmonics
@@ -551,6 +551,14 @@ def _network_expert(name: str, network: nn.Module, config: dict) -> Expert:
     return Expert(init, atom_energies, cutoff, species, domain, _config(name, config))
 
 
+@overload
+def _checked_avg_num_neighbors(value: float, n_species: int) -> float: ...
+
+
+@overload
+def _checked_avg_num_neighbors(value, n_species: int) -> float | tuple[float, ...]: ...
+
+
 def _checked_avg_num_neighbors(value, n_species: int) -> float | tuple[float, ...]:
     numbers = _numbers(value)
     if numbers.shape not in ((), (n_species,)) or not np.all((numbers > 0) & (numbers < np.inf)):
@@ -564,8 +572,8 @@ def _checked_pair_cutoffs(value, n_species: int, cutoff: float) -> tuple[tuple[f
     table = _numbers(value)
     if table.shape != (n_species, n_species) or not np.all((table > 0) & (table <= cutoff)):
         raise ValueError(
-            f"pair_cutoffs must be {n_species} rows of {n_species} numbers above 0 and up to cutoff = {cutoff} Å, "
-            f"got {value!r:.80}."
+            f"pair_cutoffs must be {n_species} rows of {n_species} numbers above 0 "
+            f"and up to cutoff = {cutoff} Å, got {value!r:.80}."
         )
     return tuple(map(tuple, table.tolist()))
 
@@ -580,7 +588,7 @@ def _checked_irreps(value: str) -> str:
         irreps = e3nn.Irreps(value).regroup()
     except (TypeError, ValueError):
         raise ValueError(requirement) from None
-    if irreps.count("0e") < 2:
+    if irreps.count((0, 1)) < 2:  # 0e
         raise ValueError(requirement)
     return str(irreps)
 

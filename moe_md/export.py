@@ -4,7 +4,6 @@
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import ase.io
@@ -12,38 +11,17 @@ import numpy as np
 
 from moe_md import checkpoint as checkpoints
 from moe_md import regions
+from moe_md.files import write_atomic
 from moe_md.interfaces.lammps import Coupling
-from moe_md.mixed_system import MixedSystem, load_mixed
+from moe_md.mixed_system import load_mixed
 from moe_md.regions.combined import Complement, Nested, Union
 from moe_md.regions.following import Around
 from moe_md.regions.protocol import Region
 from moe_md.regions.static import Fixed, Weighted
+from moe_md.settings import ExportSettings
 
 
-@dataclass(frozen=True)
-class Settings(MixedSystem):
-    """A run of another program; keys of the `[export]` table of a settings file."""
-
-    temperature_K: float = 300.0  # of the velocities where the file has none
-    timestep_fs: float = 1.0
-    steps: int = 1000
-    skin: float = 1.0  # Å, of the neighbour lists
-    dtype: str = "float64"  # float32 or float64
-    seed: int = 1  # of the velocities, positive
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.dtype not in ("float32", "float64"):
-            raise ValueError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}.")
-        for name in ("timestep_fs", "skin", "seed"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        for name in ("temperature_K", "steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
-
-
-def lammps(settings: Settings, folder) -> Path:
+def lammps(settings: ExportSettings, folder) -> Path:
     """Write a folder whose `run.py` runs constant energy in LAMMPS, on any number of ranks.
 
     Args:
@@ -78,7 +56,7 @@ def lammps(settings: Settings, folder) -> Path:
         velocities=bool(moving),
     )
     checkpoints.save(folder / "model.msgpack", model)
-    checkpoints.write_atomic(folder / "region.json", (described + "\n").encode())
+    write_atomic(folder / "region.json", (described + "\n").encode())
     script = SCRIPT.format(
         timestep=settings.timestep_fs / 1000,
         start=start,
@@ -87,7 +65,7 @@ def lammps(settings: Settings, folder) -> Path:
         dtype=settings.dtype,
         steps=settings.steps,
     )
-    checkpoints.write_atomic(folder / "run.py", script.encode())
+    write_atomic(folder / "run.py", script.encode())
     return folder / "run.py"
 
 

@@ -22,33 +22,45 @@ the origin is.
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax_md import minimize, simulate
 
+from moe_md import lazy_jax_md as jax_md
 from moe_md import units
+from moe_md.checks import check_count, check_not_negative, check_positive, check_value
 from moe_md.neighbor_list import box_matrix
-from moe_md.settings import check_count, check_not_negative, check_positive, check_value
 
 
 class Evaluation(NamedTuple):
     """What an energy says about positions and box."""
 
-    force: Array  # [n_atoms, 3] eV/Å; with multiple time steps slow forces count n times at an outer step, and not between
+    # [n_atoms, 3] eV/Å; with multiple time steps slow forces count n times at an outer step, and not between
+    force: Array
     strain_gradient: Array | None  # [3, 3] eV, dE/d strain; None where no one asked
 
 
 class Integrator(Protocol):
     """What `simulate.run` asks of an integrator."""
 
-    conserves_momentum: bool
-    needs_key: bool
-    moves_box: bool  # then `Evaluation` holds the strain gradient
-    slow_every: int  # steps between slow forces
+    @property
+    def conserves_momentum(self) -> bool: ...
+
+    @property
+    def needs_key(self) -> bool: ...
+
+    @property
+    def moves_box(self) -> bool:
+        """Whether the box changes: then `Evaluation` holds the strain gradient."""
+        ...
+
+    @property
+    def slow_every(self) -> int:
+        """Steps between slow forces."""
+        ...
 
     def start(self, position: Array, momentum: Array, mass: Array, key, box) -> Any:
         """A state, forces yet unknown."""
@@ -76,6 +88,10 @@ class _OneForce:
 
     moves_box = False
     slow_every = 1
+
+    def functions(self, force_fn: Callable) -> tuple[Callable, Callable]:
+        """jax-md's `(init_fn, apply_fn)`."""
+        raise NotImplementedError
 
     def place(self, state, box):
         """The positions, in the box given."""
@@ -105,12 +121,13 @@ class NVE(_OneForce):
 
     def functions(self, force_fn):
         """jax-md's `(init_fn, apply_fn)`."""
-        return simulate.nve(force_fn, self.shift_fn, self.timestep_fs * units.fs)
+        return jax_md.simulate.nve(force_fn, self.shift_fn, self.timestep_fs * units.fs)
 
     def start(self, position, momentum, mass, key, box):
         """jax-md's state, forces yet unknown."""
         del key, box
-        return simulate.NVEState(position, momentum, jnp.zeros_like(position), mass[:, None])
+        state = cast(Any, jax_md.simulate.NVEState)  # a dataclass that type checkers do not know
+        return state(position, momentum, jnp.zeros_like(position), mass[:, None])
 
     def reservoir(self, state):
         """Nothing."""
@@ -134,23 +151,25 @@ class Langevin(_OneForce):
 
     def follow(self, weight: Array) -> "Langevin":
         """The friction of each atom, from its weights `[n_atoms, n_experts]` on the experts."""
-        if len(self.expert_friction) != weight.shape[1]:
+        rates = self.expert_friction
+        if rates is None or len(rates) != weight.shape[1]:
             raise ValueError(
-                f"friction_per_fs must have a rate for each of {weight.shape[1]} experts, got {len(self.expert_friction)}."
+                f"friction_per_fs must have a rate for each of {weight.shape[1]} experts, "
+                f"got {0 if rates is None else len(rates)}."
             )
-        return replace(
-            self, friction_per_fs=jnp.maximum(weight @ self.expert_friction.astype(weight.dtype), 0.0)
-        )
+        return replace(self, friction_per_fs=jnp.maximum(weight @ rates.astype(weight.dtype), 0.0))
 
     def functions(self, force_fn):
         """jax-md's `(init_fn, apply_fn)`."""
-        friction = self.friction_per_fs[:, None] if jnp.ndim(self.friction_per_fs) else self.friction_per_fs
-        return simulate.nvt_langevin(
+        friction = self.friction_per_fs
+        if jnp.ndim(friction):
+            friction = cast(Array, friction)[:, None]
+        return jax_md.simulate.nvt_langevin(
             force_fn,
             self.shift_fn,
             self.timestep_fs * units.fs,
             self.temperature_K * units.kB,
-            friction / units.fs,
+            friction / units.fs,  # ty: ignore[invalid-argument-type]  # jax-md takes arrays, too
         )
 
     def start(self, position, momentum, mass, key, box):
@@ -158,9 +177,11 @@ class Langevin(_OneForce):
         del box
         if jnp.shape(self.friction_per_fs) not in ((), (len(position),)):
             raise ValueError(
-                f"friction_per_fs must be a number or one for each of {len(position)} atoms, got {jnp.shape(self.friction_per_fs)[0]}."
+                f"friction_per_fs must be a number or one for each of {len(position)} atoms, "
+                f"got {jnp.shape(self.friction_per_fs)[0]}."
             )
-        return simulate.NVTLangevinState(position, momentum, jnp.zeros_like(position), mass[:, None], key)
+        state = cast(Any, jax_md.simulate.NVTLangevinState)
+        return state(position, momentum, jnp.zeros_like(position), mass[:, None], key)
 
     def reservoir(self, state):
         """Unknown."""
@@ -183,7 +204,9 @@ class NoseHoover(_OneForce):
     def functions(self, force_fn):
         """jax-md's `(init_fn, apply_fn)`."""
         dt, tau = self.timestep_fs * units.fs, self.tau_fs * units.fs
-        return simulate.nvt_nose_hoover(force_fn, self.shift_fn, dt, self.temperature_K * units.kB, tau=tau)
+        return jax_md.simulate.nvt_nose_hoover(
+            force_fn, self.shift_fn, dt, self.temperature_K * units.kB, tau=tau
+        )
 
     def start(self, position, momentum, mass, key, box):
         """jax-md's state, forces yet unknown; the chain counts no degree of freedom of the total momentum."""
@@ -191,7 +214,8 @@ class NoseHoover(_OneForce):
         chain = _chain(self, 5, self.tau_fs).initialize(
             n_free(position), _kinetic(momentum, mass[:, None]), self.temperature_K * units.kB
         )
-        return simulate.NVTNoseHooverState(position, momentum, jnp.zeros_like(position), mass[:, None], chain)
+        state = cast(Any, jax_md.simulate.NVTNoseHooverState)
+        return state(position, momentum, jnp.zeros_like(position), mass[:, None], chain)
 
     def reservoir(self, state):
         """Energy of the chain."""
@@ -276,7 +300,8 @@ class NPT:
 
     def receive(self, state: BarostatState, found: Evaluation):
         """The state with forces known."""
-        return state.set(force=found.force, strain_trace=jnp.trace(found.strain_gradient))
+        gradient = cast(Array, found.strain_gradient)  # as `moves_box`
+        return state.set(force=found.force, strain_trace=jnp.trace(gradient))
 
     def step(self, state: BarostatState, found: Evaluation, box):
         """One step later: chains, half kicks around a drift in a box that moves along, chains."""
@@ -340,18 +365,20 @@ class NPT:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Fire(_OneForce):
-    """FIRE descent with unit masses (Bitzek et al., PRL 97, 170201), no step longer than `max_step`, as ASE's."""
+    """FIRE descent with unit masses (Bitzek et al., PRL 97, 170201), as ASE's.
+
+    No step is longer than `max_step`.
+    """
 
     shift_fn: Callable = field(metadata={"static": True})
     dt_start: float = field(default=0.05, metadata={"static": True})  # Å sqrt(amu / eV)
-    dt_max: float = field(
-        default=0.1, metadata={"static": True}
-    )  # steps stay stable up to 2 / omega, 0.13 for C-O
+    # Steps stay stable up to 2 / omega, 0.13 for C-O.
+    dt_max: float = field(default=0.1, metadata={"static": True})
     max_step: float = field(default=0.1, metadata={"static": True})  # Å, of the atom that moves most
 
     def functions(self, force_fn):
         """jax-md's `(init_fn, apply_fn)`."""
-        return minimize.fire_descent(force_fn, self._shift, self.dt_start, self.dt_max)
+        return jax_md.minimize.fire_descent(force_fn, self._shift, self.dt_start, self.dt_max)
 
     def _shift(self, R: Array, dR: Array, **kwargs) -> Array:
         longest = jnp.sqrt(jnp.max(jnp.sum(dR**2, axis=-1)))
@@ -416,7 +443,8 @@ class CellFire:
         deformation = state.position[n_atoms:] / n_atoms
         volume = jnp.abs(jnp.linalg.det(box))
         identity = jnp.eye(3, dtype=box.dtype)
-        push = self.mask * (found.strain_gradient + self.pressure_GPa * units.GPa * volume * identity)
+        gradient = cast(Array, found.strain_gradient)  # as `moves_box`
+        push = self.mask * (gradient + self.pressure_GPa * units.GPa * volume * identity)
         on_cell = -push @ jnp.linalg.inv(deformation).T / n_atoms
         return jnp.concatenate([found.force @ deformation, on_cell])
 
@@ -484,7 +512,8 @@ def langevin(
         or not 0 < rates.max(initial=0) < np.inf
     ):
         raise ValueError(
-            f"friction_per_fs must be rates that are finite, not negative and not all zero, got {friction_per_fs!r:.80}."
+            "friction_per_fs must be rates that are finite, not negative and not all zero, "
+            f"got {friction_per_fs!r:.80}."
         )
     rates = jnp.asarray(rates, float)
     # Of the atoms nothing is known yet.
@@ -494,7 +523,9 @@ def langevin(
 def nose_hoover(
     shift_fn: Callable, timestep_fs: float, temperature_K: float, tau_fs: float = 100.0
 ) -> NoseHoover:
-    """Constant temperature: a Nosé-Hoover chain. Deterministic; an extended energy and the momentum are conserved.
+    """Constant temperature: a Nosé-Hoover chain.
+
+    Deterministic; an extended energy and the momentum are conserved.
 
     Args:
         shift_fn: from `jax_md.space`.
@@ -545,14 +576,16 @@ def npt(
     return NPT(*map(float, numbers), shift_fn)
 
 
-def n_free(position: Array) -> int:
+def n_free(position: Array | np.ndarray) -> int:
     """Degrees of freedom where the total momentum is conserved."""
     n_atoms = position.shape[0]
     return 3 * n_atoms - 3 if n_atoms > 1 else 3
 
 
 def _chain(integrator, length: int, tau_fs):
-    return simulate.nose_hoover_chain(integrator.timestep_fs * units.fs, length, 2, 3, tau_fs * units.fs)
+    return jax_md.simulate.nose_hoover_chain(
+        integrator.timestep_fs * units.fs, length, 2, 3, tau_fs * units.fs
+    )
 
 
 def _chain_energy(chain, kT) -> Array:

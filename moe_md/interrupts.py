@@ -7,12 +7,12 @@ has one), such an exception is printed as ignored and the program goes on.
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 
 @contextmanager
-def kept() -> Iterator[Callable[[], None]]:
+def kept() -> Generator[Callable[[], None]]:
     """A long loop that ends by Ctrl-C, wherever it was when it came.
 
     `KeyboardInterrupt` is raised as ever. Yields `check`, to be called once in

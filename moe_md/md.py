@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -12,74 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
-from jax_md import space
 
 from moe_md import checkpoint as checkpoints
+from moe_md import lazy_jax_md as jax_md
 from moe_md import regions, simulate
 from moe_md.analysis.blending import BlendWatch
 from moe_md.analysis.h5md import H5MDWriter
 from moe_md.analysis.restart import Restart, load_restart
 from moe_md.analysis.trajectory import LastState, LogWriter, XYZWriter, drift
-from moe_md.mixed_system import MixedSystem, load_mixed
+from moe_md.files import write_json
+from moe_md.mixed_system import load_mixed
 from moe_md.mixture import mixture_neighbor_list
+from moe_md.settings import RunSettings
 
 
-@dataclass(frozen=True)
-class Settings(MixedSystem):
-    """Molecular dynamics; keys of the `[run]` table of a settings file."""
-
-    ensemble: str = "nve"  # nve, langevin, nose_hoover or npt
-    temperature_K: float = 300.0  # of the thermostat, and of the velocities where the file has none
-    friction_per_fs: float = 0.01  # of langevin
-    tau_fs: float = 100.0  # period of the thermostat of nose_hoover and npt
-    pressure_GPa: float = 0.0  # of npt
-    barostat_tau_fs: float = 1000.0  # period of the barostat of npt
-    timestep_fs: float = 1.0
-    guide: str = ""  # checkpoint whose first expert stands in for the expensive one between two of its forces
-    slow_every: int = 1  # steps between those forces; of nve and langevin
-    steps: int = 1000
-    relax_steps: int = 0  # walk downhill first
-    log_every: int = 10  # steps
-    trajectory_every: int = 100  # steps, a multiple of log_every
-    trajectory_format: str = "extxyz"  # extxyz or h5md
-    restart_every: int = 100  # steps, a multiple of log_every
-    dtype: str = "float64"  # float32 or float64
-    seed: int = 0
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name, allowed in (
-            ("ensemble", ("nve", "langevin", "nose_hoover", "npt")),
-            ("trajectory_format", ("extxyz", "h5md")),
-            ("dtype", ("float32", "float64")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
-        for name in ("steps", "relax_steps", "seed", "temperature_K"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
-        for name in ("timestep_fs", "friction_per_fs", "tau_fs", "barostat_tau_fs"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        for name in ("trajectory_every", "restart_every"):
-            every = getattr(self, name)
-            if self.log_every < 1 or every < 1 or every % self.log_every:
-                raise ValueError(
-                    f"log_every must be positive and {name} a multiple of it, got {self.log_every} and {every}."
-                )
-        if self.steps % self.log_every:
-            raise ValueError(f"steps must be a multiple of log_every, got {self.steps} and {self.log_every}.")
-        if self.slow_every < 1 or self.log_every % self.slow_every:
-            raise ValueError(
-                f"slow_every must be positive and log_every a multiple of it, got {self.slow_every} and {self.log_every}."
-            )
-        if self.slow_every > 1 and not (self.guide and self.ensemble in ("nve", "langevin")):
-            raise ValueError(
-                f"slow_every above 1 must come with a guide and ensemble nve or langevin, got {self.guide!r} and {self.ensemble}."
-            )
-
-
-def run(settings: Settings, folder, say: Callable = print) -> dict:
+def run(settings: RunSettings, folder, say: Callable = print) -> dict:
     """Molecular dynamics of a structure; a run in a folder that holds one goes on where that stopped.
 
     Args:
@@ -98,7 +45,7 @@ def run(settings: Settings, folder, say: Callable = print) -> dict:
         return _run(settings, Path(folder), say)
 
 
-def _run(settings: Settings, folder: Path, say: Callable) -> dict:
+def _run(settings: RunSettings, folder: Path, say: Callable) -> dict:
     standing_in = checkpoints.load(settings.guide) if settings.guide else None
     guide = None if standing_in is None else (standing_in.experts[0], standing_in.params[0])
     model, atoms, region = load_mixed(settings, () if guide is None else guide[:1])
@@ -112,7 +59,9 @@ def _run(settings: Settings, folder: Path, say: Callable) -> dict:
     rectangular = np.allclose(atoms.cell.array, np.diag(atoms.cell.lengths())) and not breathes
     box = (atoms.cell.lengths() if rectangular else atoms.cell.array.T).astype(dtype)
     make_space = (
-        space.periodic if rectangular else partial(space.periodic_general, fractional_coordinates=breathes)
+        jax_md.space.periodic
+        if rectangular
+        else partial(jax_md.space.periodic_general, fractional_coordinates=breathes)
     )
     displacement_fn, shift_fn = make_space(box)
     neighbor_fn, energy_fn = mixture_neighbor_list(
@@ -242,7 +191,7 @@ def _run(settings: Settings, folder: Path, say: Callable) -> dict:
             say(
                 f"{least:.1%} to {most:.1%} of the atoms on the expensive expert; the gate's force is {blend['gate_over_thermal']:.2%} of all force in the blend"
             )
-    checkpoints.write_json(folder / "run.json", record)
+    write_json(folder / "run.json", record)
     say(f"{n_steps} steps in {seconds:.1f} s, compilation included; wrote {folder / 'log.csv'}")
     return record
 
@@ -253,7 +202,7 @@ def _digest(params, atoms: Atoms) -> str:
     return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in arrays)).hexdigest()
 
 
-def _integrator(settings: Settings, shift_fn) -> simulate.Integrator:
+def _integrator(settings: RunSettings, shift_fn) -> simulate.Integrator:
     if settings.ensemble == "nve":
         return simulate.nve(shift_fn, settings.timestep_fs, slow_every=settings.slow_every)
     thermostat = (shift_fn, settings.timestep_fs, settings.temperature_K)

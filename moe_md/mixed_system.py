@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,56 +15,18 @@ from moe_md.checkpoint import Checkpoint
 from moe_md.data import read_frames
 from moe_md.experts import Expert
 from moe_md.interfaces import selections
-from moe_md.settings import check_fields
-
-
-@dataclass(frozen=True)
-class MixedSystem:
-    """Which atoms and which experts; keys of every table of settings that has a structure."""
-
-    checkpoint: str = "ptco"  # name or path
-    structure: str = ""  # any file that ASE reads; its last frame, with its velocities if it has any
-    repeat: str = ""  # copies along each lattice vector, as 2,2,1, where the cell is too narrow
-    region_lower: float | None = None  # Å: atoms above go to the expensive expert
-    region_upper: float | None = None  # Å: atoms below go to the expensive expert
-    region_axis: int = 2  # normal of those planes: 0, 1 or 2
-    region_around: str = ""  # chemical symbols, as C,O: the expensive expert follows these atoms
-    region_core: float = 6.0  # Å around them that are all the expensive expert's
-    region_blend: float = 2.0  # Å beyond, in which both share an atom
-    region_layers: int = 0  # so many layers on top go to the expensive expert, for good
-    region_tags: str = ""  # ASE's tags, as 1,2: their atoms go to the expensive expert, for good
-
-    def __post_init__(self):
-        check_fields(self)
-        if not self.structure:
-            raise ValueError("structure must be given: a file that ASE reads.")
-        if self.region_axis not in (0, 1, 2):
-            raise ValueError(f"region_axis must be one of (0, 1, 2), got {self.region_axis!r}.")
-        if self.region_layers < 0:
-            raise ValueError(f"region_layers must not be negative, got {self.region_layers}.")
-        if not self.region_blend > 0:
-            raise ValueError(f"region_blend must be positive, got {self.region_blend}.")
-        planes = not (self.region_lower is None and self.region_upper is None)
-        ways = {
-            "region_lower or region_upper": planes,
-            "region_around": self.region_around,
-            "region_layers": self.region_layers,
-            "region_tags": self.region_tags,
-        }
-        given = [name for name, way in ways.items() if way]
-        if len(given) > 1:
-            raise ValueError(f"a region must be chosen in one way, got {' and '.join(given)}.")
+from moe_md.settings import SystemSettings
 
 
 class Loaded(NamedTuple):
-    """What a `MixedSystem` names."""
+    """What a `SystemSettings` names."""
 
     model: Checkpoint
     atoms: Atoms  # periodic along three directions
     region: regions.Region
 
 
-def load_mixed(settings: MixedSystem, also: Sequence[Expert] = ()) -> Loaded:
+def load_mixed(settings: SystemSettings, also: Sequence[Expert] = ()) -> Loaded:
     """Read checkpoint and structure, and choose the region.
 
     Args:
@@ -134,7 +95,7 @@ def _in_a_box(atoms: Atoms, cutoff: float) -> Atoms:
     return boxed
 
 
-def _region(settings: MixedSystem, atoms: Atoms, n_experts: int) -> regions.Region:
+def _region(settings: SystemSettings, atoms: Atoms, n_experts: int) -> regions.Region:
     if settings.region_around:
         symbols = [symbol.strip() for symbol in settings.region_around.split(",")]
         seeds = np.flatnonzero(np.isin(atoms.get_chemical_symbols(), symbols))

@@ -23,13 +23,15 @@ import numpy as np
 from jax import Array
 
 from moe_md import neighbor_list as lists
+from moe_md.checks import check_value
 from moe_md.experts import Expert, Params, chunked_atom_energies
 from moe_md.neighborhood import Neighborhood, fullest_row, near_rows, rows_from_neighbor_list
 from moe_md.regions import Region, Sphere, Surroundings, check_region
-from moe_md.settings import check_value
 
 MAX_EDGE = 1e4  # Å, of a box
-THERMAL_ROOM = 0.3  # of the room for neighbours within the skin, what those within a cutoff want: there are fewer, and they vary less
+# Of the room for neighbours within the skin, what those within a cutoff want:
+# there are fewer, and they vary less.
+THERMAL_ROOM = 0.3
 
 
 @jax.tree_util.register_dataclass
@@ -41,12 +43,10 @@ class MixtureNeighbors:
     centers: tuple[Array, ...]  # per expert [capacity] int, the atoms it computes, n_atoms where none
     halo: tuple[Array, ...]  # per expert [capacity] int, other atoms whose rows it needs, n_atoms where none
     spheres: Any  # lists of what is near the atoms that the region follows, as it wants them
-    centers_overflow: (
-        Array  # bool, an expert was given more atoms than it holds rows, or more neighbours than slots
-    )
-    slots: tuple[int | None, ...] = field(
-        metadata={"static": True}
-    )  # per potential, in a row without skin; None where the list's will do
+    # bool, an expert was given more atoms than it holds rows, or more neighbours than slots
+    centers_overflow: Array
+    # per potential, in a row without skin; None where the list's will do
+    slots: tuple[int | None, ...] = field(metadata={"static": True})
     update_fn: Callable = field(metadata={"static": True})
     stale_fn: Callable = field(metadata={"static": True})
 
@@ -80,7 +80,11 @@ class MixtureNeighbors:
 
     @property
     def error(self) -> Array:
-        """Bits: 1 where rows or cells of the list ran out or the box became too narrow, 256 where an expert ran out of rows or slots."""
+        """Bits, 1 and 256.
+
+        1 where rows or cells of the list ran out or the box became too narrow, 256 where an expert ran out of
+        rows or slots.
+        """
         return jnp.where(self._list_overflow, 1, 0) | jnp.where(self.centers_overflow, 256, 0)
 
     @property
@@ -107,10 +111,10 @@ class MixtureNeighborFns(NamedTuple):
     check_domains: Callable  # (position, neighbors, *, region=None, **kwargs) -> bool, all at home; warns
     parts: Callable  # (position, neighbors, *, params=None, region=None, **kwargs) -> Parts
     gate: Callable  # (position, neighbors, *, region=None, **kwargs) -> [n_atoms, n_experts], weights
-    assign: Callable  # (position, neighbors, region, **kwargs) -> a region of `regions.hard`, atoms dealt out anew
-    fast: (
-        Callable | None
-    )  # (position, neighbors, *, params=None, region=None, **kwargs) -> eV, the guide in expert 0's place; None without one
+    # (position, neighbors, region, **kwargs) -> a region of `regions.hard`, atoms dealt out anew
+    assign: Callable
+    # (position, neighbors, *, params=None, region=None, **kwargs) -> eV, the guide in expert 0's place
+    fast: Callable | None  # None without a guide
     split: Callable | None  # the same -> [2] eV, that energy and what is missing from the whole
 
 
@@ -291,17 +295,15 @@ def mixture_neighbor_list(
         centers, halo, overflow = select(held, halos_of(held, full_list), *sizes)
         overflow = overflow | neighbors.centers_overflow
         for n, size in zip(fullest(position, centers, full_list, **kwargs), neighbors.slots):
-            overflow = overflow if n is None else overflow | (n > size)
+            overflow = overflow if n is None or size is None else overflow | (n > size)
         return MixtureNeighbors(full_list, centers, halo, spheres, overflow, neighbors.slots, update, stale)
 
     def rows_of(e: int, centers, position, neighbors: MixtureNeighbors, moved) -> tuple[Neighborhood, Array]:
         """Rows for a potential of its centres, then of its halo; whether slots ran out."""
-        idx, no = neighbors.list.idx[level[e]], jnp.zeros((), bool)
-        if packed[e]:
-            rows, n = near_rows(
-                position, species, idx, moved, centers, potentials[e].cutoff, neighbors.slots[e]
-            )
-            return rows, n > neighbors.slots[e]
+        idx, no, n_slots = neighbors.list.idx[level[e]], jnp.zeros((), bool), neighbors.slots[e]
+        if n_slots is not None:
+            rows, n = near_rows(position, species, idx, moved, centers, potentials[e].cutoff, n_slots)
+            return rows, n > n_slots
         if potentials[e].num_hops == 1:
             return rows_from_neighbor_list(position, species, idx, moved, centers), no
         centers = jnp.concatenate([centers, neighbors.halo[e]])
@@ -313,7 +315,10 @@ def mixture_neighbor_list(
     def column(
         R, neighbor: MixtureNeighbors, weight, moves: bool, moved, e: int, tree, of: int
     ) -> tuple[Array, Array]:
-        """Energies by potential `e` of the atoms with weight on expert `of`, `[n_atoms]`; whether rows are missing."""
+        """Energies by potential `e` of the atoms with weight on expert `of`, `[n_atoms]`.
+
+        Also whether rows are missing.
+        """
         centers, wanted = neighbor.centers[of], jnp.sum(weight[:, of] > 0)
         if centers.shape[0] == 0:
             return jnp.zeros(n_atoms, R.dtype), wanted > 0
@@ -341,7 +346,8 @@ def mixture_neighbor_list(
         _check_spheres(region.spheres(dr_threshold), neighbor.spheres)
         weight = region.gate(R, moved, surroundings(neighbor.list, neighbor.spheres))
         columns = [column(R, neighbor, weight, region.moves, moved, e, trees[e], expert) for e, expert in of]
-        # A region that does not know, or an atom with weight outside the rows held. Weights may be below zero by rounding.
+        # A region that does not know, or an atom with weight outside the rows held.
+        # Weights may be below zero by rounding.
         missing = jnp.any(jnp.isnan(weight)) | jnp.any(jnp.stack([lacks for _, lacks in columns]))
         # A product with all positions, so that all forces are NaN too: behind a `where` they would be zero.
         unknown = jnp.where(missing, jnp.nan, 0.0).astype(R.dtype) * jnp.sum(R)
@@ -414,7 +420,8 @@ def warn_of_foreign(experts: Sequence[Expert], counts: np.ndarray) -> bool:
     """Whether no expert computes atoms outside its domain, of which it has so many; warns where one does."""
     for e in np.flatnonzero(counts):
         warnings.warn(
-            f"region gives expert {e} {counts[e]} atoms that are or see species outside its domain {experts[e].domain}: "
+            f"region gives expert {e} {counts[e]} atoms that are or see species outside its domain "
+            f"{experts[e].domain}: "
             f"its energies there are untrained. Enlarge the region by its cutoff, {experts[e].cutoff} Å.",
             stacklevel=4,
         )
@@ -480,7 +487,8 @@ def _check_guide(guide, experts) -> None:
 def _checked_species(experts, params, species) -> Array:
     if len(experts) == 0 or len(experts) != len(params):
         raise ValueError(
-            f"experts and params must be sequences of equal length, at least 1, got {len(experts)} and {len(params)}."
+            "experts and params must be sequences of equal length, at least 1, "
+            f"got {len(experts)} and {len(params)}."
         )
     if len({e.species for e in experts}) > 1:
         raise ValueError(
@@ -492,12 +500,14 @@ def _checked_species(experts, params, species) -> Array:
         values = np.asarray(None)
     if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
         raise ValueError(
-            f"species must be a vector of integers, one per atom, got shape {values.shape} and dtype {values.dtype}."
+            "species must be a vector of integers, one per atom, "
+            f"got shape {values.shape} and dtype {values.dtype}."
         )
     known = len(experts[0].species)
     if values.size and not (values.min() >= 0 and values.max() < known):
         raise ValueError(
-            f"species must index {experts[0].species}, 0 to {known - 1}, got {values.min()} to {values.max()}."
+            f"species must index {experts[0].species}, 0 to {known - 1}, "
+            f"got {values.min()} to {values.max()}."
         )
     return jnp.asarray(values, jnp.int32)
 
@@ -519,7 +529,8 @@ def _check_box(box, cutoff: float) -> None:
     widths = lists.perpendicular_widths(edges)
     if not (widths > 2 * cutoff).all():
         raise ValueError(
-            f"box must be wider than twice the cutoff, 2 x {cutoff} Å, in every direction for molecular dynamics, "
+            f"box must be wider than twice the cutoff, 2 x {cutoff} Å, "
+            "in every direction for molecular dynamics, "
             f"got widths {np.round(widths, 3).tolist()} Å: repeat the cell."
         )
 
@@ -556,8 +567,9 @@ def warn_of_wide_spheres(reach: float, width: float) -> None:
     """Where a sphere of this reach (Å) meets its own image."""
     if 2 * reach > width:
         warnings.warn(
-            f"region follows atoms in spheres of {reach:.2f} Å, wider than half the box, {width / 2:.2f} Å: the weights of atoms "
-            "midway between two images of a sphere have a kink, and energy is conserved the worse. Repeat the cell.",
+            f"region follows atoms in spheres of {reach:.2f} Å, wider than half the box, "
+            f"{width / 2:.2f} Å: the weights of atoms midway between two images of a sphere have a kink, "
+            "and energy is conserved the worse. Repeat the cell.",
             stacklevel=3,
         )
 
@@ -569,5 +581,6 @@ def _check_held(held: np.ndarray, n_atoms: int, n_experts: int) -> None:
         )
     if not held.any(axis=1).all():
         raise ValueError(
-            f"region must give every atom to some expert, got none for {int(np.sum(~held.any(axis=1)))} of {n_atoms} atoms."
+            "region must give every atom to some expert, "
+            f"got none for {int(np.sum(~held.any(axis=1)))} of {n_atoms} atoms."
         )

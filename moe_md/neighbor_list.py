@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -52,10 +52,13 @@ class NeighborList:
 class NeighborListFns(NamedTuple):
     """As jax-md's: `allocate` on the host, `update` under jit."""
 
-    allocate: Callable  # (position, extra_capacity=0, *, cutoffs=None, centers=None, box=None, perturbation=None) -> NeighborList
-    update: Callable  # (position, neighbors, *, renew=False, cutoffs=None, centers=None, box=None, perturbation=None) -> NeighborList
-    stale: Callable  # (position, neighbors, *, cutoffs=None, centers=None, box=None, perturbation=None) -> bool, an update would make it anew
-    rows: Callable  # (position, centers, cell_capacity, n_slots) -> rows for each cutoff, slots needed for each, atoms of the fullest cell
+    # Also of the first three: cutoffs=None, centers=None, box=None, perturbation=None
+    allocate: Callable  # (position, extra_capacity=0, *, ...) -> NeighborList
+    update: Callable  # (position, neighbors, *, renew=False, ...) -> NeighborList
+    stale: Callable  # (position, neighbors, *, ...) -> bool, an update would make it anew
+    # (position, centers, cell_capacity, n_slots)
+    # -> rows for each cutoff, slots needed for each, atoms of the fullest cell
+    rows: Callable
 
 
 def neighbor_list(
@@ -111,7 +114,7 @@ def neighbor_list(
 
     @partial(jax.jit, static_argnums=(3, 4, 5))
     def build(position, cutoffs, centers, grid, cell_capacity, n_slots, **kwargs):
-        """Rows of every cutoff, the neighbours of the fullest row of each, and the atoms of the fullest cell."""
+        """Rows of every cutoff, neighbours of the fullest row of each, atoms of the fullest cell."""
         n_atoms = position.shape[0]
         reach = cutoffs.astype(position.dtype) + dr_threshold
         place = cells_of(position, grid)
@@ -184,7 +187,7 @@ def neighbor_list(
         return NeighborList(rows, jnp.asarray(position), reference, cutoffs, centers, no, grid, cell_capacity)
 
     def looked_at(position, neighbors: NeighborList, cutoffs, centers, kwargs):
-        """Whether the list is whole no more, whether the box is too narrow for it, and what is wanted of it now."""
+        """Whether the list is whole no more, whether the box is too narrow, and what is wanted of it now."""
         dtype = position.dtype
         everyone = neighbors.centers is None
         changed, narrow = jnp.zeros((), bool), jnp.zeros((), bool)
@@ -197,6 +200,8 @@ def neighbor_list(
             )  # shorter ones are whole in what there is
         if centers is None:
             centers = neighbors.centers
+        elif neighbors.centers is None:
+            raise ValueError("centers must be None for a list of every atom: allocate one with centers=.")
         else:
             centers = jnp.asarray(centers, neighbors.centers.dtype)
             changed = changed | jnp.any(centers != neighbors.centers)
@@ -253,6 +258,14 @@ def neighbor_list(
         return build(position, jnp.asarray(builder_cutoffs, float), centers, grid, cell_capacity, n_slots)
 
     return NeighborListFns(allocate, update, stale, rows)
+
+
+@overload
+def box_matrix(box: Array) -> Array: ...
+
+
+@overload
+def box_matrix(box) -> np.ndarray | Array: ...
 
 
 def box_matrix(box) -> np.ndarray | Array:

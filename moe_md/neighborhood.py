@@ -23,11 +23,13 @@ class Neighborhood(NamedTuple):
     displacement.
     """
 
-    displacement: Array  # [n, K, 3] Å, centre to neighbour
-    mask: Array  # [n, K] bool
-    center_species: Array  # [n] int, index into Expert.species
-    neighbor_species: Array  # [n, K] int
-    neighbor: Array  # [n, K] int, the neighbour's atom; for experts that pass messages its row, n or more where it has none
+    # jax arrays from a neighbour list; numpy arrays on the host, from periodic images.
+    displacement: Array | np.ndarray  # [n, K, 3] Å, centre to neighbour
+    mask: Array | np.ndarray  # [n, K] bool
+    center_species: Array | np.ndarray  # [n] int, index into Expert.species
+    neighbor_species: Array | np.ndarray  # [n, K] int
+    # [n, K] int, the neighbour's atom; for experts that pass messages its row, n or more where it has none
+    neighbor: Array | np.ndarray
 
 
 def rows_from_neighbor_list(
@@ -177,7 +179,7 @@ def map_rows(fn: Callable, rows: Neighborhood, chunk_size: int, wanted: Array | 
 
 
 def image_pairs(
-    position: np.ndarray, cell: np.ndarray, pbc: Sequence[bool], cutoff: float
+    position: np.ndarray, cell: np.ndarray, pbc: Sequence[bool] | np.ndarray, cutoff: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All pairs (centre, neighbour image) closer than `cutoff`, sorted by centre.
 
@@ -201,13 +203,14 @@ def image_pairs(
     from matscipy.neighbours import neighbour_list
 
     position = np.asarray(position, float)
-    pbc = np.asarray(pbc, bool)
+    periodic = np.asarray(pbc, bool)
     if not np.isfinite(position).all():
         raise ValueError("position must be finite, got NaN or infinity.")
     lengths = np.linalg.norm(cell, axis=1)
-    if (lengths[pbc] == 0).any():
+    if (lengths[periodic] == 0).any():
         raise ValueError(
-            f"cell must have a lattice vector along each periodic direction, got lengths {lengths} with pbc {pbc}."
+            "cell must have a lattice vector along each periodic direction, "
+            f"got lengths {lengths} with pbc {periodic}."
         )
     if len(position) == 0:
         return np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3))
@@ -215,15 +218,17 @@ def image_pairs(
     if abs(np.linalg.det(cell)) < 1e-6 * np.prod(np.linalg.norm(cell, axis=1)):
         raise ValueError(f"cell must have independent lattice vectors, got {cell.tolist()}.")
     origin = np.zeros(3)
-    if not pbc.all():
+    if not periodic.all():
         # matscipy bins atoms inside the cell: along open directions give it a
         # box that holds all of them (the directions stay, the lengths grow).
         fractional = position @ np.linalg.inv(cell)
         low, high = fractional.min(0), fractional.max(0)
-        stretch = np.where(pbc, 1.0, np.maximum(high - low, 1e-3) * 1.01 + 1e-3)
-        origin = np.where(pbc, 0.0, low - 1e-4) @ cell
+        stretch = np.where(periodic, 1.0, np.maximum(high - low, 1e-3) * 1.01 + 1e-3)
+        origin = np.where(periodic, 0.0, low - 1e-4) @ cell
         cell = cell * stretch[:, None]
-    i, j, D = neighbour_list("ijD", positions=position - origin, cell=cell, pbc=pbc, cutoff=float(cutoff))
+    i, j, D = neighbour_list(
+        "ijD", positions=position - origin, cell=cell, pbc=periodic, cutoff=float(cutoff)
+    )
     if len(D) and not (apart := np.einsum("pd,pd->p", D, D) > 0.0).all():
         pair = int(np.argmin(apart))
         raise ValueError(f"position must hold no two atoms at one place, got atoms {i[pair]} and {j[pair]}.")
@@ -248,7 +253,7 @@ def rows_from_images(
     position: np.ndarray,
     species: np.ndarray,
     cell: np.ndarray,
-    pbc: Sequence[bool],
+    pbc: Sequence[bool] | np.ndarray,
     cutoff: float,
     *,
     centers: np.ndarray | None = None,

@@ -23,7 +23,7 @@ import numpy as np
 from jax import Array
 
 from moe_md import units
-from moe_md.settings import check_positive
+from moe_md.checks import check_positive
 
 
 class Frames(NamedTuple):
@@ -107,7 +107,8 @@ def reweight(frames: Frames, energy, *, temperature_K=None, least_share: float =
     kT_0 = units.kB * frames.temperature_K
     kT = kT_0 if temperature_K is None else units.kB * temperature_K
     log_ratio = frames.energy / kT_0 - energy / kT
-    # One number that is not finite makes all of them NaN: an average without a frame would be of another ensemble.
+    # One number that is not finite makes all of them NaN:
+    # an average without a frame would be of another ensemble.
     log_ratio = log_ratio + jnp.where(jnp.all(jnp.isfinite(log_ratio)), 0.0, jnp.nan)
     log_weight = jax.nn.log_softmax(log_ratio)
     weight = jnp.exp(log_weight)
@@ -134,13 +135,16 @@ def require_enough(weights: Weights, *, least_share: float = 0.9) -> None:
         raise ValueError("energy must be finite for every frame, got NaN or infinity.")
     if size < least_share * n:
         raise ValueError(
-            f"frames must overlap with the ensemble of the parameters: their effective sample size must be at least least_share = "
-            f"{least_share} of {n}, got {size:.1f}. Sample anew with the parameters of now."
+            "frames must overlap with the ensemble of the parameters: "
+            f"their effective sample size must be at least least_share = {least_share} of {n}, "
+            f"got {size:.1f}. Sample anew with the parameters of now."
         )
 
 
 def free_energy_difference(frames: Frames, energy) -> Array:
-    """F - F_0 = -kT ln <exp(-(U - U_0) / kT)>_0 in eV, at the temperature of sampling; its gradient is <dU/dt>.
+    """F - F_0 = -kT ln <exp(-(U - U_0) / kT)>_0 in eV, at the temperature of sampling.
+
+    Its gradient is <dU/dt>.
 
     Source: Zwanzig, J. Chem. Phys. 22, 1420 (1954).
     """

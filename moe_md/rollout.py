@@ -32,9 +32,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from moe_md.integrators import Evaluation, Integrator
+from moe_md.checks import check_count
+from moe_md.integrators import NVE, Evaluation, Integrator, Langevin, NoseHoover
 from moe_md.neighbor_list import box_matrix
-from moe_md.settings import check_count
 
 
 class Snapshot(NamedTuple):
@@ -64,7 +64,7 @@ class Rollout(NamedTuple):
 
 def rollout(
     energy_fn: Callable,
-    integrator: Integrator,
+    integrator: NVE | Langevin | NoseHoover,
     state,
     neighbors,
     n_steps: int,
@@ -220,14 +220,17 @@ def check_rollout(result: Rollout) -> Rollout:
     """
     if bool(np.any(np.asarray(result.overflow))):
         raise RuntimeError(
-            "neighbour lists must hold all along a rollout, but they overflowed or were held while atoms left their skin: hand it the "
-            "neighbors that simulate.run returns for the same steps, or neighbor_fn.allocate(position, extra_capacity=...), or make "
-            "update_every smaller or dr_threshold larger."
+            "neighbour lists must hold all along a rollout, "
+            "but they overflowed or were held while atoms left their skin: "
+            "hand it the neighbors that simulate.run returns for the same steps, "
+            "or neighbor_fn.allocate(position, extra_capacity=...), "
+            "or make update_every smaller or dr_threshold larger."
         )
     numbers = (result.energy, result.state.position, result.state.momentum)
     if not all(np.isfinite(np.asarray(x)).all() for x in numbers):
         raise FloatingPointError(
-            "energy, positions and momenta of a rollout must stay finite, got NaN or infinity: try a shorter timestep_fs."
+            "energy, positions and momenta of a rollout must stay finite, "
+            "got NaN or infinity: try a shorter timestep_fs."
         )
     return result
 
@@ -248,11 +251,13 @@ def check_arguments(
         )
     if integrator.moves_box:
         raise ValueError(
-            f"integrator must hold the box to be differentiated through: nve, langevin or nose_hoover, got {type(integrator).__name__}."
+            "integrator must hold the box to be differentiated through: nve, langevin or nose_hoover, "
+            f"got {type(integrator).__name__}."
         )
     if getattr(integrator, "expert_friction", None) is not None and jnp.ndim(integrator.friction_per_fs) == 0:
         raise ValueError(
-            "integrator must have a friction for each atom where it has rates of experts: hand over integrator.follow(neighbor_fn.gate(position, neighbors))."
+            "integrator must have a friction for each atom where it has rates of experts: "
+            "hand over integrator.follow(neighbor_fn.gate(position, neighbors))."
         )
     if not all(hasattr(state, name) for name in ("position", "momentum", "mass")):
         raise ValueError(f"state must be the integrator's, as integrator.start makes one, got {state!r:.80}.")
@@ -262,7 +267,8 @@ def check_arguments(
     )
     if type(wanted) is not type(state) or (integrator.needs_key and key is None):
         raise ValueError(
-            f"state must be a {type(wanted).__name__}, as this integrator.start makes it, with a key where it needs one, got {type(state).__name__}."
+            f"state must be a {type(wanted).__name__}, as this integrator.start makes it, "
+            f"with a key where it needs one, got {type(state).__name__}."
         )
     check_count("n_steps", n_steps, 0)
     check_count("observe_every", observe_every, 1)
@@ -275,7 +281,8 @@ def check_arguments(
     longer, shorter = max(block, observe_every), min(block, observe_every)
     if longer % shorter:
         raise ValueError(
-            f"observe_every and update_every must be multiples one of the other, got {observe_every} and {update_every}."
+            "observe_every and update_every must be multiples one of the other, "
+            f"got {observe_every} and {update_every}."
         )
     for name, every in (("observe_every", observe_every), ("update_every", block)):
         if n_steps % every:
@@ -283,8 +290,8 @@ def check_arguments(
     for part in jax.tree.leaves(region, is_leaf=_jumps):
         if _jumps(part):
             raise ValueError(
-                f"region must have smooth gates to be differentiated through, got {type(part).__name__}, whose atoms change hands at once: "
-                "use the region that it is made of."
+                f"region must have smooth gates to be differentiated through, got {type(part).__name__}, "
+                "whose atoms change hands at once: use the region that it is made of."
             )
 
 
@@ -359,7 +366,10 @@ def moved_fractions(shift_fn: Callable, R: Array, dR: Array, box: Array) -> Arra
 
 @moved_fractions.defjvp
 def _moved_jvp(shift_fn, primals, tangents):
-    """Tangents of fractions are Å, as jax-md's are: those of a move are what it is in Å, less what the box gains (jax-md adds fractions to Å here)."""
+    """Tangents of fractions are Å, as jax-md's are.
+
+    Those of a move are what it is in Å, less what the box gains (jax-md adds fractions to Å here).
+    """
     (R, dR, box), (R_dot, dR_dot, box_dot) = primals, tangents
     return moved_fractions(shift_fn, R, dR, box), R_dot + dR_dot - jnp.linalg.solve(box, dR.T).T @ box_dot.T
 
@@ -385,13 +395,14 @@ def _levels(checkpoint, n_steps: int, unit: int) -> int:
         if count <= budget:
             return level
     raise ValueError(
-        f"checkpoint must be at least {min(kept)} states for {n_steps} steps in groups of {unit}, got {checkpoint}."
+        f"checkpoint must be at least {min(kept)} states for {n_steps} steps in groups of {unit}, "
+        f"got {checkpoint}."
     )
 
 
 def _root(n: int, level: int) -> int:
     """The least whole number whose power is at least n."""
-    root = int(round(n ** (1.0 / level)))
+    root = round(n ** (1.0 / level))
     return next(r for r in range(max(root - 1, 0), root + 2) if r**level >= n)
 
 

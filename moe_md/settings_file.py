@@ -7,13 +7,12 @@ import tomllib
 import typing
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from functools import cache
 from pathlib import Path
 
 import tomlkit
 
-from moe_md import checkpoint as checkpoints
-from moe_md import experts
+from moe_md.files import write_atomic
+from moe_md.settings import help_of
 
 TABLES = ("data", "expensive", "cheap", "training", "demo", "validate", "run", "export", "bench")
 
@@ -80,20 +79,6 @@ def check_keys(table: dict, allowed, where: str) -> None:
         )
 
 
-def comment(cls, name: str) -> list[str]:
-    """What the source says beside a field: said once, shown by --help."""
-    return [text for key, text in _comments(cls) if key == name][:1]
-
-
-@cache
-def _comments(cls) -> list[tuple[str, str]]:
-    """Of all fields, its own first: `inspect` parses the whole module for each class."""
-    sources = (inspect.getsource(c) for c in cls.__mro__ if is_dataclass(c))
-    return [
-        pair for source in sources for pair in re.findall(r"^    (\w+): .*?  # (.*)$", source, re.MULTILINE)
-    ]
-
-
 def echo(folder, content: dict, command: Sequence[str]) -> Path:
     """Write into a folder of results what made them: `settings.toml`, under the command as it was typed.
 
@@ -107,7 +92,7 @@ def echo(folder, content: dict, command: Sequence[str]) -> Path:
     """
     path = Path(folder) / "settings.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoints.write_atomic(path, written(content, [f"moe-md {shlex.join(command)}"]).encode())
+    write_atomic(path, written(content, [f"moe-md {shlex.join(command)}"]).encode())
     return path
 
 
@@ -137,13 +122,15 @@ def written(content: dict, header: Sequence[str] = ()) -> str:
 def _table_of_settings(settings) -> tomlkit.items.Table:
     values = {f.name: getattr(settings, f.name) for f in fields(settings)}
     plain = {name: value for name, value in values.items() if not is_dataclass(value)}
-    table = _table(plain, {name: " ".join(comment(type(settings), name)) for name in plain})
+    table = _table(plain, {f.name: help_of(f) for f in fields(settings)})
     for name in values.keys() - plain.keys():
         table.add(name, _table_of_settings(values[name]))
     return table
 
 
 def _table_of_expert(config: dict) -> tomlkit.items.Table:
+    from moe_md import experts
+
     text = inspect.getdoc(experts.BUILDERS[config["builder"]])
     said = {}
     for names, words in re.findall(r"^    (\w+(?:, \w+)*): (.*(?:\n        .*)*)", text, re.MULTILINE):

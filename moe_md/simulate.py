@@ -18,7 +18,7 @@ Pure: no files, no printing. Reporters (`moe_md.analysis.trajectory`) write.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ import numpy as np
 from jax import Array
 
 from moe_md import interrupts, units
+from moe_md.checks import check_count, check_not_negative, check_positive, check_value
+from moe_md.failures import SimulationError
 from moe_md.integrators import (
     CellFire,
     Evaluation,
@@ -38,8 +40,8 @@ from moe_md.integrators import (
     nve,
 )
 from moe_md.neighbor_list import box_matrix
+from moe_md.regions.switching import Hard
 from moe_md.rollout import Rollout, Snapshot, check_rollout, rollout
-from moe_md.settings import check_count, check_not_negative, check_positive, check_value
 
 __all__ = [
     "Frame",
@@ -142,15 +144,6 @@ class Relaxation(NamedTuple):
     neighbors: Any
     box: Array | None = None  # [3, 3] Å, columns; None where it was not given
     max_stress_GPa: float | None = None  # largest component, less the pressure; None where the cell was held
-
-
-class SimulationError(RuntimeError):
-    """Numbers went bad; `state` is the last good one, `log` what was logged."""
-
-    def __init__(self, message: str, state: State, log: Log | None = None):
-        super().__init__(message)
-        self.state = state
-        self.log = log
 
 
 def run(
@@ -259,7 +252,7 @@ def run(
     try:
         with interrupts.kept() as check_interrupt:
             if reassign_steps is not None and start.weights is None:
-                near = _allocate(neighbor_fn, integrator, start, region.region)
+                near = _allocate(neighbor_fn, integrator, start, cast(Hard, region).region)
                 good = start = _reassigned(neighbor_fn, integrator, start, region, near)
             if neighbors is None:
                 neighbors = _allocate(neighbor_fn, integrator, start, region)
@@ -402,10 +395,7 @@ def relax(
     check_positive("force_tolerance", force_tolerance)
     position = _checked_position(position)
     box = None if box is None else _checked_box(box, position.dtype)
-    if relax_cell:
-        dynamics = _cell_fire(box, pressure_GPa, cell_mask, position.dtype)
-    else:
-        dynamics = Fire(shift_fn)
+    dynamics = _cell_fire(box, pressure_GPa, cell_mask, position.dtype) if relax_cell else Fire(shift_fn)
     good = State(dynamics.start(position), 0, 0.0, box)
     if neighbors is None:
         neighbors = _allocate(neighbor_fn, dynamics, good, region)
@@ -537,15 +527,20 @@ def _advance(
 def _timescales(
     energies: _Energies, slow_every: int, k, position, neighbors, given
 ) -> tuple[Array, Array, Array]:
-    """Energy, force and impulse of step `k`: slow forces only at every so many steps, but as often as they stand for."""
+    """Energy, force and impulse of step `k`.
+
+    Slow forces come only at every so many steps, but as often as they stand for.
+    """
+
+    fast_fn, split_fn = cast(Callable, energies.fast), cast(Callable, energies.split)  # as `_check_slow`
 
     def outer(R):
-        (fast, slow), pull = jax.vjp(lambda R: energies.split(R, neighbors, **given), R)
+        (fast, slow), pull = jax.vjp(lambda R: split_fn(R, neighbors, **given), R)
         (of_fast,), (of_slow,) = (pull(jnp.asarray(one, R.dtype)) for one in ([1.0, 0.0], [0.0, 1.0]))
         return fast + slow, -(of_fast + of_slow), -(of_fast + slow_every * of_slow)
 
     def inner(R):
-        energy, gradient = jax.value_and_grad(lambda R: energies.fast(R, neighbors, **given))(R)
+        energy, gradient = jax.value_and_grad(lambda R: fast_fn(R, neighbors, **given))(R)
         return energy, -gradient, -gradient
 
     return jax.lax.cond(k % slow_every == 0, outer, inner, position)
@@ -570,7 +565,10 @@ def _advance_and_heal(
     n_steps: int,
     tolerance: float = 0.0,
 ) -> tuple[State, _Chunk]:
-    """One chunk from the last good state, with as large a list as it takes: where it led, and how it ended."""
+    """One chunk from the last good state, with as large a list as it takes.
+
+    Returns where it led, and how it ended.
+    """
     start = good
     for _ in range(max_regrow + 1):
         owner = _owner(region, start)
@@ -592,8 +590,9 @@ def _advance_and_heal(
         if not bool(chunk.overflow):
             if not bool(chunk.finite):
                 raise SimulationError(
-                    f"energy, forces and positions must stay finite, got NaN or infinity at step {at}. "
-                    f"{_advice(dynamics, at)} The last good state, step {good.step}, is in the error's `state`.",
+                    "energy, forces and positions must stay finite, "
+                    f"got NaN or infinity at step {at}. {_advice(dynamics, at)} The last good state, "
+                    f"step {good.step}, is in the error's `state`.",
                     good,
                 )
             # Added chunk by chunk, so that a run that was resumed tells the same time.
@@ -610,8 +609,9 @@ def _advance_and_heal(
             raise SimulationError(f"lists must stay possible, but at step {at}: {error}", good) from error
         start = start._replace(n_regrown=start.n_regrown + 1)
     raise SimulationError(
-        f"neighbour lists must fit after growing max_regrow = {max_regrow} times in one chunk, but they overflowed again "
-        f"at step {at}: atoms collapse onto each other, or capacity_multiplier is too small. {_advice(dynamics, at)} "
+        f"neighbour lists must fit after growing max_regrow = {max_regrow} times in one chunk, "
+        f"but they overflowed again at step {at}: atoms collapse onto each other, "
+        f"or capacity_multiplier is too small. {_advice(dynamics, at)} "
         f"The last good state, step {good.step}, is in the error's `state`.",
         good,
     )
@@ -643,8 +643,8 @@ def _advice(dynamics, step: int) -> str:
     if isinstance(dynamics, (Fire, CellFire)):
         return "Start the relaxation from positions with smaller forces."
     return (
-        f"Try a shorter timestep_fs (now {float(dynamics.timestep_fs):g}), relax first, or train on configurations like the "
-        "last ones: atoms may have left what the experts know."
+        f"Try a shorter timestep_fs (now {float(dynamics.timestep_fs):g}), relax first, "
+        "or train on configurations like the last ones: atoms may have left what the experts know."
     )
 
 
@@ -773,8 +773,11 @@ def _numbers(name: str, value) -> np.ndarray:
 
 
 def _is_key(value) -> bool:
-    dtype, shape = getattr(value, "dtype", None), np.shape(value) if hasattr(value, "dtype") else None
-    return (dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()) or (
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        return False
+    shape = np.shape(value)
+    return (jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()) or (
         dtype == np.uint32 and len(shape) == 1
     )
 

@@ -14,7 +14,7 @@ import importlib.util
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -23,93 +23,19 @@ import jax
 import numpy as np
 from ase import Atoms
 
-from moe_md import checkpoint as checkpoints
 from moe_md.analysis import errors, paired_runs, seam, surfaces, validation_plots, validation_report
 from moe_md.analysis.bulk import fcc_report, relax_fcc
 from moe_md.analysis.environments import SHELL, Rule, environments, near_foreign, top_layers
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.dataset import Dataset, digest
 from moe_md.data.extxyz import frame_from_atoms
-from moe_md.settings import check_fields
+from moe_md.files import write_atomic
+from moe_md.settings import SECTIONS, ValidateSettings
 
-SECTIONS = ("errors", "crystal", "surfaces", "seam", "dynamics")
 LARGEST_STRAIN = 0.02  # of the crystals that are cut in two
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What validation is told; keys of the `[validate]` table of a settings file."""
-
-    sections: str = ",".join(SECTIONS)  # which to do, as errors,seam
-    metal: str = "Pt"  # fcc, in the domain of both experts
-    adsorbate: str = "CO"  # on the slab of dynamics: a molecule that ASE knows; empty for none
-    region: str = "near"  # near: what the cheap expert may not meet and all around it; top_layers: those of a slab instead
-    region_margin: float = 0.5  # Å, near: beyond the cheap expert's cutoff
-    region_layers: int = 3  # top_layers: how many
-    max_rows: int = 64  # rows of a batch of labelled frames
-    surface_steps: int = 300  # at most, of each relaxation of a vacancy, surface or molecule
-    strains: int = 9  # of the crystal that is cut in two, odd: from -2 to 2 %
-    columns: int | None = (
-        None  # metal atoms along x, of the slab of dynamics; default wider than twice the cutoff
-    )
-    rows: int | None = None  # rows of metal atoms along y, even; default as columns
-    layers: int = 6
-    vacuum: float = 12.0  # Å
-    temperature_K: float = 300.0
-    timestep_fs: float = 1.0
-    relax_steps: int = 50
-    equilibration_steps: int = 1000
-    production_steps: int = 4000
-    log_every: int = 4  # steps
-    blocks: int = 5  # a run is cut into, for error bars
-    seed: int = 0
-
-    def __post_init__(self):
-        check_fields(self)
-        for name in self.chosen:
-            if name not in SECTIONS:
-                raise ValueError(f"sections must be of {SECTIONS}, got {name!r}.")
-        if not self.chosen:
-            raise ValueError(f"sections must name at least one of {SECTIONS}, got {self.sections!r}.")
-        if self.region not in ("near", "top_layers"):
-            raise ValueError(f"region must be one of ('near', 'top_layers'), got {self.region!r}.")
-        positive = (
-            "region_layers",
-            "max_rows",
-            "columns",
-            "rows",
-            "layers",
-            "vacuum",
-            "timestep_fs",
-            "log_every",
-            "surface_steps",
-        )
-        for name in positive:
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        for name in ("region_margin", "temperature_K", "relax_steps", "equilibration_steps", "seed"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
-        if self.rows is not None and self.rows % 2:
-            raise ValueError(f"rows must be even, or the slab does not close on itself, got {self.rows}.")
-        if self.strains < 3 or self.strains % 2 == 0:
-            raise ValueError(f"strains must be odd and at least 3, or none is zero, got {self.strains}.")
-        if self.blocks < 2:
-            raise ValueError(f"blocks must be at least 2, got {self.blocks}.")
-        shortest = 20 * self.blocks * self.log_every
-        if self.production_steps < shortest:
-            raise ValueError(
-                f"production_steps must be at least 20 x blocks x log_every = {shortest}, or error bars mean nothing, "
-                f"got {self.production_steps}."
-            )
-
-    @property
-    def chosen(self) -> tuple[str, ...]:
-        """The sections, one by one."""
-        return tuple(name.strip() for name in self.sections.split(",") if name.strip())
-
-
-def small(settings: Settings) -> Settings:
+def small(settings: ValidateSettings) -> ValidateSettings:
     """The same in little time: few steps. For tests."""
     dynamics = {
         "layers": 4,
@@ -126,7 +52,7 @@ class Plan(NamedTuple):
     """What all sections share."""
 
     model: Checkpoint
-    settings: Settings
+    settings: ValidateSettings
     lattice_constant: float  # Å, of the expensive expert
     rule: Rule
     slab: Atoms  # of the dynamics
@@ -137,7 +63,7 @@ class Plan(NamedTuple):
         return self.lattice_constant / np.sqrt(2)
 
 
-def plan(model: Checkpoint, settings: Settings) -> Plan:
+def plan(model: Checkpoint, settings: ValidateSettings) -> Plan:
     """Check everything that can be checked before work begins.
 
     Raises:
@@ -171,7 +97,7 @@ def plan(model: Checkpoint, settings: Settings) -> Plan:
     return found
 
 
-def _sized(settings: Settings, nearest: float, cutoff: float) -> Settings:
+def _sized(settings: ValidateSettings, nearest: float, cutoff: float) -> ValidateSettings:
     """With as many columns and rows as a cutoff asks for, 4 x 6 at least, where nobody said."""
     columns = max(4, int(2 * cutoff / nearest) + 1)
     rows = max(6, 2 * int(2 * cutoff / (np.sqrt(3) * nearest)) + 2)
@@ -202,7 +128,7 @@ def _check_slab(shared: Plan) -> None:
 def run(
     model: Checkpoint,
     dataset: Dataset,
-    settings: Settings,
+    settings: ValidateSettings,
     folder,
     say: Callable[[str], None] = print,
     *,
@@ -213,7 +139,7 @@ def run(
     Args:
         model: two experts, the expensive one first.
         dataset: labelled frames.
-        settings: see `Settings`.
+        settings: see `ValidateSettings`.
         folder: where everything is written; made if it is not there.
         say: told about each stage.
         names: what the report calls `checkpoint`, `data` and `split`.
@@ -265,11 +191,11 @@ def write(folder: Path, content: dict, redraw: Sequence[str] = SECTIONS) -> dict
     """The files of a report, with the pictures of some sections; returns the content as `validation.json` holds it."""
     content = json.loads(json.dumps(_finite(content)))
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    checkpoints.write_atomic(folder / "validation.json", text.encode())
+    write_atomic(folder / "validation.json", text.encode())
     for section in (s for s in redraw if s in content):
         for name, figure in validation_plots.pictures(section, content[section]).items():
             figure.savefig(folder / f"{name}.png", dpi=150)
-    checkpoints.write_atomic(folder / "report.md", validation_report.markdown(content).encode())
+    write_atomic(folder / "report.md", validation_report.markdown(content).encode())
     return content
 
 

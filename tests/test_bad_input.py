@@ -1,4 +1,5 @@
-"""Malformed files, settings and arguments: they work, or one clear error names what is at fault; nothing is lost.
+"""Malformed files, settings and arguments: they work, or one clear error names what is at fault; nothing is
+lost.
 
 An error is clear if it is a ValueError (OSError for files that cannot be
 opened), raised by a check of this package, that names the file, the key or the
@@ -29,12 +30,13 @@ from hypothesis import strategies as st
 from jax_md import space
 
 import moe_md as mm
-from moe_md import bench, checkpoint, cli, demo, md, settings_file
+import moe_md.data
+from moe_md import bench, checkpoint, cli, demo, files, md, settings_file
 from moe_md.data import dataset as datasets
 from moe_md.data.batching import prepare
 from moe_md.data.extxyz import read_frames
+from moe_md.settings import BenchSettings, DataSettings, DemoSettings, LossWeights, RunSettings, TrainSettings
 from moe_md.training import cotrain
-from moe_md.training.losses import Weights
 
 HOME = str(Path(mm.__file__).parent)
 
@@ -340,11 +342,11 @@ def test_arguments_of_load_dataset(folder, name, value):
 # Settings --------------------------------------------------------------------
 
 TABLES = {
-    "data": cli.Data,
-    "training": cotrain.Settings,
-    "run": md.Settings,
-    "bench": bench.Settings,
-    "demo": demo.Settings,
+    "data": DataSettings,
+    "training": TrainSettings,
+    "run": RunSettings,
+    "bench": BenchSettings,
+    "demo": DemoSettings,
 }
 TOML_VALUES = (
     *(
@@ -426,7 +428,7 @@ def toml_texts(draw):
         ):
             lines.append(f"{field.name} = {draw(st.sampled_from(TOML_VALUES))}")
         if table == "training" and draw(st.booleans()):
-            name = draw(st.sampled_from(fields(Weights))).name
+            name = draw(st.sampled_from(fields(LossWeights))).name
             lines += ["[training.weights]", f"{name} = {draw(st.sampled_from(TOML_VALUES))}"]
     return "\n".join(lines)
 
@@ -468,7 +470,7 @@ def test_malformed_settings(folder, lab, text, table):
     err, seen = run_stubbed(command, "--settings", path, "--out", lab)
     if err:
         assert err.startswith("moe-md: error: ") and err.count("\n") == 1, err
-        keys = {f.name for cls in (*TABLES.values(), Weights) for f in fields(cls)}
+        keys = {f.name for cls in (*TABLES.values(), LossWeights) for f in fields(cls)}
         assert path.name in err or any(key in err for key in keys), err
     else:
         check_settings(seen)
@@ -498,25 +500,25 @@ def run_stubbed(*arguments):
         contextlib.redirect_stdout(io.StringIO()),
     ):
         patch.setattr(cli, "_parser", lambda: parser)
-        patch.setattr(cli.md, "run", lambda settings, *_: keep(settings))
-        patch.setattr(cli.bench, "run", lambda settings, *_: keep(settings))
+        patch.setattr(md, "run", lambda settings, *_: keep(settings))
+        patch.setattr(bench, "run", lambda settings, *_: keep(settings))
         patch.setattr(
             cli.settings_file,
             "echo",
             lambda folder, content, typed: tomllib.loads(settings_file.written(content)),
         )
         patch.setattr(
-            cli.demo, "run", lambda settings, *_: keep(settings) or dict.fromkeys(demo.SUMMARY_KEYS, 1.0)
+            demo, "run", lambda settings, *_: keep(settings) or dict.fromkeys(demo.SUMMARY_KEYS, 1.0)
         )
-        patch.setattr(cli.cotrain, "cotrain", trained)
-        patch.setattr(cli, "split_by_group", lambda dataset, **_: (dataset, dataset))
+        patch.setattr(cotrain, "cotrain", trained)
+        patch.setattr(mm.data, "split_by_group", lambda dataset, **_: (dataset, dataset))
         patch.setattr(
             cli,
             "_dataset",
-            lambda parsed: check_settings(settings_file.settings(cli.Data, "data", parsed)) or small,
+            lambda parsed: check_settings(settings_file.settings(DataSettings, "data", parsed)) or small,
         )
-        patch.setattr(cli.checkpoints, "save", lambda *_: None)
-        patch.setattr(cli.checkpoints, "write_json", lambda *_: None)
+        patch.setattr(checkpoint, "save", lambda *_: None)
+        patch.setattr(cli, "write_json", lambda *_: None)
         before = content_of(Path(arguments[-1]))
         code = cli.main([str(a) for a in arguments])
         assert content_of(Path(arguments[-1])) == before
@@ -532,7 +534,7 @@ def test_binary_settings(folder, lab):
 
 
 @examples(80)
-@given(st.sampled_from((cotrain.Settings, Weights)), st.data())
+@given(st.sampled_from((TrainSettings, LossWeights)), st.data())
 def test_arguments_of_training_settings(cls, data):
     name, value = data.draw(st.sampled_from([f.name for f in fields(cls)])), data.draw(odd)
     made = valid_or_clear(lambda: cls(**{name: value}), name)
@@ -568,7 +570,7 @@ def same(first, second) -> bool:
 @pytest.fixture(scope="module")
 def written(folder):
     path = folder / "written.msgpack"
-    checkpoint.write(path, checkpoint.FORMAT, good_content())
+    files.write(path, checkpoint.FORMAT, good_content())
     return path.read_bytes()
 
 
@@ -680,13 +682,12 @@ def test_tampered_checkpoints(folder, edits, signed):
     content = {"format": checkpoint.FORMAT, **good_content()}
     content["experts"] = [dict(config) for config in content["experts"]]
     for edit in edits:
-        try:
+        # What a second edit is about may be gone by the first.
+        with contextlib.suppress(KeyError, IndexError, AttributeError, TypeError):
             edit(content)
-        except (KeyError, IndexError, AttributeError, TypeError):  # the first edit removed it
-            pass
     try:
         data = flax.serialization.msgpack_serialize(content)
-        digest = {"sha256": checkpoint._sha256(content)} if signed else {}
+        digest = {"sha256": files._sha256(content)} if signed else {}
         data = flax.serialization.msgpack_serialize({**content, **digest})
     except Exception:
         return  # not to be stored at all
@@ -727,7 +728,7 @@ def test_pickles_are_not_executed(folder, protocol, where):
     else:
         path.write_bytes(msgpack.packb({"format": 1, where: msgpack.ExtType(80, bomb)}))
     assert valid_or_clear(lambda: mm.load(path), path.name) is None
-    assert valid_or_clear(lambda: checkpoint.read(path, "a saved training", 1, ("a",)), path.name) is None
+    assert valid_or_clear(lambda: files.read(path, "a saved training", 1, ("a",)), path.name) is None
     assert not target.exists()
     pickle.loads(bomb)
     target.rmdir()  # the bomb works

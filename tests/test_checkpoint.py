@@ -21,7 +21,8 @@ from contract import (
 )
 
 import moe_md as mm
-from moe_md.checkpoint import Checkpoint, load, names, save, write_atomic
+from moe_md.checkpoint import Checkpoint, load, names, save
+from moe_md.files import write_atomic
 from moe_md.interfaces.ase import MixtureCalculator
 
 
@@ -223,7 +224,7 @@ def test_the_new_file_appears_whole(tmp_path, monkeypatch):
     seen, replace = [], os.replace
 
     def spy(source, target):
-        seen.append((open(source, "rb").read(), open(target, "rb").read()))
+        seen.append((Path(source).read_bytes(), Path(target).read_bytes()))
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", spy)
@@ -250,7 +251,9 @@ def test_shipped_pairs_tell_their_training_and_hold_a_molecule_on_metal(name):
 
 @pytest.mark.parametrize("name", sorted(set(names()) - set(PAIRS)))
 def test_shipped_guides_know_what_their_pair_knows(name):
-    """One cheap expert of all species, whose forces on a stretched molecule are nearly those it stands in for."""
+    """One cheap expert of all species,
+    whose forces on a stretched molecule are nearly those it stands in for.
+    """
     guide, pair = load(name), load(name.removesuffix("-guide"))
     (expert,) = guide.experts
     assert (

@@ -13,9 +13,9 @@ from ase import Atoms
 from ase.build import bulk, fcc111
 from test_demo import soft_model
 
-from moe_md import checkpoint, cli, demo, experts, md, mixed_system, settings_file
+from moe_md import checkpoint, cli, demo, experts, mixed_system, settings_file
 from moe_md.data import load_dataset, ptco_pbe
-from moe_md.training import cotrain
+from moe_md.settings import DataSettings, DemoSettings, RunSettings, TrainSettings
 
 SPECIES, CUTOFF = ("Pt", "C", "O"), 4.0
 
@@ -413,7 +413,7 @@ def test_demo_hands_on_its_settings(capsys, tmp_path, monkeypatch):
     )
     assert code == 0, err
     assert (
-        seen["settings"] == demo.small(demo.Settings(seed=7, temperature_K=300.0))
+        seen["settings"] == demo.small(DemoSettings(seed=7, temperature_K=300.0))
         and seen["folder"] == "there"
     )
 
@@ -683,10 +683,10 @@ def test_init_writes_settings_that_are_the_defaults(capsys, tmp_path):
     assert code == 0 and str(path) in out
     tables = settings_file.tables(path)
     assert tables.keys() == {"data", "expensive", "cheap", "training", "run"}
-    assert settings_file.filled(cli.Data, tables["data"], "") == cli.Data()
-    assert settings_file.filled(cotrain.Settings, tables["training"], "") == cotrain.Settings()
+    assert settings_file.filled(DataSettings, tables["data"], "") == DataSettings()
+    assert settings_file.filled(TrainSettings, tables["training"], "") == TrainSettings()
     region = {"structure": "slab.extxyz", "region_around": "C,O"}
-    assert settings_file.filled(md.Settings, tables["run"], "") == md.Settings(**region)
+    assert settings_file.filled(RunSettings, tables["run"], "") == RunSettings(**region)
     for name, builder in (("expensive", "allegro"), ("cheap", "power_spectrum")):
         table = tables[name]
         assert table["builder"] == builder and table["species"] == ["Pt", "C", "O"]

@@ -10,6 +10,7 @@ import pytest
 
 from moe_md import checkpoint, demo, experts, regions
 from moe_md.neighborhood import image_pairs
+from moe_md.settings import DemoSettings
 
 SPECIES, CUTOFF = ("Pt", "C", "O"), 4.5
 
@@ -37,7 +38,7 @@ def test_slab_has_a_quarter_layer_of_upright_co():
     # Each stands on a platinum atom of the top layer.
     top = atoms.positions[atoms.get_tags() == 1]
     for site in carbon:
-        assert np.abs(top + [0, 0, demo.CARBON_HEIGHT] - site).sum(axis=1).min() < 1e-9
+        assert np.abs(top + np.array([0, 0, demo.CARBON_HEIGHT]) - site).sum(axis=1).min() < 1e-9
 
 
 def test_slab_fits_its_box():
@@ -63,7 +64,7 @@ def test_cheap_expert_sees_no_molecule(cutoff):
     assert not (cheap[i] & foreign[j]).any()
     # Whole layers, and one layer less would not do.
     tags = atoms.get_tags()
-    owned = {t for t in tags[~cheap]}
+    owned = set(tags[~cheap])
     assert not owned & set(tags[cheap])
     assert foreign[j[tags[i] == max(owned)]].any()
 
@@ -76,12 +77,12 @@ def test_too_thin_a_slab():
 
 def test_settings_say_what_is_wrong():
     with pytest.raises(ValueError, match="columns must be even and rows a multiple of 4, .* got 7 and 8"):
-        demo.Settings(columns=7)
+        DemoSettings(columns=7)
     with pytest.raises(ValueError, match="production_steps must be at least 20 x log_every = 200"):
-        demo.Settings(production_steps=100)
+        DemoSettings(production_steps=100)
     with pytest.raises(ValueError, match="trajectory_every must be a multiple of log_every = 10, got 25"):
-        demo.Settings(trajectory_every=25)
-    assert demo.small(demo.Settings(seed=3)).seed == 3
+        DemoSettings(trajectory_every=25)
+    assert demo.small(DemoSettings(seed=3)).seed == 3
 
 
 def test_experts_must_fit(metal_like):
@@ -96,7 +97,7 @@ def test_experts_must_fit(metal_like):
 @pytest.mark.filterwarnings("ignore:region gives expert")
 def test_timed_program_gives_the_forces(metal_like):
     """The program that is timed computes what it should: forces of the mixture, at rest and on the move."""
-    system = demo.build(metal_like, demo.small(demo.Settings()), 3.9, np.float64)
+    system = demo.build(metal_like, demo.small(DemoSettings()), 3.9, np.float64)
     cases = demo.steppers(metal_like, system, 1.0, 64)
     rng = np.random.default_rng(0)
     position = system.position + 0.03 * rng.standard_normal(system.position.shape)
@@ -140,7 +141,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     checkpoint.save(folder / "soft.msgpack", soft_model())
     said: list[str] = []
-    settings = demo.small(demo.Settings(checkpoint=str(folder / "soft.msgpack"), temperature_K=100.0))
+    settings = demo.small(DemoSettings(checkpoint=str(folder / "soft.msgpack"), temperature_K=100.0))
     return folder / "out", demo.run(settings, folder / "out", said.append), said, settings
 
 
@@ -190,7 +191,7 @@ def test_energies_in_the_log_are_whole(finished):
 @pytest.mark.slow
 @pytest.mark.skipif("ptco" not in checkpoint.names(), reason="the package holds no checkpoint named ptco yet")
 def test_shipped_checkpoint(tmp_path):
-    summary = demo.run(demo.Settings(), tmp_path, print)
+    summary = demo.run(DemoSettings(), tmp_path, print)
     assert summary["n_atoms"] >= 2000 and summary["f"] <= 0.1
     assert summary["speedup"] > 0.7 * summary["s_max"]
     assert abs(summary["drift_meV_per_atom_per_ps"]) < 1.0

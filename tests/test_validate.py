@@ -1,4 +1,4 @@
-"""Validation: settings, a whole one of a Lennard-Jones checkpoint in its small form, and the runs behind it."""
+"""Validation: settings, a small one of a Lennard-Jones checkpoint, and the runs behind it."""
 
 import json
 
@@ -13,6 +13,7 @@ from moe_md.analysis import paired_runs, validation_plots
 from moe_md.analysis.environments import near_foreign, top_layers
 from moe_md.data.dataset import Dataset
 from moe_md.data.extxyz import frame_from_atoms, frame_to_atoms
+from moe_md.settings import ValidateSettings
 
 SPECIES, CUTOFF, A0 = ("Pt", "C", "O"), 4.0, 3.92
 
@@ -41,7 +42,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("validate")
     said = []
     settings = validate.small(
-        validate.Settings(adsorbate="", region="top_layers", region_layers=2, temperature_K=100.0)
+        ValidateSettings(adsorbate="", region="top_layers", region_layers=2, temperature_K=100.0)
     )
     names = {"checkpoint": "two springs", "data": "some frames", "split": "all"}
     content = validate.run(
@@ -157,7 +158,7 @@ def test_a_few_sections_by_command_line(capsys, tmp_path):
 )
 def test_settings_say_what_is_wrong(changes, message):
     with pytest.raises(ValueError, match=message):
-        validate.Settings(**changes)
+        ValidateSettings(**changes)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_settings_say_what_is_wrong(changes, message):
     ],
 )
 def test_checked_before_any_work(changes, message, tmp_path):
-    settings = validate.Settings(sections="errors,dynamics", **changes)
+    settings = ValidateSettings(sections="errors,dynamics", **changes)
     with pytest.raises(ValueError, match=message):
         validate.run(
             lennard_jones(), Dataset(tuple(frames()), SPECIES), settings, tmp_path / "out", lambda text: None
@@ -185,7 +186,7 @@ def test_checked_before_any_work(changes, message, tmp_path):
 
 @pytest.mark.parametrize(("cutoff", "columns", "rows"), [(4.0, 4, 6), (6.0, 5, 6), (8.0, 6, 8)])
 def test_the_slab_is_wide_enough_for_any_cutoff(cutoff, columns, rows):
-    settings = validate._sized(validate.Settings(), A0 / np.sqrt(2), cutoff)
+    settings = validate._sized(ValidateSettings(), A0 / np.sqrt(2), cutoff)
     assert (settings.columns, settings.rows) == (columns, rows)
     atoms = paired_runs.slab_with_adsorbate("Pt", A0, (columns, rows, 3))
     assert atoms.cell.lengths()[:2].min() > 2 * cutoff
@@ -196,7 +197,7 @@ def test_slab_with_adsorbate():
     carbon, oxygen = (atoms.positions[np.array(atoms.symbols) == s][0] for s in "CO")
     assert oxygen[2] > carbon[2] and np.allclose(oxygen[:2], carbon[:2])
     top = atoms.positions[:-2]
-    assert np.abs(top + [0, 0, paired_runs.HEIGHT] - carbon).sum(axis=1).min() < 1e-9
+    assert np.abs(top + np.array([0, 0, paired_runs.HEIGHT]) - carbon).sum(axis=1).min() < 1e-9
     height = atoms.positions[:, 2]
     assert height.min() == pytest.approx(5.0) and atoms.cell[2, 2] - height.max() == pytest.approx(5.0)
     bare = paired_runs.slab_with_adsorbate("Pt", A0, (2, 2, 3), adsorbate="")

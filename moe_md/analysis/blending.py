@@ -11,7 +11,7 @@ On an atom that is shared, and that no sphere follows, |F_gate| is
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 
 from moe_md import units
-from moe_md.settings import check_positive
+from moe_md.checks import check_positive
 from moe_md.simulate import Frame, State
 
 PS = 1000.0 * units.fs
@@ -28,15 +28,16 @@ PS = 1000.0 * units.fs
 class Blend(NamedTuple):
     """One moment of a run; or, as a log, arrays of many."""
 
-    step: int
-    time_ps: float
-    share: Array  # [n_experts], of the atoms, with weight on each
-    blended: float  # share of atoms with weight on more than one
-    gate_force: float  # eV/Å, root mean square |F_gate| over shared atoms; NaN where there are none
-    force: float  # eV/Å, the same of the whole force
-    largest_gate_force: float  # eV/Å, on any atom, those that are followed included
-    power: float  # eV/ps
-    area: float  # Å^2, NaN where the volume of an atom is not known
+    step: int | np.ndarray
+    time_ps: float | np.ndarray
+    share: np.ndarray  # [n_experts], of the atoms, with weight on each
+    # [] each, of one moment
+    blended: np.ndarray  # share of atoms with weight on more than one
+    gate_force: np.ndarray  # eV/Å, root mean square |F_gate| over shared atoms; NaN where there are none
+    force: np.ndarray  # eV/Å, the same of the whole force
+    largest_gate_force: np.ndarray  # eV/Å, on any atom, those that are followed included
+    power: np.ndarray  # eV/ps
+    area: np.ndarray  # Å^2, NaN where the volume of an atom is not known
 
 
 class BlendWatch:
@@ -71,7 +72,9 @@ class BlendWatch:
         for cost in costs or ():
             check_positive("costs", cost)
         self._look = jax.jit(_looker(neighbor_fn.parts))
-        self._given = {k: v for k, v in (("params", params), ("region", region)) if v is not None}
+        self._given: dict[str, Any] = {
+            k: v for k, v in (("params", params), ("region", region)) if v is not None
+        }
         self._atomic_volume = np.nan if atomic_volume is None else float(atomic_volume)
         self._costs = None if costs is None else np.asarray(costs, float)
         self._force = None
@@ -83,7 +86,7 @@ class BlendWatch:
 
     def on_state(self, state: State, neighbors) -> None:
         """Look."""
-        given = self._given | ({} if state.box is None else {"box": state.box})
+        given: dict[str, Any] = self._given | ({} if state.box is None else {"box": state.box})
         if state.weights is not None:
             given["region"] = replace(given["region"], weights=state.weights)
         dynamics = state.dynamics
@@ -117,7 +120,7 @@ class BlendWatch:
         log = self.log
         shared = np.isfinite(log.force)
         told = {
-            "looks": len(log.step),
+            "looks": len(self._rows),
             "share": [_mean_least_most(column) for column in log.share.T],
             "blended": _mean_least_most(log.blended),
         }

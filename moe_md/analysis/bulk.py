@@ -11,7 +11,7 @@ a wave follow (phonopy). All derivatives are exact, by automatic differentiation
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,9 @@ from scipy.optimize import brentq
 
 from moe_md import units
 from moe_md.checkpoint import Checkpoint
+from moe_md.checks import check_positive, check_value
 from moe_md.experts import Expert, Params
 from moe_md.neighborhood import Neighborhood, rows_from_images
-from moe_md.settings import check_positive, check_value
 
 EOS_STRAINS = np.linspace(-0.04, 0.04, 9)  # of the lattice constant, in a report
 SLOW_THZ = 0.3  # below it, next to Gamma, relative differences of frequencies mean nothing
@@ -42,12 +42,15 @@ _PATH = (
 PATH_LABELS = ("Γ", "X", "K", "Γ", "L")
 
 
-class Crystal(NamedTuple):
-    """An fcc crystal at rest."""
+Number = TypeVar("Number", float, Array)
 
-    lattice_constant: float  # Å
-    energy: float  # eV per atom
-    bulk_modulus_GPa: float
+
+class Crystal(NamedTuple, Generic[Number]):
+    """An fcc crystal at rest: of numbers, or under jit of arrays of no dimension."""
+
+    lattice_constant: Number  # Å
+    energy: Number  # eV per atom
+    bulk_modulus_GPa: Number
 
 
 class Elastic(NamedTuple):
@@ -101,7 +104,7 @@ def relax_fcc(
     """
     _check_symbol(expert, symbol)
     if guess is None:
-        guess = (reference_states[atomic_numbers[symbol]] or {}).get("a")
+        guess = cast("float | None", (reference_states[atomic_numbers[symbol]] or {}).get("a"))
         if guess is None:
             raise ValueError(f"guess must be given (Å): no lattice constant of {symbol} is known.")
     if not (guess > 0 and 0 < window < 1):
@@ -115,8 +118,9 @@ def relax_fcc(
     at = int(np.argmin(energies))
     if at in (0, len(strains) - 1):
         raise ValueError(
-            f"guess must lie near a minimum of the energy of {symbol}, but between {guess * np.exp(low):.3f} and "
-            f"{guess * np.exp(high):.3f} Å it falls towards {guess * np.exp(strains[at]):.3f} Å, got {guess}."
+            f"guess must lie near a minimum of the energy of {symbol}, "
+            f"but between {guess * np.exp(low):.3f} and {guess * np.exp(high):.3f} Å "
+            f"it falls towards {guess * np.exp(strains[at]):.3f} Å, got {guess}."
         )
     strain = brentq(lambda s: float(energy_of(s)[1]), strains[at - 1], strains[at + 1], xtol=1e-10)
     energy, _, curvature = (float(x) for x in energy_of(strain))
@@ -125,7 +129,7 @@ def relax_fcc(
 
 
 def equation_of_state(
-    expert: Expert, params: Params, symbol: str = "Pt", *, lattice_constants: Sequence[float]
+    expert: Expert, params: Params, symbol: str = "Pt", *, lattice_constants: Sequence[float] | np.ndarray
 ) -> dict[str, list[float]]:
     """Energy and pressure of an fcc crystal over its volume.
 
@@ -322,7 +326,8 @@ def fcc_report(checkpoint: Checkpoint, symbol: str = "Pt", *, guess: float | Non
     for number, expert in enumerate(checkpoint.experts):
         if symbol not in expert.domain:
             raise ValueError(
-                f"symbol must be in the domain of every expert, {expert.domain} of expert {number}, got {symbol!r}."
+                "symbol must be in the domain of every expert, "
+                f"{expert.domain} of expert {number}, got {symbol!r}."
             )
     _phonopy()
     with jax.enable_x64(True):
@@ -377,7 +382,10 @@ def _differences(first: dict, second: dict) -> dict[str, float]:
 
 
 def _one_row(expert: Expert, symbol: str, lattice_constant: float, reach: float) -> Neighborhood:
-    """The atom of a primitive cell and all within `reach`, each an image of itself: messages find their row."""
+    """The atom of a primitive cell and all within `reach`, each an image of itself.
+
+    So messages find their row.
+    """
     atoms = bulk(symbol, "fcc", a=lattice_constant)
     species = np.array([expert.species.index(symbol)])
     return rows_from_images(atoms.positions, species, atoms.cell.array, atoms.pbc, reach)

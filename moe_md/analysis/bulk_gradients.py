@@ -8,12 +8,13 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from ase.build import bulk
+from jax import Array
 
 from moe_md import implicit
 from moe_md.analysis.bulk import Crystal
+from moe_md.checks import check_positive
 from moe_md.experts import Expert
 from moe_md.neighborhood import rows_from_images
-from moe_md.settings import check_positive
 
 
 def fcc_crystal(expert: Expert, symbol: str = "Pt", *, guess: float, window: float = 0.15) -> Callable:
@@ -102,7 +103,7 @@ def mixed_fcc_crystal(experts, shares, symbol: str = "Pt", *, guess: float, wind
             if share > 0
         )
 
-    def crystal(params, pressure_GPa=0.0) -> Crystal:
+    def crystal(params, pressure_GPa=0.0) -> Crystal[Array]:
         found = implicit.uniform(energy_fn, list(params), volume=guess**3 / 4, pressure_GPa=pressure_GPa)
         # Beyond the window neighbours are missing.
         inside = jax.numpy.where(found.scale >= 1 - window, 0.0, jax.numpy.nan)

@@ -13,6 +13,7 @@ label counts nowhere.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -156,7 +157,7 @@ def seam_report(compared: Sequence[Compared], *, width: float = 1.0, reach: floa
     everything = np.concatenate(distance) if found else np.zeros(0)
     edges = width * np.arange(np.floor(-reach / width), np.ceil(reach / width) + 1)
     bins = []
-    for low, high in zip(edges[:-1], edges[1:]):
+    for low, high in pairwise(edges):
         # A distance is never zero; bins are open at zero and closed at their far end.
         chosen = [(d >= low) & (d < high) if high <= 0 else (d > low) & (d <= high) for d in distance]
         if any(c.any() for c in chosen):

@@ -82,20 +82,22 @@ class H5MDWriter:
         self._elements = _elements(self._atoms, forces)
         self._path = Path(path)
         check_cut(append, until_step)
-        self._file: h5py.File | None = None
         partial = self._path.with_name(f".{self._path.name}.partial")
         with naming(self._path):
             try:
                 self._file = _created(partial)
-                _take_room(self._file, 0)
-                _begin(self._file, self._atoms, self._elements, np.dtype(dtype), compression, author)
-                if append and self._path.exists():
-                    _copy(self._path, self._file, self._elements, until_step)
-                self._file.swmr_mode = True
-                self._file.flush()
-                os.replace(partial, self._path)  # the open file keeps its handle
+                try:
+                    _take_room(self._file, 0)
+                    _begin(self._file, self._atoms, self._elements, np.dtype(dtype), compression, author)
+                    if append and self._path.exists():
+                        _copy(self._path, self._file, self._elements, until_step)
+                    self._file.swmr_mode = True
+                    self._file.flush()
+                    os.replace(partial, self._path)  # the open file keeps its handle
+                except BaseException:
+                    self.close()
+                    raise
             except BaseException:
-                self.close()
                 partial.unlink(missing_ok=True)
                 raise
 

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from moe_md.checks import check_count
 from moe_md.integrators import NVE, Evaluation
 from moe_md.rollout import step_once
-from moe_md.settings import check_count
 
 
 class Growth(NamedTuple):
@@ -68,7 +68,9 @@ def tangent_growth(
 
     Arnold's map stretches by (3 + sqrt 5) / 2:
 
-    >>> found = tangent_growth(lambda x, c: (jnp.array([[2.0, 1.0], [1.0, 1.0]]) @ x % 1.0, c), jnp.array([0.3, 0.1]), jnp.array([1.0, 0.0]), n_steps=200)
+    >>> def step_fn(x, constants):
+    ...     return jnp.array([[2.0, 1.0], [1.0, 1.0]]) @ x % 1.0, constants
+    >>> found = tangent_growth(step_fn, jnp.array([0.3, 0.1]), jnp.array([1.0, 0.0]), n_steps=200)
     >>> round(found.exponent, 4), round(float(np.log((3 + 5**0.5) / 2)), 4)
     (0.9624, 0.9624)
     """
@@ -88,7 +90,8 @@ def tangent_growth(
     if not np.isfinite(grown).all():
         first = every * int(np.argmin(np.isfinite(grown)))
         raise ValueError(
-            f"step_fn must keep state and tangent finite, got NaN or infinity within {every} steps of step {first}."
+            "step_fn must keep state and tangent finite, "
+            f"got NaN or infinity within {every} steps of step {first}."
         )
     later = grown[int(skip * len(grown)) :]
     n_blocks = 5

@@ -72,7 +72,9 @@ def moving_run(
     paths: Sequence[Path] = (),
     frames=None,
 ) -> Figure:
-    """A run with a region that moves: cost and energy over time on the left, the terrace from above on the right.
+    """A run with a region that moves: cost and energy over time, and the terrace from above.
+
+    Cost and energy are on the left, the terrace on the right.
 
     Args:
         time_ps: `[n]` ps.
@@ -144,7 +146,9 @@ def animation(
     share=None,
     interval_ms: int = 80,
 ) -> FuncAnimation:
-    """A terrace from above as time goes by: `.to_jshtml()` in a notebook, `.save(path, writer="pillow")` as a GIF.
+    """A terrace from above as time goes by.
+
+    `.to_jshtml()` shows it in a notebook, `.save(path, writer="pillow")` writes a GIF.
 
     Args:
         frames: `[n_frames, n_atoms, 3]` Å.
@@ -170,7 +174,8 @@ def animation(
         or time.shape != frames.shape[:1]
     ):
         raise ValueError(
-            "frames, weights and time_ps must have shapes [n_frames, n_atoms, 3], [n_frames, n_atoms] and [n_frames], "
+            "frames, weights and time_ps must have shapes "
+            "[n_frames, n_atoms, 3], [n_frames, n_atoms] and [n_frames], "
             f"got {frames.shape}, {weights.shape} and {time.shape}."
         )
     share = np.mean(weights > 0, axis=1) if share is None else np.asarray(share, float)
@@ -201,8 +206,8 @@ def _checked(position, symbols, weight, box, frames, paths):
     n_atoms = len(symbols)
     if position.shape != (n_atoms, 3) or weight.shape != (n_atoms,) or box.shape != (3,):
         raise ValueError(
-            f"position, weight and box must have shapes [{n_atoms}, 3] and [{n_atoms}], one per symbol, and [3], "
-            f"got {position.shape}, {weight.shape} and {box.shape}."
+            f"position, weight and box must have shapes [{n_atoms}, 3] and [{n_atoms}], one per symbol, "
+            f"and [3], got {position.shape}, {weight.shape} and {box.shape}."
         )
     if paths and (frames is None or np.shape(frames)[1:] != position.shape):
         raise ValueError(

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 from ase.build import add_adsorbate, fcc111, molecule
-from jax_md import space
 
+from moe_md import lazy_jax_md as jax_md
 from moe_md import regions, simulate
 from moe_md.analysis import dynamics
 from moe_md.analysis.environments import SHELL, Rule, bonds_across, seam_distance
@@ -143,9 +143,9 @@ def paired_runs(
         `trespass`, the share of frames in which the cheap expert met what its
         domain does not hold; for `expensive` and `mixed` `temperature_K`,
         `drift_meV_per_atom_per_ps`, `drift_stderr`, `seconds_per_step`, and of
-        the mixture also `flux_eV_per_ps_per_A2` and `flux_stderr`; `curves`, for each a `label`, `x_label`, `y_label`, `x`,
-        `expensive`, `expensive_error`, `mixed`, `mixed_error` and `deviation`,
-        what `dynamics.compare` says. In the dtype jax runs in.
+        the mixture also `flux_eV_per_ps_per_A2` and `flux_stderr`; `curves`, for
+        each a `label`, `x_label`, `y_label`, `x`, `expensive`, `expensive_error`,
+        `mixed`, `mixed_error` and `deviation`, what `dynamics.compare` says. In the dtype jax runs in.
 
     Raises:
         ValueError: an argument is out of range, an expert owns nothing, or a
@@ -155,10 +155,11 @@ def paired_runs(
     check_shared(rule(frame_from_atoms(atoms)))
     if production_steps < 20 * n_blocks * log_every:
         raise ValueError(
-            f"production_steps must be at least 20 x n_blocks x log_every = {20 * n_blocks * log_every}, got {production_steps}."
+            f"production_steps must be at least 20 x n_blocks x log_every = {20 * n_blocks * log_every}, "
+            f"got {production_steps}."
         )
     box = atoms.cell.lengths()
-    _, shift_fn = space.periodic(box)
+    _, shift_fn = jax_md.space.periodic(box)
     alone = _system(checkpoint, atoms, 1, regions.fixed(np.zeros(len(atoms), int), n_experts=1))
     relaxed = simulate.relax(*alone, shift_fn, jnp.asarray(atoms.positions), n_steps=relax_steps)
     warm = simulate.run(
@@ -178,7 +179,8 @@ def paired_runs(
     owner = np.asarray(rule(frame))
     check_shared(owner)
     say(
-        f"equilibrated for {warm.time_ps:.2f} ps; the expensive expert owns {np.sum(owner == 0)} of {len(owner)} atoms"
+        f"equilibrated for {warm.time_ps:.2f} ps; "
+        f"the expensive expert owns {np.sum(owner == 0)} of {len(owner)} atoms"
     )
     systems = {"expensive": alone, "mixed": _system(checkpoint, atoms, 2, regions.fixed(owner))}
     area = seam_area(start, owner, nearest, planar=planar)
@@ -202,7 +204,8 @@ def paired_runs(
             "seconds_per_step": (time.perf_counter() - begun) / production_steps,
         }
         say(
-            f"{name}: {production_steps} steps, drift {slope.slope:+.5f} ± {slope.standard_error:.5f} meV/atom/ps"
+            f"{name}: {production_steps} steps, "
+            f"drift {slope.slope:+.5f} ± {slope.standard_error:.5f} meV/atom/ps"
         )
         found[name] = run
     to_flux = 1e-3 * len(atoms) / area
@@ -219,7 +222,7 @@ def paired_runs(
 
 def _system(checkpoint: Checkpoint, atoms: Atoms, n_experts: int, region):
     """`(neighbor_fn, energy_fn)` of the first experts."""
-    displacement_fn, _ = space.periodic(atoms.cell.lengths())
+    displacement_fn, _ = jax_md.space.periodic(atoms.cell.lengths())
     species = [checkpoint.experts[0].species.index(s) for s in atoms.symbols]
     first = slice(0, n_experts)
     return mixture_neighbor_list(

@@ -20,12 +20,12 @@ import numpy as np
 from jax import Array
 
 from moe_md import derivatives
+from moe_md.checks import check_positive
 from moe_md.data.batching import frame_rows
 from moe_md.data.extxyz import Frame
 from moe_md.experts import Expert, Params, energies_and_partial_forces
 from moe_md.neighborhood import Neighborhood, map_rows
 from moe_md.regions import Region
-from moe_md.settings import check_positive
 
 CHUNK = 64  # rows computed at a time
 
@@ -83,7 +83,9 @@ def stored_frames(
 
 
 def mixed_forces(stored: StoredFrames, displacement_fn: Callable, region: Region) -> Array:
-    """Forces of the mixture, the slope of the gate included: `[n_frames, n_atoms, 3]` eV/Å; differentiable in the region.
+    """Forces of the mixture, the slope of the gate included: `[n_frames, n_atoms, 3]` eV/Å.
+
+    They are differentiable in the region.
 
     Args:
         stored: from `stored_frames`.

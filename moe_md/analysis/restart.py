@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_md import checkpoint
+from moe_md import files
 from moe_md.simulate import Frame, State
 
 FORMAT = 3
@@ -73,7 +73,7 @@ class Restart:
             return
         state, neighbors = self._unwritten
         content = {"fingerprint": self._fingerprint, "state": _packed(state), "neighbors": _packed(neighbors)}
-        checkpoint.write(self._path, FORMAT, content)
+        files.write(self._path, FORMAT, content)
         self._unwritten = None
 
 
@@ -98,13 +98,12 @@ def load_restart(
         ValueError: no restart file, of another format version, damaged, of
             another fingerprint, or of another kind of run.
     """
-    path, fingerprint = Path(path), _as_json(fingerprint)
-    content = checkpoint.read(path, "a whole moe_md restart", FORMAT, ("fingerprint", "state", "neighbors"))
+    path, wanted = Path(path), _as_json(fingerprint)
+    content = files.read(path, "a whole moe_md restart", FORMAT, ("fingerprint", "state", "neighbors"))
     stored = content["fingerprint"]
-    if stored != fingerprint:
-        raise ValueError(
-            f"{path} must be a restart of the same run, but {_difference(json.loads(stored), json.loads(fingerprint))}."
-        )
+    if stored != wanted:
+        difference = _difference(json.loads(stored), json.loads(wanted))
+        raise ValueError(f"{path} must be a restart of the same run, but {difference}.")
     try:
         state = _unpacked(like_state, content["state"], _Place("state", exact=True))
         neighbors = _unpacked(like_neighbors, content["neighbors"], _Place("neighbors", exact=False))

@@ -316,7 +316,8 @@ def _checked_assignment(assignment, n_atoms: int, n_experts: int) -> np.ndarray:
         owner = owner.astype(np.int32)
     if owner.shape != (n_atoms,) or not np.issubdtype(owner.dtype, np.integer):
         raise ValueError(
-            f"assignment must be a vector of {n_atoms} integers, got shape {owner.shape} and dtype {owner.dtype}."
+            f"assignment must be a vector of {n_atoms} integers, "
+            f"got shape {owner.shape} and dtype {owner.dtype}."
         )
     if not (owner.min() >= 0 and owner.max() < n_experts):
         raise ValueError(

@@ -23,9 +23,9 @@ from ase.optimize import BFGS
 
 from moe_md.analysis.environments import near_foreign
 from moe_md.checkpoint import Checkpoint
+from moe_md.checks import check_count, check_positive, check_value
 from moe_md.data.extxyz import frame_from_atoms
 from moe_md.interfaces.ase import MixtureCalculator
-from moe_md.settings import check_count, check_positive, check_value
 
 Region = int | Callable[[Atoms], np.ndarray]
 
@@ -64,7 +64,8 @@ def around_adsorbate(cutoff: float) -> Callable[[Atoms], np.ndarray]:
 
     >>> slab = fcc111("Pt", (2, 2, 4), a=3.98, vacuum=8.0)
     >>> add_adsorbate(slab, "C", 1.3, "fcc")
-    >>> around_adsorbate(5.0)(slab).reshape(-1)[:16].reshape(4, 4).sum(axis=1).tolist()  # by layer, from below
+    >>> by_layer = around_adsorbate(5.0)(slab).reshape(-1)[:16].reshape(4, 4)  # from below
+    >>> by_layer.sum(axis=1).tolist()
     [4, 4, 0, 0]
     """
     check_positive("cutoff", cutoff)

@@ -9,7 +9,8 @@ import csv
 import io
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -19,7 +20,7 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.extxyz import write_extxyz
 
-from moe_md.checkpoint import write_atomic
+from moe_md.files import write_atomic
 from moe_md.simulate import Frame, Log, State
 
 
@@ -145,7 +146,9 @@ class LastState:
 
 
 def described(symbols: Sequence[str], cell, pbc, expert) -> ase.Atoms:
-    """What stays the same from frame to frame: atoms at the origin, with the column `expert` where there is one.
+    """What stays the same from frame to frame: atoms at the origin.
+
+    They have the column `expert` where there is one.
 
     Raises:
         ValueError: `expert` is not one integer per symbol.
@@ -179,25 +182,32 @@ def positions_of(frame: Frame) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def naming(path) -> Iterator[None]:
+def naming(path) -> Generator[None]:
     """Raise an `OSError` that names the file and says what to do."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        message = f"{path} cannot be written: {reason}. The last restart is whole: resume from it once there is room"
+        message = (
+            f"{path} cannot be written: {reason}. "
+            "The last restart is whole: resume from it once there is room"
+        )
         raise OSError(error.errno, message) from error
 
 
 class _Text:
-    """A text file to append to, cut where a run is taken up; unbuffered, so that closing it writes nothing."""
+    """A text file to append to, cut where a run is taken up.
+
+    It is unbuffered, so that closing it writes nothing.
+    """
 
     def __init__(self, path, append: bool, until_step: int | None, records: Callable):
         check_cut(append, until_step)
         self._path = Path(path)
         if until_step is not None and self._path.exists():
             _cut(self._path, until_step, records)
-        self._file = open(path, "ab" if append else "wb", buffering=0)
+        # Open until `close`.
+        self._file = open(path, "ab" if append else "wb", buffering=0)  # noqa: SIM115
 
     def size(self) -> int:
         return os.fstat(self._file.fileno()).st_size
@@ -238,11 +248,11 @@ def _xyz_frames(file: BinaryIO, path: Path) -> Iterator[tuple[int, int]]:
         step = re.search(rb"(?:^|\s)step=(\d+)(?:\s|$)", comment)
         if not count.strip().isdigit() or step is None:
             raise ValueError(
-                f"{path} must hold frames with step=... in their comment lines to be cut, got {count + comment!r:.80}."
+                f"{path} must hold frames with step=... in their comment lines to be cut, "
+                f"got {count + comment!r:.80}."
             )
-        n, line = 0, b""
-        for n, line in enumerate(islice(file, int(count)), 1):
-            pass
+        last = deque(enumerate(islice(file, int(count)), 1), maxlen=1)
+        n, line = last.pop() if last else (0, b"")
         if n < int(count) or (n and not line.endswith(b"\n")):
             return
         yield int(step[1]), file.tell()

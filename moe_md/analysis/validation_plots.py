@@ -5,6 +5,7 @@ section allows.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -33,7 +34,10 @@ def pictures(section: str, found: dict) -> dict[str, Figure]:
 
 
 def errors_by_environment(errors: dict) -> Figure | None:
-    """Force errors of bulk, subsurface, surface and adsorbate; the mixture beside the expensive expert on its own frames."""
+    """Force errors of bulk, subsurface, surface and adsorbate.
+
+    The mixture stands beside the expensive expert on its own frames.
+    """
     panels = (
         ("each expert, frames that it may meet", ("expensive", "cheap")),
         ("frames with a seam", ("expensive_where_mixed", "mixed")),
@@ -162,7 +166,7 @@ def phonons(crystal: dict) -> Figure:
         if who == "expensive":
             first = corners
         x = np.interp(waves["distance"], corners, first)
-        style = dict(lw=2.6) if who == "expensive" else dict(lw=1.2, ls=(0, (4, 2)))
+        style: dict[str, Any] = dict(lw=2.6) if who == "expensive" else dict(lw=1.2, ls=(0, (4, 2)))
         lines = panel.plot(x, waves["frequencies_THz"], color=_line(who), **style)
         lines[0].set_label(NAMES[who])
     for corner in first:
@@ -226,7 +230,7 @@ def seam_over_strain(found: dict) -> Figure:
     right.axhline(0, color=FAINT, lw=0.6)
     pressure = 1e3 * np.array(jump["isotropic"]["pressure"])
     right.plot(strain, pressure, color=MIXED, lw=1.2, marker="o", ms=4, label="isotropic strain: pressure")
-    for name, strain_3, stress in zip(
+    for _, strain_3, stress in zip(
         jump["strained"]["name"], jump["strained"]["strain"], jump["strained"]["stress"]
     ):
         worst = 1e3 * np.array(stress).flat[np.abs(stress).argmax()]
@@ -256,7 +260,10 @@ def seam_over_strain(found: dict) -> Figure:
 
 
 def runs_side_by_side(found: dict) -> Figure:
-    """Structure, motion and vibration of both runs, with bands of one standard error; their difference below each."""
+    """Structure, motion and vibration of both runs, with bands of one standard error.
+
+    Their difference is below each.
+    """
     curves = found["curves"]
     figure = Figure(figsize=(11.0, 8.6), layout="constrained")
     panels = figure.subplots(4, 3, height_ratios=(3, 1.3, 3, 1.3)).T.reshape(-1, 2)

@@ -56,13 +56,15 @@ def _head(content: dict) -> list[str]:
         f"atoms within {about['cutoff'] + settings['region_margin']:g} Å (the cheap expert's cutoff and "
         f"{settings['region_margin']:g} Å) of any species that the cheap expert may not meet"
         if settings["region"] == "near"
-        else f"what the cheap expert may not meet, and the {settings['region_layers']} uppermost layers of a slab"
+        else "what the cheap expert may not meet, and the "
+        f"{settings['region_layers']} uppermost layers of a slab"
     )
     return [
         f"# Validation of {about['checkpoint']}",
         "",
-        f"The expensive expert is `{about['experts'][0]}`, the cheap one `{about['experts'][1]}`, made for {', '.join(about['domain'])} alone. "
-        f"In the mixture the expensive expert owns {region}; the cheap one owns the rest.",
+        f"The expensive expert is `{about['experts'][0]}`, the cheap one `{about['experts'][1]}`, made for "
+        f"{', '.join(about['domain'])} alone. In the mixture the expensive expert owns {region}; the cheap "
+        "one owns the rest.",
         "",
         *_table(["in short", ""], _short(content)),
         "",
@@ -118,15 +120,18 @@ def _errors(errors: dict, content: dict) -> list[str]:
     lines = [
         "## Errors on labelled frames",
         "",
-        f"Labels are those of {about['data']}, split “{about['split']}”: {about['frames']} frames. Root mean square errors, with mean absolute ones in "
-        "brackets; forces and stress by component. **The cheap expert counts only on frames all of whose atoms are in its domain** "
-        f"({', '.join(about['domain'])} with nothing else within its cutoff), as in training. The mixture counts only on frames in which both experts own "
-        f"atoms, {seam['frames']} here, and beside it stands the expensive expert on the same frames. A missing label counts nowhere.",
+        f"Labels are those of {about['data']}, split “{about['split']}”: {about['frames']} frames. Root mean "
+        "square errors, with mean absolute ones in brackets; forces and stress by component. **The cheap "
+        f"expert counts only on frames all of whose atoms are in its domain** ({', '.join(about['domain'])} "
+        "with nothing else within its cutoff), as in training. The mixture counts only on frames in which "
+        f"both experts own atoms, {seam['frames']} here, and beside it stands the expensive expert on the "
+        "same frames. A missing label counts nowhere.",
         "",
         *_table(["frames", "number", "potential", "energy, meV/atom", "forces, meV/Å", "stress, GPa"], rows),
         "",
-        "Forces by environment and by species, meV/Å. Surface atoms have fewer than 12 metal neighbours (within 1.2 nearest-neighbour distances), "
-        "subsurface atoms have 12 and touch a surface atom, the others are bulk; what the cheap expert may not meet is adsorbate.",
+        "Forces by environment and by species, meV/Å. Surface atoms have fewer than 12 metal neighbours "
+        "(within 1.2 nearest-neighbour distances), subsurface atoms have 12 and touch a surface atom, the "
+        "others are bulk; what the cheap expert may not meet is adsorbate.",
         "",
         *_table(["atoms", "number", *WHO.values()], atoms),
         "",
@@ -144,8 +149,9 @@ def _errors(errors: dict, content: dict) -> list[str]:
     ]
     return [
         *lines,
-        f"The mixture beside the expensive expert on the same atoms of the same {seam['frames']} frames, meV/Å. The excess is what the mixture costs in "
-        "error; the change is how far its forces are from the expensive expert's, labels or not.",
+        f"The mixture beside the expensive expert on the same atoms of the same {seam['frames']} frames, "
+        "meV/Å. The excess is what the mixture costs in error; the change is how far its forces are from the "
+        "expensive expert's, labels or not.",
         "",
         *_table(["atoms", "labelled", "error, all expensive", "error, mixture", "excess", "change"], where),
         "",
@@ -179,7 +185,8 @@ def _crystal(crystal: dict, content: dict) -> list[str]:
     source = (
         [
             "",
-            "PBE and experiment: Vandermause et al., Nat. Commun. 13, 5183 (2022). The labels of these experts need not be that PBE.",
+            "PBE and experiment: Vandermause et al., Nat. Commun. 13, 5183 (2022). The labels of these "
+            "experts need not be that PBE.",
         ]
         if literature
         else []
@@ -192,8 +199,9 @@ def _crystal(crystal: dict, content: dict) -> list[str]:
         *_table(header, rows),
         *source,
         "",
-        f"Phonon frequencies of the two experts differ by {_number(differences['phonons_rms'], '.2f')} % root mean square and "
-        f"{_number(differences['phonons_max'], '.2f')} % at most; their energies at rest by {_number(differences['energy_meV_per_atom'], '+.2f')} meV/atom.",
+        f"Phonon frequencies of the two experts differ by {_number(differences['phonons_rms'], '.2f')} % "
+        f"root mean square and {_number(differences['phonons_max'], '.2f')} % at most; their energies at "
+        f"rest by {_number(differences['energy_meV_per_atom'], '+.2f')} meV/atom.",
         "",
         "![Equation of state](equation_of_state.png)",
         "",
@@ -216,8 +224,8 @@ def _surfaces(found: dict, content: dict) -> list[str]:
     lines = [
         f"## Vacancies and surfaces of {metal}",
         "",
-        "Relaxed, each expert at its own lattice constant. Surfaces are clean and not reconstructed; the first spacing is the change of the distance "
-        "between the two uppermost layers.",
+        "Relaxed, each expert at its own lattice constant. Surfaces are clean and not reconstructed; the "
+        "first spacing is the change of the distance between the two uppermost layers.",
         "",
         *_table(["", "expensive expert", "cheap expert", "difference, %"], rows),
         "",
@@ -242,8 +250,9 @@ def _surfaces(found: dict, content: dict) -> list[str]:
         lines += [
             f"### CO on {metal}(111)",
             "",
-            "One CO in each p(2×2) cell, all atoms on the expensive expert beside the mixture. Where the mixture's clean slab is all the cheap expert's, "
-            "its energies include what the experts differ by on the atoms that change hands. Sites are ordered by what the expensive expert binds most: "
+            "One CO in each p(2×2) cell, all atoms on the expensive expert beside the mixture. Where the "
+            "mixture's clean slab is all the cheap expert's, its energies include what the experts differ by "
+            "on the atoms that change hands. Sites are ordered by what the expensive expert binds most: "
             f"{' < '.join(runs[0]['order'])}; the mixture's order is {' < '.join(runs[1]['order'])}.",
             "",
             *_table(
@@ -307,13 +316,14 @@ def _seam(found: dict, content: dict) -> list[str]:
             cuts,
         ),
         "",
-        "Under one strain the two experts' crystals carry different stresses, and the seam the difference: its in-plane components jump across a plane, "
-        "its normal component pushes. A sphere is pushed by the pressure. MPa, expensive less cheap:",
+        "Under one strain the two experts' crystals carry different stresses, and the seam the difference: "
+        "its in-plane components jump across a plane, its normal component pushes. A sphere is pushed by the "
+        "pressure. MPa, expensive less cheap:",
         "",
         *_table(["crystal", "largest component", "pressure"], jumps),
         "",
-        f"Over all these strains, isotropic ones of up to {reach:g} % included, the largest component is {jump['worst']:.4f} GPa and the largest pressure "
-        f"{jump['worst_pressure']:.4f} GPa.",
+        f"Over all these strains, isotropic ones of up to {reach:g} % included, the largest component is "
+        f"{jump['worst']:.4f} GPa and the largest pressure {jump['worst_pressure']:.4f} GPa.",
         "",
         "![Ghost force and stress jump](seam.png)",
         "",
@@ -348,8 +358,9 @@ def _dynamics(found: dict, content: dict) -> list[str]:
     ]
     trespass = (
         [
-            f"In {found['trespass']:.0%} of the frames of the mixed run some atom of the cheap expert had what it may not meet within its cutoff: "
-            "molecules move. A larger `region_margin` keeps them away.",
+            f"In {found['trespass']:.0%} of the frames of the mixed run some atom of the cheap expert had "
+            "what it may not meet within its cutoff: molecules move. A larger `region_margin` keeps them "
+            "away.",
             "",
         ]
         if found["trespass"]
@@ -358,21 +369,24 @@ def _dynamics(found: dict, content: dict) -> list[str]:
     return [
         "## A mixed run against an all-expensive run",
         "",
-        f"{found['n_atoms']} atoms, {settings['metal']}(111) with {settings['adsorbate'] or 'nothing'} on it, of which the expensive expert owns "
-        f"{found['n_expensive']} in the mixture. Both runs start from one state, {settings['equilibration_steps']} steps of Langevin dynamics at "
-        f"{settings['temperature_K']:g} K under the expensive expert, and take {settings['production_steps']} steps of {settings['timestep_fs']:g} fs "
-        f"({found['time_ps']:g} ps) at constant energy, in float64.",
+        f"{found['n_atoms']} atoms, {settings['metal']}(111) with {settings['adsorbate'] or 'nothing'} on "
+        f"it, of which the expensive expert owns {found['n_expensive']} in the mixture. Both runs start from "
+        f"one state, {settings['equilibration_steps']} steps of Langevin dynamics at "
+        f"{settings['temperature_K']:g} K under the expensive expert, and take "
+        f"{settings['production_steps']} steps of {settings['timestep_fs']:g} fs ({found['time_ps']:g} ps) "
+        "at constant energy, in float64.",
         "",
         *_table(["run", "drift, meV/atom/ps", "temperature, K", "ms per step"], drifts),
         "",
-        f"Seen as a flux through the seam, the mixture drifts by ({mixed['flux_eV_per_ps_per_A2']:+.2e} ± {mixed['flux_stderr']:.1e}) eV/ps/Å². The seam's "
-        f"area, {found['seam_area_A2']:.0f} Å², is {area}.",
+        f"Seen as a flux through the seam, the mixture drifts by ({mixed['flux_eV_per_ps_per_A2']:+.2e} ± "
+        f"{mixed['flux_stderr']:.1e}) eV/ps/Å². The seam's area, {found['seam_area_A2']:.0f} Å², is {area}.",
         "",
         *trespass,
-        f"Error bars are standard errors over {settings['blocks']} blocks. The largest deviation is in units of the combined error of a point; the last "
-        "column is the median of that for as many independent points of two equal curves: blocks are few, so it is not small. Runs that start alike stay "
-        "alike for a while, so less than chance is no merit, and more than chance a fault. “At the seam” are metal atoms with a nearest neighbour on "
-        "the other expert.",
+        f"Error bars are standard errors over {settings['blocks']} blocks. The largest deviation is in units "
+        "of the combined error of a point; the last column is the median of that for as many independent "
+        "points of two equal curves: blocks are few, so it is not small. Runs that start alike stay alike "
+        "for a while, so less than chance is no merit, and more than chance a fault. “At the seam” are metal "
+        "atoms with a nearest neighbour on the other expert.",
         "",
         *_table(["curve", "largest deviation", "at", "root mean square", "largest by chance"], compared),
         "",
@@ -387,9 +401,10 @@ def _foot(content: dict) -> list[str]:
     return [
         "## How this was made",
         "",
-        f"`moe-md validate`, on {about['device']} with jax {about['jax']}; {seconds}, compilation included. Lattice constant "
-        f"{about['lattice_constant']:.4f} Å, the expensive expert's own. Digest of the frames: `{about['data_digest'][:16]}`. "
-        "Every number is in `validation.json`. Labelled frames are computed in float32, all else in float64.",
+        f"`moe-md validate`, on {about['device']} with jax {about['jax']}; {seconds}, compilation included. "
+        f"Lattice constant {about['lattice_constant']:.4f} Å, the expensive expert's own. Digest of the "
+        f"frames: `{about['data_digest'][:16]}`. Every number is in `validation.json`. Labelled frames are "
+        "computed in float32, all else in float64.",
         "",
     ]
 

@@ -15,7 +15,7 @@ from ase.data.colors import jmol_colors
 from matplotlib.colors import to_hex
 
 from moe_md.analysis.plots import CHEAP, ELEMENTS, EXPENSIVE, FAINT
-from moe_md.settings import check_count, check_value
+from moe_md.checks import check_count, check_value
 
 EXPERTS = (EXPENSIVE, CHEAP, "#6fa287", "#a3729b")  # of further ones, if any
 SIZE = 0.95  # of covalent radii
@@ -114,7 +114,8 @@ def _checked_frames(atoms) -> list[Atoms]:
     for index, frame in enumerate(frames):
         if not np.array_equal(frame.numbers, frames[0].numbers):
             raise ValueError(
-                f"atoms must be frames of the same symbols, got {frames[0].symbols} and, frame {index}, {frame.symbols}."
+                "atoms must be frames of the same symbols, "
+                f"got {frames[0].symbols} and, frame {index}, {frame.symbols}."
             )
         if not (np.isfinite(frame.positions).all() and np.isfinite(frame.cell.array).all()):
             raise ValueError(
@@ -130,7 +131,8 @@ def _colours(values, n_frames: int, n_atoms: int, low, high, label, names):
     values = np.asarray(values)
     if values.dtype.kind not in "iuf" or values.shape not in ((n_atoms,), (n_frames, n_atoms)):
         raise ValueError(
-            f"values must be numbers of shape [{n_atoms}] or [{n_frames}, {n_atoms}], got shape {values.shape} and dtype {values.dtype}."
+            f"values must be numbers of shape [{n_atoms}] or [{n_frames}, {n_atoms}], "
+            f"got shape {values.shape} and dtype {values.dtype}."
         )
     if not np.isfinite(values).all():
         raise ValueError("values must be finite, got NaN or infinity.")

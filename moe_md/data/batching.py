@@ -317,4 +317,5 @@ def batches(
     """
     found = packs(prepared, max_rows=max_rows, rng=rng)
     for k in range(len(found)) if rng is None else rng.permutation(len(found)):
-        yield pack_batch(prepared, *found[k], weights)
+        shape, pack = found[k]
+        yield pack_batch(prepared, shape, pack, weights)

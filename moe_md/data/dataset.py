@@ -77,12 +77,18 @@ def ptco_pbe() -> Path:
 
 
 def ptco_pbe_test() -> Path:
-    """Path of the test sets of `ptco_pbe`: a larger cell, hotter runs, steps and a coverage that are not there, strained crystals."""
+    """Path of the test sets of `ptco_pbe`.
+
+    They are a larger cell, hotter runs, steps and a coverage that are not there, and strained crystals.
+    """
     return _packaged("ptco_pbe", "test.xyz.gz")
 
 
 def ptco_fm() -> Path:
-    """Path of the packaged frames of Pt and CO that a foundation model labelled: many, biased; its README is beside it."""
+    """Path of the packaged frames of Pt and CO that a foundation model labelled: many, biased.
+
+    Its README is beside it.
+    """
     return _packaged("ptco_fm", "frames.xyz.gz")
 
 
@@ -129,7 +135,7 @@ def split_by_group(dataset: Dataset, *, validation_fraction: float, seed: int) -
     held_out: set[str] = set()
     for groups in _groups_by_kind(dataset):
         lots = {group: _lot(group, seed) for group in groups}
-        groups = sorted(groups, key=lots.get)
+        groups = sorted(groups, key=lots.__getitem__)
         below = sum(lot < validation_fraction for lot in lots.values())
         held_out.update(groups[: min(max(below, 1), len(groups) - 1)])
     return _divide(dataset, held_out)
@@ -289,5 +295,6 @@ def require_labels(
             where = "fully periodic frame" if label == "stress" else "frame"
             got = f"none of {len(eligible)} has it"
             raise ValueError(
-                f"dataset must have {label} on at least one {where}, {got}: does the file call it otherwise ({label}_key)?"
+                f"dataset must have {label} on at least one {where}, "
+                f"{got}: does the file call it otherwise ({label}_key)?"
             )

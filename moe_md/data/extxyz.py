@@ -8,7 +8,7 @@ import io
 import os
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import ase.io
 import numpy as np
@@ -169,22 +169,34 @@ def read_frames(
     if not isinstance(path, (str, os.PathLike)):
         raise ValueError(f"path must be the path of a file, got {path!r:.80}.")
     path = Path(path)
-    keys = dict(energy_key=energy_key, forces_key=forces_key, stress_key=stress_key)
-    for name, key in {**keys, "group_key": group_key, "kind_key": kind_key}.items():
+    keys = {
+        "energy_key": energy_key,
+        "forces_key": forces_key,
+        "stress_key": stress_key,
+        "group_key": group_key,
+        "kind_key": kind_key,
+    }
+    for name, key in keys.items():
         if not isinstance(key, str) and not (key is None and name == "energy_key"):
             raise ValueError(f"{name} must be the name of an entry of {path}, got {key!r:.80}.")
     text = _read_text(path)
     try:
-        images = ase.io.read(io.StringIO(text), index=":", format="extxyz")
+        images = cast("list[Atoms]", ase.io.read(io.StringIO(text), index=":", format="extxyz"))
     except Exception as error:  # ASE raises many types on damaged files
         raise ValueError(f"path must be a whole extended XYZ file, got {path}: {error}") from error
     frames = []
     for index, atoms in enumerate(images):
         frame = frame_from_atoms(
-            atoms, **keys, group_key=group_key, kind_key=kind_key, name=f"frame {index} of {path}"
+            atoms,
+            energy_key=energy_key,
+            forces_key=forces_key,
+            stress_key=stress_key,
+            group_key=group_key,
+            kind_key=kind_key,
+            name=f"frame {index} of {path}",
         )
         frames.append(frame if frame.group else frame._replace(group=f"{path.name}:{index}"))
-    _check_names(path, images, {**keys, "group_key": group_key, "kind_key": kind_key})
+    _check_names(path, images, keys)
     return tuple(frames)
 
 

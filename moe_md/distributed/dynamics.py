@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 
 from moe_md import interrupts, units
+from moe_md.checks import check_count
 from moe_md.distributed.energy import Slabs
 from moe_md.distributed.slabs import Atoms, State
 from moe_md.experts import Params
 from moe_md.integrators import Integrator
-from moe_md.settings import check_count
 
 
 class Frame(NamedTuple):
@@ -88,7 +88,7 @@ def run(
                 return Result(state, tuple(frames))
 
 
-def _frame(atoms: Atoms, state: State, integrator, n_regrown: int) -> Frame:
+def _frame(atoms: Atoms[np.ndarray], state: State, integrator, n_regrown: int) -> Frame:
     momentum, mass = np.asarray(atoms.momentum, float), np.asarray(atoms.mass, float)
     kinetic, step = float(0.5 * np.sum(momentum**2 / mass)), int(np.asarray(state.n_steps)[0])
     total = state.potential + kinetic

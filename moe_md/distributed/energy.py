@@ -3,26 +3,31 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jax_md import space
 
+from moe_md import lazy_jax_md as jax_md
 from moe_md import neighbor_list as lists
 from moe_md import units
+from moe_md.checks import check_not_negative, check_positive, check_value
 from moe_md.distributed.slabs import SLAB, Atoms, Cut, Lists, Sizes, State, which
 from moe_md.experts import Expert, Params, chunked_atom_energies
 from moe_md.integrators import NVE, Evaluation, Langevin
 from moe_md.mixture import mixture_neighbor_list, warn_of_foreign
 from moe_md.neighborhood import rows_from_neighbor_list
 from moe_md.regions import Around, Fixed, Region, Surroundings, Weighted
-from moe_md.settings import check_not_negative, check_positive, check_value
 
-_, _IN_OPEN_SPACE = space.free()  # atoms are wrapped where lists are made, not in between
+
+def _in_open_space(R: Array, dR: Array, **_) -> Array:
+    """Positions a step on, unwrapped: atoms are wrapped where lists are made."""
+    return R + dR
+
+
 TOO_SMALL, TOO_FAST, NOT_FINITE = 1, 2, 4  # why a loop stopped
 
 
@@ -32,7 +37,8 @@ class Slabs(NamedTuple):
     scatter: Callable  # (position, masses=None, *, velocity=None, temperature_K=None, key=None) -> State
     gather: Callable  # (State) -> Atoms, all of them in their order, on the host, inside the box
     evaluate: Callable  # (State, params=None) -> State with energy and forces
-    advance: Callable  # (State, integrator, n_steps, params=None, max_regrow=8, first=False) -> (State, times capacities grew)
+    # (State, integrator, n_steps, params=None, max_regrow=8, first=False) -> (State, times capacities grew)
+    advance: Callable
     check_domains: Callable  # (State) -> bool, all at home when lists were last made; warns
 
 
@@ -89,9 +95,18 @@ def mixture(
             shapes do not match, or the integrator is another one.
     """
     edges, axis = _checked_edges(box, axis)
-    one_device = space.periodic(edges)[0]
-    check = dict(dr_threshold=dr_threshold, capacity_multiplier=capacity_multiplier, chunk_size=chunk_size)
-    mixture_neighbor_list(one_device, edges, experts, params, species, region, **check)
+    one_device = jax_md.space.periodic(edges)[0]  # ty: ignore[invalid-argument-type]  # numpy serves
+    mixture_neighbor_list(
+        one_device,
+        edges,
+        experts,
+        params,
+        species,
+        region,
+        dr_threshold=dr_threshold,
+        capacity_multiplier=capacity_multiplier,
+        chunk_size=chunk_size,
+    )
     devices = list(jax.devices() if devices is None else devices)
     n_slabs, n_atoms, n_experts = len(devices), len(species), len(experts)
     check_positive("dr_threshold", dr_threshold)
@@ -104,7 +119,7 @@ def mixture(
     builder_params, energies_of = tuple(params), [chunked_atom_energies(e, chunk_size) for e in experts]
     in_slab, in_box = _displacement(np.where(np.arange(3) == axis, np.inf, edges)), _displacement(edges)
     make_rows = lists.neighbor_list(in_slab, cut.local_box, cutoffs, dr_threshold=dr_threshold).rows
-    seeds = np.asarray(region.seeds) if region.moves else np.zeros(0, np.int32)
+    seeds = np.asarray(region.seeds) if isinstance(region, Around) else np.zeros(0, np.int32)
     mesh, piece, whole = Mesh(np.array(devices), (SLAB,)), PartitionSpec(SLAB), PartitionSpec()
     on_slabs = partial(jax.shard_map, mesh=mesh, check_vma=False)  # branches of `cond` differ in what varies
 
@@ -116,9 +131,12 @@ def mixture(
         mine = position.at[made.seeds].get(mode="fill", fill_value=0.0)
         position = jnp.concatenate([position, jnp.sum(jax.lax.all_gather(mine, SLAB), axis=0)])
         copies = jnp.arange(own, n, dtype=jnp.int32)
-        reach = region.spheres(dr_threshold).reach[None]
-        known = lists.NeighborList((made.near,), position, None, reach, copies, False, (1, 1, 1), 0)
-        return position, replace(region, seeds=copies), Surroundings(None, None, cutoffs[0], known)
+        around = cast(Around, region)  # what else moves `_check_region` refuses
+        reach = around.spheres(dr_threshold).reach[None]
+        frame, no, none = jnp.eye(3, dtype=position.dtype), jnp.zeros((), bool), jnp.zeros(0, jnp.int32)
+        known = lists.NeighborList((made.near,), position, frame, reach, copies, no, (1, 1, 1), 0)
+        near = Surroundings(none, none[None], cutoffs[0], known)  # it asks for its spheres alone
+        return position, replace(around, seeds=copies), near
 
     def gate(position: Array, atoms: Atoms, made: Lists) -> Array:
         """Shares of own atoms, zero in empty slots."""
@@ -145,7 +163,7 @@ def mixture(
         position, _, around = followed(atoms.position, made)
 
         def near_one(seed):
-            distance = space.distance(jax.vmap(in_box, (0, None))(atoms.position, seed))
+            distance = jax_md.space.distance(jax.vmap(in_box, (0, None))(atoms.position, seed))
             found = (atoms.index < n_atoms) & (distance < around.spheres.cutoffs[0])
             return which(found, size, len(position)), jnp.sum(found)
 
@@ -300,14 +318,22 @@ def mixture(
                 np.full(n_slabs, n_steps, np.int32),
             )
             state = relist(
-                State(jax.tree.map(placed, atoms, cut.empty), None, put(energy), key, put(taken), sizes)
+                State(
+                    jax.tree.map(placed, atoms, cut.empty),
+                    cast(Lists, None),  # made here
+                    put(energy),
+                    key,
+                    put(taken),
+                    sizes,
+                )
             )
             needed = np.asarray(state.lists.needed)[0]
             if (needed <= jax.tree.leaves(sizes)).all():
                 return state
             sizes = grown(sizes, needed)
         raise ValueError(
-            f"position must fit some lists, got up to {needed.max()} atoms in a cell or a row: atoms may overlap."
+            "position must fit some lists, "
+            f"got up to {needed.max()} atoms in a cell or a row: atoms may overlap."
         )
 
     def scatter(
@@ -352,7 +378,7 @@ def mixture(
         nothing = jax.tree.map(lambda _: 0, roomy.sizes)
         return fitted(atoms, key, 0, grown(nothing, np.asarray(roomy.lists.needed)[0]))
 
-    def gather(state: State) -> Atoms:
+    def gather(state: State) -> Atoms[np.ndarray]:
         found = jax.tree.map(np.asarray, state.atoms)
         slots = np.flatnonzero(found.index < n_atoms)
         slots = slots[np.argsort(found.index[slots])]
@@ -364,11 +390,12 @@ def mixture(
     ) -> tuple[State, int]:
         if not _works_on_slots(integrator):
             raise ValueError(
-                f"integrator must be nve, or langevin of one friction, on several devices, got {integrator!r:.80}."
+                "integrator must be nve, or langevin of one friction, on several devices, "
+                f"got {integrator!r:.80}."
             )
         if integrator.needs_key and state.key is None:
             raise ValueError("key must be given to scatter for Langevin dynamics.")
-        integrator = replace(integrator, shift_fn=_IN_OPEN_SPACE)
+        integrator = replace(integrator, shift_fn=_in_open_space)
         params = builder_params if params is None else tuple(params)
         first, good = bool(first or np.isnan(state.potential)), state
         for n_regrown in range(max_regrow + 1):
@@ -379,8 +406,8 @@ def mixture(
                 state = replace(fitted(gather(state), state.key, before, sizes), energy=state.energy)
             elif stop & TOO_FAST:
                 raise SlabError(
-                    f"no atom may move by more than half of dr_threshold = {dr_threshold} Å in a step, but one did at step {at}: "
-                    "try a shorter timestep_fs.",
+                    f"no atom may move by more than half of dr_threshold = {dr_threshold} Å in a step, "
+                    f"but one did at step {at}: try a shorter timestep_fs.",
                     good,
                 )
             elif stop & NOT_FINITE:
@@ -395,7 +422,7 @@ def mixture(
         )
 
     def evaluate(state: State, params=None) -> State:
-        return advance(state, NVE(0.0, _IN_OPEN_SPACE), 0, params, first=True)[0]
+        return advance(state, NVE(0.0, _in_open_space), 0, params, first=True)[0]
 
     def check_domains(state: State) -> bool:
         return warn_of_foreign(experts, np.asarray(state.lists.foreign)[0])
@@ -430,7 +457,8 @@ def _checked_edges(box, axis: int | None) -> tuple[np.ndarray, int]:
     columns = np.asarray(lists.box_matrix(box), float)
     if columns.shape != (3, 3) or (columns != np.diag(np.diag(columns))).any():
         raise ValueError(
-            f"box must be right-angled on several devices (Å, a number, 3 edges or a diagonal), got {box!r:.200}."
+            "box must be right-angled on several devices (Å, a number, 3 edges or a diagonal), "
+            f"got {box!r:.200}."
         )
     edges = np.diag(columns)
     axis = int(np.argmax(edges)) if axis is None else axis
@@ -448,7 +476,8 @@ def _check_region(region, n_atoms: int, n_experts: int) -> None:
         return
     if not isinstance(region, (Fixed, Weighted)):
         raise ValueError(
-            f"region must be static, or around seeds, on several devices, got one of type {type(region).__name__}."
+            "region must be static, or around seeds, on several devices, "
+            f"got one of type {type(region).__name__}."
         )
     shape = (len(region.assignment), region.n_experts) if isinstance(region, Fixed) else region.weights.shape
     if shape != (n_atoms, n_experts):

@@ -1,7 +1,7 @@
 """Which device holds which atoms, and what it is sent."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +11,22 @@ from jax import Array
 SLAB = "slab"  # the axis of the mesh
 
 
-class Atoms(NamedTuple):
+Leaf = TypeVar("Leaf", Array, np.ndarray, float)  # on devices; on the host; what fills an empty slot
+
+
+class Atoms(NamedTuple, Generic[Leaf]):
     """Slots for atoms, `n` in a slab; or all atoms in their order."""
 
-    index: Array  # [n] int, the atom in the slot; n_atoms where there is none
-    species: Array  # [n] int
-    weight: Array  # [n, n_experts], shares in a region that does not move
-    mass: Array  # [n, 1] amu
-    position: Array  # [n, 3] Å
-    momentum: Array  # [n, 3] amu Å / (Å sqrt(amu / eV))
-    force: Array  # [n, 3] eV/Å
+    index: Leaf  # [n] int, the atom in the slot; n_atoms where there is none
+    species: Leaf  # [n] int
+    weight: Leaf  # [n, n_experts], shares in a region that does not move
+    mass: Leaf  # [n, 1] amu
+    position: Leaf  # [n, 3] Å
+    momentum: Leaf  # [n, 3] amu Å / (Å sqrt(amu / eV))
+    force: Leaf  # [n, 3] eV/Å
 
     @property
-    def velocity(self) -> Array:
+    def velocity(self) -> Any:
         """`[n, 3]`, ASE's unit."""
         return self.momentum / self.mass
 
@@ -47,7 +50,9 @@ class Lists(NamedTuple):
     species: Array  # [n_local] int
     idx: tuple[Array, ...]  # for each cutoff [atoms, K] int, neighbours of own slots, n_local where none
     centers: tuple[Array, ...]  # for each expert [rows] int, own slots that it computes, n_local where none
-    seeds: Array  # [n_seeds] int, the own slot of each atom that the region follows, past the last where another device has it
+    # [n_seeds] int, the own slot of each atom that the region follows,
+    # past the last where another device has it
+    seeds: Array
     near: Array  # [n_seeds, near] int, own slots near it
     reference: Array  # [atoms, 3] Å, where own atoms were
     needed: Array  # [1, n] int, what `Sizes` would have sufficed, on any device
@@ -93,8 +98,10 @@ class Cut:
         length, most = self.edges[self.axis], int(self.edges[self.axis] // self.reach)
         if not self.width >= self.reach:
             raise ValueError(
-                f"devices must be so few that slabs are as wide as the longest cutoff and the skin, {self.reach:g} Å: "
-                f"{self.n_slabs} slabs of {length:g} Å along axis {self.axis} are {self.width:g} Å wide, at most {most} fit."
+                "devices must be so few that slabs are as wide as the longest cutoff and the skin, "
+                f"{self.reach:g} Å: "
+                f"{self.n_slabs} slabs of {length:g} Å along axis {self.axis} are {self.width:g} Å wide, "
+                f"at most {most} fit."
             )
 
     @property
@@ -108,7 +115,7 @@ class Cut:
         return np.where(np.arange(3) == self.axis, self.width + 2 * self.reach, self.edges)
 
     @property
-    def empty(self) -> Atoms:
+    def empty(self) -> Atoms[float]:
         """A slot without an atom."""
         return Atoms(self.n_atoms, 0, 0.0, 1.0, 0.0, 0.0, 0.0)
 
@@ -139,7 +146,10 @@ class Cut:
         return jnp.concatenate([values, self.passed(to_after, 1), self.passed(to_before, -1)])
 
     def places(self, position: Array, before: Array, after: Array) -> Array:
-        """Own positions and those of the halo, in one piece also where it reaches across an end of the box."""
+        """Own positions and those of the halo.
+
+        They are in one piece also where the halo reaches across an end of the box.
+        """
         me, length, own, end = (
             jax.lax.axis_index(SLAB),
             float(self.edges[self.axis]),
@@ -164,7 +174,10 @@ class Cut:
         return real & (along < low + self.reach), real & (along >= low + self.width - self.reach)
 
     def migrated(self, atoms: Atoms, most: int) -> tuple[Atoms, Array, Array]:
-        """Every atom on its device, inside the box; how many passed the busier face, at most `most`, and how many are here."""
+        """Every atom on its device, inside the box.
+
+        Also how many passed the busier face, at most `most`, and how many are here.
+        """
         atoms = atoms._replace(position=self.wrapped(atoms.position))
         step = (self.home(atoms.position) - jax.lax.axis_index(SLAB)) % self.n_slabs
         real, stays, after = atoms.index < self.n_atoms, step == 0, (step == 1) & (self.n_slabs > 1)

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from moe_md import units
-from moe_md.settings import check_count, check_positive
+from moe_md.checks import check_count, check_positive
 
 LONGEST_STRAIN = 0.02  # in one of Newton's steps
 
@@ -59,8 +59,10 @@ def uniform(
 
     A spring of stiffness 2 eV and rest length t:
 
-    >>> found = jax.jacfwd(lambda t: uniform(lambda F, t: (F[0, 0] - t) ** 2, t, volume=1.0, tolerance=1e-6).scale)(1.1)
-    >>> round(float(found), 4)
+    >>> def energy_fn(F, t):
+    ...     return (F[0, 0] - t) ** 2
+    >>> slope = jax.jacfwd(lambda t: uniform(energy_fn, t, volume=1.0, tolerance=1e-6).scale)(1.1)
+    >>> round(float(slope), 4)
     1.0
     """
     check_positive("scale", scale)
@@ -79,7 +81,8 @@ def uniform(
     )
     if known(found.converged) and not bool(found.converged):
         raise ValueError(
-            f"scale must lead to a minimum of the enthalpy, but from {scale} none was met to {tolerance} in n_steps = {n_steps} of Newton's steps."
+            "scale must lead to a minimum of the enthalpy, "
+            f"but from {scale} none was met to {tolerance} in n_steps = {n_steps} of Newton's steps."
         )
     return found
 

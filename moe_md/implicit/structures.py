@@ -12,10 +12,10 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse import linalg
 
 from moe_md import units
+from moe_md.checks import check_count, check_positive
 from moe_md.implicit.crystals import known
 from moe_md.neighbor_list import box_matrix
 from moe_md.rollout import moved_fractions
-from moe_md.settings import check_count, check_positive
 
 UNIFORM_STRAIN = np.eye(3)[None]  # [1, 3, 3], for `strains`
 ANY_STRAIN = np.array(  # [6, 3, 3]
@@ -120,7 +120,10 @@ def at_rest(
 
     >>> energy_fn = lambda R, params: jnp.sum((R - params) ** 2) + jnp.sum(R)
     >>> def place(t):
-    ...     return at_rest(energy_fn, [[1.4, 1.6, 1.4]], params=t, translations=False, force_tolerance=1e-4).position[0, 1]
+    ...     found = at_rest(
+    ...         energy_fn, [[1.4, 1.6, 1.4]], params=t, translations=False, force_tolerance=1e-4
+    ...     )
+    ...     return found.position[0, 1]
     >>> float(place(2.0)), float(jax.grad(place)(2.0))
     (1.5, 1.0)
     """
@@ -240,7 +243,7 @@ def _structure(z: _Unknowns, given: _Given) -> tuple[Array, Array]:
         else moved_fractions(_shift, given.position, move, given.box)
     )
     strain = jnp.zeros((3, 3), given.position.dtype)
-    if z.stretch is not None:
+    if z.stretch is not None and given.strains is not None:
         strain = jnp.tensordot(z.stretch, given.strains, 1) / (LENGTH * jnp.sqrt(1.0 * given.held.size))
     return position, strain
 
@@ -252,7 +255,7 @@ def _plain_enthalpy(energy_fn, z: _Unknowns, given: _Given) -> Array:
     }
     if given.neighbors is not None:
         given_kwargs["neighbor"] = given.neighbors
-    if z.stretch is None:
+    if z.stretch is None or given.volume is None:
         return jnp.sum(energy_fn(position, **given_kwargs))
     F = jnp.eye(3, dtype=position.dtype) + strain
     return jnp.sum(
@@ -310,7 +313,10 @@ def _together(move: Array, given: _Given, translations: bool, rotations: bool) -
 def _newton(
     energy_fn, invariant, n_steps, solver, given: _Given, force_tolerance, solver_tolerance
 ) -> tuple[_Unknowns, Any, tuple]:
-    """Steps of Newton's towards the stationary point that is near; neighbours and largest forces of where they end."""
+    """Steps of Newton's towards the stationary point that is near.
+
+    Returns where they end, with neighbours and largest forces there.
+    """
     n = None if given.strains is None else given.strains.shape[0]
     z = _Unknowns(jnp.zeros_like(given.position), None if n is None else jnp.zeros(n, given.position.dtype))
 
@@ -387,13 +393,15 @@ def _checked_solve(solver, tolerance, matvec: Callable, b):
 def _refuse(found: AtRest, force_tolerance: float, newton_steps: int) -> None:
     if bool(found.overflow):
         raise ValueError(
-            "neighbors must have room for the structure, but their buffers overflowed: allocate them again at `position`."
+            "neighbors must have room for the structure, "
+            "but their buffers overflowed: allocate them again at `position`."
         )
     cell = "" if np.isnan(found.cell_force) else f" and {float(found.cell_force):.3g} eV on the cell"
     raise ValueError(
-        f"position must be at rest: after at most newton_steps = {newton_steps} the largest force must not exceed "
-        f"force_tolerance = {force_tolerance} eV/Å, got {float(found.max_force):.3g} eV/Å{cell}. Relax it further "
-        "(simulate.relax with a smaller force_tolerance); at a saddle point, solver=gmres or dense."
+        f"position must be at rest: after at most newton_steps = {newton_steps} the largest force must "
+        f"not exceed force_tolerance = {force_tolerance} eV/Å, got {float(found.max_force):.3g} eV/Å{cell}. "
+        "Relax it further (simulate.relax with a smaller force_tolerance); "
+        "at a saddle point, solver=gmres or dense."
     )
 
 
@@ -408,6 +416,7 @@ def _checked_strains(strains) -> np.ndarray:
         raise ValueError(f"strains must be symmetric, of shape [n, 3, 3], got shape {values.shape}.")
     if np.linalg.matrix_rank(values.reshape(len(values), 9)) < len(values):
         raise ValueError(
-            f"strains must be independent, got rank {np.linalg.matrix_rank(values.reshape(len(values), 9))} of {len(values)}."
+            "strains must be independent, "
+            f"got rank {np.linalg.matrix_rank(values.reshape(len(values), 9))} of {len(values)}."
         )
     return values

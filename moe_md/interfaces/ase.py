@@ -11,10 +11,11 @@ sizes, so that a program compiled once serves many structures.
 
 import contextlib
 import warnings
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import numpy as np
+from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
@@ -56,7 +57,9 @@ class MixtureCalculator(Calculator):
     True
     """
 
-    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
+    implemented_properties = [  # noqa: RUF012  # a list, as ASE's own
+        *("energy", "free_energy", "energies", "forces", "stress", "stresses"),
+    ]
 
     def __init__(
         self,
@@ -88,7 +91,7 @@ class MixtureCalculator(Calculator):
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         """Fills `results` with every property that the cell allows."""
         super().calculate(atoms, properties, system_changes)
-        atoms = self.atoms
+        atoms = cast(Atoms, self.atoms)
         has_volume = atoms.cell.rank == 3
         if {"stress", "stresses"} & set(properties) and not has_volume:
             raise PropertyNotImplementedError(
@@ -99,27 +102,25 @@ class MixtureCalculator(Calculator):
         now = held_rows.when(atoms, species)
         reach = max(e.cutoff for e in self.checkpoint.experts)
         with self._precision():
-            out = self._computed(self._held, now, region) if self._lasts(now, reach) else None
+            held, out = self._held, None
+            if held is not None and self._lasts(held, now, reach):
+                out = self._computed(held, now, region)
             if out is None:
-                self._held = self._listed(now, region, reach)
-                out = self._computed(self._held, now, region)
+                held = self._held = self._listed(now, region, reach)
+                out = self._computed(held, now, region)
         weight, by_expert, forces, virials = out
         energies = np.sum(weight * by_expert, axis=1)
         energy = float(energies.sum())
         self.results = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
         if has_volume:
             # As ASE has it, those of the atoms add up to that of the whole.
-            self.results["stresses"] = full_3x3_to_voigt_6_stress(virials / atoms.get_volume())
-            self.results["stress"] = self.results["stresses"].sum(axis=0)
+            stresses = full_3x3_to_voigt_6_stress(virials / atoms.get_volume())
+            self.results |= {"stresses": stresses, "stress": stresses.sum(axis=0)}
 
-    def _lasts(self, now: When, reach: float) -> bool:
+    def _lasts(self, held: "_Held", now: When, reach: float) -> bool:
         """Whether what is held knows all neighbours; for gates, also where the cell has become narrow."""
-        held = self._held
-        return (
-            held is not None
-            and not held_rows.outlived(held.when, now, reach, self._skin)
-            and held.whole <= ase_gates.half_width(now)
-        )
+        outlived = held_rows.outlived(held.when, now, reach, self._skin)
+        return not outlived and held.whole <= ase_gates.half_width(now)
 
     def _listed(self, now: When, region, reach: float) -> "_Held":
         """Neighbours of the atoms of each expert, listed once for all of them and the gate."""
@@ -191,7 +192,8 @@ class MixtureCalculator(Calculator):
         weight = np.asarray(ase_gates.weights(region, place, cutoff=whole), float)
         if weight.shape != (n_atoms, n_experts) or not np.isfinite(weight).all():
             raise ValueError(
-                f"region must give each of the {n_atoms} atoms a weight on each of the {n_experts} experts, got shape {weight.shape}"
+                f"region must give each of the {n_atoms} atoms a weight on each of the {n_experts} experts, "
+                f"got shape {weight.shape}"
                 f"{'' if np.isfinite(weight).all() else ' and NaN, as of seeds that are no atoms'}."
             )
         return weight
@@ -215,7 +217,8 @@ class MixtureCalculator(Calculator):
         n_experts = len(self.checkpoint.experts)
         if values.size and not (values.min() >= 0 and values.max() < n_experts):
             raise ValueError(
-                f"region must name experts 0 to {n_experts - 1} of the checkpoint, got {values.min()} to {values.max()}."
+                f"region must name experts 0 to {n_experts - 1} of the checkpoint, "
+                f"got {values.min()} to {values.max()}."
             )
         if values.ndim == 1 and n_atoms is not None and len(values) != n_atoms:
             raise ValueError(
@@ -234,7 +237,8 @@ class MixtureCalculator(Calculator):
         if count and not self._warned:
             self._warned = True
             warnings.warn(
-                f"region gives expert {e} {count} atoms that are or see species outside its domain {expert.domain}: "
+                f"region gives expert {e} {count} atoms that are or see species outside its domain "
+                f"{expert.domain}: "
                 f"its energies there are untrained. Enlarge the region by its cutoff, {expert.cutoff} Å.",
                 stacklevel=5,
             )

@@ -5,7 +5,7 @@ and of the virial sum_ie E_ie dw_ie/d strain.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,22 +18,25 @@ from moe_md.neighbor_list import NeighborList, perpendicular_widths
 from moe_md.neighborhood import closer
 from moe_md.regions.protocol import Region, Sphere, Surroundings
 
+Leaf = TypeVar("Leaf", Array, np.ndarray)  # under jit; on the host
 
-class Place(NamedTuple):
+
+class Place(NamedTuple, Generic[Leaf]):
     """What gates are asked about."""
 
-    position: Array  # [n_atoms, 3] Å
-    cell: Array  # [3, 3] Å, lattice vectors as rows
-    pbc: Array  # [3] bool
-    species: Array  # [n_atoms] int
-    idx: Array  # [n_atoms, K] int, neighbours of every atom, n_atoms where none
+    position: Leaf  # [n_atoms, 3] Å
+    cell: Leaf  # [3, 3] Å, lattice vectors as rows
+    pbc: Leaf  # [3] bool
+    species: Leaf  # [n_atoms] int
+    idx: Leaf  # [n_atoms, K] int, neighbours of every atom, n_atoms where none
 
 
 def neighbors_of_all(at: When, pairs, cutoff: float, skin: float) -> tuple[np.ndarray, float]:
-    """`Place.idx`, of `pairs` that `image_pairs` lists up to `cutoff + skin`, and up to which distance it stays whole while the skin lasts.
+    """`Place.idx`, and up to which distance it stays whole while the skin lasts.
 
-    A displacement is that to the nearest image: in narrow cells neighbours are whole no further than half of the
-    least width (in tenths of Å), and a region that must see further says so.
+    `pairs` are those that `image_pairs` lists up to `cutoff + skin`. A displacement is that to the nearest
+    image: in narrow cells neighbours are whole no further than half of the least width (in tenths of Å),
+    and a region that must see further says so.
     """
     half = half_width(at)
     cutoff = cutoff if cutoff <= half else float(np.floor(10 * half) / 10)
@@ -64,7 +67,10 @@ def check_reach(region: Region, place: Place) -> None:
 
 @partial(jax.jit, static_argnames=("cutoff", "margin"))
 def support(region: Region, place: Place, *, cutoff: float, margin: float) -> Array:
-    """`[n_atoms, n_experts]` bool, atoms that may get weight while none moves by more than half the margin, Å."""
+    """`[n_atoms, n_experts]` bool, atoms that may get weight.
+
+    It holds while none moves by more than half the margin, Å.
+    """
     displacement, near = _surroundings(region, place, place.position, None, cutoff, margin)
     return region.support(place.position, displacement, margin, near)
 
@@ -77,7 +83,10 @@ def weights(region: Region, place: Place, *, cutoff: float) -> Array:
 
 @partial(jax.jit, static_argnames="cutoff")
 def pull(region: Region, place: Place, energies: Array, *, cutoff: float) -> tuple[Array, Array]:
-    """The gates' part of forces, `[n_atoms, 3]` eV/Å, and of each atom's virial, `[n_atoms, 3, 3]` eV; `energies` are `[n_atoms, n_experts]` eV."""
+    """The gates' part of forces, `[n_atoms, 3]` eV/Å, and of each atom's virial, `[n_atoms, 3, 3]` eV.
+
+    `energies` are `[n_atoms, n_experts]` eV.
+    """
 
     def of_atoms(position, strain):
         return jnp.sum(_gate(region, place, position, strain, cutoff) * energies, axis=1)

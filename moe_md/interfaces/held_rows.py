@@ -11,7 +11,7 @@ is missed, and none within a shorter cutoff with the same skin.
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -56,8 +56,8 @@ def outlived(then: When, now: When, cutoff: float, skin: float) -> bool:
     """Whether rows listed then may lack a pair within `cutoff`, Å, now, or are those of other atoms.
 
     >>> then = When(np.zeros((1, 3)), np.eye(3), np.ones(3, bool), np.zeros(1, int))
-    >>> outlived(then, then._replace(cell=0.9 * np.eye(3)), 4.0, 0.5), outlived(then, then._replace(cell=0.8 * np.eye(3)), 4.0, 0.5)
-    (False, True)
+    >>> [outlived(then, then._replace(cell=a * np.eye(3)), 4.0, 0.5) for a in (0.9, 0.8)]
+    [False, True]
     """
     if not np.array_equal(then.species, now.species) or not np.array_equal(then.pbc, now.pbc):
         return True
@@ -117,7 +117,10 @@ def roomy(n: int) -> int:
 
 
 def kept(needed: int, last: int) -> int:
-    """The last size where it will do and is not half as much again too large: what is compiled is used again."""
+    """The last size where it will do and is not half as much again too large.
+
+    So what is compiled is used again.
+    """
     return last if needed <= last <= 1.5 * needed else needed
 
 
@@ -139,7 +142,8 @@ def evaluator(expert: Expert, chunk_size: int) -> Callable:
     same expert gets one and the same function: calculators of a band's images
     share what is compiled.
     """
-    return _evaluator(expert._replace(config=()), chunk_size)
+    bare = cast(Any, expert)._replace(config=())  # a dict has no hash
+    return _evaluator(bare, chunk_size)
 
 
 @lru_cache(maxsize=64)
@@ -186,7 +190,10 @@ def _evaluator(expert: Expert, chunk_size: int) -> Callable:
 
 
 def slots_for(expert: Expert, pairs, own: np.ndarray, last: int | None) -> int | None:
-    """Slots that packed rows of these atoms want, of `pairs` up to the expert's cutoff; None where they are not packed."""
+    """Slots that packed rows of these atoms want, of `pairs` up to the expert's cutoff.
+
+    None where they are not packed.
+    """
     if not expert.dear_slots or expert.num_hops > 1:
         return None
     most = np.bincount(pairs[0], minlength=own.max(initial=0) + 1)[own].max(initial=1)

@@ -24,15 +24,15 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from scipy.spatial import cKDTree
+from scipy.spatial import cKDTree  # ty: ignore[missing-module-member]  # compiled, without a stub
 
 from moe_md import checkpoint as checkpoints
 from moe_md.checkpoint import Checkpoint
+from moe_md.checks import check_count, check_positive
 from moe_md.interfaces import ase_gates, held_rows, lammps_gates
 from moe_md.interfaces.held_rows import When
 from moe_md.neighborhood import closer, image_pairs
 from moe_md.regions.protocol import Region
-from moe_md.settings import check_count, check_positive
 
 FAR = 1e6  # Å, where atoms stand that only fill arrays
 PROBES = 16  # atoms of a rank whose ghosts are counted as a run begins
@@ -94,7 +94,8 @@ def attach(
         raise ValueError("lmp must have its box and its atoms, got neither.")
     if lmp.extract_setting("ntypes") != len(elements):
         raise ValueError(
-            f"elements must name each of the {lmp.extract_setting('ntypes')} types of lmp, got {list(elements)}."
+            f"elements must name each of the {lmp.extract_setting('ntypes')} types of lmp, "
+            f"got {list(elements)}."
         )
     n_atoms, comm = int(lmp.get_natoms()), lmp.get_mpi_comm()
     if comm is None:
@@ -104,7 +105,8 @@ def attach(
     ids = np.sort(np.concatenate(comm.allgather(_of_atoms(lmp, "id", lmp.extract_setting("nlocal")))))
     if not np.array_equal(ids, np.arange(1, n_atoms + 1)):
         raise ValueError(
-            f"lmp must number its atoms from 1 to {n_atoms}, got ids from {ids.min(initial=0)} to {ids.max(initial=0)}."
+            f"lmp must number its atoms from 1 to {n_atoms}, "
+            f"got ids from {ids.min(initial=0)} to {ids.max(initial=0)}."
         )
     lammps_gates.check(region, n_atoms, len(coupling.checkpoint.experts))
     lmp.command(f"neighbor {skin!r} bin")
@@ -167,7 +169,8 @@ class Coupling:
         known = checkpoint.experts[0].species
         if isinstance(elements, str) or len(elements) == 0 or not set(elements) <= set(known):
             raise ValueError(
-                f"elements must be a list of chemical symbols among the species {known} that the checkpoint knows, got {elements!r}."
+                "elements must be a list of chemical symbols "
+                f"among the species {known} that the checkpoint knows, got {elements!r}."
             )
         self.halo = halo(checkpoint, region)
         self.checkpoint = checkpoint
@@ -312,14 +315,18 @@ class Coupling:
             if count and not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"region gives expert {e} {count} atoms of this rank that are or see species outside its domain {expert.domain}: "
+                    f"region gives expert {e} {count} atoms of this rank "
+                    f"that are or see species outside its domain {expert.domain}: "
                     f"its energies there are untrained. Enlarge the region by its cutoff, {expert.cutoff} Å.",
                     stacklevel=5,
                 )
 
 
 class _Held(NamedTuple):
-    """What is reused while a rank holds the same atoms and they move little; n counts atoms that fill arrays."""
+    """What is reused while a rank holds the same atoms and they move little.
+
+    n counts atoms that fill arrays.
+    """
 
     n_local: int
     ids: np.ndarray  # [n_held] int
@@ -349,7 +356,10 @@ def _voigt(virial: np.ndarray) -> np.ndarray:
 
 
 def _check_ghosts(lmp, comm, position: np.ndarray, ids: np.ndarray, n_local: int, reach: float) -> None:
-    """Raise where owned atoms miss ghosts within a distance: those nearest to the rank's faces, counted in the whole cell."""
+    """Raise where owned atoms miss ghosts within a distance.
+
+    Those nearest to the rank's faces are looked at, and ghosts counted in the whole cell.
+    """
     low, high, xy, yz, xz, periodic, _ = lmp.extract_box()
     x, y, z = np.subtract(high, low)
     cell = np.array([[x, 0, 0], [xy, y, 0], [xz, yz, z]])
@@ -380,6 +390,7 @@ def _check_ghosts(lmp, comm, position: np.ndarray, ids: np.ndarray, n_local: int
     worst = int(np.argmax(wanted - held))
     if wanted[worst] > held[worst]:
         raise ValueError(
-            f"comm_modify cutoff must be at least {reach:.3f} Å, halo and skin, as `attach` sets it: atom {ids[probes[worst]]} misses "
-            f"{wanted[worst] - held[worst]} ghosts within that distance, and forces would be wrong without a word."
+            f"comm_modify cutoff must be at least {reach:.3f} Å, halo and skin, as `attach` sets it: "
+            f"atom {ids[probes[worst]]} misses {wanted[worst] - held[worst]} ghosts within that distance, "
+            "and forces would be wrong without a word."
         )

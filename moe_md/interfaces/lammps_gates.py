@@ -34,8 +34,8 @@ def reach(region: Region) -> float:
         case Union() | Nested():
             return max(map(reach, region.regions))
     raise ValueError(
-        "region must be one of fixed, slab, sphere, around, coordination, committee, descriptor, or a union, complement or nest of these, "
-        f"got {type(region).__name__}."
+        "region must be one of fixed, slab, sphere, around, coordination, "
+        f"committee, descriptor, or a union, complement or nest of these, got {type(region).__name__}."
     )
 
 
@@ -103,7 +103,8 @@ def _check_atoms(region: Region, n_atoms: int) -> None:
         case Around():
             if int(region.seeds.max()) >= n_atoms:
                 raise ValueError(
-                    f"region must have seeds below the number of atoms, {n_atoms}, got {int(region.seeds.max())}."
+                    f"region must have seeds below the number of atoms, {n_atoms}, "
+                    f"got {int(region.seeds.max())}."
                 )
         case Complement():
             _check_atoms(region.region, n_atoms)

@@ -22,16 +22,18 @@ import contextlib
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from moe_md import checkpoint as checkpoints
+from moe_md.checks import check_count
 from moe_md.experts import Expert, chunked_atom_energies
+from moe_md.files import write_atomic
 from moe_md.interfaces.held_rows import roomy
 from moe_md.neighborhood import Neighborhood
-from moe_md.settings import check_count
 
 
 class MixtureMLIAP:
@@ -69,7 +71,7 @@ class MixtureMLIAP:
         self._loaded = checkpoints.load(checkpoint)
         experts = self._loaded.experts
         kinds = _checked(types, experts)
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "checkpoint": str(Path(checkpoint).resolve() if Path(checkpoint).is_file() else checkpoint),
             "types": kinds,
             "dtype": dtype,
@@ -95,7 +97,7 @@ class MixtureMLIAP:
 
     def pickle(self, path) -> None:
         """Write the file that `pair_style mliap unified` reads, whole or not at all."""
-        checkpoints.write_atomic(path, pickle.dumps(self))
+        write_atomic(path, pickle.dumps(self))
 
     def compute_descriptors(self, data) -> None:
         """Nothing: `compute_forces` does all."""
@@ -165,9 +167,13 @@ class MixtureMLIAP:
         return energies, forces
 
     def _rows(self, e: int, centers, neighbors, D, row, slot) -> Neighborhood:
-        """Rows of one expert, at sizes that only grow; kinds of centres and of pairs' neighbours are given."""
+        """Rows of one expert, at sizes that only grow.
+
+        Kinds of centres and of pairs' neighbours are given.
+        """
         n, k = len(centers), int(slot.max(initial=0)) + 1
-        tall, wide = self._sizes[e] = tuple(map(max, self._sizes[e], (roomy(n), 8 * roomy(-(-k // 8)))))
+        tall, wide = self._sizes[e]
+        tall, wide = self._sizes[e] = max(tall, roomy(n)), max(wide, 8 * roomy(-(-k // 8)))
         displacement = np.ones((tall, wide, 3), self._settings["dtype"])
         mask, neighbor_species = np.zeros((tall, wide), bool), np.zeros((tall, wide), np.int32)
         displacement[row, slot], mask[row, slot], neighbor_species[row, slot] = (
@@ -213,7 +219,8 @@ def _slots(row: np.ndarray, n_rows: int) -> np.ndarray:
 def _on_host(name: str, values) -> np.ndarray:
     if not isinstance(values, np.ndarray):
         raise ValueError(
-            f"data.{name} must be an array of the host (run Kokkos without GPUs), got {type(values).__name__}."
+            f"data.{name} must be an array of the host (run Kokkos without GPUs), "
+            f"got {type(values).__name__}."
         )
     return values
 
@@ -231,7 +238,8 @@ def _checked(types, experts: Sequence[Expert]) -> list[tuple[str, int]]:
     for symbol, e in kinds:
         if not isinstance(symbol, str) or symbol not in experts[0].species:
             raise ValueError(
-                f"types must be of the species {experts[0].species} that the checkpoint knows, got {symbol!r:.80}."
+                f"types must be of the species {experts[0].species} that the checkpoint knows, "
+                f"got {symbol!r:.80}."
             )
         if not isinstance(e, (int, np.integer)) or isinstance(e, bool) or not 0 <= e < len(experts):
             raise ValueError(
@@ -239,7 +247,8 @@ def _checked(types, experts: Sequence[Expert]) -> list[tuple[str, int]]:
             )
         if experts[e].num_hops > 1:
             raise ValueError(
-                f"types must name strictly local experts, got {e}, which passes messages ({experts[e].num_hops} hops)."
+                "types must name strictly local experts, "
+                f"got {e}, which passes messages ({experts[e].num_hops} hops)."
             )
     kinds = [(symbol, int(e)) for symbol, e in kinds]
     if len(set(kinds)) < len(kinds):

@@ -14,8 +14,8 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from ase.geometry import get_layers
 
+from moe_md.checks import check_count, check_positive
 from moe_md.regions import Around, around
-from moe_md.settings import check_count, check_positive
 
 AtomsToAssignment = Callable[[Atoms], np.ndarray]
 
@@ -45,7 +45,8 @@ def by_tag(tags: int | Sequence[int]) -> AtomsToAssignment:
         missing = sorted(set(wanted.tolist()) - set(found.tolist()))
         if missing:
             raise ValueError(
-                f"tags must each be that of an atom, {missing} are not: atoms have {sorted(set(found.tolist()))}."
+                "tags must each be that of an atom, "
+                f"{missing} are not: atoms have {sorted(set(found.tolist()))}."
             )
         return np.where(np.isin(found, wanted), 0, 1)
 
@@ -90,7 +91,8 @@ def by_layer(
         layer, heights = get_layers(upright, tuple(np.eye(3, dtype=int)[axis]), tolerance)
         if n_layers > len(heights):
             raise ValueError(
-                f"n_layers must be at most the {len(heights)} layers of these atoms along axis {axis}, got {n_layers}."
+                f"n_layers must be at most the {len(heights)} layers of these atoms along axis {axis}, "
+                f"got {n_layers}."
             )
         return np.where(layer < n_layers if bottom else layer >= len(heights) - n_layers, 0, 1)
 
@@ -98,7 +100,9 @@ def by_layer(
 
 
 def around_species(species: str | Sequence[str], r_core: float, r_blend: float) -> Callable[[Atoms], Around]:
-    """Spheres about all atoms of these species go to expert 0, and follow them (`regions.around`): energy is conserved.
+    """Spheres about all atoms of these species go to expert 0, and follow them (`regions.around`).
+
+    Energy is conserved.
 
     Args:
         species: chemical symbols, each of which the atoms must hold.

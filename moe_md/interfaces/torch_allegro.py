@@ -219,7 +219,7 @@ def _avg_num_neighbors(parts: dict[str, Any]) -> float | tuple[float, ...]:
         _numpy(p.norm_const).reshape(-1)
         for p in (parts["allegro"].avg_num_neighbors_norm, parts["edge_eng_sum"].norm_module)
     ]
-    if not np.array_equal(*constants):
+    if not np.array_equal(constants[0], constants[1]):
         raise ValueError(f"avg_num_neighbors must be the same throughout, got norms {constants}.")
     numbers = constants[0] ** -2.0
     return float(numbers[0]) if len(numbers) == 1 else tuple(numbers.tolist())

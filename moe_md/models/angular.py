@@ -98,7 +98,7 @@ def coupling_tensor(left: tuple[Irrep, ...], right: tuple[Irrep, ...], out: tupl
     return np.stack(paths)
 
 
-def safe_displacement(displacement: Array, mask: Array) -> tuple[Array, Array]:
+def safe_displacement(displacement: Array | np.ndarray, mask: Array | np.ndarray) -> tuple[Array, Array]:
     """Displacements and distances with masked slots set to a harmless vector.
 
     Masking before the singular operation keeps first and second derivatives

@@ -1,5 +1,7 @@
 """Analytic potentials: one with known answers, one for the core of atoms."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jax import Array
 
@@ -40,7 +42,7 @@ def lennard_jones_energies(
     return 0.5 * jnp.sum(pair, axis=-1)
 
 
-def zbl_energies(rows: Neighborhood, atomic_numbers: Array, cutoff: float | Array) -> Array:
+def zbl_energies(rows: Neighborhood, atomic_numbers: Array | Sequence[int], cutoff: float | Array) -> Array:
     """Half of the screened repulsion of nuclei per neighbour, times the polynomial envelope with p = 6.
 
     E_ij = e^2 Z_i Z_j / (4 pi eps_0 r) sum_k c_k exp(-d_k (Z_i^0.23 + Z_j^0.23) r / a)

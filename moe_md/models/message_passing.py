@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import jraph
 from jax import Array
-from jax_md.nn import nequip
 
+from moe_md import lazy_jax_md as jax_md
 from moe_md.models import angular
 from moe_md.neighborhood import Neighborhood
 
@@ -71,7 +71,7 @@ class NequIPNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, rows: Neighborhood) -> Array:
-        model = nequip.NequIPEnergyModel(
+        model = jax_md.nequip.NequIPEnergyModel(
             graph_net_steps=self.num_layers,
             use_sc=True,
             nonlinearities={"e": "raw_swish", "o": "tanh"},

@@ -61,7 +61,10 @@ def pair_cutoff(
 def radial_basis(
     distance: Array, mask: Array, cutoff: float | Array, num_bessels: int, p: float, axis: int = -1
 ) -> Array:
-    """Bessel functions times the envelope, zero on masked slots: `[..., num_bessels]`; `axis` as in `bessel`."""
+    """Bessel functions times the envelope, zero on masked slots: `[..., num_bessels]`.
+
+    `axis` as in `bessel`.
+    """
     x = distance / cutoff
     envelope = jnp.where(mask, polynomial_cutoff(x, p), 0.0)
     return bessel(x, num_bessels, axis) * jnp.expand_dims(envelope, axis)

@@ -43,7 +43,10 @@ class Custom:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Nested:
-    """The first region's inside to expert 0, what is left of the second's to expert 1, and so on; the rest to the last."""
+    """The first region's inside to expert 0, what is left of the second's to expert 1, and so on.
+
+    The rest goes to the last.
+    """
 
     regions: tuple[Region, ...]  # of two experts each
 

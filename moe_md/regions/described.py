@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from moe_md.checks import check_value
 from moe_md.neighborhood import Neighborhood, map_rows, rows_from_neighbor_list
 from moe_md.regions.combined import Complement, complement
 from moe_md.regions.protocol import Surroundings, length, switch
-from moe_md.settings import check_value
 
 CHUNK = 256  # rows at a time
 
@@ -56,7 +56,8 @@ class Descriptor:
         if near is None or near.cutoff < self.cutoff:
             known = None if near is None else near.cutoff
             raise ValueError(
-                f"near must hold neighbours within {self.cutoff} Å, the region's cutoff, got {known}: an expert must see as far."
+                f"near must hold neighbours within {self.cutoff} Å, the region's cutoff, "
+                f"got {known}: an expert must see as far."
             )
         everyone = jnp.arange(position.shape[0], dtype=jnp.int32)
         rows = rows_from_neighbor_list(position, near.species, near.idx, displacement_fn, everyone)
@@ -104,8 +105,8 @@ def descriptor(
     check_value("slack", slack, float)
     if not slack >= 0:
         raise ValueError(f"slack must not be negative, got {slack}.")
-    low, high, slack = (jnp.asarray(float(x)) for x in (low, high, slack))
-    return Descriptor(parameters, low, high, slack, scalar_fn, float(cutoff))
+    bounds = (jnp.asarray(float(x)) for x in (low, high, slack))
+    return Descriptor(parameters, *bounds, scalar_fn=scalar_fn, cutoff=float(cutoff))
 
 
 def coordination(

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from moe_md.checks import check_value
 from moe_md.regions.protocol import Sphere, Surroundings, finite_array, length, switch
-from moe_md.settings import check_value
 
 
 @jax.tree_util.register_dataclass
@@ -70,7 +70,10 @@ class Around:
         return atoms, atoms < n_atoms, length(displacement)
 
     def _unknown(self, position: Array, near: Surroundings | None) -> Array:
-        """A seed that is no atom, or a list that was made for other seeds or shorter radii: no energy is better than a wrong one."""
+        """A seed that is no atom, or a list that was made for other seeds or shorter radii.
+
+        No energy is better than a wrong one.
+        """
         unknown = jnp.any(self.seeds >= position.shape[0])
         if near is None:
             return unknown
@@ -80,7 +83,9 @@ class Around:
 
 
 def around(seeds, r_core: float, r_blend: float) -> Around:
-    """Spheres about some atoms go to expert 0, what is outside all of them to expert 1; they follow the atoms.
+    """Spheres about some atoms go to expert 0, what is outside all of them to expert 1.
+
+    The spheres follow the atoms.
 
     In a mixture, each seed is compared with the atoms near it, so that the cost
     grows with the seeds and not with the atoms. Nearest images count: where a

@@ -27,7 +27,10 @@ class Surroundings(NamedTuple):
 class Region(Protocol):
     """What a mixture asks of a region."""
 
-    moves: bool  # whether atoms may change hands
+    @property
+    def moves(self) -> bool:
+        """Whether atoms may change hands."""
+        ...
 
     def gate(self, position: Array, displacement_fn: Callable, near: Surroundings | None = None) -> Array: ...
 
@@ -50,7 +53,7 @@ def switch(x: Array) -> Array:
     return 1.0 - x**3 * (10.0 - 15.0 * x + 6.0 * x**2)
 
 
-def length(displacement: Array) -> Array:
+def length(displacement: Array | np.ndarray) -> Array:
     """Norms whose gradient at zero is zero."""
     square = jnp.sum(displacement**2, axis=-1)
     zero = square == 0

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from moe_md.checks import check_value
 from moe_md.regions.protocol import Surroundings, finite_array, switch
-from moe_md.settings import check_value
 
 
 @jax.tree_util.register_dataclass
@@ -81,13 +81,15 @@ def fixed(assignment, n_experts: int = 2) -> Fixed:
     check_value("n_experts", n_experts, int)
     if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
         raise ValueError(
-            f"assignment must be a vector of integers, one per atom, got shape {values.shape} and dtype {values.dtype}."
+            "assignment must be a vector of integers, one per atom, "
+            f"got shape {values.shape} and dtype {values.dtype}."
         )
     if n_experts < 1:
         raise ValueError(f"n_experts must be at least 1, got {n_experts}.")
     if values.size and not (values.min() >= 0 and values.max() < n_experts):
         raise ValueError(
-            f"assignment must lie between 0 and n_experts - 1 = {n_experts - 1}, got {values.min()} to {values.max()}."
+            f"assignment must lie between 0 and n_experts - 1 = {n_experts - 1}, "
+            f"got {values.min()} to {values.max()}."
         )
     return Fixed(jnp.asarray(values, jnp.int32), n_experts)
 
@@ -129,7 +131,8 @@ def slab(
     if not inside.any():
         span = f"{height.min():.3f} to {height.max():.3f} Å" if height.size else "empty"
         raise ValueError(
-            f"slab must select at least one atom: lower = {lower}, upper = {upper}, but positions along axis {axis} span {span}."
+            f"slab must select at least one atom: lower = {lower}, upper = {upper}, "
+            f"but positions along axis {axis} span {span}."
         )
     return fixed(np.where(inside, 0, 1), n_experts)
 
@@ -164,7 +167,8 @@ def sphere(
         raise ValueError(f"displacement_fn must be a function, got {displacement_fn!r:.80}.")
     if values.ndim != 2 or values.shape[1] != 3 or middle.shape != (3,):
         raise ValueError(
-            f"position and center must have shapes [n_atoms, 3] and [3], got {values.shape} and {middle.shape}."
+            "position and center must have shapes [n_atoms, 3] and [3], "
+            f"got {values.shape} and {middle.shape}."
         )
     if not radius > 0 or not blend >= 0:
         raise ValueError(f"radius must be positive and blend not negative (Å), got {radius} and {blend}.")

@@ -53,8 +53,8 @@ class Hard:
     def _dealt(self) -> Array:
         if self.weights is None:
             raise ValueError(
-                "region must have dealt its atoms out: build the mixture with the region that `hard` is made of, and hand `hard` to "
-                "simulate.run with reassign_steps, or use neighbor_fn.assign."
+                "region must have dealt its atoms out: build the mixture with the region that `hard` "
+                "is made of, and hand `hard` to simulate.run with reassign_steps, or use neighbor_fn.assign."
             )
         return self.weights
 

@@ -15,7 +15,7 @@ few of the better one.
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ase.data import chemical_symbols
 from tqdm import tqdm
 
 from moe_md import checkpoint, interrupts
@@ -42,10 +41,10 @@ from moe_md.data.dataset import (
 )
 from moe_md.data.extxyz import Frame
 from moe_md.experts import Expert, Params
-from moe_md.settings import check_fields
+from moe_md.settings import LossWeights, TrainSettings
 from moe_md.training import progress as progress_file
 from moe_md.training.evaluation import describe, loss_of, scores_of, totals_of
-from moe_md.training.losses import Terms, Weights, joint_loss, joint_terms, predict
+from moe_md.training.losses import Terms, joint_loss, joint_terms, predict
 from moe_md.training.progress import Best, Progress, State, is_finite
 from moe_md.training.sharding import on_devices
 from moe_md.training.soap import scale_by_soap
@@ -53,73 +52,10 @@ from moe_md.training.soap import scale_by_soap
 SLOT_STEP = 16  # slots of environment batches are rounded up to this
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What training is told; keys of the `[training]` table of a settings file."""
-
-    steps: int = 4000  # batches, each of labelled frames and of metal
-    max_rows: int = 32  # rows of a labelled batch; few suit a CPU, a GPU wants hundreds
-    environment_rows: int = 8  # rows of unlabelled, distorted metal per step; 0 for none
-    perfect_crystals: int = 8  # strained one-atom cells beside them
-    perfect_weight: float = 60.0  # of a perfect crystal's disagreement, against that of a distorted one
-    metal: str = "Pt"  # what environments are made of
-    lattice_constant: float = 3.98  # Å
-    max_strain: float = 0.04  # of distorted metal
-    max_perfect_strain: float = 0.03  # of perfect crystals
-    max_rattle: float = 0.2  # Å
-    agreement_ramp: float = 2.0  # the weights of agreement grow as (step / steps)^this
-    agreement_pull: float = 0.3  # share of agreement's gradient that reaches the expensive expert
-    soft_force: float = (
-        3.0  # eV/Å: a frame whose root mean square force is beyond weighs less, by the square of the ratio
-    )
-    learning_rate: float = 1e-2  # peak of the warm-up and cosine
-    warmup_steps: int = 100  # over which it rises
-    final_learning_rate: float = 0.01  # share of the peak at the end of the cosine
-    clip_norm: float = 10.0  # longest gradient
-    ema_decay: float = 0.998  # of the averaged parameters, which are what is kept
-    seed: int = 0  # of parameters, batches and split
-    validate_every: int = 500  # steps
-    patience: int = (
-        0  # validations without a lower loss that end training with its best parameters; 0: to the last step
-    )
-    save_every: int = 500  # steps between states from which training goes on
-    weights: Weights = field(default_factory=Weights)
-
-    def __post_init__(self):
-        check_fields(self)
-        positive = ("steps", "max_rows", "lattice_constant", "soft_force", "learning_rate", "clip_norm")
-        positive += ("validate_every", "save_every")
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        not_negative = (
-            "warmup_steps",
-            "seed",
-            "max_rattle",
-            "agreement_ramp",
-            "perfect_crystals",
-            "perfect_weight",
-            "patience",
-        )
-        for name in not_negative:
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
-        if self.environment_rows < 4 and self.environment_rows != 0:
-            raise ValueError(f"environment_rows must be 0 or at least 4, got {self.environment_rows}.")
-        for name in ("max_strain", "max_perfect_strain"):
-            if not 0 <= getattr(self, name) < 0.3:
-                raise ValueError(f"{name} must be in [0, 0.3), got {getattr(self, name)}.")
-        if self.metal not in chemical_symbols[1:]:
-            raise ValueError(f"metal must be a chemical symbol, got {self.metal!r}.")
-        for name in ("ema_decay", "final_learning_rate", "agreement_pull"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}.")
-
-
 def cotrain(
     experts: Sequence[Expert],
     dataset: Dataset,
-    settings: Settings = Settings(),
+    settings: TrainSettings = TrainSettings(),
     *,
     validation: Dataset | None = None,
     start: Checkpoint | None = None,
@@ -139,7 +75,7 @@ def cotrain(
     Args:
         experts: the expensive one, whose domain is every species, then the cheap one.
         dataset: labelled frames; labels may be missing here and there.
-        settings: see `Settings`.
+        settings: see `TrainSettings`.
         validation: frames to report errors on, and to stop by where
             `settings.patience` is set; groups apart from `dataset`.
         start: parameters to begin with, of the same experts, such as those
@@ -180,6 +116,8 @@ def cotrain(
     species = experts[0].species
     dataset = dataset_from_frames(dataset.frames, species)
     weights = settings.weights
+    if settings.metal not in chemical_symbols[1:]:
+        raise ValueError(f"metal must be a chemical symbol, got {settings.metal!r}.")
     require_labels(dataset, energy=weights.energy > 0, forces=weights.forces > 0)
     if extra_loss is not None and not callable(extra_loss):
         raise ValueError(f"extra_loss must be a function of params and step, got {extra_loss!r:.80}.")
@@ -213,7 +151,7 @@ def cotrain(
         "settings": asdict(settings),
         "experts": [e.config for e in experts],
         "data": digest(dataset),
-        "validation data": None if held_out is None else digest(validation),
+        "validation data": None if validation is None else digest(validation),
         "start": None if start is None else _digest(start.params),
         **(
             {}
@@ -284,7 +222,7 @@ def cotrain(
     return result()
 
 
-def environment_batch(experts: Sequence[Expert], settings: Settings, step: int) -> Batch | None:
+def environment_batch(experts: Sequence[Expert], settings: TrainSettings, step: int) -> Batch | None:
     """Unlabelled metal environments of one step, padded to few shapes.
 
     Distorted metal, and perfect crystals under strain with a weight of their
@@ -327,10 +265,10 @@ class Knobs(NamedTuple):
     agreement: np.float32  # share of the weights of agreement
     pull: np.float32  # share of agreement's gradient that reaches the expensive expert
     decay: np.float32  # of the average
-    weights: Weights
+    weights: LossWeights
 
 
-def _knobs(settings: Settings) -> Callable[[int], Knobs]:
+def _knobs(settings: TrainSettings) -> Callable[[int], Knobs]:
     """What each step is told, counted from 0."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0,
@@ -396,7 +334,7 @@ def _frozen(params: Params) -> Params:
     return {**params, **held}
 
 
-def _initial_params(experts, dataset: Dataset, settings: Settings) -> tuple[Params, ...]:
+def _initial_params(experts, dataset: Dataset, settings: TrainSettings) -> tuple[Params, ...]:
     """Random, with scale and shift of the data."""
     references = reference_energies(dataset)
     scale = force_rms(dataset)
@@ -441,13 +379,15 @@ def _digest(params) -> str:
     return hashlib.sha256(b"".join(leaves)).hexdigest()
 
 
-def _inputs(experts, train: Prepared, settings: Settings, start: int) -> Iterator[tuple[Batch, Batch | None]]:
+def _inputs(
+    experts, train: Prepared, settings: TrainSettings, start: int
+) -> Iterator[tuple[Batch, Batch | None]]:
     """What each step sees, without end, from step `start`."""
     for step, labelled in enumerate(_labelled(train, settings, start), start):
         yield labelled, environment_batch(experts, settings, step)
 
 
-def _labelled(train: Prepared, settings: Settings, start: int) -> Iterator[Batch]:
+def _labelled(train: Prepared, settings: TrainSettings, start: int) -> Iterator[Batch]:
     """Batches without end, shuffled anew each epoch, from the one of step `start`."""
     epoch, seen, weights = 0, 0, frame_weights(train.frames, settings.soft_force)
     while True:
@@ -460,7 +400,10 @@ def _labelled(train: Prepared, settings: Settings, start: int) -> Iterator[Batch
 
 
 def frame_weights(frames: Sequence[Frame], soft_force: float) -> list[float]:
-    """Weight of each frame: one, but (soft_force / F)^2 where its root mean square force F is larger; without forces one.
+    """Weight of each frame.
+
+    It is one, but (soft_force / F)^2 where the frame's root mean square force F
+    is larger; one without forces.
 
     A few squeezed frames must be seen, so that dynamics finds them steep, but
     squares of their forces would outweigh all the others.
@@ -489,7 +432,7 @@ def _errors_line(running: dict[str, float]) -> str:
     return f"F {running['expensive']:.0f} | {running['cheap']:.0f} mismatch {running['mismatch']:.1f} meV/Å"
 
 
-def _validated(here: Progress, totals: dict[str, np.ndarray], settings: Settings) -> Progress:
+def _validated(here: Progress, totals: dict[str, np.ndarray], settings: TrainSettings) -> Progress:
     """With what validation measured."""
     loss = loss_of(totals, settings.weights)
     best = Best(here.step, loss, here.state.average) if loss < here.best.loss else here.best
@@ -502,14 +445,14 @@ def _validated(here: Progress, totals: dict[str, np.ndarray], settings: Settings
     )
 
 
-def _out_of_patience(here: Progress, settings: Settings) -> bool:
+def _out_of_patience(here: Progress, settings: TrainSettings) -> bool:
     """Enough validations have passed since the best one."""
     return (
         here.best.step > 0 and 0 < settings.patience * settings.validate_every <= here.step - here.best.step
     )
 
 
-def _check_finite(here: Progress, settings: Settings) -> None:
+def _check_finite(here: Progress, settings: TrainSettings) -> None:
     if not is_finite(here):
         raise FloatingPointError(
             f"the loss or the parameters are not finite at step {here.step}: lower learning_rate = "
@@ -551,5 +494,6 @@ def _check_experts(experts: tuple[Expert, ...]) -> None:
         )
     if set(experts[0].domain) != set(experts[0].species):
         raise ValueError(
-            f"the expensive expert's domain must be every species {experts[0].species}, got {experts[0].domain}."
+            f"the expensive expert's domain must be every species {experts[0].species}, "
+            f"got {experts[0].domain}."
         )

@@ -10,7 +10,8 @@ from moe_md import units
 from moe_md.data.batching import Prepared, batches, pack_batch, packs, prepare
 from moe_md.data.dataset import Dataset, dataset_from_frames
 from moe_md.experts import Expert, Params
-from moe_md.training.losses import Errors, Mismatch, Terms, Weights, joint_loss, joint_terms
+from moe_md.settings import LossWeights
+from moe_md.training.losses import Errors, Mismatch, Terms, joint_loss, joint_terms
 
 _OF_DATA = {"energy_meV_per_atom": 1e3, "forces_meV_per_A": 1e3, "stress_GPa": 1.0 / units.GPa}
 _OF_MISMATCH = {
@@ -107,15 +108,16 @@ def _weighted(means, counts) -> np.ndarray:
     return np.stack([np.asarray(means, float) * counts, counts])
 
 
-def loss_of(totals: dict[str, np.ndarray], weights: Weights) -> float:
+def loss_of(totals: dict[str, np.ndarray], weights: LossWeights) -> float:
     """The joint loss of all frames, agreement at its full weight, without mixtures by lot."""
 
     def means(part: str) -> list[float]:
         squares, counts = totals[part]
         return (squares / np.maximum(counts, 1.0)).tolist()
 
-    data = {part: Errors(*means(part), 0) for part in ("expensive", "cheap", "mixed")}
-    return float(joint_loss(weights, Terms(**data, mismatch=Mismatch(*means("mismatch"), 0.0, 0))))
+    data = {part: Errors._make([*means(part), 0]) for part in ("expensive", "cheap", "mixed")}
+    mismatch = Mismatch._make([*means("mismatch"), 0.0, 0])
+    return float(joint_loss(weights, Terms(**data, mismatch=mismatch)))
 
 
 def scores_of(totals: dict[str, np.ndarray]) -> dict:

@@ -31,53 +31,34 @@ spares the expensive expert and leaves the cheap one to follow alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 from moe_md import derivatives
 from moe_md.data.batching import Batch
 from moe_md.experts import Expert, Params, energies_and_partial_forces
 from moe_md.neighborhood import Neighborhood
-from moe_md.settings import check_fields
+from moe_md.settings import LossWeights
 from moe_md.training.sharding import each_its_rows
 
 
-@jax.tree_util.register_pytree_node_class
-@dataclass(frozen=True)
-class Weights:
-    """Weights of the joint loss; energies per atom in eV, forces in eV/Å, stress in eV/Å^3. A pytree of numbers."""
+def _weights_of(_, leaves) -> LossWeights:
+    """Weights of leaves that may be traced, so unchecked."""
+    weights = object.__new__(LossWeights)
+    vars(weights).update(zip(LossWeights.__dataclass_fields__, leaves))
+    return weights
 
-    energy: float = 30.0  # of energies per atom, eV
-    forces: float = 1.0  # eV/Å
-    stress: float = 300.0  # eV/Å^3
-    agree_energy: float = 30.0  # agreement of the two experts on energies of rows
-    agree_partial_forces: float = 3.0  # on partial forces: no seam then shows ghost forces
-    agree_stress: float = 3000.0  # on stresses
-    agree_forces: float = 0.0  # on total forces, which leave ghost forces
-    agree_lots: float = 0.0  # by random seams
-    cheap: float = 1.0  # of the cheap expert's data term, against that of the expensive one
-    mixed: float = 1.0  # of the mixed energy's data term, likewise
 
-    def __post_init__(self):
-        check_fields(self)
-        for name, value in vars(self).items():
-            if not value >= 0:
-                raise ValueError(f"{name} must not be negative, got {value}.")
-
-    def tree_flatten(self):
-        return tuple(vars(self).values()), None
-
-    @classmethod
-    def tree_unflatten(cls, _, leaves):
-        weights = object.__new__(cls)  # leaves may be traced: unchecked
-        vars(weights).update(zip(cls.__dataclass_fields__, leaves))
-        return weights
+jax.tree_util.register_pytree_node(
+    LossWeights, lambda weights: (tuple(vars(weights).values()), None), _weights_of
+)
 
 
 class Prediction(NamedTuple):
@@ -148,7 +129,7 @@ def frames_in_domain(row_in_domain: Array, batch: Batch) -> Array:
     """Frames all of whose rows are in the domain: `[n_frames]` bool."""
     outside = (batch.row_mask & ~row_in_domain).astype(jnp.int32)
     outside = jax.ops.segment_sum(outside, batch.frame, batch.n_atoms.shape[0])
-    return (batch.n_atoms > 0) & (outside == 0)
+    return (outside == 0) & (batch.n_atoms > 0)
 
 
 def mean_where(mask: Array, value: Array) -> Array:
@@ -164,7 +145,7 @@ def weights_of(batch: Batch) -> tuple[Array, Array]:
 
 
 class Errors(NamedTuple):
-    """Mean squared errors of a batch, each times its frame's weight, and how many numbers each is a mean of."""
+    """Mean squared errors of a batch, each times its frame's weight, and of how many numbers each is."""
 
     energy: Array  # (eV/atom)^2
     forces: Array  # (eV/Å)^2 per component
@@ -172,7 +153,7 @@ class Errors(NamedTuple):
     count: Array  # [3] labelled frames, force components, stress components
 
 
-def errors(prediction: Prediction, batch: Batch, frames: Array) -> Errors:
+def errors(prediction: Prediction, batch: Batch, frames: Array | np.ndarray) -> Errors:
     """Squared errors against the labels that the chosen frames have.
 
     Args:
@@ -201,7 +182,8 @@ class Mismatch(NamedTuple):
     partial_forces: Array  # (eV/Å)^2 per row, summed over its slots
     stress: Array  # (eV/Å^3)^2 per component
     forces: Array  # (eV/Å)^2 per component of the total forces
-    lots: Array  # (eV/Å)^2 per component, what a mixture by lot adds to the forces of the first; zero without one
+    # (eV/Å)^2 per component, what a mixture by lot adds to the forces of the first; zero without one
+    lots: Array
     count: Array  # [3] rows, stress components, force components
 
 
@@ -255,7 +237,7 @@ def joint_terms(
     experts: Sequence[Expert],
     params: Sequence[Params],
     batch: Batch,
-    pull: float | Array = 1.0,
+    pull: ArrayLike = 1.0,
     lots: Array | None = None,
     mesh: Mesh | None = None,
 ) -> Terms:
@@ -283,13 +265,13 @@ def joint_terms(
     )
 
 
-def _pulled(prediction: Prediction, share: float | Array) -> Prediction:
+def _pulled(prediction: Prediction, share: ArrayLike) -> Prediction:
     """The same numbers, with a share of their gradient."""
     held = jax.lax.stop_gradient(prediction)
     return jax.tree.map(lambda x, stopped: stopped + share * (x - stopped), prediction, held)
 
 
-def joint_loss(weights: Weights, terms: Terms, agreement: float | Array = 1.0) -> Array:
+def joint_loss(weights: LossWeights, terms: Terms, agreement: ArrayLike = 1.0) -> Array:
     """The weighted sum of all terms, those of agreement times `agreement` besides."""
     data = sum(
         share * (weights.energy * e.energy + weights.forces * e.forces + weights.stress * e.stress)
@@ -303,4 +285,4 @@ def joint_loss(weights: Weights, terms: Terms, agreement: float | Array = 1.0) -
         + weights.agree_forces * m.forces
         + weights.agree_lots * m.lots
     )
-    return data + agreement * agree
+    return data + agree * agreement

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_md import checkpoint
+from moe_md import files
 
 FORMAT = 4  # of training.msgpack
 
@@ -58,7 +58,7 @@ def is_finite(here: Progress) -> bool:
 def write(folder, here: Progress, fingerprint: dict) -> None:
     """Save a whole step; `fingerprint` says of which training."""
     content = {"fingerprint": fingerprint, **here._asdict(), **_trees(here)}
-    checkpoint.write(Path(folder) / "training.msgpack", FORMAT, content)
+    files.write(Path(folder) / "training.msgpack", FORMAT, content)
 
 
 def read(folder, initial: Progress, fingerprint: dict) -> Progress:
@@ -71,16 +71,16 @@ def read(folder, initial: Progress, fingerprint: dict) -> Progress:
     path = Path(folder) / "training.msgpack"
     if not path.exists():
         return initial
-    content = checkpoint.read(path, "a saved training", FORMAT, ("fingerprint", *Progress._fields))
+    content = files.read(path, "a saved training", FORMAT, ("fingerprint", *Progress._fields))
     saved = content["fingerprint"] if isinstance(content["fingerprint"], dict) else {}
     other = [name for name in {**fingerprint, **saved} if saved.get(name) != fingerprint.get(name)]
     if other:
         raise ValueError(
-            f"folder must hold no training of other {' and other '.join(other)}, got {folder}: choose another."
+            f"folder must hold no training of other {' and other '.join(other)}, "
+            f"got {folder}: choose another."
         )
     wanted, trees = (
-        checkpoint.signature(t, dtypes=True)
-        for t in (_trees(initial), {k: content[k] for k in ("state", "best")})
+        files.signature(t, dtypes=True) for t in (_trees(initial), {k: content[k] for k in ("state", "best")})
     )
     if trees != wanted:
         raise ValueError(f"{path} must hold a state of shapes and dtypes {wanted}, got {trees}.")

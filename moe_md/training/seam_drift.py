@@ -21,15 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 from ase.data import atomic_masses, atomic_numbers
 from jax import Array
-from jax_md import space
 
+from moe_md import lazy_jax_md as jax_md
 from moe_md import regions, units
+from moe_md.checks import check_count, check_positive
 from moe_md.data.crystals import fcc_supercell
 from moe_md.experts import Expert, Params
 from moe_md.integrators import nve
 from moe_md.mixture import mixture_neighbor_list
 from moe_md.rollout import rollout
-from moe_md.settings import check_count, check_positive
 
 
 def seam_drift(
@@ -52,7 +52,7 @@ def seam_drift(
         n_steps: of the trajectory, at constant energy from rest. In single
             precision less than some 20 fs moves atoms by too little to be told.
         timestep_fs: positive.
-        weight: of the term, (Å/eV)^2, as `Weights.forces`.
+        weight: of the term, (Å/eV)^2, as `LossWeights.forces`.
         every: training steps from one trajectory to the next; the term then
             weighs as many times as much.
         skin: Å; where atoms leave half of it the loss is NaN, and training stops.
@@ -80,7 +80,7 @@ def seam_drift(
     edges, n_atoms = np.diag(frame.cell), len(frame.symbols)
     height = frame.positions[:, 2] % edges[2]
     region = regions.fixed((height < 0.5 * edges[2] - 1e-3).astype(int))
-    displacement_fn, shift_fn = space.periodic(jnp.asarray(edges, float))
+    displacement_fn, shift_fn = jax_md.space.periodic(jnp.asarray(edges, float))
     # Built once; the parameters of the day are handed over.
     params = tuple(e.init(jax.random.key(0)) for e in experts)
     species = np.full(n_atoms, experts[0].species.index(symbol))

@@ -50,7 +50,8 @@ def on_devices(devices: Sequence | None) -> Placement:
         if batch is None:
             return None
         batch = padded(batch, mesh.size)
-        return jax.device_put(batch, Batch(*(everywhere,) * len(batch))._replace(rows=cut))
+        places = Batch._make(cut if name == "rows" else everywhere for name in Batch._fields)
+        return jax.device_put(batch, places)
 
     return Placement(
         mesh,
@@ -128,7 +129,7 @@ def padded(batch: Batch, multiple: int) -> Batch:
     if more == 0:
         return batch
 
-    def longer(x: np.ndarray, fill) -> np.ndarray:
+    def longer(x: jax.Array | np.ndarray, fill) -> np.ndarray:
         return np.concatenate([x, np.full((more, *x.shape[1:]), fill, x.dtype)])
 
     rows = batch.rows

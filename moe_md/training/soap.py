@@ -8,7 +8,7 @@ Source: Vyas, Morwani, Zhao, Kwun, Shapira, Brandfonbrener, Janson, Kakade,
 SOAP: improving and stabilizing Shampoo using Adam, arXiv:2409.11321.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ def scale_by_soap(
             tuple(tuple(jnp.eye(p.shape[a], dtype=p.dtype) for a in _axes(p)) for p in leaves),
         )
 
-    def update(updates, state: SoapState, params=None):
+    def update(updates, state: Any, params=None):  # `SoapState`
         gradients, tree = jax.tree.flatten(updates)
         count = state.count + 1
         covariance = tuple(

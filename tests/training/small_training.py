@@ -10,6 +10,7 @@ import numpy as np
 from moe_md.data.crystals import random_metal
 from moe_md.data.dataset import dataset_from_frames
 from moe_md.experts import power_spectrum
+from moe_md.settings import TrainSettings
 from moe_md.training import cotrain
 
 SPECIES = ("Pt", "C")
@@ -35,9 +36,9 @@ def frames(n: int, seed: int):
     return dataset_from_frames(found, SPECIES)
 
 
-def settings(steps: int) -> cotrain.Settings:
+def settings(steps: int) -> TrainSettings:
     """Epochs, saves and validations out of step with one another."""
-    return cotrain.Settings(
+    return TrainSettings(
         steps=steps,
         max_rows=8,
         environment_rows=4,

@@ -10,11 +10,12 @@ from moe_md.data.batching import batches, prepare
 from moe_md.data.crystals import random_metal
 from moe_md.data.dataset import dataset_from_frames, force_rms, split_by_group
 from moe_md.data.extxyz import frame_from_atoms, frame_to_atoms
-from moe_md.training.cotrain import Settings, cotrain, environment_batch, frame_weights
+from moe_md.settings import TrainSettings
+from moe_md.training.cotrain import cotrain, environment_batch, frame_weights
 from moe_md.training.evaluation import describe, evaluate
 
 SPECIES = ("Pt", "C")
-SMALL = Settings(
+SMALL = TrainSettings(
     steps=12,
     max_rows=16,
     environment_rows=8,
@@ -51,7 +52,7 @@ def metal():
 
 def test_training_learns_forces_and_agreement(pair, metal):
     train, validation = split_by_group(metal, validation_fraction=0.25, seed=0)
-    settings = Settings(**{**vars(SMALL), "steps": 300, "validate_every": 10_000})
+    settings = TrainSettings(**{**vars(SMALL), "steps": 300, "validate_every": 10_000})
     trained = cotrain(pair, train, settings, validation=validation, progress=False)
     scores = evaluate(
         trained.experts, trained.params, prepare(dataset_from_frames(train.frames, SPECIES), 4.0)
@@ -85,11 +86,13 @@ def test_resumed_run_equals_one_that_never_stopped(pair, metal, tmp_path, monkey
     jax.tree.map(np.testing.assert_array_equal, stored.params, resumed.params)
     assert stored.record["step"] == SMALL.steps
     with pytest.raises(ValueError, match="folder must hold no training of other settings"):
-        cotrain(pair, metal, Settings(**{**vars(SMALL), "seed": 5}), folder=tmp_path / "cut", progress=False)
+        cotrain(
+            pair, metal, TrainSettings(**{**vars(SMALL), "seed": 5}), folder=tmp_path / "cut", progress=False
+        )
 
 
 def test_references_and_scale_come_from_the_data(pair, metal):
-    trained = cotrain(pair, metal, Settings(**{**vars(SMALL), "steps": 1}), progress=False)
+    trained = cotrain(pair, metal, TrainSettings(**{**vars(SMALL), "steps": 1}), progress=False)
     for params in trained.params:
         energies = [f.energy / len(f.symbols) for f in metal.frames]
         assert params["shift"][0] == pytest.approx(np.mean(energies), abs=1e-5)
@@ -115,7 +118,7 @@ def test_frames_of_large_forces_weigh_less(pair, metal, monkeypatch):
 
     monkeypatch.setattr("moe_md.training.cotrain.environment_batch", lambda *_: None)
     monkeypatch.setattr("moe_md.training.cotrain.batches", watch)
-    settings = Settings(**{**vars(SMALL), "steps": 1, "max_rows": 64, "soft_force": 2.0})
+    settings = TrainSettings(**{**vars(SMALL), "steps": 1, "max_rows": 64, "soft_force": 2.0})
     cotrain(pair, dataset_from_frames(frames), settings, progress=False)
     assert sorted(seen[:3]) == pytest.approx([1 / 16, 1.0, 1.0])  # the first epoch, a batch
 
@@ -124,7 +127,7 @@ def test_start_moves_references_to_other_labels(pair, metal):
     """Trained on labels of another zero, an expert starts where those labels are."""
     before = cotrain(pair, metal, SMALL, progress=False)
     other = dataset_from_frames([f._replace(energy=f.energy + 7.5 * len(f.symbols)) for f in metal.frames])
-    still = Settings(**{**vars(SMALL), "steps": 1, "learning_rate": 1e-12, "warmup_steps": 0})
+    still = TrainSettings(**{**vars(SMALL), "steps": 1, "learning_rate": 1e-12, "warmup_steps": 0})
     moved = cotrain(pair, other, still, start=before, progress=False)
 
     def errors(checkpoint, dataset):
@@ -143,9 +146,11 @@ def test_start_moves_references_to_other_labels(pair, metal):
 
 
 def test_start_begins_with_the_loss_of_the_checkpoint(pair, metal):
-    """Labels that the checkpoint's own energies fit on average: nothing moves, the first step sees its errors."""
+    """Labels that the checkpoint's own energies fit on average: nothing moves,
+    the first step sees its errors.
+    """
     before = cotrain(
-        pair, metal, Settings(**{**vars(SMALL), "steps": 100, "validate_every": 1000}), progress=False
+        pair, metal, TrainSettings(**{**vars(SMALL), "steps": 100, "validate_every": 1000}), progress=False
     )
     prepared = prepare(dataset_from_frames(metal.frames, SPECIES), 4.0)
     weights = {
@@ -160,7 +165,7 @@ def test_start_begins_with_the_loss_of_the_checkpoint(pair, metal):
         "environment_rows": 0,
         "perfect_crystals": 0,
     }
-    still = Settings(
+    still = TrainSettings(
         **{
             **vars(SMALL),
             **one_batch,
@@ -188,7 +193,7 @@ def test_start_begins_with_the_loss_of_the_checkpoint(pair, metal):
 
 
 def test_start_refuses_species_that_it_does_not_know(pair, metal):
-    before = cotrain(pair, metal, Settings(**{**vars(SMALL), "steps": 1}), progress=False)
+    before = cotrain(pair, metal, TrainSettings(**{**vars(SMALL), "steps": 1}), progress=False)
     gold = dataset_from_frames([metal.frames[0]._replace(symbols=("Au", "Pt", "Pt", "Pt"))])
     with pytest.raises(
         ValueError, match=r"species must include every symbol: frame 0 has Au, got \('Pt', 'C'\)"
@@ -204,7 +209,7 @@ def test_start_refuses_species_that_it_does_not_know(pair, metal):
 
 def test_watch_sees_the_averages_and_changes_nothing(pair, metal):
     seen = []
-    settings = Settings(**{**vars(SMALL), "steps": 8, "validate_every": 3})
+    settings = TrainSettings(**{**vars(SMALL), "steps": 8, "validate_every": 3})
     watched = cotrain(
         pair, metal, settings, watch=lambda step, params: seen.append((step, params)), progress=False
     )
@@ -220,7 +225,7 @@ def test_watch_sees_the_averages_and_changes_nothing(pair, metal):
 def test_patience_ends_training_with_the_best_parameters(pair, metal, tmp_path):
     train, validation = split_by_group(metal, validation_fraction=0.25, seed=0)
     # So hot that it gets worse at once.
-    wild = Settings(
+    wild = TrainSettings(
         **{
             **vars(SMALL),
             "steps": 400,
@@ -260,7 +265,7 @@ def test_environments_follow_from_seed_and_step(pair):
 
 def test_environments_hold_perfect_crystals_with_their_own_weight(pair):
     def weights(**changes):
-        batch = environment_batch(pair, Settings(**{**vars(SMALL), **changes}), 0)
+        batch = environment_batch(pair, TrainSettings(**{**vars(SMALL), **changes}), 0)
         return None if batch is None else batch.weight[batch.n_atoms > 0].tolist()
 
     both = weights(perfect_crystals=3, perfect_weight=20.0)
@@ -283,7 +288,7 @@ def test_environments_hold_perfect_crystals_with_their_own_weight(pair):
 )
 def test_settings_refuse(change, message):
     with pytest.raises(ValueError, match=message):
-        Settings(**change)
+        TrainSettings(**change)
 
 
 def test_bad_experts_and_missing_labels_are_refused(pair, metal):

@@ -18,8 +18,8 @@ import pytest
 import small_training
 
 import moe_md as mm
-from moe_md.checkpoint import write_atomic
 from moe_md.data.dataset import digest
+from moe_md.files import write_atomic
 from moe_md.training import cotrain
 
 PROGRAM = Path(small_training.__file__)
@@ -138,7 +138,9 @@ def at_step(monkeypatch, step: int, act) -> list[int]:
 
 @pytest.mark.parametrize("step, delay", [(0, 0.0), (7, 0.0), (13, 0.004), (16, 0.015)])
 def test_an_interrupt_saves_the_last_whole_step(short, tmp_path, monkeypatch, step, delay):
-    """Ctrl-C at some moment of the step (once things are compiled), also while it validates (14) or saves (15)."""
+    """Ctrl-C at some moment of the step (once things are compiled),
+    also while it validates (14) or saves (15).
+    """
 
     def interrupt():
         threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()

@@ -1,7 +1,7 @@
 """A training on eight devices is the training on one.
 
-Run as a program, this file is what happens on eight simulated devices, which must be asked for before jax starts:
-`test_sharding.py FOLDER` prints what it found as JSON.
+Run as a program, this file is what happens on eight simulated devices, which must be asked for before jax
+starts: `test_sharding.py FOLDER` prints what it found as JSON.
 """
 
 import json
@@ -18,24 +18,24 @@ import numpy as np
 import optax
 import pytest
 
-HERE = Path(__file__).parent
 if __name__ == "__main__":
-    sys.path.insert(0, str(HERE.parent))
+    sys.path.insert(0, str(Path(__file__).parent.parent))
     import conftest  # noqa: F401  float64, and compiled programs kept between runs
 
 import small_training
 
 import moe_md as mm
 from moe_md.data.batching import prepare
+from moe_md.settings import LossWeights
 from moe_md.training import cotrain as training
-from moe_md.training.losses import Weights
 from moe_md.training.sharding import on_devices
 
+HERE = Path(__file__).parent
 SPECIES = small_training.SPECIES
 STEPS = 30
 # Every term there is; 4 + 3 rows of environments, which eight devices cannot share evenly.
 SETTINGS = replace(
-    small_training.settings(STEPS), perfect_crystals=3, weights=Weights(agree_forces=0.5, agree_lots=1.0)
+    small_training.settings(STEPS), perfect_crystals=3, weights=LossWeights(agree_forces=0.5, agree_lots=1.0)
 )
 TINY = dict(
     num_layers=1,
@@ -53,7 +53,8 @@ def double(tree):
 
 
 def steps(devices, found):
-    """What training's own step tells in float64 at each of `STEPS` steps, and the parameters at the end; by Adam.
+    """What training's own step tells in float64 at each of `STEPS` steps, and the parameters at the end; by
+    Adam.
 
     (SOAP's bases are arbitrary where there is no gradient, which makes much of the order of sums.)
     """
@@ -166,7 +167,9 @@ def trained(folder, devices, until=None, **changes):
 
 
 def whole(folder) -> dict:
-    """`cotrain`, in its float32: with SOAP on eight devices, and by Adam on one, on eight, and on one, eight, three and one."""
+    """`cotrain`, in its float32: with SOAP on eight devices, and by Adam on one, on eight, and on one,
+    eight, three and one.
+    """
     soap = trained(folder / "soap", jax.devices())
     training.scale_by_soap = optax.scale_by_adam
     alone = trained(None, None)

@@ -53,9 +53,10 @@ def check_value(name: str, value, kind: type, *, finite: bool = True) -> None:
     if not _is_a(value, kind):
         wanted = "a table" if is_dataclass(kind) else f"of type {kind.__name__}"
         raise ValueError(f"{name} must be {wanted}, got {value!r:.80}.")
-    size = abs(value if isinstance(value, Integral) else float(value)) if kind in (int, float) else None
-    if kind is float and not (size <= sys.float_info.max or (not finite and size == math.inf)):
-        raise ValueError(f"{name} must be finite, got {value!s:.80}.")
+    if kind is float:
+        size = abs(value if isinstance(value, Integral) else float(value))
+        if not (size <= sys.float_info.max or (not finite and size == math.inf)):
+            raise ValueError(f"{name} must be finite, got {value!s:.80}.")
     if kind is int and not abs(value) <= LARGEST_WHOLE:
         raise ValueError(f"{name} must lie within plus and minus {LARGEST_WHOLE}, got {value!s:.80}.")
 

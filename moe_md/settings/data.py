@@ -1,0 +1,33 @@
+"""Which labelled frames are read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from moe_md.checks import check_fields
+from moe_md.settings.option import option
+
+PACKAGED_FRAMES = tuple(
+    sorted(
+        path.parent.name + ("" if path.name == "frames.xyz.gz" else "_" + path.name.removesuffix(".xyz.gz"))
+        for path in (Path(__file__).parent.parent / "data").glob("*/*.xyz.gz")
+    )
+)
+DATA = "ptco_pbe"  # packaged frames that are read where none are named
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Labelled frames; keys of the `[data]` table of a settings file."""
+
+    file: str = option(DATA, "extended XYZ, or the name of packaged frames")
+    energy_key: str | None = option(None, "name of the energy; else free_energy, else energy")
+    forces_key: str = option("forces", "name of the forces")
+    stress_key: str = option("stress", "name of the stress")
+    group_key: str = option("origin", "name of what frames of one trajectory share")
+    kind_key: str = option("kind", "name of what says which frames are alike; errors are told by kind")
+
+    def __post_init__(self):
+        check_fields(self)
+        for name, value in vars(self).items():
+            if value == "":
+                raise ValueError(f"{name} must not be empty.")

@@ -1,0 +1,112 @@
+"""Programs of the pages, the notebooks and the benchmarks, run in the process of the tests.
+
+A process of its own would import jax, which takes 4 to 6 s, and compile everything again.
+"""
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import matplotlib
+import numpy as np
+from ase import Atoms
+from matplotlib import pyplot
+
+ROOT = Path(__file__).parent.parent
+
+
+@contextmanager
+def fresh_process(folder: Path, **environment: str) -> Iterator[None]:
+    """The settings that a new process has, and those of the tests again afterwards.
+
+    Settings are jax's (float32, unlike in the tests), the working folder, the environment, `sys.path`,
+    warnings and matplotlib's. Figures are closed.
+
+    Args:
+        folder: the working folder.
+        environment: variables to set, as text.
+    """
+    path, modules_main = list(sys.path), sys.modules["__main__"]
+    variables, cwd = dict(os.environ), Path.cwd()
+    settings = dict(jax.config.values)
+    backend = matplotlib.get_backend()
+    try:
+        with warnings.catch_warnings(), matplotlib.rc_context():
+            os.environ.update(environment)
+            os.chdir(folder)
+            jax.config.update("jax_enable_x64", False)
+            matplotlib.use("agg")
+            yield
+    finally:
+        pyplot.close("all")
+        matplotlib.use(backend)
+        for name, value in settings.items():
+            if jax.config.values[name] != value:
+                jax.config.update(name, value)
+        os.chdir(cwd)
+        os.environ.clear()
+        os.environ.update(variables)
+        sys.path[:] = path
+        sys.modules["__main__"] = modules_main
+
+
+def run_here(code: str, name: str, folder: Path, **environment: str) -> dict:
+    """Run a program in this process; its variables."""
+    variables = {"__name__": "__main__"}
+    with fresh_process(folder, **environment):
+        exec(compile(code, name, "exec"), variables)
+    return variables
+
+
+def run_as_process(code: str, folder: Path, **environment: str) -> str:
+    """Run a program in a process of its own, which must end without an error; what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@contextmanager
+def carbon_monoxide_stands_on_carbon(code: str) -> Iterator[None]:
+    """Checks each CO that a program adds to a surface, by `add_adsorbate` or `+=`, at that moment.
+
+    Args:
+        code: of the program that runs inside; where it names CO, it must add one at least.
+    """
+    found, extend = [], Atoms.extend
+
+    def recorded(atoms: Atoms, other) -> None:
+        extend(atoms, other)
+        if isinstance(other, Atoms) and sorted(other.symbols) == ["C", "O"]:
+            found.append(atoms.copy())
+
+    Atoms.extend = recorded
+    try:
+        yield
+    finally:
+        Atoms.extend = extend
+    assert bool(found) == ('"CO"' in code)
+    for atoms in found:
+        assert_carbon_binds(atoms)
+
+
+def assert_carbon_binds(atoms: Atoms) -> None:
+    """The CO at the end of a structure stands on the surface: C on the metal, O above C; Å."""
+    metal = np.flatnonzero(np.isin(atoms.symbols, ("C", "O"), invert=True))
+    carbon, oxygen = (len(atoms) - 2 + list(atoms.symbols[-2:]).index(symbol) for symbol in "CO")
+    top = atoms.positions[metal, 2].max()
+    above = atoms.positions[[carbon, oxygen], 2] - top
+    assert 1.0 < above[0] < 2.1 and above[1] > above[0] + 0.8, above
+    assert 1.05 < atoms.get_distance(carbon, oxygen, mic=True) < 1.25
+    to_carbon, to_oxygen = (atoms.get_distances(i, metal, mic=True).min() for i in (carbon, oxygen))
+    assert 1.7 < to_carbon < 2.3 and to_oxygen > to_carbon + 0.5, (to_carbon, to_oxygen)
