@@ -2,9 +2,11 @@
 
     python docs/figures.py FOLDER
 
-Nothing here is stored: what a picture shows is what the code beside it does.
+Nothing here is stored: what a picture shows is what the code beside it does. With
+`MOE_MD_SMOKE` set, trajectories are short.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -177,7 +179,8 @@ def conservation() -> Figure:
 
     start = dict(masses=atoms.get_masses(), temperature_K=140.0, key=jax.random.key(0))
     nve = mm.simulate.nve(shift_fn, 4.0)
-    warm = mm.simulate.run(neighbor_fn, energy_fn, nve, atoms.positions, n_steps=250, **start)
+    warm_steps, n_steps = (40, 60) if os.environ.get("MOE_MD_SMOKE") else (250, 1200)
+    warm = mm.simulate.run(neighbor_fn, energy_fn, nve, atoms.positions, n_steps=warm_steps, **start)
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     panel = figure.subplots()
     for label, energy, more, colour in (
@@ -192,7 +195,7 @@ def conservation() -> Figure:
     ):
         neighbors = {} if more else dict(neighbors=warm.neighbors)
         log = mm.simulate.run(
-            neighbor_fn, energy, nve, state=warm.state, n_steps=1200, chunk_steps=20, **neighbors, **more
+            neighbor_fn, energy, nve, state=warm.state, n_steps=n_steps, chunk_steps=20, **neighbors, **more
         ).log
         total = log.total - log.total[0]
         panel.plot(log.time_ps - log.time_ps[0], 1e3 * total / len(atoms), color=colour, lw=1.6, label=label)

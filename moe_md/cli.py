@@ -515,9 +515,14 @@ def _data_options(sub) -> None:
         )
 
 
+def _say_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """A warning in one line, as `warnings.showwarning` is called."""
+    print(f"moe-md: warning: {message}", file=sys.stderr)
+
+
 def _quieten() -> None:
     quieten_cache_warnings()
-    warnings.showwarning = lambda message, *_, **__: print(f"moe-md: warning: {message}", file=sys.stderr)
+    warnings.showwarning = _say_warning  # ty: ignore[invalid-assignment]  assigning is how it is replaced
     # jax-md mixes integer types where 64 bits are on.
     warnings.filterwarnings(
         "ignore", message="scatter inputs have incompatible types", category=FutureWarning

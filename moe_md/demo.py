@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -219,7 +219,7 @@ class Stepper:
     def __init__(
         self, system: System, experts: Sequence[Expert], params, region, timestep_fs: float, chunk_size: int
     ):
-        displacement_fn, shift_fn = jax_md.space.periodic(system.box)
+        displacement_fn, shift_fn = jax_md.space.periodic(jnp.asarray(system.box))
         self._neighbor_fn, energy_fn = mixture_neighbor_list(
             displacement_fn,
             system.box,
@@ -245,7 +245,7 @@ class Stepper:
         position = jnp.asarray(position, self._mass.dtype)
         momentum = self._mass * jnp.asarray(velocity, self._mass.dtype)
         self._carry = (
-            jax_md.simulate.NVEState(position, momentum, jnp.zeros_like(position), self._mass),
+            cast(Any, jax_md.simulate.NVEState)(position, momentum, jnp.zeros_like(position), self._mass),
             self._neighbor_fn.allocate(position),
         )
         return self.advance()
@@ -265,7 +265,9 @@ class Stepper:
         """Forces at some positions, `[n_atoms, 3]` eV/Å; by the program that is timed."""
         position = jnp.asarray(position, self._mass.dtype)
         rest = jnp.zeros_like(position)
-        state = jax_md.simulate.NVEState(position, rest, rest, self._mass)  # at rest and without force: stays
+        state = cast(Any, jax_md.simulate.NVEState)(
+            position, rest, rest, self._mass
+        )  # at rest and without force: stays
         stepped, neighbors = self._step(state, self._carry[1])
         if bool(neighbors.did_buffer_overflow):
             stepped, _ = self._step(state, self._neighbor_fn.allocate(position))
@@ -368,7 +370,7 @@ def run(settings: DemoSettings, folder, say: Callable[[str], None] = print) -> d
         f"{n_atoms} atoms in {edges} Å, {n_expensive} of them ({n_expensive / n_atoms:.1%}) on the expensive expert"
     )
 
-    displacement_fn, shift_fn = jax_md.space.periodic(system.box)
+    displacement_fn, shift_fn = jax_md.space.periodic(jnp.asarray(system.box))
     neighbor_fn, atom_energy_fn = mixture_neighbor_list(
         displacement_fn,
         system.box,

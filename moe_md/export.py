@@ -5,9 +5,11 @@
 
 import json
 from pathlib import Path
+from typing import cast
 
 import ase.io
 import numpy as np
+from jax import Array
 
 from moe_md import checkpoint as checkpoints
 from moe_md import regions
@@ -117,7 +119,7 @@ def region_from_dict(values: dict) -> Region:
         case "fixed":
             return regions.fixed(values["assignment"], values["n_experts"])
         case "weighted":
-            return Weighted(np.asarray(values["weights"], float))
+            return Weighted(cast(Array, np.asarray(values["weights"], float)))  # numpy serves as well
         case "around":
             return regions.around(values["seeds"], values["r_core"], values["r_blend"])
         case "complement":

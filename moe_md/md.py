@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +77,7 @@ def _run(settings: RunSettings, folder: Path, say: Callable) -> dict:
     )
     integrator = _integrator(settings, shift_fn)
     steps = partial(simulate.run, neighbor_fn, energy_fn, integrator, chunk_steps=settings.log_every)
-    begin = {
+    begin: dict[str, Any] = {
         "masses": atoms.get_masses(),
         "key": jax.random.key(settings.seed),
         "box": box if breathes else None,
@@ -86,7 +87,8 @@ def _run(settings: RunSettings, folder: Path, say: Callable) -> dict:
     )
 
     folder.mkdir(parents=True, exist_ok=True)
-    restart, cut = folder / "restart.msgpack", {}
+    restart = folder / "restart.msgpack"
+    cut: dict[str, Any] = {}  # how log and trajectory go on
     fingerprint = {k: v for k, v in asdict(settings).items() if k != "steps"}
     trees = model.params if guide is None else (*model.params, guide[1])
     fingerprint |= {"experts": [e.config for e in potentials], "digest": _digest(trees, atoms)}
@@ -119,7 +121,7 @@ def _run(settings: RunSettings, folder: Path, say: Callable) -> dict:
     share = float(np.mean(np.asarray(region.gate(position, displacement_fn))[:, 0] > 0))
     say(f"{n_atoms} atoms, {share:.1%} on the expensive expert, {settings.dtype}")
 
-    system = {"symbols": atoms.get_chemical_symbols(), "cell": atoms.cell.array, "pbc": True}
+    system: dict[str, Any] = {"symbols": atoms.get_chemical_symbols(), "cell": atoms.cell.array, "pbc": True}
     if isinstance(region, regions.Fixed):
         system["expert"] = region.assignment
     log = LogWriter(folder / "log.csv", **cut)
@@ -178,7 +180,11 @@ def _run(settings: RunSettings, folder: Path, say: Callable) -> dict:
         "time_ps": result.state.time_ps,
     }
     times, energies = np.genfromtxt(
-        folder / "log.csv", delimiter=",", names=True, usecols=("time_ps", "conserved"), unpack=True
+        folder / "log.csv",
+        delimiter=",",
+        names=True,
+        usecols=("time_ps", "conserved"),  # ty: ignore[invalid-argument-type]  numpy takes names too
+        unpack=True,
     )
     if settings.ensemble != "langevin" and np.size(times) >= 20:
         slope = drift(times, energies, n_atoms)

@@ -55,9 +55,11 @@ def _structure(path: str) -> Atoms:
     if any(suffix in (".xyz", ".extxyz") for suffix in file.suffixes):
         read_frames(file)  # notices files that were cut short
     try:
-        return ase.io.read(file, index=-1)
+        atoms = ase.io.read(file, index=-1)
     except Exception as error:  # ASE raises many types
         raise ValueError(f"structure must be a file that ASE reads, got {path}: {error}.") from None
+    assert isinstance(atoms, Atoms)  # one frame was asked for
+    return atoms
 
 
 def _repeated(atoms: Atoms, repeat: str) -> Atoms:

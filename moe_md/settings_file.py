@@ -10,6 +10,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import tomlkit
+import tomlkit.items
 
 from moe_md.files import write_atomic
 from moe_md.settings import help_of
@@ -131,7 +132,7 @@ def _table_of_settings(settings) -> tomlkit.items.Table:
 def _table_of_expert(config: dict) -> tomlkit.items.Table:
     from moe_md import experts
 
-    text = inspect.getdoc(experts.BUILDERS[config["builder"]])
+    text = inspect.getdoc(experts.BUILDERS[config["builder"]]) or ""
     said = {}
     for names, words in re.findall(r"^    (\w+(?:, \w+)*): (.*(?:\n        .*)*)", text, re.MULTILINE):
         said |= dict.fromkeys(names.split(", "), " ".join(words.split()).removesuffix("."))

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -87,9 +87,8 @@ def plan(model: Checkpoint, settings: ValidateSettings) -> Plan:
         else top_layers(cheap.domain, settings.region_layers, a / np.sqrt(2))
     )
     settings = _sized(settings, a / np.sqrt(2), max(expensive.cutoff, cheap.cutoff))
-    size = (settings.columns, settings.rows, settings.layers)
     slab = paired_runs.slab_with_adsorbate(
-        settings.metal, a, size, adsorbate=settings.adsorbate, vacuum=settings.vacuum
+        settings.metal, a, _size(settings), adsorbate=settings.adsorbate, vacuum=settings.vacuum
     )
     found = Plan(model, settings, a, rule, slab)
     if "dynamics" in settings.chosen:
@@ -106,6 +105,12 @@ def _sized(settings: ValidateSettings, nearest: float, cutoff: float) -> Validat
         columns=columns if settings.columns is None else settings.columns,
         rows=rows if settings.rows is None else settings.rows,
     )
+
+
+def _size(settings: ValidateSettings) -> tuple[int, int, int]:
+    """Columns, rows and layers of settings that `_sized` completed."""
+    assert settings.columns is not None and settings.rows is not None
+    return settings.columns, settings.rows, settings.layers
 
 
 def _check_slab(shared: Plan) -> None:
@@ -160,21 +165,19 @@ def run(
         shared = plan(model, settings)
         names = {"checkpoint": "the checkpoint", "data": "the data", "split": "all", **(names or {})}
         stage(f"lattice constant of {settings.metal} {shared.lattice_constant:.4f} Å (expensive expert)")
-        content: dict = {
-            "about": {
-                **names,
-                "frames": len(dataset.frames),
-                "data_digest": digest(dataset),
-                "experts": [e.config["builder"] for e in model.experts],
-                "domain": list(model.experts[1].domain),
-                "cutoff": model.experts[1].cutoff,
-                "lattice_constant": shared.lattice_constant,
-                "device": jax.devices()[0].device_kind,
-                "jax": jax.__version__,
-                "seconds": {},
-            },
-            "settings": asdict(shared.settings),
+        about: dict[str, Any] = {
+            **names,
+            "frames": len(dataset.frames),
+            "data_digest": digest(dataset),
+            "experts": [e.config["builder"] for e in model.experts],
+            "domain": list(model.experts[1].domain),
+            "cutoff": model.experts[1].cutoff,
+            "lattice_constant": shared.lattice_constant,
+            "device": jax.devices()[0].device_kind,
+            "jax": jax.__version__,
+            "seconds": {},
         }
+        content: dict[str, Any] = {"about": about, "settings": asdict(shared.settings)}
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for section in (s for s in SECTIONS if s in settings.chosen):
@@ -230,15 +233,18 @@ def _surfaces(shared: Plan, dataset: Dataset, stage) -> dict:
     ).lattice_constant
     found: dict = {"vacancy": {}, "surfaces": {}}
     for who, region, a in (("expensive", 0, shared.lattice_constant), ("cheap", 1, cheap)):
-        given = {"lattice_constant": a, "max_steps": shared.settings.surface_steps}
+        given: dict[str, Any] = {"lattice_constant": a, "max_steps": shared.settings.surface_steps}
         found["vacancy"][who] = surfaces.vacancy_energy(model, region, metal, **given)
         found["surfaces"][who] = surfaces.surface_energies(model, region, metal, **given)
         stage(f"vacancy and surfaces of the {who} expert")
     if {"C", "O"} <= set(model.experts[0].domain):
         regions = {"expensive": 0, "mixed": lambda atoms: shared.rule(frame_from_atoms(atoms))}
-        given = {"lattice_constant": shared.lattice_constant, "max_steps": shared.settings.surface_steps}
+        options: dict[str, Any] = {
+            "lattice_constant": shared.lattice_constant,
+            "max_steps": shared.settings.surface_steps,
+        }
         found["adsorption"] = {
-            who: surfaces.adsorption(model, region, metal, **given) for who, region in regions.items()
+            who: surfaces.adsorption(model, region, metal, **options) for who, region in regions.items()
         }
     return found
 

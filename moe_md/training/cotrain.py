@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ase.data import chemical_symbols
 from tqdm import tqdm
 
 from moe_md import checkpoint, interrupts
