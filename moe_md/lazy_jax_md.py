@@ -14,16 +14,21 @@ if TYPE_CHECKING:
     from jax_md import space as space
     from jax_md.nn import nequip as nequip
 
+# Each module: where it is, and its name there.
 _HOME = {
-    "minimize": "jax_md.minimize",
-    "nequip": "jax_md.nn.nequip",
-    "simulate": "jax_md.simulate",
-    "space": "jax_md.space",
+    "minimize": ("jax_md", "minimize"),
+    "nequip": ("jax_md.nn", "nequip"),
+    "simulate": ("jax_md", "simulate"),
+    "space": ("jax_md", "space"),
 }
 
 
 def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = module = importlib.import_module(_HOME[name])
+    import jax
+
+    home, attribute = _HOME[name]
+    with jax.ensure_compile_time_eval():  # what jax-md computes on import must be values, also within a trace
+        globals()[name] = module = getattr(importlib.import_module(home), attribute)
     return module

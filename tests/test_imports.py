@@ -240,3 +240,19 @@ except RuntimeError:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "started\n"  # the check can fail
+
+
+def test_jax_md_may_be_loaded_within_a_trace():
+    """What it computes on import are numbers then too, not tracers of that trace."""
+    program = """
+import types
+import jax, jax.numpy as jnp
+from moe_md import lazy_jax_md
+jax.jit(lambda x: (lazy_jax_md.simulate, x + 1)[1])(jnp.ones(3))
+import jax_md
+modules = [value for value in vars(jax_md).values() if isinstance(value, types.ModuleType)]
+assert jax_md.rigid_body in modules
+leaked = [name for module in modules for name, value in vars(module).items() if isinstance(value, jax.core.Tracer)]
+assert not leaked, leaked
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
