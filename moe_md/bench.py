@@ -47,8 +47,8 @@ def _run(settings: BenchSettings, folder: Path, say: Callable) -> dict:
         timings = demo.interleave(cases, system, position, velocity, settings.rounds)
     say("\n".join(demo.timing_lines(timings)))
     say(
-        f"f = {timings.f:.3f}, r = {timings.r:.1f}: speed-up {timings.speedup:.2f} of at most {timings.s_max:.2f}, "
-        f"{timings.speedup / timings.s_max:.0%}"
+        f"f = {timings.f:.3f}, r = {timings.r:.1f}: speed-up {timings.speedup:.2f} of at most"
+        f" {timings.s_max:.2f}, {timings.speedup / timings.s_max:.0%}"
     )
     folder.mkdir(parents=True, exist_ok=True)
     record = {

@@ -103,8 +103,9 @@ def run_demo(parsed, say: Callable) -> dict:
     _echo(parsed, {"demo": settings})
     result = demo.run(settings, parsed.out, say)
     say(
-        f"{result['n_atoms']} atoms, {result['f']:.1%} on the expensive expert: {result['speedup']:.1f} times faster than the expensive "
-        f"expert alone, {result['fraction_of_bound']:.0%} of what its share of the atoms allows (S_max = {result['s_max']:.1f})."
+        f"{result['n_atoms']} atoms, {result['f']:.1%} on the expensive expert: {result['speedup']:.1f} times"
+        f" faster than the expensive expert alone, {result['fraction_of_bound']:.0%} of what its share of the"
+        f" atoms allows (S_max = {result['s_max']:.1f})."
     )
     return result
 
@@ -261,8 +262,11 @@ def run_init(parsed, say: Callable) -> dict:
             structure="slab.extxyz", region_around=",".join(s for s in first.species if s != metal)
         ),
     }
-    header = ["Settings of moe-md: an option on the command line overrides a key, a key that is left out has its default.",
-              "moe-md train --settings FILE; moe-md run --settings FILE --checkpoint training/checkpoint.msgpack"]  # fmt: skip
+    header = [
+        "Settings of moe-md: an option on the command line overrides a key, a key that is left out has its "
+        "default.",
+        "moe-md train --settings FILE; moe-md run --settings FILE --checkpoint training/checkpoint.msgpack",
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, settings_file.written(content, header).encode())
     say(f"wrote {path}: edit [data], then moe-md train --settings {path}")
@@ -290,7 +294,8 @@ def _part(dataset: "Dataset", model: "Checkpoint", split: str, fraction: float |
     fraction = model.settings.get("validation_fraction") if fraction is None else fraction
     if not fraction:
         raise ValueError(
-            "validation_fraction must be given for a split: the checkpoint does not say how its data were split."
+            "validation_fraction must be given for a split: the checkpoint does not say how its data were"
+            " split."
         )
     seed = model.settings.get("split_seed", model.settings.get("seed", 0))
     train, validation = split_by_group(dataset, validation_fraction=fraction, seed=seed)
@@ -449,12 +454,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--start",
         metavar="CHECKPOINT",
-        help="name or path: begin with its parameters, and its experts unless settings name others; in a settings file a line of its own, on top",
+        help=(
+            "name or path: begin with its parameters, and its experts unless settings name others; in a"
+            " settings file a line of its own, on top"
+        ),
     )
     sub.add_argument(
         "--devices",
         metavar="N",
-        help="share the rows of each batch among N devices, or all (default one); it may change when a training goes on",
+        help=(
+            "share the rows of each batch among N devices, or all (default one); it may change when a"
+            " training goes on"
+        ),
     )
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -478,7 +489,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--split",
         choices=("train", "validation", "all"),
-        help="which frames (default validation for the packaged frames where the checkpoint says how it was split, else all)",
+        help=(
+            "which frames (default validation for the packaged frames where the checkpoint says how it was"
+            " split, else all)"
+        ),
     )
     sub.add_argument("--validation-fraction", type=float, help="of the split; default what training used")
     sub.add_argument("--small", action="store_true", help="few steps of dynamics, for tests")

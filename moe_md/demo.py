@@ -166,7 +166,8 @@ def lower_plane(atoms: Atoms, cutoff: float, margin: float = MARGIN) -> float:
     deepest = int(seen.max(initial=1))
     if deepest >= tags.max():
         raise ValueError(
-            f"layers must be more than {deepest}, all of which see CO within {cutoff + margin:.2f} Å, got {tags.max()}."
+            f"layers must be more than {deepest}, all of which see CO within {cutoff + margin:.2f} Å, got"
+            f" {tags.max()}."
         )
     heights = [atoms.positions[tags == layer, 2].mean() for layer in (deepest, deepest + 1)]
     return float(np.mean(heights))
@@ -360,14 +361,16 @@ def run(settings: DemoSettings, folder, say: Callable[[str], None] = print) -> d
     folder.mkdir(parents=True, exist_ok=True)
     crystal = relax_fcc(model.experts[1], model.params[1], METAL)
     stage(
-        f"lattice constant {crystal.lattice_constant:.3f} Å, bulk modulus {crystal.bulk_modulus_GPa:.0f} GPa (cheap expert)"
+        f"lattice constant {crystal.lattice_constant:.3f} Å, bulk modulus {crystal.bulk_modulus_GPa:.0f} GPa"
+        " (cheap expert)"
     )
 
     system = build(model, settings, crystal.lattice_constant)
     n_atoms, n_expensive = len(system.atoms), int(np.sum(system.assignment == 0))
     edges = " x ".join(f"{edge:.1f}" for edge in system.box)
     stage(
-        f"{n_atoms} atoms in {edges} Å, {n_expensive} of them ({n_expensive / n_atoms:.1%}) on the expensive expert"
+        f"{n_atoms} atoms in {edges} Å, {n_expensive} of them ({n_expensive / n_atoms:.1%}) on the expensive"
+        " expert"
     )
 
     displacement_fn, shift_fn = jax_md.space.periodic(jnp.asarray(system.box))
@@ -401,7 +404,8 @@ def run(settings: DemoSettings, folder, say: Callable[[str], None] = print) -> d
         chunk_steps=10,
     )
     stage(
-        f"relaxed by {1e3 * relaxed.energy / n_atoms:.2f} meV/atom in {relaxed.n_steps} steps, largest force {relaxed.max_force:.2f} eV/Å"
+        f"relaxed by {1e3 * relaxed.energy / n_atoms:.2f} meV/atom in {relaxed.n_steps} steps, largest force"
+        f" {relaxed.max_force:.2f} eV/Å"
     )
 
     # Half of the kinetic energy flows into vibration: twice the temperature to start with.
@@ -458,7 +462,8 @@ def run(settings: DemoSettings, folder, say: Callable[[str], None] = print) -> d
     trajectory.close()
     slope = drift(result.log.time_ps, result.log.total, n_atoms)
     stage(
-        f"constant energy for {result.state.time_ps:.2f} ps: drift {slope.slope:+.4f} ± {slope.standard_error:.4f} meV/atom/ps"
+        f"constant energy for {result.state.time_ps:.2f} ps: drift {slope.slope:+.4f} ±"
+        f" {slope.standard_error:.4f} meV/atom/ps"
     )
 
     cases = steppers(model, system, settings.timestep_fs, settings.chunk_size)
@@ -478,7 +483,8 @@ def run(settings: DemoSettings, folder, say: Callable[[str], None] = print) -> d
     force_rms = _rms(exact)
     force_rmse = _rms(difference)
     stage(
-        f"forces differ from the expensive expert's by {1e3 * force_rmse:.1f} meV/Å on {len(chosen)} snapshots"
+        f"forces differ from the expensive expert's by {1e3 * force_rmse:.1f} meV/Å on {len(chosen)}"
+        " snapshots"
     )
 
     # Unwrapped: every atom beside where it started.
@@ -579,8 +585,11 @@ def _report(settings, model, system, summary, timings, ghost, mismatch, by_owner
     hopped = []
     if facts["n_hopped"] and settings.temperature_K <= 1000:  # hotter, atoms may well move
         hopped = [
-            f"{facts['n_hopped']} Pt atoms are more than {HOP} Å from where the slab was built. Platinum at {settings.temperature_K:g} K does not do "
-            "that in so short a time: it is a weakness of the checkpoint on surfaces, which energy conservation does not show.",
+            (
+                f"{facts['n_hopped']} Pt atoms are more than {HOP} Å from where the slab was built. Platinum"
+                f" at {settings.temperature_K:g} K does not do that in so short a time: it is a weakness of"
+                " the checkpoint on surfaces, which energy conservation does not show."
+            ),
             "",
         ]
     names = [e.config["builder"] for e in model.experts]
@@ -596,11 +605,15 @@ def _report(settings, model, system, summary, timings, ghost, mismatch, by_owner
         [
             "# One energy, two experts",
             "",
-            f"CO on Pt(111): {summary['n_atoms']} atoms in {edges} Å, {settings.layers} layers of Pt, a quarter layer of CO. "
-            f"The expensive expert ({names[0]}) owns {n_expensive} atoms ({summary['f']:.1%}), the CO and the Pt above z = {facts['plane']:.1f} Å; "
-            f"the cheap one ({names[1]}) the rest. Below that plane no Pt atom had C or O within the cheap expert's cutoff, "
-            f"{model.experts[1].cutoff} Å, plus {MARGIN} Å. Each atom keeps its expert. Float32, checkpoint `{Path(settings.checkpoint).stem}`, "
-            f"lattice constant {facts['lattice_constant']:.3f} Å (the cheap expert's own).",
+            (
+                f"CO on Pt(111): {summary['n_atoms']} atoms in {edges} Å, {settings.layers} layers of Pt, a"
+                f" quarter layer of CO. The expensive expert ({names[0]}) owns {n_expensive} atoms"
+                f" ({summary['f']:.1%}), the CO and the Pt above z = {facts['plane']:.1f} Å; the cheap one"
+                f" ({names[1]}) the rest. Below that plane no Pt atom had C or O within the cheap expert's"
+                f" cutoff, {model.experts[1].cutoff} Å, plus {MARGIN} Å. Each atom keeps its expert. Float32,"
+                f" checkpoint `{Path(settings.checkpoint).stem}`, lattice constant"
+                f" {facts['lattice_constant']:.3f} Å (the cheap expert's own)."
+            ),
             "",
             "![The slab from the side](slab.png)",
             "",
@@ -608,36 +621,51 @@ def _report(settings, model, system, summary, timings, ghost, mismatch, by_owner
             "",
             *timing_lines(timings),
             "",
-            f"With f = {summary['f']:.3f} of the atoms on the expensive expert and r = {summary['r']:.1f} times its cost per atom, the bound is "
-            f"S_max = 1 / (f + (1 − f)/r) = {summary['s_max']:.2f}. This one is {summary['speedup']:.2f} times faster than the expensive "
-            f"expert alone, {summary['fraction_of_bound']:.0%} of the bound. S_max takes all atoms to cost the same, and is made of the same "
-            "timings; CO and the surface have fewer neighbours than the crystal, so somewhat more than 100% is possible.",
+            (
+                f"With f = {summary['f']:.3f} of the atoms on the expensive expert and r = {summary['r']:.1f}"
+                " times its cost per atom, the bound is S_max = 1 / (f + (1 − f)/r) ="
+                f" {summary['s_max']:.2f}. This one is {summary['speedup']:.2f} times faster than the"
+                f" expensive expert alone, {summary['fraction_of_bound']:.0%} of the bound. S_max takes all"
+                " atoms to cost the same, and is made of the same timings; CO and the surface have fewer"
+                " neighbours than the crystal, so somewhat more than 100% is possible."
+            ),
             "",
-            f"A step is velocity Verlet with the check of its neighbour list, timed in turn over {settings.timing_rounds} rounds on {device.device_kind} "
-            f"({device.platform}, jax {jax.__version__}); rebuilding the list every 20 steps or so is not in it. The whole production run, rebuilds and "
-            f"files included, took {1e3 * facts['production_seconds'] / settings.production_steps:.1f} ms per step ({per_day:.2f} ns per day). "
-            "The cheap expert was not made for C and O: the last row is a time, its dynamics would be wrong.",
+            (
+                "A step is velocity Verlet with the check of its neighbour list, timed in turn over"
+                f" {settings.timing_rounds} rounds on {device.device_kind} ({device.platform}, jax"
+                f" {jax.__version__}); rebuilding the list every 20 steps or so is not in it. The whole"
+                " production run, rebuilds and files included, took"
+                f" {1e3 * facts['production_seconds'] / settings.production_steps:.1f} ms per step"
+                f" ({per_day:.2f} ns per day). The cheap expert was not made for C and O: the last row is a"
+                " time, its dynamics would be wrong."
+            ),
             "",
             "## Is energy conserved",
             "",
             "![Energy against time](energy.png)",
             "",
-            f"{facts['time_ps']:.2f} ps at constant energy, {settings.timestep_fs:g} fs steps, {facts['temperature_K']:.0f} K on average: the total energy drifts by "
-            f"{summary['drift_meV_per_atom_per_ps']:+.4f} ± {summary['drift_stderr']:.4f} meV/atom/ps (one standard error), "
+            f"{facts['time_ps']:.2f} ps at constant energy, {settings.timestep_fs:g} fs steps,"
+            f" {facts['temperature_K']:.0f} K on average: the total energy drifts by"
+            f" {summary['drift_meV_per_atom_per_ps']:+.4f} ± {summary['drift_stderr']:.4f} meV/atom/ps (one"
+            " standard error), "
             + (
                 "which is zero within twice its error"
                 if drift_is_zero
                 else "which is more than twice its error"
             )
-            + f". At this rate the slab would change its temperature by {abs(kelvin_per_ns):.1f} K in a nanosecond. "
-            f"Neighbour lists were enlarged {facts['n_regrown']} times.",
+            + f". At this rate the slab would change its temperature by {abs(kelvin_per_ns):.1f} K in a"
+            f" nanosecond. Neighbour lists were enlarged {facts['n_regrown']} times.",
             "",
             *hopped,
             "",
             "## What the cheap expert changes",
             "",
-            f"Forces of the mixture against those of the expensive expert on every atom, on {facts['n_snapshots']} snapshots of this run, root mean square "
-            f"per component: {summary['force_rmse']:.1f} meV/Å, of forces that measure {1e3 * facts['force_rms']:.0f} meV/Å.",
+            (
+                "Forces of the mixture against those of the expensive expert on every atom, on"
+                f" {facts['n_snapshots']} snapshots of this run, root mean square per component:"
+                f" {summary['force_rmse']:.1f} meV/Å, of forces that measure {1e3 * facts['force_rms']:.0f}"
+                " meV/Å."
+            ),
             "",
             "| atoms of the | size of forces, meV/Å | difference, meV/Å |",
             "| --- | ---: | ---: |",
@@ -646,18 +674,27 @@ def _report(settings, model, system, summary, timings, ghost, mismatch, by_owner
                 for line in forces
             ),
             "",
-            "This says how well the two experts agree, not how well either agrees with density functional theory; the checkpoint's validation errors say that.",
+            (
+                "This says how well the two experts agree, not how well either agrees with density functional"
+                " theory; the checkpoint's validation errors say that."
+            ),
             "",
             "![Mismatch against height](mismatch.png)",
             "",
-            f"The experts side by side on each atom of the last frame. Over the {int(known.sum())} atoms that see no C or O, the root mean square is "
-            f"{1e3 * _rms(mismatch.energy[known]):.2f} meV in energy and {1e3 * _rms(mismatch.partial_force[known]):.1f} meV/Å in partial forces. "
-            "Above, where molecules are near, they were never asked to agree.",
+            (
+                f"The experts side by side on each atom of the last frame. Over the {int(known.sum())} atoms"
+                f" that see no C or O, the root mean square is {1e3 * _rms(mismatch.energy[known]):.2f} meV"
+                f" in energy and {1e3 * _rms(mismatch.partial_force[known]):.1f} meV/Å in partial forces."
+                " Above, where molecules are near, they were never asked to agree."
+            ),
             "",
             "## The seam alone",
             "",
-            "In a perfect crystal every force is zero. Cut in two, each part given its expert, what is left is an artefact of the seam, the ghost "
-            "force: the largest (and the root mean square near the seam), meV/Å.",
+            (
+                "In a perfect crystal every force is zero. Cut in two, each part given its expert, what is"
+                " left is an artefact of the seam, the ghost force: the largest (and the root mean square"
+                " near the seam), meV/Å."
+            ),
             "",
             "| lattice constant | −2 % | relaxed | +2 % |",
             "| --- | ---: | ---: | ---: |",
@@ -665,8 +702,11 @@ def _report(settings, model, system, summary, timings, ghost, mismatch, by_owner
             "",
             "## Files",
             "",
-            "`summary.json` (force_rmse and ghost_force in meV/Å), `log.csv`, `trajectory.extxyz` (column `expert`), and the pictures. "
-            f"The run took {facts['total_seconds']:.0f} s, compilation included.",
+            (
+                "`summary.json` (force_rmse and ghost_force in meV/Å), `log.csv`, `trajectory.extxyz`"
+                f" (column `expert`), and the pictures. The run took {facts['total_seconds']:.0f} s,"
+                " compilation included."
+            ),
             "",
         ]
     )

@@ -72,7 +72,7 @@ def lammps(settings: ExportSettings, folder) -> Path:
 
 
 def region_as_dict(region: Region) -> dict:
-    """Plain values for a region of `fixed`, `slab`, `sphere`, `around`, and of unions, complements and nests of these.
+    """Plain values for a region of `fixed`, `slab`, `sphere`, `around`, or unions or nests of these.
 
     Raises:
         ValueError: another region.
@@ -104,7 +104,8 @@ def region_as_dict(region: Region) -> dict:
                 "regions": [region_as_dict(part) for part in region.regions],
             }
     raise ValueError(
-        f"region must be one of fixed, slab, sphere and around, or a union, complement or nest of these, got {type(region).__name__}."
+        "region must be one of fixed, slab, sphere and around, or a union, complement or nest of these, got"
+        f" {type(region).__name__}."
     )
 
 
@@ -159,7 +160,8 @@ read_data "{{here / 'atoms.data'}}"
 timestep {timestep}
 {start}
 """)
-attach(lmp, here / "model.msgpack", read_region(here / "region.json"), elements={elements}, skin={skin}, dtype="{dtype}")
+region = read_region(here / "region.json")
+attach(lmp, here / "model.msgpack", region, elements={elements}, skin={skin}, dtype="{dtype}")
 lmp.commands_string(f"""
 fix move all nve
 thermo 10

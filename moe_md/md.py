@@ -113,7 +113,8 @@ def _run(settings: RunSettings, folder: Path, say: Callable) -> dict:
             )
             position, neighbors = relaxed.position, relaxed.neighbors
             say(
-                f"relaxed to {relaxed.energy:.4f} eV in {relaxed.n_steps} steps, largest force {relaxed.max_force:.3f} eV/Å"
+                f"relaxed to {relaxed.energy:.4f} eV in {relaxed.n_steps} steps, largest force"
+                f" {relaxed.max_force:.3f} eV/Å"
             )
         moving = atoms.has("momenta") and np.abs(atoms.get_momenta()).max() > 0 and not settings.relax_steps
         speed = {"velocity": atoms.get_velocities()} if moving else {"temperature_K": settings.temperature_K}
@@ -147,7 +148,8 @@ def _run(settings: RunSettings, folder: Path, say: Callable) -> dict:
             == 0
         ):
             say(
-                f"step {frame.step:7d}  {frame.time_ps:8.3f} ps  {frame.temperature_K:6.0f} K  {frame.total:.5f} eV"
+                f"step {frame.step:7d}  {frame.time_ps:8.3f} ps  {frame.temperature_K:6.0f} K "
+                f" {frame.total:.5f} eV"
             )
 
     started = time.perf_counter()
@@ -195,7 +197,8 @@ def _run(settings: RunSettings, folder: Path, say: Callable) -> dict:
         if "gate_over_thermal" in blend:
             _, least, most = blend["share"][0]
             say(
-                f"{least:.1%} to {most:.1%} of the atoms on the expensive expert; the gate's force is {blend['gate_over_thermal']:.2%} of all force in the blend"
+                f"{least:.1%} to {most:.1%} of the atoms on the expensive expert; the gate's force is"
+                f" {blend['gate_over_thermal']:.2%} of all force in the blend"
             )
     write_json(folder / "run.json", record)
     say(f"{n_steps} steps in {seconds:.1f} s, compilation included; wrote {folder / 'log.csv'}")

@@ -118,8 +118,8 @@ def _region(settings: SystemSettings, atoms: Atoms, n_experts: int) -> regions.R
         if "expert" in atoms.arrays:
             return regions.fixed(atoms.arrays["expert"].astype(int), n_experts)
         raise ValueError(
-            "region_lower or region_upper (Å), region_around (species), region_layers or region_tags must be given, or the "
-            "structure must have a column `expert` of integers."
+            "region_lower or region_upper (Å), region_around (species), region_layers or region_tags must be"
+            " given, or the structure must have a column `expert` of integers."
         )
     lower = -np.inf if settings.region_lower is None else settings.region_lower
     upper = np.inf if settings.region_upper is None else settings.region_upper

@@ -109,7 +109,7 @@ def neighbor_list(
             position if fractional_coordinates else position @ jnp.asarray(inverse_box.T, position.dtype)
         )
         fraction = fraction - jnp.floor(fraction)
-        sides = jnp.asarray(grid, jnp.int32)
+        sides = jnp.asarray(grid, jnp.int32)[None]  # [1, 3]
         return jnp.minimum((fraction * sides).astype(jnp.int32), sides - 1)
 
     @partial(jax.jit, static_argnums=(3, 4, 5))
@@ -135,9 +135,8 @@ def neighbor_list(
             return jnp.sum(D**2, axis=-1)
 
         def block(atoms):
-            cells = _number(
-                (place[jnp.minimum(atoms, n_atoms - 1)][:, None] + around) % jnp.asarray(grid), grid
-            )
+            here = place[jnp.minimum(atoms, n_atoms - 1)][:, None]  # [n, 1, 3]
+            cells = _number((here + around[None]) % jnp.asarray(grid)[None, None], grid)
             rows = members[cells].reshape(atoms.shape[0], -1)
             made, fullest = [], []
             for level, size in enumerate(n_slots):
@@ -274,7 +273,7 @@ def box_matrix(box) -> np.ndarray | Array:
     box = xp.asarray(box)
     if box.ndim == 2:
         return box
-    return xp.eye(3, dtype=box.dtype) * box
+    return xp.eye(3, dtype=box.dtype) * (box[None] if box.ndim else box)
 
 
 def strained(box, perturbation=None) -> np.ndarray | Array:

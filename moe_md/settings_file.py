@@ -1,4 +1,7 @@
-"""Settings in a TOML file: tables named after commands, keys after the fields of dataclasses or the arguments of builders."""
+"""Settings in a TOML file.
+
+Tables are named after commands, keys after the fields of dataclasses or the arguments of builders.
+"""
 
 import inspect
 import re

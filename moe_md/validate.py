@@ -125,7 +125,8 @@ def _check_slab(shared: Plan) -> None:
         edge = shared.slab.cell.lengths()[axis]
         if not edge > 2 * cutoff:
             raise ValueError(
-                f"{name} must make the slab wider than twice the cutoff, 2 x {cutoff} Å, got {getattr(settings, name)} for {edge:.2f} Å."
+                f"{name} must make the slab wider than twice the cutoff, 2 x {cutoff} Å, got"
+                f" {getattr(settings, name)} for {edge:.2f} Å."
             )
     paired_runs.check_shared(shared.rule(frame_from_atoms(shared.slab)))
 
@@ -191,7 +192,7 @@ def run(
 
 
 def write(folder: Path, content: dict, redraw: Sequence[str] = SECTIONS) -> dict:
-    """The files of a report, with the pictures of some sections; returns the content as `validation.json` holds it."""
+    """Write a report with the pictures of some sections; the content as `validation.json` holds it."""
     content = json.loads(json.dumps(_finite(content)))
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     write_atomic(folder / "validation.json", text.encode())
@@ -226,7 +227,7 @@ def _crystal(shared: Plan, dataset: Dataset, stage) -> dict:
 
 
 def _surfaces(shared: Plan, dataset: Dataset, stage) -> dict:
-    """Vacancy and surfaces under each expert, at its own lattice constant; CO under the expensive one and the mixture."""
+    """Vacancy and surfaces under each expert, at its lattice constant; CO under the first and the mixture."""
     model, metal = shared.model, shared.settings.metal
     cheap = relax_fcc(
         model.experts[1], model.params[1], metal, guess=shared.lattice_constant

@@ -1,17 +1,22 @@
-"""The test program's choices: float64, compiled programs kept between runs, long physics only when asked for."""
+"""What tests run under: float64, no implicit rank promotion, compiled programs kept, two depths."""
 
+import itertools
+import json
 import os
+import sys
 from pathlib import Path
 
 from moe_md.compilation_cache import default_folder
 
 # In the environment, before jax is imported: so also for the programs that tests start.
-# Most of the tests' time is XLA's compiling of programs that run once. Fewer passes, and fusions not by emitters:
-# together a mixture compiles in a quarter of the time, 5.3 s -> 1.4. Who runs moe_md or its benchmarks has XLA's defaults.
+# Compiling programs that run once takes most of the tests' time. Fewer passes, and fusions not by emitters:
+# together a mixture compiles in a quarter of the time, 5.3 s -> 1.4. Codegen in one part saves a tenth more.
+# Who runs moe_md or its benchmarks has XLA's defaults.
 QUICK_TO_COMPILE = (
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICK_TO_COMPILE]).strip()
 # In the user's cache folder, so that a fresh clone finds what another one compiled.
@@ -22,33 +27,85 @@ os.environ["JAX_LOGGING_LEVEL"] = "CRITICAL"
 
 import jax
 import pytest
+from jax._src.numpy import util as jax_numpy_util
 
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
-
+DURATIONS = Path(__file__).parent / "durations.json"  # seconds of each file of tests
 MAPS = Path("/proc/self/maps")  # Linux
 MANY_MAPS = 45_000  # of 65,530 that a process may have
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _forget_programs():
-    """Compiled programs take memory maps, of which a process has so many: XLA's compiler crashed late in a whole run."""
-    yield
-    jax.clear_caches()
+# Rank promotion --------------------------------------------------------------
+
+# Packages that mix ranks: `jax_md.space.periodic`, for one, wraps positions [n, 3] into edges [3].
+PROMOTES = ("jax_md", "flax", "optax", "e3nn_jax", "jraph")
+_raise_on_rank_promotion = jax_numpy_util._rank_promotion_warning_or_error
+
+
+def _raise_in_this_project(fun_name, shapes):
+    """jax's check, but for operations that other packages ask for."""
+    frame = sys._getframe(1)
+    while (module := frame.f_globals.get("__name__", "")).partition(".")[0] == "jax":
+        frame = frame.f_back
+    if module.partition(".")[0] not in PROMOTES:
+        _raise_on_rank_promotion(fun_name, shapes)
+
+
+jax_numpy_util._rank_promotion_warning_or_error = _raise_in_this_project
+
+
+# Memory maps -----------------------------------------------------------------
+
+
+_ended = itertools.count(1)  # tests
 
 
 @pytest.fixture(autouse=True)
 def _forget_many_programs():
-    """One module may have too many of them."""
+    """Compiled programs take memory maps, of which a process has so many: XLA's compiler crashes without.
+
+    Maps are counted after every twentieth test: reading them takes milliseconds.
+    """
     yield
-    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY_MAPS:
+    if next(_ended) % 20 == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY_MAPS:
         jax.clear_caches()
 
 
+# Depths and order ------------------------------------------------------------
+
+
+def pytest_addoption(parser):
+    parser.addoption("--record-durations", action="store_true", help=f"write {DURATIONS.name}")
+
+
 def pytest_collection_modifyitems(items):
-    """Tests marked `slow` have a small form beside them, which always runs."""
+    """Files that take long come first, so that none is left to the end.
+
+    Tests marked `slow` have a small form beside them, which always runs.
+    """
+    known = json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
+    items.sort(key=lambda item: -known.get(_file(item.nodeid), 1e9))  # a new file first
     if os.environ.get("MOE_MD_FULL"):
         return
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="long physics: set MOE_MD_FULL=1"))
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
+
+
+_spent: dict[str, float] = {}
+
+
+def pytest_runtest_logreport(report):
+    _spent[_file(report.nodeid)] = _spent.get(_file(report.nodeid), 0.0) + report.duration
+
+
+def pytest_sessionfinish(session):
+    if session.config.getoption("--record-durations") and "PYTEST_XDIST_WORKER" not in os.environ:
+        seconds = {name: round(value, 1) for name, value in sorted(_spent.items())}
+        DURATIONS.write_text(json.dumps(seconds, indent=0) + "\n")

@@ -252,7 +252,8 @@ jax.jit(lambda x: (lazy_jax_md.simulate, x + 1)[1])(jnp.ones(3))
 import jax_md
 modules = [value for value in vars(jax_md).values() if isinstance(value, types.ModuleType)]
 assert jax_md.rigid_body in modules
-leaked = [name for module in modules for name, value in vars(module).items() if isinstance(value, jax.core.Tracer)]
+values = [item for module in modules for item in vars(module).items()]
+leaked = [name for name, value in values if isinstance(value, jax.core.Tracer)]
 assert not leaked, leaked
 """
     subprocess.run([sys.executable, "-c", program], check=True)

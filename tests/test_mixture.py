@@ -516,8 +516,8 @@ def test_box_reaches_rows_and_gates(strained, region):
     found = compiled(u, moved, box=jnp.asarray(larger))
     D, _ = space.periodic(larger)
     neighbor_fn, energy_fn_there = make(D, larger)
-    there = neighbor_fn.allocate(u * larger)
-    expected = jax.jit(energy_fn_there)(u * larger, there)
+    there = neighbor_fn.allocate(u * larger[None])
+    expected = jax.jit(energy_fn_there)(u * larger[None], there)
     close(found, expected, 1e-11)
     assert abs(found - compiled(u, nbrs, box=jnp.asarray(edges))) > 1e-2
 

@@ -104,7 +104,7 @@ class AllegroNetwork(nn.Module):
         neighbors = jnp.asarray(self.avg_num_neighbors, distance.dtype)
         if neighbors.ndim:
             neighbors = neighbors[rows.center_species]
-        per_edge = (neighbors**-0.5)[..., None, None]  # of a sum over edges; [n, 1, 1] or [1, 1]
+        per_edge = jnp.reshape(neighbors**-0.5, (-1, 1, 1))  # of a sum over edges; [n, 1, 1] or [1, 1, 1]
         mlp = partial(ScalarMLP, nonlinearity=NONLINEARITIES[self.nonlinearity])
         harmonics = angular.spherical_harmonics(self.l_max, vector, axis=-2)  # [n, (l_max + 1)^2, K]
 

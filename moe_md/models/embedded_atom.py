@@ -70,7 +70,8 @@ class EmbeddedAtomNetwork(nn.Module):
             weight = self.param(f"weight_{layer}", unit_uniform, (n_species, x.shape[-1], width))
             bias = self.param(f"bias_{layer}", unit_uniform, (n_species, width))
             gain = 1.0 if layer == 0 else 2.0**0.5
-            x = jax.nn.silu(jnp.einsum("nsi,sio->nso", x, weight * (gain / x.shape[-1] ** 0.5)) + 0.3 * bias)
+            weight = weight * (gain / x.shape[-1] ** 0.5)
+            x = jax.nn.silu(jnp.einsum("nsi,sio->nso", x, weight) + 0.3 * bias[None])
         readout = self.param("readout", unit_uniform, (n_species, x.shape[-1]))
         energy = jnp.einsum("nsi,si->ns", x, readout / x.shape[-1] ** 0.5)
-        return energy[:-1] - energy[-1]
+        return energy[:-1] - energy[-1:]

@@ -77,7 +77,7 @@ class PowerSpectrumNetwork(nn.Module):
             weight = self.param(f"weight_{layer}", unit_uniform, (x.shape[-1], width))
             bias = self.param(f"bias_{layer}", unit_uniform, (width,))
             gain = 1.0 if layer == 0 else 2.0**0.5
-            x = jax.nn.silu(x @ (weight * (gain / x.shape[-1] ** 0.5)) + 0.3 * bias)
+            x = jax.nn.silu(x @ (weight * (gain / x.shape[-1] ** 0.5)) + 0.3 * bias[None])
         readout = self.param("readout", unit_uniform, (x.shape[-1],))
         energy = x @ (readout / x.shape[-1] ** 0.5)
         return energy[:-1] - energy[-1]

@@ -33,7 +33,7 @@ class Fixed:
     ) -> Array:
         """`[n_atoms, n_experts]` bool."""
         del position, displacement_fn, margin, near
-        return self.assignment[:, None] == jnp.arange(self.n_experts)
+        return self.assignment[:, None] == jnp.arange(self.n_experts)[None]
 
     def spheres(self, margin: float) -> None:
         """None."""

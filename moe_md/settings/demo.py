@@ -31,7 +31,8 @@ class DemoSettings:
         check_fields(self)
         if self.columns < 2 or self.columns % 2 or self.rows < 4 or self.rows % 4:
             raise ValueError(
-                f"columns must be even and rows a multiple of 4, so that a p(2x2) pattern fits, got {self.columns} and {self.rows}."
+                "columns must be even and rows a multiple of 4, so that a p(2x2) pattern fits, got"
+                f" {self.columns} and {self.rows}."
             )
         for name in (
             "layers",
@@ -51,12 +52,13 @@ class DemoSettings:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         if self.production_steps < 20 * self.log_every:
             raise ValueError(
-                f"production_steps must be at least 20 x log_every = {20 * self.log_every}, or the drift means nothing, "
-                f"got {self.production_steps}."
+                f"production_steps must be at least 20 x log_every = {20 * self.log_every}, or the drift"
+                f" means nothing, got {self.production_steps}."
             )
         if self.trajectory_every % self.log_every:
             raise ValueError(
-                f"trajectory_every must be a multiple of log_every = {self.log_every}, got {self.trajectory_every}."
+                f"trajectory_every must be a multiple of log_every = {self.log_every}, got"
+                f" {self.trajectory_every}."
             )
 
 

@@ -87,17 +87,20 @@ class RunSettings(SystemSettings):
             every = getattr(self, name)
             if self.log_every < 1 or every < 1 or every % self.log_every:
                 raise ValueError(
-                    f"log_every must be positive and {name} a multiple of it, got {self.log_every} and {every}."
+                    f"log_every must be positive and {name} a multiple of it, got {self.log_every} and"
+                    f" {every}."
                 )
         if self.steps % self.log_every:
             raise ValueError(f"steps must be a multiple of log_every, got {self.steps} and {self.log_every}.")
         if self.slow_every < 1 or self.log_every % self.slow_every:
             raise ValueError(
-                f"slow_every must be positive and log_every a multiple of it, got {self.slow_every} and {self.log_every}."
+                f"slow_every must be positive and log_every a multiple of it, got {self.slow_every} and"
+                f" {self.log_every}."
             )
         if self.slow_every > 1 and not (self.guide and self.ensemble in ("nve", "langevin")):
             raise ValueError(
-                f"slow_every above 1 must come with a guide and ensemble nve or langevin, got {self.guide!r} and {self.ensemble}."
+                f"slow_every above 1 must come with a guide and ensemble nve or langevin, got {self.guide!r}"
+                f" and {self.ensemble}."
             )
 
 

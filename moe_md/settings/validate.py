@@ -74,8 +74,8 @@ class ValidateSettings:
         shortest = 20 * self.blocks * self.log_every
         if self.production_steps < shortest:
             raise ValueError(
-                f"production_steps must be at least 20 x blocks x log_every = {shortest}, or error bars mean nothing, "
-                f"got {self.production_steps}."
+                f"production_steps must be at least 20 x blocks x log_every = {shortest}, or error bars mean"
+                f" nothing, got {self.production_steps}."
             )
 
     @property

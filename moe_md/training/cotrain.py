@@ -50,13 +50,14 @@ from moe_md.training.progress import Best, Progress, State, is_finite
 from moe_md.training.sharding import on_devices
 from moe_md.training.soap import scale_by_soap
 
+DEFAULTS = TrainSettings()
 SLOT_STEP = 16  # slots of environment batches are rounded up to this
 
 
 def cotrain(
     experts: Sequence[Expert],
     dataset: Dataset,
-    settings: TrainSettings = TrainSettings(),
+    settings: TrainSettings = DEFAULTS,
     *,
     validation: Dataset | None = None,
     start: Checkpoint | None = None,
