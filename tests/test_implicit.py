@@ -119,6 +119,7 @@ def test_a_straight_molecule_may_turn():
     np.testing.assert_allclose(place(SIGMA)[1] - place(SIGMA)[0], 2 ** (1 / 6) / np.sqrt(3), rtol=1e-8)
 
 
+@pytest.mark.thorough
 def test_positions_in_a_mixture(vacancy):
     """With respect to parameters of both experts, and to radius and width of the region."""
     energy_fn, position, neighbors, region, _ = vacancy
@@ -141,6 +142,7 @@ def test_positions_in_a_mixture(vacancy):
     np.testing.assert_allclose(along, sum(np.sum(x) for x in jax.tree.leaves(found)), rtol=1e-8)
 
 
+@pytest.mark.thorough
 def test_second_derivatives_of_an_energy_in_a_mixture(vacancy):
     """Those need the implicit part; the first does not."""
     energy_fn, position, neighbors, region, _ = vacancy
@@ -172,6 +174,7 @@ def test_second_derivatives_of_an_energy_in_a_mixture(vacancy):
     assert abs(jax.hessian(frozen)(x)[0, 0] - wanted[0, 0]) > 0.01 * abs(wanted[0, 0])
 
 
+@pytest.mark.thorough
 def test_a_cell_under_pressure(vacancy):
     """Strain and atoms together: with respect to pressure and parameters;
     shear stays zero by symmetry of the cubic part.
@@ -357,6 +360,7 @@ def adatom():
     return fns, places, held, region
 
 
+@pytest.mark.thorough
 def test_adsorption_energy_and_barrier(adatom):
     """Differences of energies at rest, with respect to parameters and region;
     the saddle's second derivatives are indefinite.
@@ -392,6 +396,7 @@ def test_adsorption_energy_and_barrier(adatom):
         agree(pull(of_one)[0], slopes, 1e-6)
 
 
+@pytest.mark.thorough
 def test_it_is_a_saddle_and_solvers_agree(adatom):
     (neighbor_fn, energy_fn), places, held, region = adatom
     neighbors = neighbor_fn.allocate(places["bridge"])
@@ -471,6 +476,7 @@ def test_fractions_of_a_box():
         np.testing.assert_allclose(slope[k], wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())
 
 
+@pytest.mark.thorough
 def test_single_precision(vacancy):
     energy_fn, position, neighbors, region, _ = vacancy
     small = jnp.asarray(position, jnp.float32)
@@ -543,6 +549,7 @@ def test_a_soft_mode_has_no_derivative():
     assert np.isfinite(jax.jacfwd(place)(0.0)[0]).all()  # along it nothing pulls either
 
 
+@pytest.mark.thorough
 def test_a_residual_that_is_too_large_is_nan(vacancy):
     energy_fn, position, neighbors, _, _ = vacancy
     position = at_rest(energy_fn, position, neighbors).position
