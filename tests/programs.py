@@ -24,22 +24,22 @@ ROOT = Path(__file__).parent.parent
 def fresh_process(folder: Path, **environment: str) -> Iterator[None]:
     """The settings that a new process has, and those of the tests again afterwards.
 
-    Settings are jax's (float32, unlike in the tests), the working folder, the environment, `sys.path`,
-    warnings and matplotlib's. Figures are closed.
+    Settings are jax's (float32 and ranks promoted, unlike in the tests), the working folder, the
+    environment, `sys.path`, warnings and matplotlib's. Figures are closed.
 
     Args:
         folder: the working folder.
         environment: variables to set, as text.
     """
-    path, modules_main = list(sys.path), sys.modules["__main__"]
-    variables, cwd = dict(os.environ), Path.cwd()
-    settings = dict(jax.config.values)
-    backend = matplotlib.get_backend()
+    path, program = list(sys.path), sys.modules["__main__"]
+    variables, before = dict(os.environ), Path.cwd()
+    settings, backend = dict(jax.config.values), matplotlib.get_backend()
     try:
         with warnings.catch_warnings(), matplotlib.rc_context():
             os.environ.update(environment)
             os.chdir(folder)
             jax.config.update("jax_enable_x64", False)
+            jax.config.update("jax_numpy_rank_promotion", "allow")
             matplotlib.use("agg")
             yield
     finally:
@@ -48,11 +48,11 @@ def fresh_process(folder: Path, **environment: str) -> Iterator[None]:
         for name, value in settings.items():
             if jax.config.values[name] != value:
                 jax.config.update(name, value)
-        os.chdir(cwd)
+        os.chdir(before)
         os.environ.clear()
         os.environ.update(variables)
         sys.path[:] = path
-        sys.modules["__main__"] = modules_main
+        sys.modules["__main__"] = program
 
 
 def run_here(code: str, name: str, folder: Path, **environment: str) -> dict:
