@@ -718,7 +718,7 @@ def _adopt(state: State, integrator, key) -> State:
 def _without_drift(momentum: Array, mass: Array) -> Array:
     if momentum.shape[0] == 1:
         return momentum
-    return momentum - mass * (jnp.sum(momentum, axis=0) / jnp.sum(mass))
+    return momentum - mass * (jnp.sum(momentum, axis=0, keepdims=True) / jnp.sum(mass))
 
 
 def _frame(integrator, state: State, chunk: _Chunk) -> Frame:

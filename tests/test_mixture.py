@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import ATOMS, BOX, OWNERS, POSITION, close, cluster_rows, randomized
+from depths import short
 from jax_md import minimize, simulate, space
 
 from moe_md import experts as mm_experts
@@ -110,7 +111,19 @@ def potential(name):
 
 
 @pytest.mark.parametrize("check", contract.CHECKS, ids=lambda f: f.__name__.removeprefix("check_"))
-@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize(
+    "name",
+    short(
+        MIXTURES,
+        thorough=[
+            "embedded_atom + lennard_jones, sphere",
+            "embedded_atom + lennard_jones, custom",
+            "lennard_jones + embedded_atom, complement",
+            "allegro + smaller allegro + power_spectrum, nested",
+            "embedded_atom + nequip, around",
+        ],
+    ),
+)
 def test_contract(name, check):
     check(potential(name))
 
@@ -234,8 +247,8 @@ def test_identical_experts_give_one_energy_for_any_blend():
     "region",
     [
         around([0], 1.2, 1.3),
-        around([0, 3, 4], 0.8, 1.6),
-        complement(around([2], 1.2, 1.3)),
+        pytest.param(around([0, 3, 4], 0.8, 1.6), marks=pytest.mark.thorough),
+        pytest.param(complement(around([2], 1.2, 1.3)), marks=pytest.mark.thorough),
         union(around([0], 1.0, 1.3), around([5], 0.9, 1.1)),
         coordination(1.0, 2.0, r_full=1.5, r_none=2.6),
         committee(SPECTRUM, [randomized(SPECTRUM), randomized(SPECTRUM, 7)], 0.05, 0.1),
@@ -312,7 +325,7 @@ def chain():
     return R, box, D, np.arange(40) % 2, np.where((np.arange(40) >= 12) & (np.arange(40) < 22), 0, 1)
 
 
-@pytest.mark.parametrize("num_layers", [1, 2, 3])
+@pytest.mark.parametrize("num_layers", short([1, 2, 3], only=[2]))
 def test_a_halo_gives_the_energies_of_the_full_evaluation(chain, num_layers):
     """Owned atoms' energies and all forces, from owned rows and their halo, against rows for all atoms."""
     R, box, D, species, owner = chain

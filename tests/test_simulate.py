@@ -175,7 +175,7 @@ def test_overflow_heals(thermostat):
             neighbor_fn,
             energy_fn,
             integrator,
-            jnp.asarray(atoms.positions) * jnp.asarray([1.0, 1.0, 0.97]),  # compressed
+            jnp.asarray(atoms.positions) * jnp.asarray([[1.0, 1.0, 0.97]]),  # compressed
             masses=atoms.get_masses(),
             temperature_K=1500.0,
             key=jax.random.key(4),

@@ -296,10 +296,10 @@ def _together(move: Array, given: _Given, translations: bool, rotations: bool) -
     anyone_held = jnp.any(given.held)
     part = jnp.zeros_like(move)
     if translations:
-        part += jnp.mean(move, axis=0)
+        part += jnp.mean(move, axis=0, keepdims=True)
     if rotations:
         place = given.position if given.box is None else given.position @ given.box.T
-        place = place - jnp.mean(place, axis=0)
+        place = place - jnp.mean(place, axis=0, keepdims=True)
         turns = jnp.stack(
             [jnp.cross(axis, place) for axis in jnp.eye(3, dtype=move.dtype)]
         )  # [3, n_atoms, 3]
