@@ -10,6 +10,7 @@ nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
 pytest.importorskip("ipykernel", reason="ipykernel is not installed")
 
 interactiveshell = pytest.importorskip("IPython.core.interactiveshell")
+config = pytest.importorskip("traitlets.config")
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -44,13 +45,14 @@ class Shell(interactiveshell.InteractiveShell):
 
 @pytest.fixture
 def shell():
+    in_memory = config.Config(HistoryManager={"hist_file": ":memory:"})
     Shell.clear_instance()
-    yield Shell.instance()
+    yield Shell.instance(config=in_memory)
     Shell.clear_instance()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_from_top_to_bottom(path, shell, tmp_path, monkeypatch):
+def test_runs_from_top_to_bottom(path, shell, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     code = "\n".join(cell.source for cell in cells)
