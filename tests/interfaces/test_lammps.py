@@ -81,8 +81,15 @@ def check_start(out, name):
     assert np.abs(atoms.get_forces()).max() > 1 and np.abs(atoms.get_stress()).min() > 1e-4
 
 
-@pytest.mark.parametrize("n_ranks", [1, 2])
-@pytest.mark.parametrize("name", ["fixed", "around"])
+@pytest.mark.parametrize(
+    ("name", "n_ranks"),
+    [
+        pytest.param("fixed", 1, marks=pytest.mark.thorough),
+        ("fixed", 2),
+        pytest.param("around", 1, marks=pytest.mark.thorough),
+        pytest.param("around", 2, marks=pytest.mark.thorough),
+    ],
+)
 def test_a_run(tmp_path, verlet, name, n_ranks):
     """Energy, forces and stress at its start, positions at its end, while atoms change ranks."""
     out = run(n_ranks, name, STEPS, "none", tmp_path / "out.npz")
@@ -99,6 +106,7 @@ def test_a_run(tmp_path, verlet, name, n_ranks):
     assert np.abs(apart).max() < 1e-9
 
 
+@pytest.mark.thorough
 def test_a_region_of_neighbours(tmp_path):
     """Gates that look at neighbours, two of them joined, on two ranks."""
     check_start(run(2, "union", 0, "none", tmp_path / "out.npz"), "union")
