@@ -2,9 +2,9 @@
 
     python tests/count_assertions.py [FOLDER OF A CHECKOUT]
 
-Cases are counted as pytest collects them, all and those of the short depth. An assertion is an `assert`, a call of
-a function named `assert_...`, or `pytest.raises` or `pytest.warns`; a function of `tests/` that is no test counts
-once, a test as often as it has cases.
+Cases are counted as pytest collects them, all and those of the short depth. An assertion is an
+`assert`, a call of a function named `assert_...`, or `pytest.raises` or `pytest.warns`. In a test it
+counts as often as the test has cases, in any other function of `tests/` once.
 """
 
 import ast
