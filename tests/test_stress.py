@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import close, randomized, small_allegro, small_lennard_jones, small_power_spectrum
+from depths import short
 from jax_md import space
 
 from moe_md import derivatives
@@ -57,6 +58,11 @@ def built(box, region, n_experts, **kwargs):
     )
 
 
+# Compiled whole: eagerly, each operation is a program of its own.
+strain_gradient = jax.jit(derivatives.strain_gradient, static_argnums=0)
+atomic_virials = jax.jit(derivatives.atomic_virials, static_argnums=0)
+
+
 def slopes(energy, h=2e-5):
     """Fourth-order differences of an energy of strains, `[3, 3]`; small steps,
     as the Lennard-Jones switch jumps in its second derivative.
@@ -72,11 +78,17 @@ def slopes(energy, h=2e-5):
     return slope
 
 
-@pytest.mark.parametrize("n_experts", [2, 3])
-@pytest.mark.parametrize("kind", ["fixed", "around"])
-@pytest.mark.parametrize("name", SHAPES)
-def test_stress_is_the_slope_of_finite_strain(name, kind, n_experts):
+CASES = [(name, kind, n_experts) for name in SHAPES for kind in ("fixed", "around") for n_experts in (2, 3)]
+
+
+@pytest.mark.parametrize(
+    "case",
+    short(CASES, only=[("cubic", "around", 2), ("triclinic", "fixed", 3), ("full", "around", 3)]),
+    ids=lambda case: "-".join(map(str, case)),
+)
+def test_stress_is_the_slope_of_finite_strain(case):
     """Strained boxes in fractional coordinates, lists made anew: another way than that of the derivative."""
+    name, kind, n_experts = case
     box, fraction = crystal(name)
     region = regions(n_experts)[kind]
     neighbor_fn, energy_fn = built(box, region, n_experts, fractional_coordinates=True)
@@ -105,7 +117,7 @@ def test_real_and_fractional_coordinates_agree(kind):
         R = fraction if fractional else fraction @ box.T
         nbrs = neighbor_fn.allocate(R)
         energy, gradient = jax.jit(jax.value_and_grad(energy_fn))(R, nbrs)
-        results.append((energy, gradient, derivatives.strain_gradient(energy_fn, R, nbrs)))
+        results.append((energy, gradient, strain_gradient(energy_fn, R, nbrs)))
     for a, b in zip(*results):
         close(a, b, 1e-11)
 
@@ -116,8 +128,8 @@ def test_atomic_virials_add_up_to_the_strain_gradient(kind):
     region = regions(3)[kind]
     neighbor_fn, energies_fn = built(box, region, 3, fractional_coordinates=True, per_particle=True)
     nbrs = neighbor_fn.allocate(fraction)
-    each = jax.jit(lambda: derivatives.atomic_virials(energies_fn, fraction, nbrs))()
-    close(jnp.sum(each, axis=0), derivatives.strain_gradient(energies_fn, fraction, nbrs), 1e-12)
+    each = atomic_virials(energies_fn, fraction, nbrs)
+    close(jnp.sum(each, axis=0), strain_gradient(energies_fn, fraction, nbrs), 1e-12)
     assert each.shape == (64, 3, 3) and np.abs(each).max() > 1e-3
 
 
@@ -129,9 +141,9 @@ def test_atomic_virials_are_those_of_each_owners_rows():
         neighbor_fn, energies_fn = built(
             box, fixed(np.full(64, e)), 2, fractional_coordinates=True, per_particle=True
         )
-        alone.append(derivatives.atomic_virials(energies_fn, fraction, neighbor_fn.allocate(fraction)))
+        alone.append(atomic_virials(energies_fn, fraction, neighbor_fn.allocate(fraction)))
     neighbor_fn, energies_fn = built(box, fixed(owners), 2, fractional_coordinates=True, per_particle=True)
-    mixed = derivatives.atomic_virials(energies_fn, fraction, neighbor_fn.allocate(fraction))
+    mixed = atomic_virials(energies_fn, fraction, neighbor_fn.allocate(fraction))
     close(mixed, jnp.where((owners == 0)[:, None, None], *alone), 1e-12)
 
 
