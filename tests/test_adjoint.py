@@ -52,8 +52,9 @@ def loss(roll, c, inputs, neighbors, n_steps, **options):
         **options,
     )
     seen = jax.tree.map(jnp.sum, out.observed)
+    edges = jnp.reshape(c.box, (1, -1))
     end = (
-        jnp.sum(jnp.sin(2 * np.pi / c.box * out.state.position) * jnp.arange(3.0))
+        jnp.sum(jnp.sin(2 * np.pi / edges * out.state.position) * jnp.arange(3.0)[None])
         + 0.1 * jnp.sum(out.state.velocity[::3])
         + 0.01 * jnp.sum(out.state.force[::2])
     )

@@ -93,7 +93,7 @@ def test_a_cluster_grows_with_its_diameter():
     params = {"epsilon": EPSILON, "sigma": SIGMA}
     R = place(params)
     for slope in (jax.jacfwd(place)(params), jax.jacrev(place)(params)):
-        np.testing.assert_allclose(slope["sigma"], (R - R.mean(axis=0)) / SIGMA, atol=1e-10)
+        np.testing.assert_allclose(slope["sigma"], (R - R.mean(axis=0, keepdims=True)) / SIGMA, atol=1e-10)
         np.testing.assert_allclose(slope["epsilon"], 0.0, atol=1e-8)
     slope = jax.grad(energy)(params)
     np.testing.assert_allclose(slope["epsilon"], energy(params) / EPSILON, rtol=1e-12)

@@ -365,9 +365,8 @@ def test_a_halo_that_outgrows_its_rows_is_flagged(chain):
     )
     nbrs = neighbor_fn.allocate(R, 30)
     assert not nbrs.did_buffer_overflow
-    dense = jnp.where(
-        jnp.asarray(owner == 0)[:, None], R, R * jnp.array([0.5, 1.0, 1.0]) + jnp.array([8.0, 0.0, 0.0])
-    )
+    denser = R * jnp.array([[0.5, 1.0, 1.0]]) + jnp.array([[8.0, 0.0, 0.0]])
+    dense = jnp.where(jnp.asarray(owner == 0)[:, None], R, denser)
     moved = neighbor_fn.update(dense, nbrs)
     assert moved.error & 256
 

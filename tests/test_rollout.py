@@ -137,7 +137,7 @@ def test_gradient_with_respect_to_the_box():
         return (
             jnp.sum(out.observed) * 0.1
             + jnp.sum(apart**2)
-            + jnp.sum(out.state.velocity[:5] * jnp.arange(1.0, 4.0))
+            + jnp.sum(out.state.velocity[:5] * jnp.arange(1.0, 4.0)[None])
         )
 
     gradient = jax.jit(jax.grad(value))(matrix)
