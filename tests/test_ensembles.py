@@ -117,6 +117,7 @@ def test_a_chain_holds_the_temperature():
     assert 0.7 < temperature.std() / expected < 1.4
 
 
+@pytest.mark.thorough
 def test_a_barostat_does_not_know_the_origin():
     """Ours moves all origins alike; jax-md's, in fractional coordinates, does not."""
     atoms = crystal(rattle=0.02)
