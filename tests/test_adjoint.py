@@ -32,10 +32,12 @@ def loss(roll, c, inputs, neighbors, n_steps, **options):
     params, region, position, momentum, mass, integrator, scale = inputs
     state = integrator.start(position, momentum, mass, None, None)
 
+    edges = jnp.reshape(c.box, (1, -1))
+
     def observe(s):
         # Closes over something that is differentiated.
         return {
-            "sine": scale * jnp.sum(s.velocity * jnp.sin(2 * np.pi / c.box * s.position)),
+            "sine": scale * jnp.sum(s.velocity * jnp.sin(2 * np.pi / edges * s.position)),
             "energy": s.energy**2,
             "force": jnp.sum(s.force**2),
         }
@@ -52,7 +54,6 @@ def loss(roll, c, inputs, neighbors, n_steps, **options):
         **options,
     )
     seen = jax.tree.map(jnp.sum, out.observed)
-    edges = jnp.reshape(c.box, (1, -1))
     end = (
         jnp.sum(jnp.sin(2 * np.pi / edges * out.state.position) * jnp.arange(3.0)[None])
         + 0.1 * jnp.sum(out.state.velocity[::3])
@@ -65,7 +66,9 @@ def loss(roll, c, inputs, neighbors, n_steps, **options):
     "region_name, options",
     [
         ("moving", dict(update_every=10, observe_every=5)),
-        ("static", dict(update_every=20, observe_every=20, summed=True)),
+        pytest.param(
+            "static", dict(update_every=20, observe_every=20, summed=True), marks=pytest.mark.thorough
+        ),
     ],
 )
 def test_gradients_are_those_of_plain_reverse_mode(region_name, options):
@@ -149,6 +152,7 @@ def test_every_bit_of_the_start_comes_back(n_steps):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("n_steps", [20, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_every_bit_comes_back_under_networks(n_steps):
     """The shipped pair, a ball that follows an atom."""
@@ -210,6 +214,7 @@ def test_memory_does_not_grow():
     )
 
 
+@pytest.mark.thorough
 def test_single_precision_energies():
     """Integers of 64 bits, energies of 32."""
     c = crystal()
