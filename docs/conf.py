@@ -5,6 +5,7 @@ indented blocks, and what a field means in the comment beside it; a few small
 functions here make reStructuredText of that.
 """
 
+import dataclasses
 import inspect
 import os
 import re
@@ -102,12 +103,22 @@ def fields_of(obj) -> list[tuple[str, str, str | None, str | None]]:
     """Name, type, default and comment of the fields of a dataclass or named tuple."""
     if not inspect.isclass(obj) or not (hasattr(obj, "_fields") or hasattr(obj, "__dataclass_fields__")):
         return []
+    declared = list(getattr(obj, "__dataclass_fields__", {}).values())
+    if any("help" in field.metadata for field in declared):  # settings say it themselves
+        return [_setting(field) for field in declared]
     try:
         found = FIELD.findall(inspect.getsource(obj).partition("\n    def ")[0])
     except (OSError, TypeError):
         return []
     known = set(getattr(obj, "_fields", ())) | set(getattr(obj, "__dataclass_fields__", ()))
     return [field for field in found if field[0] in known]
+
+
+def _setting(field: dataclasses.Field) -> tuple[str, str, str | None, str | None]:
+    """Name, type, default and text of a field of settings."""
+    kind = getattr(field.type, "__name__", str(field.type))
+    default = None if field.default is dataclasses.MISSING else repr(field.default)
+    return field.name, kind, default, field.metadata.get("help")
 
 
 def fields(app, what, name, obj, options, lines: list[str]) -> None:

@@ -107,6 +107,7 @@ def test_mixture(tmp_path, tables):
     assert tables.mixture(tmp_path).startswith("Not measured yet")
 
 
+@pytest.mark.thorough
 def test_peers(tmp_path, tables):
     record = smoke("peers", tmp_path, "--plots", str(tmp_path / "plots"))
     rows = {row["name"]: row for row in record["rows"]}
@@ -194,6 +195,7 @@ def test_peers_that_are_too_large_are_left_out(harness, monkeypatch):
     assert bench_peers.too_large("a", 800, before, 5.0) == "would need about 8 s an evaluation"
 
 
+@pytest.mark.thorough
 def test_cotraining(tmp_path, tables):
     record = smoke("cotraining", tmp_path)
     assert record["way"] == "lots" and record["weights"]["agree_lots"] > 0
@@ -289,6 +291,7 @@ def test_reach_of_a_pair_potential_is_its_cutoff(monkeypatch):
     assert many_body > 1e-4
 
 
+@pytest.mark.thorough
 def test_learning_curve(tmp_path, tables):
     record = smoke("learning_curve", tmp_path)
     few, more = record["points"]
@@ -319,6 +322,7 @@ def public_frames(path: Path) -> None:
     write(path, frames)
 
 
+@pytest.mark.thorough
 def test_public_dft(tmp_path, tables):
     public_frames(tmp_path / "frames.xyz")
     record = smoke("public_dft", tmp_path, "--data", str(tmp_path / "frames.xyz"))
@@ -362,6 +366,7 @@ def test_the_peer_gets_the_same_batches(tmp_path, harness):
     np.testing.assert_allclose(bench.torch_loss(model, batch, weights).item(), expected, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_soak(tmp_path, tables):
     # What is asserted does not depend on the pair, and the small one takes its steps in less time.
     record = smoke("soak", tmp_path, "--checkpoint", "ptco-small", "--out", str(tmp_path / "run"))
@@ -401,6 +406,7 @@ def test_halo(tmp_path, tables):
     assert "halo" in tables.halo(tmp_path)
 
 
+@pytest.mark.thorough
 def test_regressions_are_told(tmp_path, capsys):
     """What was recorded a moment ago is reached again; what could not be is not."""
     import check_regression
@@ -417,6 +423,11 @@ def test_regressions_are_told(tmp_path, capsys):
     assert printed.count("of its roofline") >= 2 and printed.count("of its bound") >= 2
     (line,) = (tmp_path / "regression.jsonl").read_text().splitlines()
     assert check_regression.fallen(json.loads(line)["ratios"], json.loads(line)["ratios"], 1.0) == []
+
+
+def test_ratios_that_fell_are_named(harness):
+    import check_regression
+
     assert check_regression.fallen({"a": 0.5, "c": 1.0}, {"a": 0.6, "b": 0.1, "c": 2.0}, 0.8) == ["b", "c"]
 
 
@@ -449,6 +460,7 @@ def test_products_are_counted(harness):
     assert flops == {(8, 3): 2 * 8 * 3 * 2, (5, 8, 3): 2 * 5 * 8 * 3 * 2}  # a loop's body counts once
 
 
+@pytest.mark.thorough
 def test_respa(tmp_path, tables):
     first, last = smoke_all("respa", tmp_path, "--guide", str(tmp_path / "guide.msgpack"))
     run, timed = first["conservation"], last["speed"]
@@ -468,6 +480,7 @@ def test_respa(tmp_path, tables):
     assert "| guide | 4 |" in tables.respa(tmp_path) and "256 atoms under `ptco`" in tables.respa(tmp_path)
 
 
+@pytest.mark.thorough
 def test_moving(tmp_path, tables):
     record = smoke("moving", tmp_path, "--runs", "moving")
     assert record["momentum"] < 1e-10 and record["kicks_work_eV"] > 1 and record["farthest"] > 1
@@ -504,6 +517,7 @@ def test_distributed(tmp_path):
     assert eight["halo_atoms"] > 6 * one["halo_atoms"] > 0
 
 
+@pytest.mark.thorough
 def test_gradient(tmp_path, tables):
     records = smoke_all("gradient", tmp_path)
     assert [(r["rows"][0]["system"], r["rows"][0]["steps"]) for r in records] == [
@@ -570,6 +584,7 @@ def test_unknown_table_is_an_error(tables):
         tables.fill("<!-- table: nothing -->\n<!-- /table -->")
 
 
+@pytest.mark.thorough
 def test_lyapunov(tmp_path):
     record = smoke("lyapunov", tmp_path)
     assert [row["name"] for row in record["rows"]] == ["argon", "Pt + CO"]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import programs
 import pytest
+from depths import short
 
 nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
 nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
@@ -51,7 +52,11 @@ def shell():
     Shell.clear_instance()
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    short(NOTEBOOKS, only=[path for path in NOTEBOOKS if path.stem in ("quickstart", "moving_regions")]),
+    ids=lambda path: path.stem,
+)
 def test_runs_from_top_to_bottom(path, shell, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
