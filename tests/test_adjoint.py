@@ -91,6 +91,7 @@ def test_gradients_are_those_of_plain_reverse_mode(region_name, options):
     closeness(of_a[5].timestep_fs, of_b[5].timestep_fs, 1e-6)
 
 
+@pytest.mark.thorough
 def test_without_lists_or_looks():
     """Lists held throughout; gradients of the end alone; the State of a run serves."""
     c = crystal()
@@ -319,6 +320,7 @@ def autocorrelation(velocity):
     )
 
 
+@pytest.mark.thorough
 def test_a_velocity_autocorrelation_is_matched():
     """Worked use: the cheap expert's well from the velocities of a trajectory that the right one made."""
     c = crystal("static", temperature_K=300.0)

@@ -139,6 +139,7 @@ def test_peers(tmp_path, tables):
     assert "| Allegro, moe_md | " in tables.peers(tmp_path)
 
 
+@pytest.mark.thorough
 def test_scale(tmp_path, tables):
     record = smoke("scale", tmp_path)
     rows = record["rows"]
@@ -382,6 +383,7 @@ def test_soak(tmp_path, tables):
     assert "drift" in tables.soak(tmp_path)
 
 
+@pytest.mark.thorough
 def test_ase(tmp_path, tables):
     record = smoke("ase", tmp_path)
     assert [case["region"] for case in record["overhead"]] == ["fixed", "around an atom"]
@@ -396,6 +398,7 @@ def test_ase(tmp_path, tables):
     assert "barrier" in tables.ase(tmp_path) and "THz" in tables.ase(tmp_path)
 
 
+@pytest.mark.thorough
 def test_halo(tmp_path, tables):
     record = smoke("halo", tmp_path)
     assert (

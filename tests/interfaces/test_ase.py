@@ -7,6 +7,7 @@ from ase.build import bulk, fcc111, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.calculators.lj import LennardJones
+from depths import short
 from jax_md import space
 
 import moe_md as mm
@@ -234,7 +235,7 @@ def test_stresses_of_lennard_jones_are_ases(checkpoint):
     np.testing.assert_allclose(ours, atoms.get_stresses(), atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["sheared cell", "molecule"])
+@pytest.mark.parametrize("name", short(["sheared cell", "molecule"], only=["molecule"]))
 def test_an_expert_that_passes_messages_gets_its_halo(name):
     """Half of the atoms on NequIP: forces are the gradient, its energies those of NequIP on all atoms."""
     experts = (
@@ -264,7 +265,7 @@ def lists_made(calculator, monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("name", ["slab", "sheared cell", "one atom"])
+@pytest.mark.parametrize("name", short(["slab", "sheared cell", "one atom"], thorough=["sheared cell"]))
 def test_lists_last_while_atoms_move_little(checkpoint, calculator, monkeypatch, name):
     """What is reused gives what a new calculator gives, to rounding, also in another cell;
     beyond the skin lists are new.

@@ -23,12 +23,17 @@ RELATIVE = 1e-9  # of the largest number of each array
 
 def predicted(expert, params, atoms) -> dict[str, np.ndarray]:
     rows = frame_rows(frame_from_atoms(atoms), expert.species, expert.cutoff, dtype=np.float64)
-    energies, g = energies_and_partial_forces(expert, params, jax.tree.map(jnp.asarray, rows))
     n = len(atoms)
-    found = {"energies": energies, "forces": derivatives.forces(g, rows, np.arange(n), n)}
-    if atoms.pbc.all():
-        found["stress"] = jnp.sum(derivatives.virial(g, rows), axis=0) / atoms.get_volume()
-    return {name: np.asarray(value) for name, value in found.items()}
+
+    @jax.jit  # whole: eagerly, each operation is a program of its own
+    def predict(params, rows):
+        energies, g = energies_and_partial_forces(expert, params, rows)
+        found = {"energies": energies, "forces": derivatives.forces(g, rows, np.arange(n), n)}
+        if atoms.pbc.all():
+            found["stress"] = jnp.sum(derivatives.virial(g, rows), axis=0) / atoms.get_volume()
+        return found
+
+    return jax.tree.map(np.asarray, predict(params, jax.tree.map(jnp.asarray, rows)))
 
 
 def assert_equal(found: dict, reference: dict) -> None:
