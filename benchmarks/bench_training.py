@@ -26,6 +26,7 @@ from bench_public_dft import HAS_PEER, PEER, SPECIES, torch_allegro, torch_loss
 from peers import inductor_settings
 
 from moe_md.data import Batch, batches, load_dataset, prepare, ptco_fm, reference_energies
+from moe_md.settings import TrainSettings
 from moe_md.training import cotrain as training
 from moe_md.training.losses import errors, predict
 from moe_md.training.soap import scale_by_soap
@@ -39,7 +40,7 @@ def count(some: Iterable[Batch]) -> int:
 
 
 def ours(
-    expert, params, batches_: Sequence[Batch], settings: training.Settings
+    expert, params, batches_: Sequence[Batch], settings: TrainSettings
 ) -> Callable[[], tuple[float, int]]:
     """One round of the expensive expert alone: its last loss, and how many frames."""
     optimizer = optax.chain(optax.clip_by_global_norm(settings.clip_norm), optax.adam(LEARNING_RATE))
@@ -65,7 +66,7 @@ def ours(
 
 
 def cotrained(
-    experts, dataset, prepared, n_batches: int, settings: training.Settings
+    experts, dataset, prepared, n_batches: int, settings: TrainSettings
 ) -> Callable[[], tuple[float, int]]:
     """One round of `moe_md.cotrain`, its batches made while it runs, as it does."""
     optimizer = optax.chain(optax.clip_by_global_norm(settings.clip_norm), scale_by_soap())
@@ -89,7 +90,7 @@ def cotrained(
 
 
 def peer(
-    expert, batches_: Sequence[Batch], dataset, settings: training.Settings, compile_mode: str
+    expert, batches_: Sequence[Batch], dataset, settings: TrainSettings, compile_mode: str
 ) -> Callable[[], tuple[float, int]]:
     """One round of PyTorch Allegro."""
     import torch
@@ -116,7 +117,7 @@ def measure(arguments) -> dict:
     """Everything a line of the results says."""
     model = harness.two_experts("ptco", random=not arguments.tiny, tiny=arguments.tiny)
     expert, params = model.experts[0], model.params[0]
-    settings = training.Settings(steps=10_000, max_rows=arguments.max_rows, lattice_constant=3.977)
+    settings = TrainSettings(steps=10_000, max_rows=arguments.max_rows, lattice_constant=3.977)
     dataset = load_dataset(ptco_fm(), SPECIES)
     prepared = prepare(dataset, expert.cutoff)
     stream = batches(prepared, max_rows=settings.max_rows, rng=np.random.default_rng(0))

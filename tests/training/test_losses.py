@@ -12,6 +12,7 @@ from moe_md import experts
 from moe_md.data.batching import collate
 from moe_md.data.crystals import fcc_supercell, random_metal
 from moe_md.data.extxyz import Frame
+from moe_md.settings import LossWeights
 from moe_md.training import losses
 
 SPECIES = ("Pt", "C", "O")
@@ -150,9 +151,9 @@ def test_lots_and_total_forces_measure_what_they_say(pair):
     assert float(found.lots) == pytest.approx(float(jnp.mean((mixed - first.forces)[:4] ** 2)), rel=1e-12)
     none = losses.joint_terms(both, params, batch).mismatch
     assert float(none.lots) == 0.0 and float(found.lots) > 0.0
-    weights = losses.Weights(agree_forces=2.0, agree_lots=5.0)
+    weights = LossWeights(agree_forces=2.0, agree_lots=5.0)
     terms = losses.joint_terms(both, params, batch, 1.0, lots)
-    more = losses.joint_loss(weights, terms) - losses.joint_loss(losses.Weights(), terms)
+    more = losses.joint_loss(weights, terms) - losses.joint_loss(LossWeights(), terms)
     assert float(more) == pytest.approx(2.0 * float(found.forces) + 5.0 * float(found.lots), rel=1e-9)
 
 
@@ -165,7 +166,7 @@ def test_gradient_of_the_loss_matches_finite_differences(pair):
     both, params = pair
     frame = strained_4()._replace(energy=-1.0, forces=np.full((4, 3), 0.2), stress=np.eye(3) * 0.01)
     batch = batch_of(frame, co_on_platinum(forces=np.full((6, 3), -0.1)))
-    weights = losses.Weights(agree_stress=10.0)
+    weights = LossWeights(agree_stress=10.0)
 
     def loss(p):
         return losses.joint_loss(weights, losses.joint_terms(both, p, batch))
@@ -189,7 +190,7 @@ def test_weight_of_a_frame_scales_its_share_of_every_mean(pair):
 
     def loss(weights):
         batch = collate([first, second], SPECIES, CUTOFF, weights=weights, dtype=np.float64)
-        return float(losses.joint_loss(losses.Weights(), losses.joint_terms(both, params, batch)))
+        return float(losses.joint_loss(LossWeights(), losses.joint_terms(both, params, batch)))
 
     assert loss([1.0, 0.0]) > 0.0 and loss([1.0, 0.0]) != pytest.approx(loss([0.0, 1.0]))
     assert loss([3.0, 0.5]) == pytest.approx(3.0 * loss([1.0, 0.0]) + 0.5 * loss([0.0, 1.0]), rel=1e-12)
@@ -202,7 +203,7 @@ def test_pull_scales_what_the_expensive_expert_feels_of_disagreement(pair):
 
     def gradients(pull):
         def loss(p):
-            return losses.joint_loss(losses.Weights(), losses.joint_terms(both, p, batch, pull))
+            return losses.joint_loss(LossWeights(), losses.joint_terms(both, p, batch, pull))
 
         value, gradient = jax.value_and_grad(loss)(params)
         return float(value), *(jax.flatten_util.ravel_pytree(g)[0] for g in gradient)
@@ -218,4 +219,4 @@ def test_pull_scales_what_the_expensive_expert_feels_of_disagreement(pair):
 
 def test_negative_weight_is_refused():
     with pytest.raises(ValueError, match="agree_energy must not be negative, got -1"):
-        losses.Weights(agree_energy=-1.0)
+        LossWeights(agree_energy=-1.0)
