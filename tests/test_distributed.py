@@ -157,15 +157,14 @@ def dynamics(found):
         velocity=velocity,
         chunk_steps=20,
     )
+    apart = np.asarray(slabs.gather(result.state).position) - np.asarray(one.state.position)
     found["nve"] = {
         "total": [frame.total for frame in result.frames],
         "momentum": max(frame.momentum for frame in result.frames),
         "potential_apart": float(
             np.abs(np.array([frame.potential for frame in result.frames]) - one.log.potential).max()
         ),
-        "apart": float(
-            np.abs((slabs.gather(result.state).position - one.state.position + BOX / 2) % BOX - BOX / 2).max()
-        ),
+        "apart": float(np.abs((apart + BOX / 2) % BOX - BOX / 2).max()),
         "moved": float(np.ptp([frame.potential for frame in result.frames])),
         "migrated": int(np.sum(homes(slabs, result.state) != homes(slabs, first))),
         "regrown": result.frames[-1].n_regrown,

@@ -121,7 +121,7 @@ class Cut:
 
     def wrapped(self, position):
         """Inside the box."""
-        return position % self.edges.astype(position.dtype)
+        return position % self.edges[None].astype(position.dtype)
 
     def home(self, position):
         """`[n]` int, the slab of each atom inside the box."""
