@@ -433,6 +433,7 @@ def test_ratios_that_fell_are_named(harness):
     assert check_regression.fallen({"a": 0.5, "c": 1.0}, {"a": 0.6, "b": 0.1, "c": 2.0}, 0.8) == ["b", "c"]
 
 
+@pytest.mark.thorough
 def test_roofline(tmp_path, tables):
     record = smoke("roofline", tmp_path)
     assert [(row["expert"], row["pass"]) for row in record["rows"]] == [

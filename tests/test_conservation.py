@@ -157,9 +157,13 @@ def mixing_forces_drifts(system: System, time_ps: float, at_least: float):
     assert abs(slope) - 2 * error > at_least
 
 
+@pytest.mark.thorough
 def test_mixture_conserves(platinum):
     out, _ = conserves(platinum, 1.0)
     halving_quarters_the_error(platinum, out, 0.4)
+
+
+def test_mixing_forces_drifts(platinum):
     mixing_forces_drifts(platinum, 0.4, 100 * BOUND)
 
 

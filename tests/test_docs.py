@@ -11,6 +11,7 @@ import programs
 import pytest
 from ase.build import bulk
 from ase.calculators.morse import MorsePotential
+from depths import short
 
 import moe_md as mm
 from moe_md import checkpoint, cli, settings_file
@@ -37,8 +38,13 @@ def commands() -> list[str]:
     return [line.removeprefix("$ ") for line in lines if line.removeprefix("$ ").startswith("moe-md ")]
 
 
+PROGRAMS = [page for page in HOWTOS if blocks(page, "python")]
+
+
 @pytest.mark.parametrize(
-    "page", [page for page in HOWTOS if blocks(page, "python")], ids=lambda page: page.stem
+    "page",
+    short(PROGRAMS, thorough=[page for page in PROGRAMS if page.stem in ("train", "float32_tpu", "gpu")]),
+    ids=lambda page: page.stem,
 )
 def test_howtos_run(page, tmp_path, capsys):
     """The blocks of a page are one program."""
