@@ -43,9 +43,13 @@ def in_order(pairs):
 def found_pairs(position, idx, displacement_fn, cutoff, kwargs):
     n_atoms = len(position)
     everyone = jnp.arange(n_atoms)
-    rows = rows_from_neighbor_list(
-        jnp.asarray(position), jnp.zeros(n_atoms, int), idx, displacement_fn, everyone, **kwargs
-    )
+
+    @jax.jit  # whole: eagerly, each operation is a program of its own
+    def rows_of(position, idx, kwargs):
+        species = jnp.zeros(n_atoms, int)
+        return rows_from_neighbor_list(position, species, idx, displacement_fn, everyone, **kwargs)
+
+    rows = rows_of(jnp.asarray(position), idx, kwargs)
     D, mask, neighbor = (np.asarray(x) for x in (rows.displacement, rows.mask, rows.neighbor))
     centre, slot = np.nonzero(mask & (np.linalg.norm(D, axis=-1) < cutoff))
     return in_order(np.column_stack([centre, neighbor[centre, slot], D[centre, slot]]))

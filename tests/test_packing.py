@@ -78,22 +78,23 @@ def test_rows_hold_what_is_near_and_nothing_else():
 def test_energy_and_forces_are_those_of_whole_rows():
     atoms, *_, neighbor_fn, energy_fn = crystal()
     plain_fn, plain_energy = crystal((ALLEGRO._replace(dear_slots=False), CHEAP))[3:]
+    # Compiled whole: eagerly, each operation is a program of its own.
+    slope, plain_slope = (jax.jit(jax.value_and_grad(f)) for f in (energy_fn, plain_energy))
     R = rattled(atoms)
     neighbors, whole = neighbor_fn.allocate(R), plain_fn.allocate(R)
     assert whole.slots == (None, None) and neighbors.slots[1] is None
     assert 12 <= neighbors.slots[0] < neighbors.idx.shape[1]
     moved = R + 0.05 * np.sin(np.arange(R.size)).reshape(R.shape)  # within the skin, and the list not updated
     for place in (R, moved):
-        a, b = (jax.value_and_grad(f)(place, n) for f, n in ((energy_fn, neighbors), (plain_energy, whole)))
+        a, b = slope(place, neighbors), plain_slope(place, whole)
         np.testing.assert_allclose(a[0], b[0], rtol=1e-13)
         np.testing.assert_allclose(a[1], b[1], atol=1e-13)
         assert float(jnp.abs(a[1]).max()) > 0.01
-    curve = jax.jvp(jax.grad(lambda R: energy_fn(R, neighbors)), (R,), (jnp.ones_like(R) * R,))[1]
-    np.testing.assert_allclose(
-        curve,
-        jax.jvp(jax.grad(lambda R: plain_energy(R, whole)), (R,), (jnp.ones_like(R) * R,))[1],
-        atol=1e-11,
-    )
+
+    def curve(f, nbrs):
+        return jax.jit(lambda R: jax.jvp(jax.grad(lambda R: f(R, nbrs)), (R,), (R,))[1])(R)
+
+    np.testing.assert_allclose(curve(energy_fn, neighbors), curve(plain_energy, whole), atol=1e-11)
 
 
 def test_slots_that_run_out_are_told_and_healed():
@@ -102,10 +103,11 @@ def test_slots_that_run_out_are_told_and_healed():
     neighbors = neighbor_fn.allocate(R)
     assert neighbors.slots[0] == 12
     # An atom of the expensive expert goes among its neighbours: some of them then have 13.
+    energy_fn = jax.jit(energy_fn)
     top = int(jnp.argmax(R[:, 2]))
     moved = R.at[top].add(jnp.asarray([0.8, 0.3, 0.0]))
     assert bool(jnp.isnan(energy_fn(moved, neighbors)))
-    assert bool(jnp.isnan(jax.grad(energy_fn)(moved, neighbors)).all())
+    assert bool(jnp.isnan(jax.jit(jax.grad(energy_fn))(moved, neighbors)).all())
     told = neighbors.update(moved)
     assert bool(told.did_buffer_overflow) and int(told.error) & 256
     healed = neighbor_fn.allocate(moved)
