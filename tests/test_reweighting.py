@@ -35,7 +35,7 @@ def einstein(k=K, temperature_K=T, n_frames=40_000, seed=0):
 
 
 def square(R):
-    return jnp.sum((R - SITES) ** 2, axis=(1, 2))
+    return jnp.sum((R - SITES[None]) ** 2, axis=(1, 2))
 
 
 @pytest.fixture(scope="module")
