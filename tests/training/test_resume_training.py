@@ -93,6 +93,7 @@ def check_killed_training(whole, folder, n_kills: int, seed: int) -> list[int]:
     return killed_in
 
 
+@pytest.mark.thorough
 def test_three_kills_change_no_bit(whole, tmp_path):
     check_killed_training(whole, tmp_path, 3, seed=1)
 
