@@ -40,7 +40,8 @@ def turn(key):
 def stretched(key):
     """A quadratic of a matrix, narrow along directions that no axis has."""
     a, b = map(turn, jax.random.split(key))
-    return a * jnp.logspace(-2, 0, 5) @ a.T, b * jnp.logspace(-2, 0, 5) @ b.T
+    spread = jnp.logspace(-2, 0, 5)[None]
+    return a * spread @ a.T, b * spread @ b.T
 
 
 def test_rotated_parameters_take_rotated_steps():
