@@ -31,10 +31,10 @@ import moe_md as mm
 from moe_md import simulate
 from moe_md.analysis.bulk import fcc_report
 from moe_md.analysis.environments import near_foreign
-from moe_md.analysis.paired_runs import slab_with_adsorbate
-from moe_md.analysis.seam import ghost_force_report, stress_jump
-from moe_md.analysis.trajectory import drift
+from moe_md.analysis.expert_boundary import ghost_force_report, stress_jump
 from moe_md.data import PACKAGED, frame_from_atoms, load_dataset, split_by_group, summary
+from moe_md.data.structures import slab_with_adsorbate
+from moe_md.reporters.trajectory import drift
 from moe_md.settings import LossWeights, TrainSettings
 from moe_md.training.evaluation import describe
 

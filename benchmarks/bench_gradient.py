@@ -5,7 +5,7 @@
 The gradient of the last energy and velocities with respect to parameters and the
 start, beside the trajectory alone, at constant energy in float64: plain reverse
 mode, which keeps what every step computed; with states kept and steps computed
-again (`checkpoint="sqrt"`); walked back in time (`adjoint.reversible_rollout`).
+again (`checkpoint="sqrt"`); walked back in time (`gradients.reversible_rollout`).
 Lists are made anew at every tenth step in all of them. Memory is what the
 compiled program sets aside, arguments and results left out. What would need more
 than `--max-GB` is compiled, and not run. Long trajectories run once.
@@ -26,15 +26,15 @@ from bench_mixture import LATTICE_CONSTANT, SYMBOL, cells_for
 from jax_md import space
 
 import moe_md as mm
-from moe_md import adjoint, simulate, units
+from moe_md import gradients, simulate, units
 from moe_md.data import fcc_supercell
 
 TEMPERATURE_K, TIMESTEP_FS, UPDATE_EVERY = 300.0, 1.0, 10
 LONG = {"lj": 10_000, "ptco-small": 1000}  # steps of a trajectory that runs once
 WAYS = {
-    "plain": (simulate.rollout, {}),
-    "rematerialised": (simulate.rollout, {"checkpoint": "sqrt"}),
-    "reversible": (adjoint.reversible_rollout, {}),
+    "plain": (gradients.rollout, {}),
+    "rematerialised": (gradients.rollout, {"checkpoint": "sqrt"}),
+    "reversible": (gradients.reversible_rollout, {}),
 }
 
 
@@ -92,7 +92,7 @@ def measure(name: str, n_atoms: int, n_steps: int, ways, arguments) -> list[dict
     """One length: the trajectory alone, then each way."""
     energy_fn, integrator, neighbors, start, mass = system(name, n_atoms, arguments.smoke)
 
-    def value(inputs, roll=simulate.rollout, **options):
+    def value(inputs, roll=gradients.rollout, **options):
         params, position, momentum = inputs
         state = integrator.start(position, momentum, mass, None, None)
         out = roll(

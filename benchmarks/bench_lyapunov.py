@@ -4,7 +4,7 @@
         [--steps 8000] [--argon-steps 20000] [--smoke]
 
 Constant energy after a Langevin run to the temperature, velocity Verlet. A
-tangent vector is carried along (`moe_md.analysis.lyapunov`): its positions'
+tangent vector is carried along (`moe_md.gradients.lyapunov`): its positions'
 part is what the gradient of the last positions with respect to the first does to a random
 direction. It starts as that one and grows
 as exp(t / Lyapunov time) once it has turned. `grown_by_ps` is when it had grown 10^3 and
@@ -27,7 +27,7 @@ from jax_md import space
 
 import moe_md as mm
 from moe_md import simulate
-from moe_md.analysis.lyapunov import flow, of_positions, tangent_growth
+from moe_md.gradients.lyapunov import flow, lyapunov_exponent, of_positions
 
 LIQUID = 5.72  # Å, of fcc argon at the density of the liquid near its triple point, 1.4 g/cm^3
 
@@ -84,7 +84,7 @@ def measure(name: str, system, temperature_K: float, timestep_fs: float, n_steps
 
     start, tangent = jax.jvp(at, (position,), (direction,))
     started = time.perf_counter()
-    found = tangent_growth(
+    found = lyapunov_exponent(
         step, start, tangent, n_steps=n_steps, every=10, carry=neighbors, size_fn=of_positions, skip=0.3
     )
     seconds = time.perf_counter() - started

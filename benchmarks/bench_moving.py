@@ -33,8 +33,8 @@ from jax_md import space
 
 import moe_md as mm
 from moe_md import simulate
-from moe_md.analysis.blending import BlendWatch
-from moe_md.analysis.trajectory import drift
+from moe_md.reporters.blending import BlendWatch
+from moe_md.reporters.trajectory import drift
 
 LATTICE = 3.98  # Å
 R_BLEND = 1.5  # Å; the core is as wide as what the cheap expert sees

@@ -41,7 +41,7 @@ import jax
 import numpy as np
 
 import moe_md as mm
-from moe_md.analysis.seam import ghost_force_report
+from moe_md.analysis.expert_boundary import ghost_force_report
 from moe_md.data import (
     Batch,
     Dataset,

@@ -20,7 +20,7 @@ from bench_mixture import crystal
 from jax_md import space
 
 import moe_md as mm
-from moe_md import neighbor_list as lists
+from moe_md.neighbors import neighbor_list as lists
 from moe_md.regions import Surroundings
 
 R_CORE, R_BLEND, SKIN = 6.0, 1.5, 0.4  # Å

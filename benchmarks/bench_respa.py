@@ -31,9 +31,10 @@ import moe_md as mm
 from moe_md import checkpoint, experts, simulate
 from moe_md.analysis.environments import near_foreign
 from moe_md.analysis.errors import compare
-from moe_md.analysis.trajectory import drift
 from moe_md.data.dataset import dataset_from_frames
+from moe_md.reporters.trajectory import drift
 from moe_md.settings import LossWeights, TrainSettings
+from moe_md.simulate.run import _advance, _Energies
 
 GUIDE = {
     "builder": "power_spectrum",
@@ -168,11 +169,11 @@ def speed(model, guide, arguments) -> dict:
         begun = simulate.run(
             *fns, simulate.nve(shift_fn, 1.0, slow_every=every), jnp.asarray(position), n_steps=0, **start
         )
-        energies = simulate._Energies(fns[1], fns[0].fast, fns[0].split)
+        energies = _Energies(fns[1], fns[0].fast, fns[0].split)
         dynamics = simulate.nve(shift_fn, 1.0, slow_every=every)
 
         def advance(carry):
-            chunk = simulate._advance(energies, dynamics, *carry, None, None, None, False, every, 0.0)
+            chunk = _advance(energies, dynamics, *carry, None, None, None, False, every, 0.0)
             return chunk.state, chunk.neighbors
 
         return harness.Case(advance, (begun.state.dynamics, begun.neighbors))

@@ -34,7 +34,7 @@ from ase.build import bulk
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from moe_md.experts import Expert, energies_and_partial_forces
-from moe_md.neighborhood import Neighborhood, rows_from_images
+from moe_md.neighbors.rows import Neighborhood, rows_from_images
 
 SYMBOL, LATTICE, RATTLE = "Pt", 3.98, 0.1  # Å
 PARTS = {  # the first that the name of an operation holds

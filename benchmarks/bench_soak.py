@@ -29,9 +29,9 @@ from jax_md import space
 
 import moe_md as mm
 from moe_md import simulate
-from moe_md.analysis.h5md import H5MDWriter
-from moe_md.analysis.restart import Restart, load_restart
-from moe_md.analysis.trajectory import LogWriter, drift
+from moe_md.reporters.h5md import H5MDWriter
+from moe_md.reporters.restart import Restart, load_restart
+from moe_md.reporters.trajectory import LogWriter, drift
 
 TIMESTEP_FS, CHUNK = 1.0, 100  # fs, steps
 R_BLEND = 1.5  # Å; the core is as wide as what the cheap expert sees

@@ -20,10 +20,12 @@ from jax_md import space
 from matplotlib.figure import Figure
 
 import moe_md as mm
-from moe_md import demo
-from moe_md.analysis import seam
-from moe_md.analysis.moving_plots import top_view
-from moe_md.analysis.plots import CHEAP, EXPENSIVE, FAINT, INK, plain, slab_view
+from moe_md import timing
+from moe_md.analysis import expert_boundary as seam
+from moe_md.commands import demo
+from moe_md.data import structures
+from moe_md.plots.moving import top_view
+from moe_md.plots.plots import CHEAP, EXPENSIVE, FAINT, INK, plain, slab_view
 
 RED = "#9b2d5e"
 LATTICE = 3.98  # Å, of platinum in the pictures
@@ -92,14 +94,14 @@ def bound() -> Figure:
 
 
 def demo_bound(f: float, r: float) -> float:
-    """`demo.Timings` says it: steps of r, of one, and of whatever the mixture takes."""
-    steps = [demo.StepTime(median, median, median, 0.0) for median in (float(r), 1.0, 1.0)]
-    return demo.Timings(steps[0], steps[1], steps[2], f).s_max
+    """`timing.Timings` says it: steps of r, of one, and of whatever the mixture takes."""
+    steps = [timing.StepTime(median, median, median, 0.0) for median in (float(r), 1.0, 1.0)]
+    return timing.Timings(steps[0], steps[1], steps[2], f).s_max
 
 
 def slab() -> Figure:
     """The slab of the demonstration, coloured by expert."""
-    atoms = demo.co_covered_slab(LATTICE, 8, 8, 12, vacuum=12.0)
+    atoms = structures.co_covered_slab("Pt", LATTICE, 8, 8, 12, vacuum=12.0)
     region = mm.regions.slab(
         atoms.positions, lower=demo.lower_plane(atoms, mm.load("ptco").experts[1].cutoff)
     )
@@ -108,7 +110,7 @@ def slab() -> Figure:
 
 def following() -> Figure:
     """A region that follows three molecules, from above."""
-    atoms = demo.co_covered_slab(LATTICE, 12, 12, 3, vacuum=12.0)
+    atoms = structures.co_covered_slab("Pt", LATTICE, 12, 12, 3, vacuum=12.0)
     carbon = [atom.index for atom in atoms if atom.symbol == "C"]
     kept = [carbon[i] for i in (7, 10, 26)]
     gone = [i for c in carbon if c not in kept for i in (c, c + 1)]

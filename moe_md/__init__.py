@@ -7,13 +7,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from moe_md import adjoint as adjoint
     from moe_md import derivatives as derivatives
     from moe_md import distributed as distributed
     from moe_md import experts as experts
-    from moe_md import implicit as implicit
+    from moe_md import gradients as gradients
     from moe_md import regions as regions
-    from moe_md import reweighting as reweighting
     from moe_md import simulate as simulate
     from moe_md import units as units
     from moe_md.checkpoint import Checkpoint as Checkpoint
@@ -26,16 +24,14 @@ if TYPE_CHECKING:
 # Module in which each public name is defined; None for a module itself.
 _HOME = {
     "Checkpoint": "checkpoint",
-    "adjoint": None,
     "cotrain": "training.cotrain",
     "derivatives": None,
     "distributed": None,
     "experts": None,
-    "implicit": None,
+    "gradients": None,
     "load": "checkpoint",
     "mixture_neighbor_list": "mixture",
     "regions": None,
-    "reweighting": None,
     "save": "checkpoint",
     "simulate": None,
     "units": None,

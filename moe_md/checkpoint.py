@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_md.experts import Expert, Params, build
+from moe_md.experts.base import Expert, Params, build
 from moe_md.files import read, signature, write
 
 FORMAT = 1

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from moe_md.neighborhood import Neighborhood
+from moe_md.neighbors.rows import Neighborhood
 
 
 def forces(g: Array | np.ndarray, rows: Neighborhood, centers: Array | np.ndarray, n_atoms: int) -> Array:

@@ -16,7 +16,7 @@ from jax_md import space
 
 from moe_md.experts import Expert, allegro, embedded_atom, lennard_jones, nequip, power_spectrum
 from moe_md.mixture import mixture_neighbor_list
-from moe_md.neighborhood import Neighborhood
+from moe_md.neighbors.rows import Neighborhood
 from moe_md.regions import fixed
 
 SPECIES = ("Pt", "C")

@@ -10,8 +10,8 @@ from contract import close, randomized, small_power_spectrum
 
 from moe_md.derivatives import forces, virial
 from moe_md.experts import energies_and_partial_forces, lennard_jones
-from moe_md.models.classical import lennard_jones_energies
-from moe_md.neighborhood import Neighborhood, rows_from_images
+from moe_md.experts.lennard_jones import lennard_jones_energies
+from moe_md.neighbors.rows import Neighborhood, rows_from_images
 
 EPSILON, SIGMA, ONSET, CUTOFF = 0.3, 2.4, 3.5, 4.6
 

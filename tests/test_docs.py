@@ -14,7 +14,9 @@ from ase.calculators.morse import MorsePotential
 from depths import short
 
 import moe_md as mm
-from moe_md import checkpoint, cli, settings_file
+from moe_md import checkpoint
+from moe_md.commands import main as cli
+from moe_md.commands import settings_file
 from moe_md.interfaces.ase import MixtureCalculator
 from moe_md.settings import ExportSettings, LossWeights, RunSettings, TrainSettings
 
@@ -112,7 +114,8 @@ def test_an_expert_of_ones_own(tmp_path, monkeypatch):
     ours, theirs = bulk("Pt", cubic=True).repeat(2), bulk("Pt", cubic=True).repeat(2)
     for atoms in (ours, theirs):
         atoms.rattle(0.1, seed=1)
-    monkeypatch.setitem(mm.experts.BUILDERS, "morse", told["morse"])
+    monkeypatch.setattr("moe_md.experts.base.BUILDERS", {})
+    mm.experts.register_expert(told["morse"])
     mm.save(tmp_path / "morse.msgpack", mm.Checkpoint((expert,), (expert.init(jax.random.key(0)),), {}, {}))
     ours.calc = MixtureCalculator(checkpoint.load(tmp_path / "morse.msgpack"), 0)
     # ASE's lengths are in units of r_0.

@@ -86,12 +86,7 @@ def test_public_names_are_on_a_page(site, pages):
         for name, value in ((name, getattr(mm, name)) for name in mm.__all__)  # loaded when asked for
     ]
     wanted += [f"moe_md.regions.{name}" for name in mm.regions.__all__]
-    defined = [
-        name
-        for name, value in vars(mm.experts).items()
-        if getattr(value, "__module__", "") == "moe_md.experts"
-    ]
-    wanted += [f"moe_md.experts.{name}" for name in defined if not name.startswith("_")]
+    wanted += [f"moe_md.experts.{name}" for name in mm.experts.__all__]
     assert "moe_md.experts.allegro" in wanted and "module-moe_md.simulate" in wanted
     assert not set(wanted) - anchors
 

@@ -33,7 +33,7 @@ def test_first_cell_installs_only_what_is_missing(path):
     assert 'find_spec("moe_md") is None' in first
     assert "pip install" in first
     assert first == nbformat.read(NOTEBOOKS[0], as_version=4).cells[0].source  # as in all others
-    needed = {"py3Dmol"} if "moe_md.analysis.view" in path.read_text() else set()
+    needed = {"py3Dmol"} if "moe_md.plots.view" in path.read_text() else set()
     assert needed <= set(first.split("pip install -q")[1].split())
 
 

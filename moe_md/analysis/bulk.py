@@ -24,8 +24,8 @@ from scipy.optimize import brentq
 from moe_md import units
 from moe_md.checkpoint import Checkpoint
 from moe_md.checks import check_positive, check_value
-from moe_md.experts import Expert, Params
-from moe_md.neighborhood import Neighborhood, rows_from_images
+from moe_md.experts.base import Expert, Params
+from moe_md.neighbors.rows import Neighborhood, rows_from_images
 
 EOS_STRAINS = np.linspace(-0.04, 0.04, 9)  # of the lattice constant, in a report
 SLOW_THZ = 0.3  # below it, next to Gamma, relative differences of frequencies mean nothing

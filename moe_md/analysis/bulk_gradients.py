@@ -1,6 +1,6 @@
 """Lattice constant and bulk modulus of a crystal as differentiable functions of its parameters.
 
-What `bulk.relax_fcc` finds on the host, under jit, by `implicit.uniform`.
+What `bulk.relax_fcc` finds on the host, under jit, by `gradients.isotropic_equilibrium`.
 """
 
 from collections.abc import Callable
@@ -10,11 +10,11 @@ import numpy as np
 from ase.build import bulk
 from jax import Array
 
-from moe_md import implicit
+from moe_md import gradients
 from moe_md.analysis.bulk import Crystal
 from moe_md.checks import check_positive
-from moe_md.experts import Expert
-from moe_md.neighborhood import rows_from_images
+from moe_md.experts.base import Expert
+from moe_md.neighbors.rows import rows_from_images
 
 
 def fcc_crystal(expert: Expert, symbol: str = "Pt", *, guess: float, window: float = 0.15) -> Callable:
@@ -53,7 +53,7 @@ def mixed_fcc_crystal(experts, shares, symbol: str = "Pt", *, guess: float, wind
     All atoms of a uniformly strained crystal see the same row, whoever owns
     them: its energy per atom is the mean of the experts', weighted by the
     shares. Only the relaxation of atoms near a seam is left out, which
-    `implicit.at_rest` of the whole crystal has.
+    `gradients.equilibrium` of the whole crystal has.
 
     Args:
         experts: any number.
@@ -104,7 +104,9 @@ def mixed_fcc_crystal(experts, shares, symbol: str = "Pt", *, guess: float, wind
         )
 
     def crystal(params, pressure_GPa=0.0) -> Crystal[Array]:
-        found = implicit.uniform(energy_fn, list(params), volume=guess**3 / 4, pressure_GPa=pressure_GPa)
+        found = gradients.isotropic_equilibrium(
+            energy_fn, list(params), volume=guess**3 / 4, pressure_GPa=pressure_GPa
+        )
         # Beyond the window neighbours are missing.
         inside = jax.numpy.where(found.scale >= 1 - window, 0.0, jax.numpy.nan)
         return Crystal(guess * found.scale + inside, found.energy + inside, found.bulk_modulus_GPa + inside)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from moe_md.data.extxyz import Frame
-from moe_md.neighborhood import image_pairs
+from moe_md.neighbors.rows import image_pairs
 
 ENVIRONMENTS = ("bulk", "subsurface", "surface", "adsorbate")
 SHELL = 1.2  # of the nearest-neighbour distance: what counts as a bond

@@ -21,19 +21,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
-from ase.build import add_adsorbate, fcc111, molecule
 
 from moe_md import lazy_jax_md as jax_md
 from moe_md import regions, simulate
 from moe_md.analysis import dynamics
 from moe_md.analysis.environments import SHELL, Rule, bonds_across, seam_distance
-from moe_md.analysis.trajectory import drift
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.extxyz import frame_from_atoms
-from moe_md.experts import Expert
-from moe_md.mixture import mixture_neighbor_list
+from moe_md.experts.base import Expert
+from moe_md.mixture.energy import mixture_neighbor_list
+from moe_md.reporters.trajectory import drift
 
-HEIGHT = 1.85  # Å, of the adsorbate's lowest atom above a metal atom
 BIN = 0.05  # Å, of distances
 FRICTION = 0.02  # 1/fs, of the equilibration
 
@@ -44,49 +42,6 @@ class Trajectory(NamedTuple):
     log: simulate.Log
     position: np.ndarray  # [n_frames, n_atoms, 3] Å, unwrapped
     velocity: np.ndarray  # [n_frames, n_atoms, 3] ASE's unit
-
-
-def slab_with_adsorbate(
-    metal: str,
-    lattice_constant: float,
-    size: tuple[int, int, int],
-    *,
-    adsorbate: str = "CO",
-    vacuum: float = 12.0,
-) -> Atoms:
-    """A (111) slab with one molecule upright on a metal atom.
-
-    Args:
-        metal: chemical symbol of an fcc metal.
-        lattice_constant: Å.
-        size: atoms along x, rows along y (even), layers.
-        adsorbate: a molecule that ASE knows, or a chemical symbol; "" for none.
-        vacuum: Å, from the uppermost atom to the next image of the slab.
-
-    Returns:
-        Atoms in a rectangular box, periodic in all directions.
-
-    Raises:
-        ValueError: the size is not positive and even, or ASE does not know the
-            molecule.
-
-    >>> str(slab_with_adsorbate("Pt", 3.98, (2, 2, 3)).symbols)
-    'Pt12OC'
-    """
-    if min(size) < 1 or size[1] % 2:
-        raise ValueError(f"size must be positive with an even number of rows, got {size}.")
-    atoms = fcc111(metal, size, a=lattice_constant, orthogonal=True)
-    if adsorbate:
-        try:
-            guest = molecule(adsorbate)
-        except (KeyError, NotImplementedError):
-            raise ValueError(f"adsorbate must be a molecule that ASE knows, got {adsorbate!r}.") from None
-        add_adsorbate(atoms, guest, HEIGHT, "ontop", mol_index=int(np.argmin(guest.positions[:, 2])))
-    height = atoms.positions[:, 2]
-    height -= height.min() - vacuum / 2
-    atoms.cell[2] = (0.0, 0.0, height.max() + vacuum / 2)
-    atoms.pbc = True
-    return atoms
 
 
 def seam_area(atoms: Atoms, owner: np.ndarray, nearest: float, *, planar: bool = False) -> float:

@@ -23,8 +23,8 @@ from moe_md import derivatives
 from moe_md.checks import check_positive
 from moe_md.data.batching import frame_rows
 from moe_md.data.extxyz import Frame
-from moe_md.experts import Expert, Params, energies_and_partial_forces
-from moe_md.neighborhood import Neighborhood, map_rows
+from moe_md.experts.base import Expert, Params, energies_and_partial_forces
+from moe_md.neighbors.rows import Neighborhood, map_rows
 from moe_md.regions import Region
 
 CHUNK = 64  # rows computed at a time

@@ -12,7 +12,7 @@ import numpy as np
 
 from moe_md.data.dataset import Dataset
 from moe_md.data.extxyz import Frame
-from moe_md.neighborhood import Neighborhood, rows_from_images
+from moe_md.neighbors.rows import Neighborhood, rows_from_images
 
 
 class Batch(NamedTuple):

@@ -5,12 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moe_md import interrupts, units
+from moe_md import units
 from moe_md.checks import check_count
 from moe_md.distributed.energy import Slabs
 from moe_md.distributed.slabs import Atoms, State
-from moe_md.experts import Params
-from moe_md.integrators import Integrator
+from moe_md.experts.base import Params
+from moe_md.simulate import interrupts
+from moe_md.simulate.integrators import Integrator
 
 
 class Frame(NamedTuple):

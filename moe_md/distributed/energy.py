@@ -12,15 +12,15 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moe_md import lazy_jax_md as jax_md
-from moe_md import neighbor_list as lists
 from moe_md import units
 from moe_md.checks import check_not_negative, check_positive, check_value
 from moe_md.distributed.slabs import SLAB, Atoms, Cut, Lists, Sizes, State, which
-from moe_md.experts import Expert, Params, chunked_atom_energies
-from moe_md.integrators import NVE, Evaluation, Langevin
-from moe_md.mixture import mixture_neighbor_list, warn_of_foreign
-from moe_md.neighborhood import rows_from_neighbor_list
+from moe_md.experts.base import Expert, Params, chunked_atom_energies
+from moe_md.mixture.energy import mixture_neighbor_list, warn_of_foreign
+from moe_md.neighbors import neighbor_list as lists
+from moe_md.neighbors.rows import rows_from_neighbor_list
 from moe_md.regions import Around, Fixed, Region, Surroundings, Weighted
+from moe_md.simulate.integrators import NVE, Evaluation, Langevin
 
 
 def _in_open_space(R: Array, dR: Array, **_) -> Array:

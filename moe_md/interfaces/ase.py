@@ -21,10 +21,10 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from moe_md import checkpoint as checkpoints
 from moe_md.checkpoint import Checkpoint
-from moe_md.experts import Expert
+from moe_md.experts.base import Expert
 from moe_md.interfaces import ase_gates, held_rows
 from moe_md.interfaces.held_rows import When
-from moe_md.neighborhood import closer, image_pairs
+from moe_md.neighbors.rows import closer, image_pairs
 from moe_md.regions import Fixed
 
 

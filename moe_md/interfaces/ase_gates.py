@@ -13,9 +13,9 @@ import numpy as np
 from jax import Array
 
 from moe_md.interfaces.held_rows import When
-from moe_md.mixture import warn_of_wide_spheres
-from moe_md.neighbor_list import NeighborList, perpendicular_widths
-from moe_md.neighborhood import closer
+from moe_md.mixture.energy import warn_of_wide_spheres
+from moe_md.neighbors.neighbor_list import NeighborList, perpendicular_widths
+from moe_md.neighbors.rows import closer
 from moe_md.regions.protocol import Region, Sphere, Surroundings
 
 Leaf = TypeVar("Leaf", Array, np.ndarray)  # under jit; on the host

@@ -20,8 +20,8 @@ from ase.geometry import complete_cell
 from jax import Array
 
 from moe_md import derivatives
-from moe_md.experts import Expert, chunked_atom_energies
-from moe_md.neighborhood import Neighborhood, compacted, rows_from_images
+from moe_md.experts.base import Expert, chunked_atom_energies
+from moe_md.neighbors.rows import Neighborhood, compacted, rows_from_images
 
 ROOM = 1.1  # slots for neighbours within a cutoff, over those of now
 

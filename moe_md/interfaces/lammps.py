@@ -31,7 +31,7 @@ from moe_md.checkpoint import Checkpoint
 from moe_md.checks import check_count, check_positive
 from moe_md.interfaces import ase_gates, held_rows, lammps_gates
 from moe_md.interfaces.held_rows import When
-from moe_md.neighborhood import closer, image_pairs
+from moe_md.neighbors.rows import closer, image_pairs
 from moe_md.regions.protocol import Region
 
 FAR = 1e6  # Å, where atoms stand that only fill arrays

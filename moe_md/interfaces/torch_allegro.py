@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from ase.data import chemical_symbols
 
-from moe_md.experts import Expert, Params, allegro
-from moe_md.models import angular
-from moe_md.models.allegro import tensor_track
-from moe_md.models.classical import COULOMB
+from moe_md.experts import allegro, angular
+from moe_md.experts.allegro import tensor_track
+from moe_md.experts.base import Expert, Params
+from moe_md.experts.zbl import COULOMB
 
 _NONLINEARITIES = {"SiLU": "silu", "Mish": "mish", "GELU": "gelu", "Tanh": "tanh"}
 _PARTS = (

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from moe_md.checks import check_value
-from moe_md.neighborhood import Neighborhood, map_rows, rows_from_neighbor_list
+from moe_md.neighbors.rows import Neighborhood, map_rows, rows_from_neighbor_list
 from moe_md.regions.combined import Complement, complement
 from moe_md.regions.protocol import Surroundings, length, switch
 

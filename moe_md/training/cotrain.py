@@ -27,7 +27,7 @@ import optax
 from ase.data import chemical_symbols
 from tqdm import tqdm
 
-from moe_md import checkpoint, interrupts
+from moe_md import checkpoint
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Batch, Prepared, batches, collate, frame_rows, prepare
 from moe_md.data.crystals import fcc_supercell, metal_frames, perfect_crystals
@@ -41,8 +41,9 @@ from moe_md.data.dataset import (
     summary,
 )
 from moe_md.data.extxyz import Frame
-from moe_md.experts import Expert, Params
+from moe_md.experts.base import Expert, Params
 from moe_md.settings import LossWeights, TrainSettings
+from moe_md.simulate import interrupts
 from moe_md.training import progress as progress_file
 from moe_md.training.evaluation import describe, loss_of, scores_of, totals_of
 from moe_md.training.losses import Terms, joint_loss, joint_terms, predict
@@ -86,7 +87,7 @@ def cotrain(
         extra_loss: `(params, step) -> number`, differentiable and traced, added
             to the loss of every step; `step` (int, from 0) lets it grow, or wait
             its turn (`jax.lax.cond`). For what no single frame shows, such as a
-            short trajectory's error (`simulate.rollout`). To go on, a training
+            short trajectory's error (`gradients.rollout`). To go on, a training
             must be given one of the same name again.
         watch: called with the number of steps done and the averaged parameters,
             every `settings.validate_every` steps and after the last, with a

@@ -9,7 +9,7 @@ import numpy as np
 from moe_md import units
 from moe_md.data.batching import Prepared, batches, pack_batch, packs, prepare
 from moe_md.data.dataset import Dataset, dataset_from_frames
-from moe_md.experts import Expert, Params
+from moe_md.experts.base import Expert, Params
 from moe_md.settings import LossWeights
 from moe_md.training.losses import Errors, Mismatch, Terms, joint_loss, joint_terms
 

@@ -43,8 +43,8 @@ from jax.typing import ArrayLike
 
 from moe_md import derivatives
 from moe_md.data.batching import Batch
-from moe_md.experts import Expert, Params, energies_and_partial_forces
-from moe_md.neighborhood import Neighborhood
+from moe_md.experts.base import Expert, Params, energies_and_partial_forces
+from moe_md.neighbors.rows import Neighborhood
 from moe_md.settings import LossWeights
 from moe_md.training.sharding import each_its_rows
 

@@ -26,10 +26,10 @@ from moe_md import lazy_jax_md as jax_md
 from moe_md import regions, units
 from moe_md.checks import check_count, check_positive
 from moe_md.data.crystals import fcc_supercell
-from moe_md.experts import Expert, Params
-from moe_md.integrators import nve
-from moe_md.mixture import mixture_neighbor_list
-from moe_md.rollout import rollout
+from moe_md.experts.base import Expert, Params
+from moe_md.gradients.rollout import rollout
+from moe_md.mixture.energy import mixture_neighbor_list
+from moe_md.simulate.integrators import nve
 
 
 def seam_drift(

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moe_md.data.batching import Batch
-from moe_md.neighborhood import Neighborhood
+from moe_md.neighbors.rows import Neighborhood
 
 ROWS = "rows"  # the axis of the mesh
 

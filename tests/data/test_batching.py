@@ -6,7 +6,7 @@ from moe_md.data.batching import batches, collate, packing_plan, packs, prepare
 from moe_md.data.crystals import fcc_slab, fcc_supercell, metal_frames
 from moe_md.data.dataset import dataset_from_frames, load_dataset, ptco_pbe
 from moe_md.data.extxyz import Frame
-from moe_md.neighborhood import rows_from_images
+from moe_md.neighbors.rows import rows_from_images
 
 SPECIES = ("C", "O", "Pt")
 

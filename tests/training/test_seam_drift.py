@@ -7,7 +7,7 @@ import pytest
 from small_training import EXPERTS, frames, settings
 
 from moe_md import experts
-from moe_md.analysis.seam import ghost_force
+from moe_md.analysis.expert_boundary import ghost_force
 from moe_md.data.crystals import fcc_supercell
 from moe_md.training.cotrain import cotrain
 from moe_md.training.seam_drift import seam_drift

@@ -1,0 +1,1 @@
+"""The command line `moe-md`, one file per command."""

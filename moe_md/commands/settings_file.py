@@ -1,0 +1,155 @@
+"""Settings in a TOML file.
+
+Tables are named after commands, keys after the fields of dataclasses or the arguments of builders.
+"""
+
+import inspect
+import re
+import shlex
+import tomllib
+import typing
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import tomlkit
+import tomlkit.items
+
+from moe_md.files import write_atomic
+from moe_md.settings import help_of
+
+TABLES = ("data", "expensive", "cheap", "training", "demo", "validate", "run", "export", "bench")
+
+
+def tables(file) -> dict:
+    """The tables of a settings file, `{}` for none.
+
+    Raises:
+        ValueError: there is no such file, it is no TOML, or it has an unknown table.
+    """
+    if file is None:
+        return {}
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(f"settings must be an existing TOML file, got {file}.")
+    try:
+        found = tomllib.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"settings must be a TOML file, got {file}: {error}.") from None
+    check_keys(found, ("start", *TABLES), str(file))
+    if not isinstance(found.get("start", ""), str):
+        raise ValueError(
+            f"start of {file} must be the name or path of a checkpoint, got {found['start']!r:.80}."
+        )
+    for name, table in found.items():
+        if name != "start" and not isinstance(table, dict):
+            raise ValueError(f"{name} of {file} must be a table, [{name}], got {table!r}.")
+    return found
+
+
+def settings(cls, name: str, parsed):
+    """A settings dataclass: defaults, then the file's table, then options."""
+    table = tables(parsed.settings).get(name, {})
+    options = {
+        f.name: getattr(parsed, f.name) for f in fields(cls) if getattr(parsed, f.name, None) is not None
+    }
+    return filled(cls, table, f"[{name}] of {parsed.settings}", options)
+
+
+def filled(cls, table: dict, where: str, options: dict | None = None):
+    """A settings dataclass of a table, options above it; `ValueError` where it does not fit."""
+    check_keys(table, [f.name for f in fields(cls)], where)
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in table.items():
+        if is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise ValueError(f"{key} in {where} must be a table, got {value!r}.")
+            values[key] = filled(hints[key], value, f"[{key}] in {where}")
+        else:
+            values[key] = value
+    try:
+        return cls(**{**values, **(options or {})})
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}" if table else str(error)) from error
+
+
+def check_keys(table: dict, allowed, where: str) -> None:
+    """Raise `ValueError` where a table has a key that is not allowed."""
+    unknown = sorted(set(table) - set(allowed))
+    if unknown:
+        raise ValueError(
+            f"unknown key {', '.join(map(repr, unknown))} in {where}: allowed are {', '.join(allowed)}."
+        )
+
+
+def echo(folder, content: dict, command: Sequence[str]) -> Path:
+    """Write into a folder of results what made them: `settings.toml`, under the command as it was typed.
+
+    Args:
+        folder: made where it is not there.
+        content: as `written` takes it.
+        command: the arguments of `moe-md`.
+
+    Returns:
+        The file.
+    """
+    path = Path(folder) / "settings.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, written(content, [f"moe-md {shlex.join(command)}"]).encode())
+    return path
+
+
+def written(content: dict, header: Sequence[str] = ()) -> str:
+    """Settings as TOML, each key with what is said of it.
+
+    Args:
+        content: by table, a dataclass of settings, or the configuration of an
+            expert; `start`, a name, may stand among them.
+        header: lines of comment, on top.
+
+    Returns:
+        A text that `tables` reads; what is None is a comment.
+    """
+    document = tomlkit.document()
+    for line in header:
+        document.add(tomlkit.comment(line))
+    for name, value in sorted(content.items(), key=lambda item: not isinstance(item[1], str)):
+        if isinstance(value, str):
+            document.add(name, tomlkit.item(value))
+            continue
+        document.add(tomlkit.nl())
+        document.add(name, _table_of_settings(value) if is_dataclass(value) else _table_of_expert(value))
+    return tomlkit.dumps(document)
+
+
+def _table_of_settings(settings) -> tomlkit.items.Table:
+    values = {f.name: getattr(settings, f.name) for f in fields(settings)}
+    plain = {name: value for name, value in values.items() if not is_dataclass(value)}
+    table = _table(plain, {f.name: help_of(f) for f in fields(settings)})
+    for name in values.keys() - plain.keys():
+        table.add(name, _table_of_settings(values[name]))
+    return table
+
+
+def _table_of_expert(config: dict) -> tomlkit.items.Table:
+    from moe_md.experts.base import BUILDERS
+
+    text = inspect.getdoc(BUILDERS[config["builder"]]) or ""
+    said = {}
+    for names, words in re.findall(r"^    (\w+(?:, \w+)*): (.*(?:\n        .*)*)", text, re.MULTILINE):
+        said |= dict.fromkeys(names.split(", "), " ".join(words.split()).removesuffix("."))
+    return _table(config, {name: said.get(name, "") for name in config})
+
+
+def _table(values: dict, said: dict) -> tomlkit.items.Table:
+    table = tomlkit.table()
+    for name, value in values.items():
+        if value is None:
+            table.add(tomlkit.comment(f"{name} =  # {said[name]}"))
+            continue
+        item = tomlkit.item(list(value) if isinstance(value, tuple) else value)
+        if said[name]:
+            item.comment(said[name])
+        table.add(name, item)
+    return table

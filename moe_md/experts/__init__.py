@@ -1,0 +1,34 @@
+"""Experts: potentials as two pure functions of rows of centres.
+
+An expert knows displacements only, so one expert serves molecular dynamics,
+training, ASE and an MPI engine. Forces, virial and stress follow from the
+partial forces g = dE_i / d displacement of each row.
+"""
+
+from moe_md.experts.allegro import allegro
+from moe_md.experts.base import (
+    Expert,
+    build,
+    cast,
+    chunked_atom_energies,
+    energies_and_partial_forces,
+    register_expert,
+)
+from moe_md.experts.embedded_atom import embedded_atom
+from moe_md.experts.lennard_jones import lennard_jones
+from moe_md.experts.nequip import nequip
+from moe_md.experts.power_spectrum import power_spectrum
+
+__all__ = [
+    "Expert",
+    "allegro",
+    "build",
+    "cast",
+    "chunked_atom_energies",
+    "embedded_atom",
+    "energies_and_partial_forces",
+    "lennard_jones",
+    "nequip",
+    "power_spectrum",
+    "register_expert",
+]

@@ -1,0 +1,208 @@
+"""The contract of an expert, and what follows from it for all of them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ase.data import atomic_numbers
+from jax import Array
+from jax.custom_derivatives import SymbolicZero
+
+from moe_md.experts.radial import pair_cutoff
+from moe_md.experts.zbl import zbl_energies
+from moe_md.neighbors.rows import Neighborhood, map_rows
+
+Params = Any
+BUILDERS: dict[str, Callable] = {}  # filled by `register_expert`
+
+
+class Expert(NamedTuple):
+    """A potential E = sum_i E_i, a sum over rows.
+
+    With `num_hops` 1 it is strictly local: E_i depends on row i alone, and
+    `Neighborhood.neighbor` is not looked at. Above 1 it passes messages along
+    `neighbor`, the row number of each neighbour in that very `Neighborhood`: a
+    number of at least `n` says that the neighbour has no row there, and it
+    sends its species alone. E_i is right if the rows of all atoms within
+    `num_hops` - 1 neighbours of i are given; the other energies that come back
+    mean nothing.
+    """
+
+    init: Callable  # (key) -> params
+    atom_energies: Callable  # (params, Neighborhood) -> [n] eV
+    cutoff: float  # Å; the expert itself vanishes smoothly there
+    species: tuple[str, ...]  # one tuple shared by all experts of a mixture
+    domain: tuple[str, ...]  # species it may meet, as centre or neighbour
+    config: dict  # builder name and keyword arguments: what a checkpoint stores
+    num_hops: int = 1  # an energy depends on rows within num_hops - 1 neighbours of its centre
+    dear_slots: bool = False  # a slot costs so much that a mixture hands it rows without the skin's
+
+
+def energies_and_partial_forces(expert: Expert, params: Params, rows: Neighborhood) -> tuple[Array, Array]:
+    """Per-atom energies and g = dE_i / d displacement of every slot.
+
+    Of an expert with `num_hops` above 1 it is g = d(sum_j E_j) / d displacement,
+    over all rows j: where some rows are there for their messages only, mask
+    their energies and differentiate that sum instead.
+
+    Args:
+        expert: the potential.
+        params: its parameters.
+        rows: `n` rows of `K` slots.
+
+    Returns:
+        energies `[n]` eV and g `[n, K, 3]` eV/Å, zero on padded slots.
+    """
+
+    def total(displacement):
+        energies = expert.atom_energies(params, rows._replace(displacement=displacement))
+        return jnp.sum(energies), energies
+
+    g, energies = jax.grad(total, has_aux=True)(rows.displacement)
+    return energies, g
+
+
+def chunked_atom_energies(expert: Expert, chunk_size: int) -> Callable:
+    """The expert's `atom_energies`, `chunk_size` rows at a time.
+
+    Memory is bounded by one chunk, also under differentiation: when only the
+    displacements vary (molecular dynamics), each chunk returns its partial
+    forces along with its energies, in one pass and with nothing recomputed.
+    Rows of an expert with `num_hops` above 1 depend on one another: it gets
+    its own `atom_energies` back, whatever the chunk.
+
+    Args:
+        expert: the potential.
+        chunk_size: rows per chunk, at least 1.
+
+    Returns:
+        `(params, Neighborhood, wanted=None) -> [n] eV`, differentiable to any
+        order; `wanted` as in `map_rows`.
+
+    Raises:
+        ValueError: `chunk_size` is not positive.
+    """
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
+    if expert.num_hops > 1:
+        return expert.atom_energies
+
+    @jax.custom_jvp
+    def energies(params, displacement, rest, wanted):
+        rows = Neighborhood(displacement, *rest)
+        return map_rows(lambda chunk: expert.atom_energies(params, chunk), rows, chunk_size, wanted)
+
+    def jvp(primals, tangents):
+        params, displacement, rest, wanted = primals
+        params_dot, displacement_dot, *_ = tangents
+        e, g = map_rows(
+            lambda chunk: energies_and_partial_forces(expert, params, chunk),
+            Neighborhood(displacement, *rest),
+            chunk_size,
+            wanted,
+        )
+        e_dot = jnp.zeros_like(e)
+        if not isinstance(displacement_dot, SymbolicZero):
+            e_dot = e_dot + jnp.sum(g * displacement_dot, axis=(1, 2))
+        if any(not isinstance(t, SymbolicZero) for t in jax.tree.leaves(params_dot)):
+            dot = jax.tree.map(
+                lambda p, t: jnp.zeros_like(p) if isinstance(t, SymbolicZero) else t, params, params_dot
+            )
+
+            def of_params(p):
+                rows = Neighborhood(displacement, *rest)
+                return map_rows(lambda chunk: expert.atom_energies(p, chunk), rows, chunk_size, wanted)
+
+            e_dot = e_dot + jax.jvp(of_params, (params,), (dot,))[1]
+        return e, e_dot
+
+    energies.defjvp(jvp, symbolic_zeros=True)
+
+    def atom_energies(params, rows: Neighborhood, wanted: Array | None = None):
+        return energies(params, rows.displacement, rows[1:], wanted)
+
+    return atom_energies
+
+
+def register_expert(builder: Callable) -> Callable:
+    """Make checkpoints and settings files know a builder by its name; usable as a decorator.
+
+    Args:
+        builder: `(species, cutoff, *, ...) -> Expert`, whose `config` is
+            `{"builder": builder.__name__, ...}` with the builder's arguments.
+
+    Returns:
+        The builder itself.
+
+    Raises:
+        ValueError: another builder has that name.
+    """
+    name = getattr(builder, "__name__", "")
+    if BUILDERS.setdefault(name, builder) is not builder:
+        raise ValueError(f"name of the builder must not be taken, got {name!r}: rename the function.")
+    return builder
+
+
+def build(config: dict) -> Expert:
+    """The expert that a `config` describes.
+
+    Args:
+        config: `{"builder": name, ...}`, the builder's keyword arguments.
+
+    Raises:
+        ValueError: the builder or an argument is unknown.
+    """
+    arguments = dict(config)
+    name = arguments.pop("builder", None)
+    if not isinstance(name, str) or name not in BUILDERS:
+        raise ValueError(f"builder must be one of {sorted(BUILDERS)}, got {name!r}.")
+    try:
+        return BUILDERS[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"arguments of {name} must be those of mm.experts.{name}: {error}.") from None
+
+
+def cast(params: Params, dtype) -> Params:
+    """Parameters in the dtype of the positions."""
+    return jax.tree.map(lambda p: jnp.asarray(p, dtype), params)
+
+
+def network_expert(name: str, network: nn.Module, config: dict) -> Expert:
+    species, cutoff = config["species"], float(config["cutoff"])
+    domain = tuple(species if config["domain"] is None else config["domain"])
+    species = tuple(species)
+    pair_cutoffs = config.get("pair_cutoffs")
+    numbers = [atomic_numbers.get(symbol, 0) for symbol in species]
+    if config.get("zbl") and min(numbers) < 1:
+        raise ValueError(f"species must be chemical symbols where zbl is asked for, got {species}.")
+
+    def init(key):
+        row = Neighborhood(
+            displacement=jnp.ones((1, 1, 3)),
+            mask=jnp.ones((1, 1), bool),
+            center_species=jnp.zeros(1, jnp.int32),
+            neighbor_species=jnp.zeros((1, 1), jnp.int32),
+            neighbor=jnp.zeros((1, 1), jnp.int32),
+        )
+        return {
+            "network": network.init(key, row)["params"],
+            "scale": jnp.ones(len(species)),
+            "shift": jnp.zeros(len(species)),
+        }
+
+    def atom_energies(params, rows: Neighborhood):
+        p = cast(params, rows.displacement.dtype)
+        energies = network.apply({"params": p["network"]}, rows)
+        energies = p["scale"][rows.center_species] * energies + p["shift"][rows.center_species]
+        if config.get("zbl"):
+            energies = energies + zbl_energies(rows, numbers, pair_cutoff(rows, cutoff, pair_cutoffs))
+        return energies
+
+    return Expert(init, atom_energies, cutoff, species, domain, stored_config(name, config))
+
+
+def stored_config(builder: str, arguments: dict) -> dict:
+    plain = {k: list(v) if isinstance(v, (tuple, list)) else v for k, v in arguments.items()}
+    return {"builder": builder, **plain}

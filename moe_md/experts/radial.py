@@ -1,0 +1,70 @@
+"""Radial functions that vanish smoothly at the cutoff."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax import Array
+
+from moe_md.neighbors.rows import Neighborhood
+
+
+def polynomial_cutoff(x: Array, p: float) -> Array:
+    """Envelope u(x): one at 0, zero with two derivatives at 1.
+
+    u = 1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2)
+
+    Args:
+        x: distance over cutoff, any shape.
+        p: power, at least 2.
+
+    Source:
+        Gasteiger, Gross, Günnemann, arXiv:2003.03123, eq. 8.
+    """
+    p = int(p) if p == int(p) else p  # products are several times faster than a power
+    u = 1.0 - (p + 1) * (p + 2) / 2 * x**p + p * (p + 2) * x ** (p + 1) - p * (p + 1) / 2 * x ** (p + 2)
+    return jnp.where(x < 1.0, u, 0.0)
+
+
+def bessel(x: Array, num_bessels: int, axis: int = -1) -> Array:
+    """Bessel functions sin(n pi x) / (pi x), n = 1 .. num_bessels.
+
+    Args:
+        x: distance over cutoff, any shape, positive.
+        num_bessels: number of functions.
+        axis: of the result, along which the functions lie.
+
+    Returns:
+        `[..., num_bessels]`.
+
+    Source:
+        arXiv:2003.03123, eq. 7, normalised as in the reference Allegro.
+    """
+    # sin(n y) from sin y and cos y: one pair of transcendentals per edge.
+    y = jnp.pi * x
+    sine, twice_cosine = jnp.sin(y), 2.0 * jnp.cos(y)
+    waves = [jnp.zeros_like(sine), sine]
+    for _ in range(num_bessels - 1):
+        waves.append(twice_cosine * waves[-1] - waves[-2])
+    return jnp.stack(waves[1:], axis=axis) / jnp.expand_dims(y, axis)
+
+
+def pair_cutoff(
+    rows: Neighborhood, cutoff: float, pair_cutoffs: Sequence[Sequence[float]] | None
+) -> float | Array:
+    """The cutoff of every slot, Å: a number, or `[n, K]` where pairs of species have their own."""
+    if pair_cutoffs is None:
+        return cutoff
+    table = jnp.asarray(pair_cutoffs, rows.displacement.dtype)
+    return table[rows.center_species[:, None], rows.neighbor_species]
+
+
+def radial_basis(
+    distance: Array, mask: Array, cutoff: float | Array, num_bessels: int, p: float, axis: int = -1
+) -> Array:
+    """Bessel functions times the envelope, zero on masked slots: `[..., num_bessels]`.
+
+    `axis` as in `bessel`.
+    """
+    x = distance / cutoff
+    envelope = jnp.where(mask, polynomial_cutoff(x, p), 0.0)
+    return bessel(x, num_bessels, axis) * jnp.expand_dims(envelope, axis)

@@ -1,0 +1,171 @@
+"""How fast neighbouring trajectories part: the largest Lyapunov exponent, by tangent dynamics.
+
+A tangent vector is carried along with the state, dx' = (d step / dx) dx, exactly (forward-mode
+differentiation), and made short again every few steps, its growth booked:
+
+    lambda = lim 1/t ln |dx(t)| / |dx(0)|.
+
+The same growth is that of a gradient through the trajectory: beyond a few
+Lyapunov times 1/lambda it says nothing of an average, however exactly it is computed.
+
+Source: Benettin, Galgani, Giorgilli, Strelcyn, Meccanica 15, 9 (1980).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from moe_md.checks import check_count
+from moe_md.gradients.rollout import step_once
+from moe_md.simulate.integrators import NVE, Evaluation
+
+
+class TangentGrowth(NamedTuple):
+    """Of a tangent vector, per step."""
+
+    steps: np.ndarray  # [n] int, 1 and more
+    log_growth: np.ndarray  # [n], ln |dx| over |dx| at the start
+    exponent: float  # of growth in a step, from the later part
+    error: float  # of that, one standard error from blocks; NaN where there are too few
+    state: Any  # where the trajectory ended
+    carry: Any
+
+
+def lyapunov_exponent(
+    step_fn: Callable,
+    state,
+    tangent,
+    *,
+    n_steps: int,
+    every: int = 10,
+    carry=None,
+    size_fn: Callable | None = None,
+    skip: float = 0.25,
+) -> TangentGrowth:
+    """Growth of a tangent vector along a trajectory.
+
+    Args:
+        step_fn: `(state, carry) -> (state, carry)`, one step; only the state is
+            differentiated.
+        state: a pytree of floating point arrays.
+        tangent: alike; where the vector starts. Any but an exceptional one turns to the fastest growth.
+        n_steps: a multiple of `every`.
+        every: steps between two renormalisations.
+        carry: what goes along, as neighbour lists.
+        size_fn: of a tangent, a norm of it or of a part of it; default the Euclidean.
+        skip: share of the trajectory left out of the exponent, in [0, 1): there the vector turns.
+
+    Returns:
+        The growth; over the time of a step the exponent is lambda.
+
+    Raises:
+        ValueError: a number is out of range, the tangent has no size, or growth is not finite.
+
+    Arnold's map stretches by (3 + sqrt 5) / 2:
+
+    >>> def step_fn(x, constants):
+    ...     return jnp.array([[2.0, 1.0], [1.0, 1.0]]) @ x % 1.0, constants
+    >>> found = lyapunov_exponent(step_fn, jnp.array([0.3, 0.1]), jnp.array([1.0, 0.0]), n_steps=200)
+    >>> round(found.exponent, 4), round(float(np.log((3 + 5**0.5) / 2)), 4)
+    (0.9624, 0.9624)
+    """
+    check_count("every", every, 1)
+    check_count("n_steps", n_steps, every)
+    if n_steps % every or not 0 <= skip < 1:
+        raise ValueError(
+            f"n_steps must be a multiple of every, and skip in [0, 1), got {n_steps}, {every} and {skip}."
+        )
+    size_fn = _euclidean if size_fn is None else size_fn
+    size = float(size_fn(tangent))
+    if not (np.isfinite(size) and size > 0):
+        raise ValueError(f"tangent must have a positive, finite size, got {size}.")
+    tangent = jax.tree.map(lambda x: x / size, tangent)
+    state, carry, grown = _follow(step_fn, size_fn, n_steps // every, every, state, tangent, carry)
+    grown = np.asarray(grown, float)  # [n_steps / every]
+    if not np.isfinite(grown).all():
+        first = every * int(np.argmin(np.isfinite(grown)))
+        raise ValueError(
+            "step_fn must keep state and tangent finite, "
+            f"got NaN or infinity within {every} steps of step {first}."
+        )
+    later = grown[int(skip * len(grown)) :]
+    n_blocks = 5
+    blocks = (
+        later[: len(later) // n_blocks * n_blocks].reshape(n_blocks, -1).mean(axis=1)
+        if len(later) >= n_blocks
+        else None
+    )
+    error = np.nan if blocks is None else blocks.std(ddof=1) / np.sqrt(n_blocks) / every
+    return TangentGrowth(
+        every * np.arange(1, len(grown) + 1),
+        np.cumsum(grown),
+        float(later.mean()) / every,
+        float(error),
+        state,
+        carry,
+    )
+
+
+def flow(energy_fn: Callable, integrator: NVE) -> tuple[Callable, Callable]:
+    """A trajectory at constant energy as `lyapunov_exponent` takes it, the carry being neighbours.
+
+    Args:
+        energy_fn: `energy_fn(R, neighbor=...)` in eV.
+        integrator: from `nve`.
+
+    Returns:
+        init: `(position, momentum, masses, neighbors) -> state`, jax-md's.
+        step: `(state, neighbors) -> (state, neighbors)`, which updates the neighbours. Look at
+        their `did_buffer_overflow` in the end.
+
+    Raises:
+        ValueError: the integrator is another one.
+    """
+    if type(integrator) is not NVE:
+        raise ValueError(f"integrator must be from nve, got {type(integrator).__name__}.")
+
+    def force(R, neighbors):
+        return -jax.grad(lambda R: jnp.sum(energy_fn(R, neighbor=neighbors)))(R)
+
+    def init(position, momentum, masses, neighbors):
+        state = integrator.start(position, momentum, jnp.asarray(masses, position.dtype), None, None)
+        return integrator.receive(state, Evaluation(jax.jit(force)(position, neighbors), None))
+
+    def step(state, neighbors):
+        def force_at(position):
+            found = neighbors.update(jax.lax.stop_gradient(position))
+            return force(position, found), found
+
+        return step_once(integrator, state, force_at)
+
+    return init, step
+
+
+def of_positions(tangent) -> Array:
+    """The size of the positions' part alone: that of d position(t) / d position(0)."""
+    return jnp.sqrt(jnp.sum(tangent.position**2))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _follow(step_fn, size_fn, n_chunks, every, state, tangent, carry):
+    def step(moving, _):
+        state, tangent, carry = moving
+        state, tangent, carry = jax.jvp(lambda s: step_fn(s, carry), (state,), (tangent,), has_aux=True)
+        return (state, tangent, carry), None
+
+    def chunk(moving, _):
+        state, tangent, carry = jax.lax.scan(step, moving, None, length=every)[0]
+        size = size_fn(tangent)
+        return (state, jax.tree.map(lambda x: x / size, tangent), carry), jnp.log(size)
+
+    (state, _, carry), grown = jax.lax.scan(chunk, (state, tangent, carry), None, length=n_chunks)
+    return state, carry, grown
+
+
+def _euclidean(tangent) -> Array:
+    return jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(tangent)))

@@ -1,0 +1,586 @@
+"""One energy, many experts.
+
+    E(R) = sum_i sum_e w_ie(R) E_i^e(row i)
+
+Rows of centres are gathered per expert at a fixed capacity and only those are
+computed: an expert costs what its own atoms cost, with as many slots as its own
+cutoff needs. The result is one function of the positions, so its gradient
+conserves energy and momentum.
+
+An expert that passes messages is given its own centres and a halo: the rows of
+all atoms within `num_hops - 1` neighbours of them. Their energies are not used.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from moe_md.checks import check_value
+from moe_md.experts.base import Expert, Params, chunked_atom_energies
+from moe_md.neighbors import neighbor_list as lists
+from moe_md.neighbors.rows import Neighborhood, fullest_row, near_rows, rows_from_neighbor_list
+from moe_md.regions import Region, Sphere, Surroundings, check_region
+
+MAX_EDGE = 1e4  # Å, of a box
+# Of the room for neighbours within the skin, what those within a cutoff want:
+# there are fewer, and they vary less.
+THERMAL_ROOM = 0.3
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MixtureNeighbors:
+    """Neighbours of every atom, and the rows of every expert."""
+
+    list: lists.NeighborList  # neighbours of all atoms, for each cutoff
+    centers: tuple[Array, ...]  # per expert [capacity] int, the atoms it computes, n_atoms where none
+    halo: tuple[Array, ...]  # per expert [capacity] int, other atoms whose rows it needs, n_atoms where none
+    spheres: Any  # lists of what is near the atoms that the region follows, as it wants them
+    # bool, an expert was given more atoms than it holds rows, or more neighbours than slots
+    centers_overflow: Array
+    # per potential, in a row without skin; None where the list's will do
+    slots: tuple[int | None, ...] = field(metadata={"static": True})
+    update_fn: Callable = field(metadata={"static": True})
+    stale_fn: Callable = field(metadata={"static": True})
+
+    def update(
+        self, position: Array, *, region: Region | None = None, renew: bool = False, **kwargs
+    ) -> "MixtureNeighbors":
+        """The same capacities at new positions; safe under jit.
+
+        Args:
+            position: `[n_atoms, 3]`.
+            region: default the builder's.
+            renew: make the lists anew also where the old ones would do, so that
+                they follow from position, region and capacities alone.
+            **kwargs: `box`, `perturbation`.
+        """
+        return self.update_fn(position, self, region=region, renew=renew, **kwargs)
+
+    def stale(self, position: Array, *, region: Region | None = None, **kwargs) -> Array:
+        """Whether lists that are kept may miss pairs here, bool; arguments as in `update`."""
+        return self.stale_fn(position, self, region=region, **kwargs)
+
+    @property
+    def idx(self) -> Array:
+        """`[n_atoms, K]` int, neighbours of every atom within the longest cutoff and the skin."""
+        return self.list.idx[0]
+
+    @property
+    def did_buffer_overflow(self) -> Array:
+        """Results are wrong: allocate again, larger, and go back to the last good state."""
+        return self._list_overflow | self.centers_overflow
+
+    @property
+    def error(self) -> Array:
+        """Bits, 1 and 256.
+
+        1 where rows or cells of the list ran out or the box became too narrow, 256 where an expert ran out of
+        rows or slots.
+        """
+        return jnp.where(self._list_overflow, 1, 0) | jnp.where(self.centers_overflow, 256, 0)
+
+    @property
+    def _list_overflow(self) -> Array:
+        made = [
+            self.list,
+            *jax.tree.leaves(self.spheres, is_leaf=lambda x: isinstance(x, lists.NeighborList)),
+        ]
+        return jnp.any(jnp.stack([each.did_buffer_overflow for each in made]))
+
+
+class Parts(NamedTuple):
+    """What a mixture's energy is made of: the sum of their product."""
+
+    weight: Array  # [n_atoms, n_experts]
+    energy: Array  # [n_atoms, n_experts] eV, zero without weight
+
+
+class MixtureNeighborFns(NamedTuple):
+    """Host-side allocation and jitted update, as jax-md's `NeighborListFns`."""
+
+    allocate: Callable  # (position, extra_capacity=0, *, region=None, **kwargs) -> MixtureNeighbors
+    update: Callable  # (position, neighbors, *, region=None, renew=False, **kwargs) -> MixtureNeighbors
+    check_domains: Callable  # (position, neighbors, *, region=None, **kwargs) -> bool, all at home; warns
+    parts: Callable  # (position, neighbors, *, params=None, region=None, **kwargs) -> Parts
+    gate: Callable  # (position, neighbors, *, region=None, **kwargs) -> [n_atoms, n_experts], weights
+    # (position, neighbors, region, **kwargs) -> a region of `regions.hard`, atoms dealt out anew
+    assign: Callable
+    # (position, neighbors, *, params=None, region=None, **kwargs) -> eV, the guide in expert 0's place
+    fast: Callable | None  # None without a guide
+    split: Callable | None  # the same -> [2] eV, that energy and what is missing from the whole
+
+
+def mixture_neighbor_list(
+    displacement_fn: Callable,
+    box,
+    experts: Sequence[Expert],
+    params: Sequence[Params],
+    species,
+    region: Region,
+    *,
+    dr_threshold: float = 0.4,
+    capacity_multiplier: float = 1.25,
+    per_particle: bool = False,
+    fractional_coordinates: bool = False,
+    chunk_size: int = 64,
+    guide: tuple[Expert, Params] | None = None,
+) -> tuple[MixtureNeighborFns, Callable]:
+    """A mixture of experts as jax-md's `(neighbor_fn, energy_fn)`.
+
+    Args:
+        displacement_fn: from `jax_md.space`, `periodic` or `periodic_general`.
+        box: Å, a number, `[3]` edges or `[3, 3]` columns.
+        experts: two or more (one works too), the most expensive first.
+        params: one parameter tree per expert.
+        species: `[n_atoms]` int, index into `Expert.species`.
+        region: who owns what; expert 0 is inside.
+        dr_threshold: Å, skin of the neighbour list.
+        capacity_multiplier: slots allocated over slots needed; also rows of an
+            expert whose region moves, and of a halo.
+        per_particle: return `[n_atoms]` energies instead of their sum.
+        fractional_coordinates: positions are fractions of the box; without
+            them the box cannot change.
+        chunk_size: rows computed at a time.
+        guide: a cheap expert and its parameters, of any domain, that stands in
+            for expert 0 between two of its forces: for multiple time steps,
+            `simulate.nve(..., slow_every=)`. It may be expert 1 itself.
+
+    Returns:
+        neighbor_fn: `allocate(R)` on the host, then `nbrs.update(R)` under jit.
+            `check_domains(R, nbrs)` warns of rows outside an expert's domain;
+            `parts(R, nbrs)` are weights and energies, atom by atom and expert by expert.
+            With a guide, `fast(R, nbrs)` is the energy with it in expert 0's
+            place, `split(R, nbrs)` that and what is missing from the energy.
+        energy_fn: `energy_fn(R, neighbor, *, params=, region=, box=,
+        perturbation=)` in eV, the builder's values as defaults; box and
+        perturbation (a number or `[3, 3]`, applied to displacements) reach
+        rows and gates. Differentiable in positions, parameters, region and
+        perturbation. Rows that the list does not hold make it NaN: never a
+        silently wrong energy.
+
+    Raises:
+        ValueError: experts disagree on species, lengths or shapes do not match,
+            a species index is unknown, the cutoff does not fit the box, or, on
+            use, `box` is given without fractional coordinates.
+    """
+    _check_builder_arguments(experts, params, region, dr_threshold, capacity_multiplier, chunk_size)
+    experts, params = tuple(experts), tuple(params)
+    species = _checked_species(experts, params, species)
+    n_atoms = species.shape[0]
+    if guide is not None:
+        _check_guide(guide, experts)
+    potentials = experts if guide is None else (*experts, guide[0])
+    cutoffs = sorted({e.cutoff for e in potentials}, reverse=True)
+    level = [cutoffs.index(e.cutoff) for e in potentials]
+    if not dr_threshold >= 0:
+        raise ValueError(f"dr_threshold must not be negative (Å), got {dr_threshold}.")
+    _check_box(box, cutoffs[0])
+    builder_region, builder_params = region, params
+    energies_of = [chunked_atom_energies(e, chunk_size) for e in potentials]
+    list_fns = lists.neighbor_list(
+        displacement_fn,
+        box,
+        cutoffs,
+        dr_threshold=dr_threshold,
+        capacity_multiplier=capacity_multiplier,
+        fractional_coordinates=fractional_coordinates,
+    )
+
+    def given(box=None, perturbation=None) -> dict:
+        if box is not None and not fractional_coordinates:
+            raise ValueError(
+                "box can be given only where fractional_coordinates = True: positions in Å stay behind."
+            )
+        return {k: v for k, v in (("box", box), ("perturbation", perturbation)) if v is not None}
+
+    def surroundings(neighbors_list, spheres) -> Surroundings:
+        return Surroundings(species, neighbors_list.idx[0], cutoffs[0], spheres)
+
+    def support(position, owner: Region, neighbors_list, spheres, **kwargs) -> Array:
+        """Which atoms each expert computes, `[n_atoms, n_experts]` bool."""
+        near = surroundings(neighbors_list, spheres)
+        return owner.support(position, partial(displacement_fn, **kwargs), dr_threshold, near)
+
+    def halos_of(held, full_list) -> list[Array]:
+        """Which atoms each expert needs besides, `[n_atoms]` bool each."""
+        return [
+            _halo(held[:, e], full_list.idx[level[e]], expert.num_hops) for e, expert in enumerate(experts)
+        ]
+
+    def select(held, halos, centers_sizes, halo_sizes):
+        centers = tuple(_first(held[:, e], size) for e, size in enumerate(centers_sizes))
+        halo = tuple(_first(mask, size) for mask, size in zip(halos, halo_sizes))
+        needed = jnp.concatenate([jnp.sum(held, axis=0), jnp.stack([jnp.sum(mask) for mask in halos])])
+        return centers, halo, jnp.any(needed > jnp.asarray([*centers_sizes, *halo_sizes]))
+
+    packed = [potential.dear_slots and potential.num_hops == 1 for potential in potentials]
+
+    def fullest(position, centers, full_list, **kwargs) -> list[Array | None]:
+        """The most neighbours within its cutoff that a row of each potential with dear slots has."""
+        moved, held = partial(displacement_fn, **kwargs), [*centers, centers[0]]
+        return [
+            fullest_row(position, full_list.idx[level[e]], moved, held[e], p.cutoff) if packed[e] else None
+            for e, p in enumerate(potentials)
+        ]
+
+    def allocate(position, extra_capacity: int = 0, *, region: Region | None = None, **kwargs):
+        kwargs = given(**kwargs)
+        _check_position(position, n_atoms)
+        _check_box(lists.strained(kwargs.get("box", box), kwargs.get("perturbation")), cutoffs[0])
+        owner = builder_region if region is None else region
+        full_list = list_fns.allocate(position, extra_capacity=extra_capacity, **kwargs)
+
+        narrowest = lists.perpendicular_widths(
+            lists.strained(kwargs.get("box", box), kwargs.get("perturbation"))
+        ).min()
+
+        def listed(wanted: Sphere):
+            _check_seeds(wanted.centers, n_atoms)
+            warn_of_wide_spheres(float(wanted.reach) - dr_threshold, narrowest)
+            return list_fns.allocate(
+                position, extra_capacity, cutoffs=[wanted.reach], centers=wanted.centers, **kwargs
+            )
+
+        spheres = jax.tree.map(listed, owner.spheres(dr_threshold), is_leaf=_is_sphere)
+        held = support(position, owner, full_list, spheres, **kwargs)
+        _check_held(np.asarray(held), n_atoms, len(experts))
+        halos = halos_of(held, full_list)
+        slack = capacity_multiplier if owner.moves else 1.0
+        sizes = tuple(_capacity(n, slack, n_atoms) for n in np.sum(held, axis=0))
+        halo_sizes = tuple(_capacity(np.sum(mask), capacity_multiplier, n_atoms) for mask in halos)
+        centers, halo, overflow = select(held, halos, sizes, halo_sizes)
+        room = 1.0 + THERMAL_ROOM * (capacity_multiplier - 1.0)
+        most = fullest(position, centers, full_list, **kwargs)
+        slots = tuple(None if n is None else max(1, lists.roomy(room, extra_capacity, int(n))) for n in most)
+        neighbors = MixtureNeighbors(full_list, centers, halo, spheres, overflow, slots, update, stale)
+        check_domains(position, neighbors, region=region, **kwargs)
+        return neighbors
+
+    def stale(position, neighbors: MixtureNeighbors, *, region: Region | None = None, **kwargs) -> Array:
+        kwargs = given(**kwargs)
+        wanted = (builder_region if region is None else region).spheres(dr_threshold)
+        _check_spheres(wanted, neighbors.spheres)
+
+        def old(wish: Sphere, made: lists.NeighborList) -> Array:
+            return list_fns.stale(position, made, cutoffs=wish.reach[None], centers=wish.centers, **kwargs)
+
+        of_spheres = jax.tree.leaves(jax.tree.map(old, wanted, neighbors.spheres, is_leaf=_is_sphere))
+        return jnp.any(jnp.stack([list_fns.stale(position, neighbors.list, **kwargs), *of_spheres]))
+
+    def update(
+        position, neighbors: MixtureNeighbors, *, region: Region | None = None, renew: bool = False, **kwargs
+    ):
+        kwargs = given(**kwargs)
+        full_list = list_fns.update(position, neighbors.list, renew=renew, **kwargs)
+        owner = builder_region if region is None else region
+
+        def listed(wanted: Sphere, old: lists.NeighborList):
+            return list_fns.update(
+                position, old, renew=renew, cutoffs=wanted.reach[None], centers=wanted.centers, **kwargs
+            )
+
+        wanted = owner.spheres(dr_threshold)
+        _check_spheres(wanted, neighbors.spheres)
+        spheres = jax.tree.map(listed, wanted, neighbors.spheres, is_leaf=_is_sphere)
+        held = support(position, owner, full_list, spheres, **kwargs)
+        sizes = (tuple(c.shape[0] for c in each) for each in (neighbors.centers, neighbors.halo))
+        centers, halo, overflow = select(held, halos_of(held, full_list), *sizes)
+        overflow = overflow | neighbors.centers_overflow
+        for n, size in zip(fullest(position, centers, full_list, **kwargs), neighbors.slots):
+            overflow = overflow if n is None or size is None else overflow | (n > size)
+        return MixtureNeighbors(full_list, centers, halo, spheres, overflow, neighbors.slots, update, stale)
+
+    def rows_of(e: int, centers, position, neighbors: MixtureNeighbors, moved) -> tuple[Neighborhood, Array]:
+        """Rows for a potential of its centres, then of its halo; whether slots ran out."""
+        idx, no, n_slots = neighbors.list.idx[level[e]], jnp.zeros((), bool), neighbors.slots[e]
+        if n_slots is not None:
+            rows, n = near_rows(position, species, idx, moved, centers, potentials[e].cutoff, n_slots)
+            return rows, n > n_slots
+        if potentials[e].num_hops == 1:
+            return rows_from_neighbor_list(position, species, idx, moved, centers), no
+        centers = jnp.concatenate([centers, neighbors.halo[e]])
+        rows = rows_from_neighbor_list(position, species, idx, moved, centers)
+        n_rows = centers.shape[0]
+        row_of = jnp.full(n_atoms + 1, n_rows).at[centers].set(jnp.arange(n_rows)).at[n_atoms].set(n_rows)
+        return rows._replace(neighbor=row_of[rows.neighbor]), no
+
+    def column(
+        R, neighbor: MixtureNeighbors, weight, moves: bool, moved, e: int, tree, of: int
+    ) -> tuple[Array, Array]:
+        """Energies by potential `e` of the atoms with weight on expert `of`, `[n_atoms]`.
+
+        Also whether rows are missing.
+        """
+        centers, wanted = neighbor.centers[of], jnp.sum(weight[:, of] > 0)
+        if centers.shape[0] == 0:
+            return jnp.zeros(n_atoms, R.dtype), wanted > 0
+        weighted = weight.at[centers, of].get(mode="fill", fill_value=0.0) > 0
+        only = {}
+        if moves and potentials[e].num_hops == 1:
+            # Rows of the margin, and those held in reserve, come last and are left out.
+            order = jnp.argsort(~weighted)
+            centers, weighted, only = centers[order], weighted[order], {"wanted": jnp.sum(weighted)}
+        rows, lacking = rows_of(e, centers, R, neighbor, moved)
+        computed = energies_of[e](tree, rows, **only)[: centers.shape[0]]
+        energies = (
+            jnp.zeros(n_atoms, R.dtype).at[centers].set(jnp.where(weighted, computed, 0.0), mode="drop")
+        )
+        return energies, lacking | (wanted > jnp.sum(weighted))
+
+    def evaluated(
+        R, neighbor, of: Sequence[tuple[int, int]], params=None, region=None, box=None, perturbation=None
+    ) -> Parts:
+        """Weights, and the energies by some potentials of the atoms that are on some experts."""
+        trees = builder_params if params is None else params
+        trees = (*trees[: len(experts)], *(() if guide is None else guide[1:]))
+        region = builder_region if region is None else region
+        moved = partial(displacement_fn, **given(box, perturbation))
+        _check_spheres(region.spheres(dr_threshold), neighbor.spheres)
+        weight = region.gate(R, moved, surroundings(neighbor.list, neighbor.spheres))
+        columns = [column(R, neighbor, weight, region.moves, moved, e, trees[e], expert) for e, expert in of]
+        # A region that does not know, or an atom with weight outside the rows held.
+        # Weights may be below zero by rounding.
+        missing = jnp.any(jnp.isnan(weight)) | jnp.any(jnp.stack([lacks for _, lacks in columns]))
+        # A product with all positions, so that all forces are NaN too: behind a `where` they would be zero.
+        unknown = jnp.where(missing, jnp.nan, 0.0).astype(R.dtype) * jnp.sum(R)
+        return Parts(weight, jnp.stack([energies for energies, _ in columns], axis=1) + unknown)
+
+    every = [(e, e) for e in range(len(experts))]
+    guided = [(len(experts), 0), *every[1:]]
+
+    def parts(R, neighbor: MixtureNeighbors, **kwargs) -> Parts:
+        return evaluated(R, neighbor, every, **kwargs)
+
+    def energy_fn(
+        R, neighbor: MixtureNeighbors, *, params=None, region=None, box=None, perturbation=None, **_
+    ):
+        weight, energy = parts(R, neighbor, params=params, region=region, box=box, perturbation=perturbation)
+        energies = jnp.sum(weight * energy, axis=1)
+        return energies if per_particle else jnp.sum(energies)
+
+    def fast(R, neighbor: MixtureNeighbors, **kwargs) -> Array:
+        weight, energy = evaluated(R, neighbor, guided, **kwargs)
+        return jnp.sum(weight * energy)
+
+    def split(R, neighbor: MixtureNeighbors, **kwargs) -> Array:
+        weight, energy = evaluated(R, neighbor, [*guided, every[0]], **kwargs)
+        slow = jnp.sum(weight[:, 0] * (energy[:, -1] - energy[:, 0]))
+        return jnp.stack([jnp.sum(weight * energy[:, :-1]), slow])
+
+    @jax.jit
+    def gate(position, neighbors: MixtureNeighbors, *, region=None, **kwargs):
+        owner = builder_region if region is None else region
+        moved = partial(displacement_fn, **given(**kwargs))
+        return owner.gate(position, moved, surroundings(neighbors.list, neighbors.spheres))
+
+    @jax.jit
+    def assign(position, neighbors: MixtureNeighbors, region, **kwargs):
+        moved = partial(displacement_fn, **given(**kwargs))
+        return region.assigned(position, moved, surroundings(neighbors.list, neighbors.spheres))
+
+    @jax.jit
+    def count_foreign(position, neighbors: MixtureNeighbors, region, kwargs) -> Array:
+        """Atoms with weight on each expert that are, or see, what it does not know."""
+        moved = partial(displacement_fn, **kwargs)
+        owner = builder_region if region is None else region
+        gate = owner.gate(position, moved, surroundings(neighbors.list, neighbors.spheres))
+        counts = []
+        for e, (expert, centers) in enumerate(zip(experts, neighbors.centers)):
+            if set(expert.domain) == set(expert.species):
+                counts.append(jnp.zeros((), int))
+                continue
+            allowed = jnp.asarray([s in expert.domain for s in expert.species])
+            rows = rows_from_neighbor_list(position, species, neighbors.list.idx[level[e]], moved, centers)
+            near = rows.mask & (jnp.sum(rows.displacement**2, axis=-1) < expert.cutoff**2)
+            foreign = ~allowed[rows.center_species] | jnp.any(near & ~allowed[rows.neighbor_species], axis=1)
+            counts.append(jnp.sum(foreign & (gate.at[centers, e].get(mode="fill", fill_value=0.0) > 0)))
+        return jnp.stack(counts)
+
+    def check_domains(
+        position, neighbors: MixtureNeighbors, *, region: Region | None = None, **kwargs
+    ) -> bool:
+        if all(set(expert.domain) == set(expert.species) for expert in experts):
+            return True
+        counts = np.asarray(count_foreign(position, neighbors, region, given(**kwargs)))
+        return warn_of_foreign(experts, counts)
+
+    timescales = (None, None) if guide is None else (fast, split)
+    return MixtureNeighborFns(allocate, update, check_domains, parts, gate, assign, *timescales), energy_fn
+
+
+def warn_of_foreign(experts: Sequence[Expert], counts: np.ndarray) -> bool:
+    """Whether no expert computes atoms outside its domain, of which it has so many; warns where one does."""
+    for e in np.flatnonzero(counts):
+        warnings.warn(
+            f"region gives expert {e} {counts[e]} atoms that are or see species outside its domain "
+            f"{experts[e].domain}: "
+            f"its energies there are untrained. Enlarge the region by its cutoff, {experts[e].cutoff} Å.",
+            stacklevel=4,
+        )
+    return not counts.any()
+
+
+def _first(mask: Array, size: int) -> Array:
+    """The first `size` places where the mask is true, padded with its length."""
+    return jnp.nonzero(mask, size=size, fill_value=mask.shape[0])[0].astype(jnp.int32)
+
+
+def _halo(owned: Array, idx: Array, num_hops: int) -> Array:
+    """`[n_atoms]` bool: atoms within `num_hops - 1` neighbours of the owned ones, those left out."""
+    reached = owned
+    for _ in range(num_hops - 1):
+        target = jnp.where(reached[:, None], idx, idx.shape[0])
+        reached = reached.at[target].set(True, mode="drop")
+    return reached & ~owned
+
+
+def _capacity(n, slack: float, most: int) -> int:
+    return min(int(np.ceil(int(n) * slack)), most)
+
+
+@lru_cache
+def _structure_of(init: Callable):
+    return jax.tree.structure(jax.eval_shape(init, jax.random.key(0)))
+
+
+def _check_builder_arguments(experts, params, region, dr_threshold, capacity_multiplier, chunk_size) -> None:
+    if not isinstance(experts, (tuple, list)) or not all(isinstance(e, Expert) for e in experts):
+        raise ValueError(f"experts must be a tuple of experts, got {experts!r:.80}.")
+    if not isinstance(params, (tuple, list)):
+        raise ValueError(f"params must be a tuple, one tree for each expert, got {params!r:.80}.")
+    for n, (expert, tree) in enumerate(zip(experts, params)):
+        if jax.tree.structure(tree) != _structure_of(expert.init):
+            raise ValueError(
+                f"params must fit the experts, those of expert {n} are {jax.tree.structure(tree)!s:.80}."
+            )
+    check_region(region)
+    check_value("dr_threshold", dr_threshold, float)
+    check_value("capacity_multiplier", capacity_multiplier, float)
+    check_value("chunk_size", chunk_size, int)
+    if capacity_multiplier < 1:
+        raise ValueError(f"capacity_multiplier must be at least 1, got {capacity_multiplier}.")
+
+
+def _check_guide(guide, experts) -> None:
+    if not (isinstance(guide, (tuple, list)) and len(guide) == 2 and isinstance(guide[0], Expert)):
+        raise ValueError(f"guide must be an expert and its parameters, got {guide!r:.80}.")
+    expert, params = guide
+    if jax.tree.structure(params) != _structure_of(expert.init):
+        raise ValueError(
+            f"guide must have parameters that fit its expert, got {jax.tree.structure(params)!s:.80}."
+        )
+    if expert.num_hops > 1 or expert.species != experts[0].species:
+        raise ValueError(
+            f"guide must be an expert of the species {experts[0].species} that passes no messages, "
+            f"got {expert.species} and num_hops {expert.num_hops}."
+        )
+
+
+def _checked_species(experts, params, species) -> Array:
+    if len(experts) == 0 or len(experts) != len(params):
+        raise ValueError(
+            "experts and params must be sequences of equal length, at least 1, "
+            f"got {len(experts)} and {len(params)}."
+        )
+    if len({e.species for e in experts}) > 1:
+        raise ValueError(
+            f"experts must share one species tuple, got {' and '.join(str(e.species) for e in experts)}."
+        )
+    try:
+        values = np.asarray(species)
+    except ValueError:  # rows of unequal length
+        values = np.asarray(None)
+    if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(
+            "species must be a vector of integers, one per atom, "
+            f"got shape {values.shape} and dtype {values.dtype}."
+        )
+    known = len(experts[0].species)
+    if values.size and not (values.min() >= 0 and values.max() < known):
+        raise ValueError(
+            f"species must index {experts[0].species}, 0 to {known - 1}, "
+            f"got {values.min()} to {values.max()}."
+        )
+    return jnp.asarray(values, jnp.int32)
+
+
+def _check_box(box, cutoff: float) -> None:
+    try:
+        edges = np.asarray(box)
+    except ValueError:  # rows of unequal length
+        edges = np.asarray(None)
+    shaped = edges.dtype.kind in "iuf" and edges.shape in ((), (3,), (3, 3))
+    if not shaped or not (np.abs(edges) <= MAX_EDGE).all():
+        raise ValueError(
+            f"box must be a number, 3 edges or 3 x 3 columns, within {MAX_EDGE} Å, got {box!r:.80}."
+        )
+    if edges.ndim == 2 and abs(np.linalg.det(edges)) < 1e-6 * np.prod(np.linalg.norm(edges, axis=0)):
+        raise ValueError(f"box must have independent columns, got {box!r:.80}.")
+    if not (edges != 0).any() or (edges.ndim < 2 and not (edges > 0).all()):
+        raise ValueError(f"box must have positive edges, got {box!r:.80}.")
+    widths = lists.perpendicular_widths(edges)
+    if not (widths > 2 * cutoff).all():
+        raise ValueError(
+            f"box must be wider than twice the cutoff, 2 x {cutoff} Å, "
+            "in every direction for molecular dynamics, "
+            f"got widths {np.round(widths, 3).tolist()} Å: repeat the cell."
+        )
+
+
+def _check_position(position, n_atoms: int) -> None:
+    if np.shape(position) != (n_atoms, 3):
+        raise ValueError(f"position must have shape [{n_atoms}, 3], got {np.shape(position)}.")
+    if not np.isfinite(np.asarray(position)).all():
+        raise ValueError("position must be finite, got NaN or infinity.")
+
+
+def _is_sphere(x) -> bool:
+    return isinstance(x, Sphere)
+
+
+def _check_spheres(wanted, spheres) -> None:
+    """What the region wants must be what the neighbours hold."""
+    wishes = jax.tree.leaves(wanted, is_leaf=_is_sphere)
+    held = jax.tree.leaves(spheres, is_leaf=lambda x: isinstance(x, lists.NeighborList))
+    sizes = [[len(wish.centers) for wish in wishes], [len(each.centers) for each in held]]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"neighbors must be allocated for the region that is used, allocate(position, region=region): "
+            f"it follows {sizes[0]} seeds, they know of {sizes[1]}."
+        )
+
+
+def _check_seeds(seeds: Array, n_atoms: int) -> None:
+    if not (np.asarray(seeds) < n_atoms).all():
+        raise ValueError(f"seeds must be atoms, 0 to {n_atoms - 1}, got {int(np.max(seeds))}.")
+
+
+def warn_of_wide_spheres(reach: float, width: float) -> None:
+    """Where a sphere of this reach (Å) meets its own image."""
+    if 2 * reach > width:
+        warnings.warn(
+            f"region follows atoms in spheres of {reach:.2f} Å, wider than half the box, "
+            f"{width / 2:.2f} Å: the weights of atoms midway between two images of a sphere have a kink, "
+            "and energy is conserved the worse. Repeat the cell.",
+            stacklevel=3,
+        )
+
+
+def _check_held(held: np.ndarray, n_atoms: int, n_experts: int) -> None:
+    if held.shape != (n_atoms, n_experts):
+        raise ValueError(
+            f"region must speak of [n_atoms, n_experts] = [{n_atoms}, {n_experts}], got {list(held.shape)}."
+        )
+    if not held.any(axis=1).all():
+        raise ValueError(
+            "region must give every atom to some expert, "
+            f"got none for {int(np.sum(~held.any(axis=1)))} of {n_atoms} atoms."
+        )

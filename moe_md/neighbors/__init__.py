@@ -1,0 +1,1 @@
+"""Rows of centres with their neighbours, and the lists that fill them."""

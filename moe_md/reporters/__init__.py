@@ -1,0 +1,1 @@
+"""What a run writes: log, trajectory, H5MD, restart files."""

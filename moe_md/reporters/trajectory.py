@@ -1,0 +1,344 @@
+"""Trajectories on disk, and how well they conserve energy.
+
+Reporters for `moe_md.simulate.run`: each frame is on disk, whole, when the
+reporter returns.
+"""
+
+import contextlib
+import csv
+import io
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import ase
+import numpy as np
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io.extxyz import write_extxyz
+
+from moe_md.files import write_atomic
+from moe_md.simulate.run import Frame, Log, State
+
+
+class XYZWriter:
+    """Frames as extended XYZ, as ASE reads it.
+
+    Energy, forces, momenta (from ASE's masses), the expert of each atom, and
+    `step` and `time_ps` in the comment line.
+
+    Args:
+        path: file to write.
+        symbols: `[n_atoms]` chemical symbols.
+        cell: `[3, 3]` Å, lattice vectors as rows (ASE), or three edges; of
+            frames that bring no box of their own.
+        pbc: three booleans.
+        expert: `[n_atoms]` int, written as the column `expert`.
+        forces: write forces and momenta too.
+        append: keep what the file holds.
+        until_step: with `append`, drop frames of later steps, and what a kill
+            left of the last one. Steps in the file ascend.
+
+    Raises:
+        ValueError: `expert` is not one integer per atom, `until_step` comes
+            without `append`, or the file to cut holds no frames with steps.
+        OSError: the file cannot be written; the message names it.
+    """
+
+    def __init__(
+        self,
+        path,
+        symbols: Sequence[str],
+        cell,
+        pbc,
+        *,
+        expert=None,
+        forces=True,
+        append=False,
+        until_step=None,
+    ):
+        self._atoms = described(symbols, cell, pbc, expert)
+        self._forces = forces
+        self._file = _Text(path, append, until_step, _xyz_frames)
+
+    def __call__(self, frame: Frame) -> None:
+        atoms = self._atoms.copy()
+        check_atoms(frame, len(atoms))
+        atoms.positions[:] = positions_of(frame)
+        atoms.cell[:] = cell_of(frame, atoms)
+        atoms.info = {"step": frame.step, "time_ps": frame.time_ps}
+        results = {"energy": frame.potential}
+        if self._forces:
+            atoms.set_velocities(np.asarray(frame.velocity, float))
+            results["forces"] = np.asarray(frame.force, float)
+        atoms.calc = SinglePointCalculator(atoms, **results)
+        text = io.StringIO()
+        write_extxyz(text, [atoms])
+        self._file.write(text.getvalue())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class LogWriter:
+    """Scalars of each frame as CSV, one column per field of `simulate.Log`.
+
+    Args:
+        path: file to write.
+        append: keep what the file holds; no second header.
+        until_step: with `append`, drop rows of later steps, and what a kill
+            left of the last one. Steps in the file ascend.
+
+    Raises:
+        ValueError: the file has other columns, or `until_step` comes without
+            `append`.
+        OSError: the file cannot be written; the message names it.
+    """
+
+    def __init__(self, path, *, append: bool = False, until_step: int | None = None):
+        header = _csv_line(Log._fields)
+        found = _first_line(path) if append else ""
+        torn = until_step is not None and header.startswith(found)
+        if found not in ("", header) and not torn:
+            raise ValueError(
+                f"{path} must have the columns {header.strip()} to append to, got {found.strip()!r}."
+            )
+        self._file = _Text(path, append, until_step, _csv_rows)
+        if self._file.size() == 0:
+            self._file.write(header)
+
+    def __call__(self, frame: Frame) -> None:
+        self._file.write(_csv_line([getattr(frame, name) for name in Log._fields]))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class LastState:
+    """Saves the last good state when a run fails: npz of plain arrays.
+
+    Args:
+        path: file to write; holds `position`, `velocity`, `step`, `time_ps`.
+    """
+
+    def __init__(self, path):
+        self._path = Path(path)
+
+    def __call__(self, frame: Frame) -> None:
+        del frame
+
+    def on_failure(self, state: State) -> None:
+        """Write the file, whole or not at all."""
+        content = io.BytesIO()
+        np.savez(
+            content,
+            position=np.asarray(state.position),
+            velocity=np.asarray(state.velocity),
+            step=state.step,
+            time_ps=state.time_ps,
+        )
+        write_atomic(self._path, content.getvalue())
+
+
+def described(symbols: Sequence[str], cell, pbc, expert) -> ase.Atoms:
+    """What stays the same from frame to frame: atoms at the origin.
+
+    They have the column `expert` where there is one.
+
+    Raises:
+        ValueError: `expert` is not one integer per symbol.
+    """
+    atoms = ase.Atoms(list(symbols), np.zeros((len(symbols), 3)), cell=np.asarray(cell, float), pbc=pbc)
+    if expert is not None:
+        if np.shape(expert) != (len(symbols),):
+            raise ValueError(
+                f"expert must have shape [{len(symbols)}], one per symbol, got {np.shape(expert)}."
+            )
+        atoms.arrays["expert"] = np.asarray(expert, int)
+    return atoms
+
+
+def check_atoms(frame: Frame, n_atoms: int) -> None:
+    """Raise `ValueError` where a frame has another number of atoms."""
+    if frame.position.shape != (n_atoms, 3):
+        raise ValueError(
+            f"symbols must name {frame.position.shape[0]} atoms, as the frame has, got {n_atoms}."
+        )
+
+
+def cell_of(frame: Frame, atoms: ase.Atoms) -> np.ndarray:
+    """`[3, 3]` Å, rows: the frame's own box, or the cell that was described."""
+    return atoms.cell.array if frame.box is None else np.asarray(frame.box, float).T
+
+
+def positions_of(frame: Frame) -> np.ndarray:
+    """`[n_atoms, 3]` Å: a frame that brings its box has positions that are fractions of it."""
+    return frame.position if frame.box is None else frame.position @ np.asarray(frame.box, float).T
+
+
+@contextlib.contextmanager
+def naming(path) -> Generator[None]:
+    """Raise an `OSError` that names the file and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        message = (
+            f"{path} cannot be written: {reason}. "
+            "The last restart is whole: resume from it once there is room"
+        )
+        raise OSError(error.errno, message) from error
+
+
+class _Text:
+    """A text file to append to, cut where a run is taken up.
+
+    It is unbuffered, so that closing it writes nothing.
+    """
+
+    def __init__(self, path, append: bool, until_step: int | None, records: Callable):
+        check_cut(append, until_step)
+        self._path = Path(path)
+        if until_step is not None and self._path.exists():
+            _cut(self._path, until_step, records)
+        # Open until `close`.
+        self._file = open(path, "ab" if append else "wb", buffering=0)  # noqa: SIM115
+
+    def size(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
+
+    def write(self, text: str) -> None:
+        left = memoryview(text.encode())
+        with naming(self._path):
+            while left:
+                left = left[self._file.write(left) :]
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def check_cut(append: bool, until_step: int | None) -> None:
+    """Raise `ValueError` where there is nothing to cut."""
+    if until_step is not None and not append:
+        raise ValueError(f"until_step must come with append=True, got until_step={until_step} alone.")
+
+
+def _cut(path: Path, until_step: int, records: Callable[[BinaryIO, Path], Iterator[tuple[int, int]]]) -> None:
+    """Drop whole records beyond a step, and a torn last one; read line by line, cut in one system call."""
+    end = 0
+    with open(path, "rb") as file:
+        for step, offset in records(file, path):
+            if step > until_step:
+                break
+            end = offset
+    if end < path.stat().st_size:
+        os.truncate(path, end)
+
+
+def _xyz_frames(file: BinaryIO, path: Path) -> Iterator[tuple[int, int]]:
+    """Step and end (bytes) of every whole frame."""
+    while (count := file.readline()).endswith(b"\n"):
+        if not (comment := file.readline()).endswith(b"\n"):
+            return
+        step = re.search(rb"(?:^|\s)step=(\d+)(?:\s|$)", comment)
+        if not count.strip().isdigit() or step is None:
+            raise ValueError(
+                f"{path} must hold frames with step=... in their comment lines to be cut, "
+                f"got {count + comment!r:.80}."
+            )
+        last = deque(enumerate(islice(file, int(count)), 1), maxlen=1)
+        n, line = last.pop() if last else (0, b"")
+        if n < int(count) or (n and not line.endswith(b"\n")):
+            return
+        yield int(step[1]), file.tell()
+
+
+def _csv_rows(file: BinaryIO, path: Path) -> Iterator[tuple[int, int]]:
+    """Step and end (bytes) of every whole row; the header comes before all steps."""
+    if file.readline().endswith(b"\n"):
+        yield -1, file.tell()
+    while (line := file.readline()).endswith(b"\n"):
+        step = line.split(b",")[Log._fields.index("step")]
+        if not step.isdigit():
+            raise ValueError(f"{path} must hold a step in each row to be cut, got {line!r:.80}.")
+        yield int(step), file.tell()
+
+
+def _csv_line(values: Sequence) -> str:
+    line = io.StringIO()
+    csv.writer(line).writerow(values)
+    return line.getvalue()
+
+
+def _first_line(path) -> str:
+    if not Path(path).exists():
+        return ""
+    with open(path, "rb") as file:
+        return file.readline().decode(errors="replace")
+
+
+class Drift(NamedTuple):
+    """A rate, and how far to trust it; meV / atom / ps."""
+
+    slope: float
+    standard_error: float
+
+
+def drift(time_ps, energy_eV, n_atoms: int, *, n_blocks: int = 10) -> Drift:
+    """Rate at which a total energy drifts.
+
+    Energies along a trajectory are correlated, so a fit over all of them
+    claims too small an error. They are averaged over `n_blocks` consecutive
+    blocks of equal length, each longer than the correlation time, and a line
+    is fitted to the block means (t_b, E_b):
+
+        slope = sum (t_b - <t>)(E_b - <E>) / sum (t_b - <t>)^2
+        error = sqrt( sum residual_b^2 / (n_blocks - 2) / sum (t_b - <t>)^2 )
+
+    With 10 blocks the error has 8 degrees of freedom.
+
+    Args:
+        time_ps: `[n]`, evenly spaced.
+        energy_eV: `[n]`, total energy of the system.
+        n_atoms: number of atoms.
+        n_blocks: at least 3.
+
+    Returns:
+        Slope and its standard error, meV / atom / ps.
+
+    Raises:
+        ValueError: shapes differ, values are not finite, or there are fewer
+            than two energies per block.
+
+    >>> import numpy as np
+    >>> t = np.linspace(0.0, 5.0, 100)
+    >>> slope, error = drift(t, 0.02 * t, n_atoms=10)
+    >>> print(round(slope, 6), error < 1e-9)
+    2.0 True
+    """
+    t, e = np.asarray(time_ps, float), np.asarray(energy_eV, float)
+    if t.ndim != 1 or t.shape != e.shape:
+        raise ValueError(
+            f"time_ps and energy_eV must be vectors of one length, got shapes {t.shape} and {e.shape}."
+        )
+    if not (np.isfinite(t).all() and np.isfinite(e).all()):
+        raise ValueError("time_ps and energy_eV must be finite, got NaN or infinity.")
+    if n_atoms < 1:
+        raise ValueError(f"n_atoms must be at least 1, got {n_atoms}.")
+    if n_blocks < 3:
+        raise ValueError(f"n_blocks must be at least 3, got {n_blocks}.")
+    length = len(t) // n_blocks
+    if length < 2:
+        raise ValueError(f"time_ps must hold at least 2 values per block, {2 * n_blocks}, got {len(t)}.")
+    # The oldest frames that fill no whole block are left out.
+    t, e = (x[len(x) - n_blocks * length :].reshape(n_blocks, length).mean(axis=1) for x in (t, e - e.mean()))
+    dt, de = t - t.mean(), e - e.mean()
+    slope = np.sum(dt * de) / np.sum(dt**2)
+    residual = de - slope * dt
+    error = np.sqrt(np.sum(residual**2) / (n_blocks - 2) / np.sum(dt**2))
+    return Drift(1e3 * float(slope) / n_atoms, 1e3 * float(error) / n_atoms)

@@ -1,0 +1,408 @@
+"""Who owns what."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax_md import space
+
+from moe_md.experts import lennard_jones
+from moe_md.mixture import mixture_neighbor_list
+from moe_md.neighbors.rows import rows_from_neighbor_list
+from moe_md.regions import (
+    Fixed,
+    Surroundings,
+    around,
+    committee,
+    complement,
+    coordination,
+    custom,
+    descriptor,
+    fixed,
+    nested,
+    slab,
+    sphere,
+    switch,
+    union,
+)
+
+displacement_fn, _ = space.free()
+POSITION = np.array([[0.0, 1.0, 5.0], [1.0, 0.0, 2.0], [2.0, 3.0, 2.0], [9.0, 0.0, -1.0]])
+
+
+def test_fixed_gates_are_one_for_the_owner():
+    region = fixed([2, 0, 0, 1], n_experts=3)
+    gate = region.gate(jnp.asarray(POSITION), displacement_fn)
+    np.testing.assert_array_equal(gate, [[0, 0, 1], [1, 0, 0], [1, 0, 0], [0, 1, 0]])
+    np.testing.assert_array_equal(region.support(jnp.asarray(POSITION), displacement_fn, 0.5), gate > 0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gates_have_the_dtype_of_positions(dtype):
+    assert fixed([0, 1, 1, 0]).gate(jnp.asarray(POSITION, dtype), displacement_fn).dtype == dtype
+
+
+def test_a_region_is_a_pytree():
+    region = fixed([0, 1, 1, 0], n_experts=3)
+    leaves, tree = jax.tree.flatten(region)
+    assert len(leaves) == 1
+    again = jax.tree.unflatten(tree, [jnp.array([2, 2, 0, 0])])
+    assert isinstance(again, Fixed) and again.n_experts == 3
+    gate = jax.jit(lambda region, R: region.gate(R, displacement_fn))(again, jnp.asarray(POSITION))
+    assert gate.shape == (4, 3) and np.argmax(gate, axis=1).tolist() == [2, 2, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        (dict(lower=2.5), [0, 1, 1, 1]),
+        (dict(upper=0.0), [1, 1, 1, 0]),
+        (dict(lower=2.0, upper=5.0), [0, 0, 0, 1]),  # atoms on a plane are inside
+        (dict(lower=0.5, upper=2.5, axis=0), [1, 0, 0, 1]),
+        (dict(lower=3.0, axis=1), [1, 1, 0, 1]),
+        (dict(), [0, 0, 0, 0]),
+    ],
+)
+def test_slab_takes_what_lies_between_its_planes(settings, expected):
+    assert slab(POSITION, **settings).assignment.tolist() == expected
+
+
+def test_an_atom_keeps_its_expert():
+    region = slab(POSITION, lower=2.5)
+    moved = jnp.asarray(POSITION[::-1].copy())
+    np.testing.assert_array_equal(jnp.argmax(region.gate(moved, displacement_fn), axis=1), [0, 1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: fixed([0, 2]), "assignment must lie between 0 and n_experts - 1 = 1, got 0 to 2"),
+        (lambda: fixed([-1, 0]), "assignment must lie between 0 .* got -1 to 0"),
+        (lambda: fixed([0.0, 1.0]), r"assignment must be a vector of integers.*\(2,\) and dtype float64"),
+        (lambda: fixed([True, False]), "assignment must be a vector of integers.* dtype bool"),
+        (lambda: fixed([[0, 1]]), r"assignment must be a vector of integers.*\(1, 2\)"),
+        (lambda: fixed([0], n_experts=0), "n_experts must be at least 1, got 0"),
+        (lambda: slab(POSITION[:, :2]), r"position must have shape \[n_atoms, 3\], got \(4, 2\)"),
+        (lambda: slab(POSITION, axis=3), "axis must be 0, 1 or 2, got 3"),
+        (lambda: slab(POSITION, n_experts=1), "n_experts must be at least 2 for a slab, got 1"),
+        (lambda: slab(POSITION, lower=5.1), r"slab must select .*: lower = 5.1.* span -1.000 to 5.000 Å"),
+        (lambda: slab(POSITION, lower=3.0, upper=2.0), "slab must select at least one atom"),
+        (
+            lambda: sphere(POSITION, [0.0, 0.0], 1.0),
+            r"position and center must have shapes .* \(4, 3\) and \(2,\)",
+        ),
+        (
+            lambda: sphere(POSITION, np.zeros(3), 0.0),
+            "radius must be positive and blend not negative .* got 0.0 and 0.0",
+        ),
+        (
+            lambda: sphere(POSITION, np.zeros(3), 1.0),
+            "sphere must select at least one atom: radius = 1.0 .* 2.236 Å from center",
+        ),
+        (lambda: around([0.5], 1.0, 1.0), "seeds must be a vector of atom indices"),
+        (lambda: around([-1], 1.0, 1.0), "seeds must be a vector of atom indices"),
+        (lambda: around([], 1.0, 1.0), "seeds must be a vector of atom indices"),
+        (
+            lambda: around([0], 1.0, 0.0),
+            "r_core must not be negative and r_blend positive .* got 1.0 and 0.0",
+        ),
+        (lambda: custom(None), "gate_fn must be a function, got None"),
+        (lambda: custom(len, 3), "support_fn must be a function, got 3"),
+        (lambda: union(), "regions must be at least one, got none"),
+        (lambda: nested(), "regions must be at least one, got none"),
+    ],
+)
+def test_bad_regions_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_switch_has_two_continuous_derivatives():
+    ends = jnp.array([0.0, 1.0])
+    slope, curvature = jax.grad(switch), jax.grad(jax.grad(switch))
+    np.testing.assert_array_equal(switch(ends), [1.0, 0.0])
+    for d in (slope, curvature):
+        np.testing.assert_allclose(jax.vmap(d)(ends + jnp.array([1e-7, -1e-7])), 0.0, atol=1e-5)
+        np.testing.assert_array_equal(jax.vmap(d)(ends + jnp.array([-1e-7, 1e-7])), 0.0)
+    assert float(switch(0.5)) == pytest.approx(0.5)
+
+
+def test_sphere_is_frozen():
+    region = sphere(POSITION, POSITION[1], 1.0, blend=5.0)
+    gate = np.asarray(region.gate(jnp.asarray(POSITION) + 100.0, displacement_fn))
+    distance = np.linalg.norm(POSITION - POSITION[1], axis=1)
+    np.testing.assert_allclose(gate[:, 0], switch((distance - 1.0) / 5.0), rtol=1e-12)
+    assert 0 < gate[0, 0] < 1 and gate[3].tolist() == [0.0, 1.0]
+    np.testing.assert_array_equal(region.support(POSITION, displacement_fn, 1.0), gate > 0)
+    periodic, _ = space.periodic(9.0)
+    across = sphere(POSITION, [9.0, 0.0, -1.0], 2.0, displacement_fn=periodic)
+    assert across.assignment.tolist() == [1, 1, 1, 0]
+    assert sphere(POSITION, [0.0, 0.0, 0.0], 2.5).assignment.tolist() == [1, 0, 1, 1]
+
+
+def combinations():
+    two = around([1, 2], 1.0, 1.5)
+    return {
+        "around": two,
+        "complement": complement(two),
+        "union": union(around([0], 0.5, 1.0), two, fixed([0, 0, 1, 1, 1, 1])),
+        "nested": nested(around([3], 0.7, 0.9), complement(two), fixed([0, 1, 1, 1, 0, 1])),
+    }
+
+
+@pytest.mark.parametrize("name", combinations())
+def test_gates_sum_to_one_and_support_holds_them_after_any_move(name):
+    region, rng, margin = combinations()[name], np.random.default_rng(0), 0.6
+    blended = 0
+    for _ in range(200):
+        position = rng.uniform(0.0, 4.0, (6, 3))
+        held = np.asarray(region.support(jnp.asarray(position), displacement_fn, margin))
+        step = rng.normal(size=(6, 3))
+        step *= 0.5 * margin * rng.random((6, 1)) / np.linalg.norm(step, axis=1, keepdims=True)
+        gate = np.asarray(region.gate(jnp.asarray(position + step), displacement_fn))
+        np.testing.assert_allclose(gate.sum(axis=1), 1.0, rtol=1e-14)
+        assert gate.min() >= 0 and gate.shape == held.shape
+        assert not np.any((gate > 0) & ~held)
+        blended += np.sum((gate > 0.01) & (gate < 0.99))
+    assert blended > 20 and region.moves
+
+
+def test_combinations_are_what_sets_are():
+    a, b = fixed([0, 0, 1, 1]), fixed([0, 1, 0, 1])
+    R = jnp.asarray(POSITION)
+
+    def owner(region):
+        return np.argmax(region.gate(R, displacement_fn), axis=1).tolist()
+
+    assert owner(union(a, b)) == [0, 0, 0, 1] and owner(complement(a)) == [1, 1, 0, 0]
+    assert owner(nested(a, b)) == [0, 0, 1, 2]
+    assert not union(a, b).moves and union(a, around([0], 1.0, 1.0)).moves
+    with pytest.raises(ValueError, match="must be of two experts, got 3"):
+        union(fixed([0, 1, 2, 0], n_experts=3)).gate(R, displacement_fn)
+
+
+def test_custom_regions_do_what_functions_say():
+    def gate(height, position, displacement_fn):
+        inside = switch(height - position[:, 2])
+        return jnp.stack([inside, 1.0 - inside], axis=1)
+
+    region, R = custom(gate, parameters=jnp.asarray(2.5)), jnp.asarray(POSITION)
+    np.testing.assert_allclose(region.gate(R, displacement_fn)[:, 0], [1.0, 0.5, 0.5, 0.0])
+    assert region.support(R, displacement_fn, 0.1).all() and len(jax.tree.leaves(region)) == 1
+    slope = jax.grad(lambda r: jnp.sum(r.gate(R, displacement_fn)[:, 0]))(region).parameters
+    assert float(slope) < 0
+    near = custom(
+        gate,
+        lambda height, R, d, margin: jnp.stack([R[:, 2] > height - 1 - margin, R[:, 2] < height + margin], 1),
+        2.5,
+    )
+    assert near.support(R, displacement_fn, 0.1).tolist() == [
+        [True, False],
+        [True, True],
+        [True, True],
+        [False, True],
+    ]
+
+
+LATTICE = 2.2  # Å, of a simple cubic crystal with 8 x 7 x 6 atoms
+CUBIC = np.stack(np.meshgrid(*(np.arange(n) for n in (8, 7, 6)), indexing="ij"), -1).reshape(-1, 3) * LATTICE
+EDGES = LATTICE * np.array([8.0, 7.0, 6.0])
+LJ = lennard_jones(("Pt",), 3.2, epsilon=0.4, sigma=1.8)
+FLUIDS = [{"epsilon": jnp.asarray(e), "sigma": jnp.asarray(1.8)} for e in (0.4, 0.3)]
+
+
+def crystal(region, **kwargs):
+    """A mixture of two Lennard-Jones fluids on that crystal."""
+    D, _ = space.periodic(EDGES)
+    return D, *mixture_neighbor_list(D, EDGES, (LJ, LJ), FLUIDS, np.zeros(len(CUBIC), int), region, **kwargs)
+
+
+def shaken(seed, size=0.1):
+    return jnp.asarray(CUBIC + size * np.random.default_rng(seed).normal(size=CUBIC.shape))
+
+
+@pytest.mark.parametrize(
+    "region",
+    [
+        around([5, 6, 200, 300], 1.5, 1.2),
+        union(
+            fixed([0] * 9 + [1] * 327),
+            around([17], 1.3, 1.0),
+            complement(complement(around([18, 90], 1.0, 1.6))),
+        ),
+    ],
+    ids=["around", "combined"],
+)
+def test_lists_of_a_mixture_say_what_every_pair_says(region):
+    _, neighbor_fn, energy_fn = crystal(region)
+    _, *plain = crystal(custom(lambda _, R, d: region.gate(R, d)))
+    nbrs, every = neighbor_fn.allocate(shaken(0)), plain[0].allocate(shaken(0))
+    update = jax.jit(lambda R, nbrs: nbrs.update(R))
+    value, theirs = (jax.jit(jax.value_and_grad(f)) for f in (energy_fn, plain[1]))
+    rebuilt = 0
+    for n in range(6):  # far enough that lists are made anew
+        R = shaken(n, 0.02 + 0.05 * n)
+        before = jax.tree.leaves(nbrs.spheres)[0]
+        nbrs, every = update(R, nbrs), update(R, every)
+        rebuilt += bool(np.any(np.asarray(before) != np.asarray(jax.tree.leaves(nbrs.spheres)[0])))
+        assert not nbrs.did_buffer_overflow and not every.did_buffer_overflow
+        (found, slope), (expected, its) = value(R, nbrs), theirs(R, every)
+        np.testing.assert_allclose(found, expected, rtol=1e-13)
+        np.testing.assert_allclose(slope, its, atol=1e-11)
+        assert sum(c.shape[0] for c in nbrs.centers) < 1.6 * len(CUBIC)
+    assert rebuilt >= 1
+
+
+def test_rounding_at_the_rim_is_no_reason_for_nan():
+    """In float32 a switch may end below zero by a few parts in ten millions;
+    that is not a region that does not know.
+    """
+    R = jnp.asarray(CUBIC)
+
+    def weighing(w):
+        weight = jnp.zeros(len(R)).at[1].set(w)
+        return crystal(custom(lambda *_: jnp.stack([weight, 1 - weight], -1)))[1:]
+
+    neighbor_fn, energy_fn = weighing(-1e-7)
+    nbrs = neighbor_fn.allocate(R)
+    assert np.isfinite(energy_fn(R, nbrs)) and np.isnan(weighing(jnp.nan)[1](R, nbrs))
+
+
+def test_a_sphere_wider_than_half_the_box_warns():
+    """The narrowest edge is 13.2 Å."""
+    R = jnp.asarray(CUBIC)
+    with pytest.warns(UserWarning, match="spheres of 6.70 Å, wider than half the box, 6.60 Å"):
+        crystal(around([0], 4.7, 2.0))[1].allocate(R)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        crystal(around([0], 4.5, 2.0))[1].allocate(R)
+
+
+def test_no_array_holds_every_pair_of_seeds_and_atoms():
+    """The cost of seeds is that of the atoms near them."""
+    seeds = np.arange(0, 330, 3)
+    _, neighbor_fn, energy_fn = crystal(around(seeds, 0.5, 0.5), capacity_multiplier=1.0)
+    nbrs = neighbor_fn.allocate(shaken(0))
+
+    def both(R, nbrs):
+        nbrs = nbrs.update(R)
+        return jax.grad(energy_fn)(R, nbrs)
+
+    def sizes(jaxpr):
+        for equation in jaxpr.eqns:
+            yield from (v.aval.shape for v in equation.outvars)
+            for value in jax.tree.leaves(
+                equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+            ):
+                inner = getattr(value, "jaxpr", value)
+                if hasattr(inner, "eqns"):
+                    yield from sizes(inner)
+
+    found = list(sizes(jax.make_jaxpr(both)(shaken(1), nbrs).jaxpr))
+    assert any(len(seeds) in shape for shape in found) and any(len(CUBIC) in shape for shape in found)
+    assert not any({len(seeds), len(CUBIC)} <= set(shape) for shape in found)
+    assert nbrs.spheres.idx[0].shape[1] < 20
+
+
+def test_lists_for_other_seeds_or_wider_spheres_give_no_energy():
+    """What lists do not know is never guessed: update with the region that is used."""
+    region = around([5, 200], 1.5, 1.0)
+    _, neighbor_fn, energy_fn = crystal(region, capacity_multiplier=2.0)
+    R = shaken(0)
+    nbrs = neighbor_fn.allocate(R)
+    energy, update = jax.jit(energy_fn), jax.jit(lambda nbrs, region: nbrs.update(R, region=region))
+    slope = jax.jit(jax.grad(energy_fn))
+    assert np.isfinite(energy(R, nbrs))
+    for other in (around([5, 100], 1.5, 1.0), around([5, 200], 2.0, 1.2)):
+        assert np.isnan(energy(R, nbrs, region=other)) and np.isnan(slope(R, nbrs, region=other)).all()
+        after = update(nbrs, other)
+        expected = energy(R, neighbor_fn.allocate(R, region=other), region=other)
+        assert after.did_buffer_overflow or float(energy(R, after, region=other)) == pytest.approx(
+            float(expected), rel=1e-13
+        )
+    assert not update(nbrs, around([5, 100], 1.5, 1.0)).did_buffer_overflow
+    with pytest.raises(
+        ValueError,
+        match=r"neighbors must be allocated for the region .* it follows \[3\] seeds, they know of \[2\]",
+    ):
+        energy_fn(R, nbrs, region=around([5, 200, 7], 1.5, 1.0))
+    with pytest.raises(ValueError, match="neighbors must be allocated for the region"):
+        nbrs.update(R, region=fixed([0] * len(CUBIC)))
+
+
+def test_coordination_counts_neighbors():
+    """Simple cubic with a vacancy: five beside it, six elsewhere."""
+    region = coordination(4.5, 5.6, r_full=2.4, r_none=2.8)
+    hole = np.delete(CUBIC, 100, axis=0)
+    D, _ = space.periodic(EDGES)
+    neighbor_fn, energy_fn = mixture_neighbor_list(
+        D, EDGES, (LJ, LJ), FLUIDS, np.zeros(len(hole), int), region
+    )
+    nbrs = neighbor_fn.allocate(jnp.asarray(hole))
+    near = Surroundings(jnp.zeros(len(hole), int), nbrs.idx, 3.2, None)
+    numbers = np.asarray(region.numbers(jnp.asarray(hole), D, near))
+    away = hole - CUBIC[100]
+    beside = np.linalg.norm(away - EDGES * np.round(away / EDGES), axis=1) < 1.1 * LATTICE
+    np.testing.assert_allclose(numbers, np.where(beside, 5.0, 6.0), rtol=1e-12)
+    gate = np.asarray(region.gate(jnp.asarray(hole), D, near))
+    np.testing.assert_allclose(gate[~beside, 0], 0.0, atol=1e-12)
+    np.testing.assert_allclose(gate[beside, 0], switch(0.5 / 1.1), rtol=1e-12)
+    assert nbrs.centers[0].shape[0] < 10 and np.isfinite(energy_fn(jnp.asarray(hole), nbrs))
+    with pytest.raises(
+        ValueError, match="near must hold neighbours within 2.8 Å, the region's cutoff, got None"
+    ):
+        region.gate(jnp.asarray(hole), D)
+    with pytest.raises(
+        ValueError, match="near must hold neighbours within 3.5 Å, the region's cutoff, got 3.2"
+    ):
+        mixture_neighbor_list(
+            D,
+            EDGES,
+            (LJ, LJ),
+            FLUIDS,
+            np.zeros(len(hole), int),
+            coordination(4.0, 5.0, r_full=2.4, r_none=3.5),
+        )[0].allocate(jnp.asarray(hole))
+
+
+def test_a_committee_takes_what_it_disagrees_on():
+    """Two that know the crystal equally well, and not what is out of place in it."""
+    narrow = lennard_jones(("Pt",), 3.2, epsilon=0.4, sigma=1.8)
+    members = [{"epsilon": jnp.asarray(0.4), "sigma": jnp.asarray(s)} for s in (1.78, 1.82)]
+    region = committee(narrow, members, 0.06, 0.12)
+    R = jnp.asarray(CUBIC).at[150, 0].add(0.5)
+    D, neighbor_fn, energy_fn = crystal(region)
+    nbrs = neighbor_fn.allocate(R)
+    near = Surroundings(jnp.zeros(len(R), int), nbrs.idx, 3.2, None)
+    inside = np.asarray(region.gate(R, D, near))[:, 0]
+    rows = rows_from_neighbor_list(R, near.species, nbrs.idx, D, jnp.arange(len(R)))
+    energies = np.stack([narrow.atom_energies(p, rows) for p in members])
+    number = np.sqrt(energies.var(axis=0) + 0.03**2)
+    np.testing.assert_allclose(inside, 1.0 - switch((number - 0.06) / 0.06), atol=1e-12)
+    assert inside[150] > 0.5 and np.median(inside) == 0.0
+    assert region.region.scalar_fn is committee(narrow, members, 0.1, 0.2).region.scalar_fn  # compiled once
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: descriptor(3, 0.0, 1.0, 3.0), "scalar_fn must be a function, got 3"),
+        (lambda: descriptor(len, 1.0, 1.0, 3.0), "high must exceed low"),
+        (
+            lambda: descriptor(len, 0.0, 1.0, 0.0),
+            "high must exceed low and cutoff be positive .*, got 1.0, 0.0 and 0.0",
+        ),
+        (lambda: descriptor(len, 0.0, 1.0, 3.0, slack=-1.0), "slack must not be negative, got -1.0"),
+        (
+            lambda: coordination(4.0, 5.0, r_full=3.0, r_none=2.0),
+            r"r_full must be positive and below r_none \(Å\), got 3.0 and 2.0",
+        ),
+        (lambda: committee(LJ, [{}], 0.1, 0.2), "params must be two or more trees of one structure"),
+        (lambda: committee(LJ, [{}, {}], 0.0, 0.2), r"low must be positive \(eV\), got 0.0"),
+    ],
+)
+def test_bad_descriptors_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

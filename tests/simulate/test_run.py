@@ -1,0 +1,648 @@
+import dataclasses
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase.build import fcc111
+from jax_md import minimize, space
+from jax_md import simulate as integrators
+
+import moe_md as mm
+from moe_md import simulate, units
+from moe_md.simulate.run import _advance
+
+CUTOFF = 4.3
+
+
+def pt_slab(*, epsilon=(0.60, 0.55), **options):
+    """A Pt slab of 72 atoms; expert 0 owns its upper half."""
+    atoms = fcc111("Pt", (4, 6, 3), a=3.97, orthogonal=True, vacuum=8.0)
+    displacement_fn, shift_fn = space.periodic(jnp.asarray(np.diag(atoms.cell)))
+    experts = [mm.experts.lennard_jones(("Pt",), CUTOFF, epsilon=e, sigma=2.5446) for e in epsilon]
+    region = mm.regions.slab(atoms.positions, lower=np.median(atoms.positions[:, 2]))
+    neighbor_fn, energy_fn = mm.mixture_neighbor_list(
+        displacement_fn,
+        np.diag(atoms.cell),
+        experts,
+        [e.init(None) for e in experts],
+        np.zeros(len(atoms), int),
+        region,
+        **options,
+    )
+    return atoms, neighbor_fn, energy_fn, shift_fn
+
+
+@pytest.fixture(scope="module")
+def slab():
+    return pt_slab()
+
+
+@pytest.fixture(scope="module")
+def warm(slab):
+    """A run at 500 K that others continue."""
+    atoms, neighbor_fn, energy_fn, shift_fn = slab
+    start = dict(masses=atoms.get_masses(), temperature_K=900.0, key=jax.random.key(0))
+    return simulate.run(
+        neighbor_fn,
+        energy_fn,
+        simulate.nve(shift_fn, 2.0),
+        jnp.asarray(atoms.positions),
+        n_steps=100,
+        **start,
+    )
+
+
+def test_drops_into_jax_md(slab, warm):
+    atoms, neighbor_fn, energy_fn, shift_fn = slab
+    masses = jnp.asarray(atoms.get_masses())
+    R = jnp.asarray(warm.state.position)
+
+    def walk(functions, state, n_steps):
+        _, apply_fn = functions
+        neighbors = neighbor_fn.allocate(state.position)
+
+        @jax.jit
+        def chunk(state, neighbors):
+            def step(_, carry):
+                state, neighbors = carry
+                state = apply_fn(state, neighbor=neighbors)
+                return state, neighbors.update(state.position)
+
+            return jax.lax.fori_loop(0, n_steps, step, (state, neighbors))
+
+        state, neighbors = chunk(state, neighbors)
+        assert not neighbors.did_buffer_overflow
+        return state, energy_fn(state.position, neighbors)
+
+    neighbors = neighbor_fn.allocate(R)
+    nve = integrators.nve(energy_fn, shift_fn, 2.0 * units.fs)
+    start = nve[0](jax.random.key(1), R, 500 * units.kB, mass=masses, neighbor=neighbors)
+    end, energy = walk(nve, start, 100)
+    before = energy_fn(R, neighbors) + integrators.kinetic_energy(start)
+    assert abs(energy + integrators.kinetic_energy(end) - before) < 1e-4 * len(atoms)
+    # Our loop, which updates lists where the forces are, takes the same path.
+    ours = simulate.run(
+        neighbor_fn,
+        energy_fn,
+        simulate.nve(shift_fn, 2.0),
+        R,
+        masses=masses,
+        velocity=start.velocity,
+        n_steps=100,
+    )
+    apart = space.distance(
+        jax.vmap(space.periodic(jnp.asarray(np.diag(atoms.cell)))[0])(ours.state.position, end.position)
+    )
+    assert apart.max() < 1e-5  # time steps differ in float32's last digit
+
+    langevin = integrators.nvt_langevin(energy_fn, shift_fn, 2.0 * units.fs, 500 * units.kB, 0.01 / units.fs)
+    start = langevin[0](jax.random.key(2), R, mass=masses, neighbor=neighbors)
+    end, energy = walk(langevin, start, 100)
+    assert jnp.isfinite(energy) and 250 < integrators.temperature(end) / units.kB < 1000
+
+    fire = minimize.fire_descent(energy_fn, shift_fn, 0.05, 0.2)
+    end, energy = walk(fire, fire[0](R, neighbor=neighbors), 100)
+    assert energy < energy_fn(R, neighbors) - 1.0 and jnp.abs(end.force).max() < 0.1
+
+
+def test_log_and_frames(slab):
+    atoms, neighbor_fn, energy_fn, shift_fn = slab
+    frames = []
+    drifting = np.random.default_rng(0).normal(size=(len(atoms), 3)) + 1.0
+    out = simulate.run(
+        neighbor_fn,
+        energy_fn,
+        simulate.nve(shift_fn, 0.5),
+        jnp.asarray(atoms.positions),
+        masses=atoms.get_masses(),
+        velocity=0.01 * drifting,
+        n_steps=25,
+        chunk_steps=10,
+        reporters=[frames.append],
+    )
+    np.testing.assert_array_equal(out.log.step, [0, 10, 20, 25])
+    np.testing.assert_allclose(out.log.time_ps, [0, 0.005, 0.010, 0.0125])
+    np.testing.assert_allclose(out.log.total, out.log.total[0], atol=1e-4)
+    assert out.log.momentum.max() < 1e-12  # removed at the start, then conserved
+    assert [f.step for f in frames] == [0, 10, 20, 25] and out.state.step == 25
+    last, neighbors = frames[-1], neighbor_fn.allocate(out.state.position)
+    np.testing.assert_array_equal(last.position, out.state.position)
+    energy, gradient = jax.value_and_grad(energy_fn)(out.state.position, neighbors)
+    np.testing.assert_allclose(last.potential, energy, rtol=1e-12)
+    np.testing.assert_allclose(last.force, -gradient, atol=1e-10)
+    atoms = atoms.copy()
+    atoms.set_velocities(last.velocity)
+    np.testing.assert_allclose(last.kinetic, atoms.get_kinetic_energy(), rtol=1e-12)
+    n = len(atoms)
+    np.testing.assert_allclose(last.temperature_K, atoms.get_temperature() * 3 * n / (3 * n - 3), rtol=1e-9)
+
+
+def test_every_force_sees_every_pair():
+    """Forces along a run equal those of fresh lists, with a thin skin and long steps."""
+    atoms, neighbor_fn, energy_fn, shift_fn = pt_slab(dr_threshold=0.05)
+    frames = []
+    simulate.run(
+        neighbor_fn,
+        energy_fn,
+        simulate.nve(shift_fn, 5.0),
+        jnp.asarray(atoms.positions),
+        masses=atoms.get_masses(),
+        temperature_K=2000.0,
+        key=jax.random.key(3),
+        n_steps=40,
+        chunk_steps=1,
+        reporters=[frames.append],
+    )
+    neighbors = neighbor_fn.allocate(jnp.asarray(atoms.positions), extra_capacity=20)
+    force_fn = jax.jit(jax.grad(lambda R, neighbor: -energy_fn(R, neighbor)))
+    for frame in frames:
+        fresh = neighbors.update(frame.position)
+        assert not fresh.did_buffer_overflow
+        np.testing.assert_allclose(frame.force, force_fn(frame.position, fresh), atol=1e-9)
+
+
+@pytest.mark.parametrize("thermostat", [False, True])
+def test_overflow_heals(thermostat):
+    """Lists with no room to spare give the path of roomy ones."""
+
+    def path(capacity_multiplier):
+        atoms, neighbor_fn, energy_fn, shift_fn = pt_slab(capacity_multiplier=capacity_multiplier)
+        integrator = (
+            simulate.langevin(shift_fn, 2.0, 1500.0, 0.01) if thermostat else simulate.nve(shift_fn, 2.0)
+        )
+        return simulate.run(
+            neighbor_fn,
+            energy_fn,
+            integrator,
+            jnp.asarray(atoms.positions) * jnp.asarray([[1.0, 1.0, 0.97]]),  # compressed
+            masses=atoms.get_masses(),
+            temperature_K=1500.0,
+            key=jax.random.key(4),
+            n_steps=120,
+        )
+
+    tight, roomy = path(1.0), path(2.0)
+    assert roomy.log.n_regrown[-1] == 0 and tight.log.n_regrown[-1] >= 1
+    assert tight.neighbors.idx.shape[1] < roomy.neighbors.idx.shape[1]
+    np.testing.assert_allclose(tight.state.position, roomy.state.position, atol=1e-9)
+    np.testing.assert_allclose(tight.log.total, roomy.log.total, atol=1e-9)
+
+
+def test_lists_that_never_fit(slab):
+    atoms, neighbor_fn, energy_fn, shift_fn = slab
+
+    class Stubborn:
+        @staticmethod
+        def allocate(position, **kwargs):
+            full = neighbor_fn.allocate(position, **kwargs)
+            return dataclasses.replace(full, centers_overflow=jnp.ones((), bool))
+
+    with pytest.raises(simulate.SimulationError, match="max_regrow = 2"):
+        simulate.relax(Stubborn, energy_fn, shift_fn, jnp.asarray(atoms.positions), max_regrow=2)
+
+
+def test_stops_with_the_last_good_state(slab):
+    atoms, neighbor_fn, energy_fn, shift_fn = slab
+    origin = jnp.asarray(atoms.positions)
+
+    def fragile(R, neighbor, **kwargs):
+        apart = jnp.max(jnp.abs(R - origin)[:, 2])
+        return jnp.where(apart < 0.4, energy_fn(R, neighbor, **kwargs), jnp.nan)
+
+    class Keeper:
+        failed = None
+
+        def __call__(self, frame):
+            self.last = frame
+
+        def on_failure(self, state):
+            self.failed = state
+
+    keeper = Keeper()
+    with pytest.raises(simulate.SimulationError, match="timestep_fs") as caught:
+        simulate.run(
+            neighbor_fn,
+            fragile,
+            simulate.nve(shift_fn, 2.0),
+            origin,
+            masses=atoms.get_masses(),
+            temperature_K=1000.0,
+            key=jax.random.key(5),
+            n_steps=1000,
+            chunk_steps=5,
+            reporters=[keeper],
+        )
+    state = caught.value.state
+    assert state is keeper.failed and state.step % 5 == 0 and state.step == keeper.last.step > 0
+    assert state.step == caught.value.log.step[-1] and f"step {state.step}" in str(caught.value)
+    np.testing.assert_array_equal(state.position, keeper.last.position)
+    assert np.isfinite(state.position).all() and np.abs(state.position - origin)[:, 2].max() < 0.4
+    with pytest.raises(simulate.SimulationError, match="starting positions"):
+        simulate.run(
+            neighbor_fn,
+            lambda R, neighbor: jnp.nan * jnp.sum(R),
+            simulate.nve(shift_fn, 1.0),
+            origin,
+            masses=atoms.get_masses(),
+            velocity=np.zeros(origin.shape),
+            n_steps=1,
+        )
+
+
+def test_compiles_once(slab, warm):
+    """After warm-up nothing is compiled: other lengths, steps, temperatures, params, restarts."""
+    atoms, neighbor_fn, energy_fn, shift_fn = slab
+    params = [{"epsilon": jnp.asarray(e), "sigma": jnp.asarray(2.5446)} for e in (0.6, 0.55)]
+    frames = []
+
+    def go(timestep_fs, temperature_K, n_steps, state, params):
+        return simulate.run(
+            neighbor_fn,
+            energy_fn,
+            simulate.langevin(shift_fn, timestep_fs, temperature_K, 0.01),
+            state=state,
+            neighbors=warm.neighbors,
+            params=params,
+            key=jax.random.key(6),
+            n_steps=n_steps,
+            chunk_steps=10,
+            reporters=[frames.append],
+        )
+
+    first = go(1.0, 300.0, 20, warm.state, params)
+    compilations = []
+
+    def listener(event, duration, **kwargs):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compilations.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    jax.jit(lambda x: x * 1.25)(1.0)
+    assert len(compilations) == 1  # the listener hears
+    size = _advance._cache_size()
+    second = go(0.5, 500.0, 27, first.state, jax.tree.map(lambda p: 0.99 * p, params))
+    fresh = second.state._replace(dynamics=second.state.dynamics.set(position=jnp.asarray(atoms.positions)))
+    compilations.clear()
+    go(0.25, 200.0, 33, fresh, params)
+    assert compilations == [] and _advance._cache_size() == size
+
+
+def test_atoms_that_change_hands_compile_nothing(slab, warm):
+    """Centres enter and leave the rows of both experts inside the compiled loop, within their capacity."""
+    _, neighbor_fn, energy_fn, shift_fn = slab
+    region = mm.regions.around([40], 2.6, 1.2)
+    given = dict(region=region, chunk_steps=10)
+    first = simulate.run(
+        neighbor_fn, energy_fn, simulate.nve(shift_fn, 2.0), state=warm.state, n_steps=10, **given
+    )
+    size, owned = _advance._cache_size(), set()
+
+    def look(state, neighbors):
+        owned.add(tuple(tuple(np.asarray(c).tolist()) for c in neighbors.centers))
+
+    class Watch:
+        def __call__(self, frame):
+            pass
+
+        on_state = staticmethod(look)
+
+    out = simulate.run(
+        neighbor_fn,
+        energy_fn,
+        simulate.nve(shift_fn, 2.0),
+        state=first.state,
+        neighbors=first.neighbors,
+        n_steps=400,
+        reporters=[Watch()],
+        **given,
+    )
+    assert len(owned) >= 3 and out.log.n_regrown[-1] == 0
+    assert _advance._cache_size() == size
+
+
+def test_params_and_region_are_arguments(slab):
+    atoms, neighbor_fn, energy_fn, shift_fn = slab
+    _, other_fn, other_energy_fn, _ = pt_slab(epsilon=(0.50, 0.50))
+    start = dict(masses=atoms.get_masses(), temperature_K=300.0, key=jax.random.key(7), n_steps=20)
+    R = jnp.asarray(atoms.positions)
+    params = [{"epsilon": 0.50, "sigma": 2.5446}, {"epsilon": 0.3, "sigma": 2.0}]
+    everywhere = mm.regions.fixed(np.zeros(len(atoms), int))
+    given = simulate.run(
+        neighbor_fn, energy_fn, simulate.nve(shift_fn, 1.0), R, params=params, region=everywhere, **start
+    )
+    built = simulate.run(other_fn, other_energy_fn, simulate.nve(shift_fn, 1.0), R, **start)
+    np.testing.assert_allclose(given.state.position, built.state.position, atol=1e-10)
+    np.testing.assert_allclose(given.log.potential, built.log.potential, rtol=1e-10)
+
+
+@pytest.mark.parametrize("thermostat", [False, True])
+def test_continues_where_it_stopped(slab, warm, thermostat):
+    _, neighbor_fn, energy_fn, shift_fn = slab
+    integrator = simulate.langevin(shift_fn, 2.0, 500.0, 0.01) if thermostat else simulate.nve(shift_fn, 2.0)
+
+    def on(from_, n_steps, **kwargs):
+        kwargs.setdefault("neighbors", from_.neighbors)
+        return simulate.run(neighbor_fn, energy_fn, integrator, state=from_.state, n_steps=n_steps, **kwargs)
+
+    key = jax.random.key(8) if thermostat else None
+    whole = on(warm, 60, key=key, chunk_steps=20)
+    half = on(on(warm, 30, key=key), 30, neighbors=None)
+    np.testing.assert_allclose(half.state.position, whole.state.position, atol=1e-10)
+    assert half.state.step == whole.state.step == 160
+    np.testing.assert_array_equal(whole.log.step, [120, 140, 160])
+    if thermostat:  # its momentum is removed when energy is to be conserved
+        assert whole.log.momentum[-1] > 1e-3
+        after = simulate.run(
+            neighbor_fn, energy_fn, simulate.nve(shift_fn, 1.0), state=whole.state, n_steps=5
+        )
+        assert after.log.momentum[-1] < 1e-12
+
+
+def test_langevin_holds_the_temperature(slab, warm):
+    _, neighbor_fn, energy_fn, shift_fn = slab
+    out = simulate.run(
+        neighbor_fn,
+        energy_fn,
+        simulate.langevin(shift_fn, 4.0, 500.0, 0.02),
+        state=warm.state,
+        neighbors=warm.neighbors,
+        key=jax.random.key(9),
+        n_steps=2200,
+        chunk_steps=5,
+    )
+    blocks = out.log.temperature_K[40:].reshape(10, -1).mean(axis=1)  # 0.8 ps each
+    error = blocks.std(ddof=1) / np.sqrt(10)
+    assert error < 15 and abs(blocks.mean() - 500) < 4 * error
+
+
+def test_a_thermostat_on_one_experts_atoms(slab, warm):
+    """Atoms without friction feel forces only; the heat bath of the others warms them too."""
+    atoms, neighbor_fn, energy_fn, shift_fn = slab
+    lower = atoms.positions[:, 2] < np.median(atoms.positions[:, 2])
+    start = dict(state=warm.state, neighbors=warm.neighbors, key=jax.random.key(11))
+    strong = simulate.langevin(shift_fn, 4.0, 800.0, 0.02 * lower)
+    one = simulate.run(neighbor_fn, energy_fn, strong, n_steps=1, **start)
+    free = simulate.run(
+        neighbor_fn,
+        energy_fn,
+        simulate.nve(shift_fn, 4.0),
+        state=warm.state,
+        neighbors=warm.neighbors,
+        n_steps=1,
+    )
+    apart = np.abs(np.asarray(one.state.position - free.state.position)).max(axis=1)
+    assert apart[~lower].max() < 1e-9 and apart[lower].min() > 1e-6
+    out = simulate.run(neighbor_fn, energy_fn, strong, n_steps=2200, chunk_steps=5, **start)
+    blocks = out.log.temperature_K[40:].reshape(10, -1).mean(axis=1)
+    error = blocks.std(ddof=1) / np.sqrt(10)
+    assert error < 30 and abs(blocks.mean() - 800) < 4 * error
+    with pytest.raises(
+        ValueError, match="friction_per_fs must be a number or one for each of 72 atoms, got 3"
+    ):
+        simulate.run(
+            neighbor_fn, energy_fn, simulate.langevin(shift_fn, 4.0, 800.0, np.ones(3)), n_steps=1, **start
+        )
+    for rates in (np.zeros(72), -np.ones(72), np.ones((72, 3)), [np.nan] * 72):
+        with pytest.raises(
+            ValueError, match="friction_per_fs must be rates that are finite, not negative and not all zero"
+        ):
+            simulate.langevin(shift_fn, 4.0, 800.0, rates)
+
+
+def test_a_thermostat_on_an_expert_is_one_on_its_atoms(slab, warm):
+    atoms, neighbor_fn, energy_fn, shift_fn = slab
+    lower = atoms.positions[:, 2] < np.median(atoms.positions[:, 2])
+    runs = [
+        simulate.run(
+            neighbor_fn,
+            energy_fn,
+            thermostat,
+            state=warm.state,
+            neighbors=warm.neighbors,
+            key=jax.random.key(11),
+            n_steps=20,
+        ).state.position
+        for thermostat in (
+            simulate.langevin(shift_fn, 4.0, 800.0, 0.02 * lower),
+            simulate.langevin(shift_fn, 4.0, 800.0, (0.0, 0.02), per_expert=True),
+        )
+    ]
+    assert (np.asarray(runs[0]) == np.asarray(runs[1])).all()
+
+
+def test_a_thermostat_follows_its_region(slab, warm):
+    """Chunk by chunk, it is that of the weights at the beginning of the chunk."""
+    _, neighbor_fn, energy_fn, shift_fn = slab
+    region, rates = mm.regions.around([70], 2.0, 3.0), (0.0, 0.05)
+    neighbors = neighbor_fn.allocate(warm.state.position, region=region)
+    options = dict(region=region, key=jax.random.key(12))
+    follows = simulate.langevin(shift_fn, 4.0, 800.0, rates, per_expert=True)
+    whole = simulate.run(
+        neighbor_fn,
+        energy_fn,
+        follows,
+        state=warm.state,
+        neighbors=neighbors,
+        n_steps=40,
+        chunk_steps=20,
+        **options,
+    )
+    state, frictions = warm.state, []
+    for part in range(2):
+        weight = neighbor_fn.gate(state.position, neighbors, region=region)
+        frictions.append(np.asarray(weight) @ rates)
+        by_hand = simulate.langevin(shift_fn, 4.0, 800.0, frictions[-1])
+        given = options if part == 0 else {"region": region}
+        result = simulate.run(
+            neighbor_fn, energy_fn, by_hand, state=state, neighbors=neighbors, n_steps=20, **given
+        )
+        state, neighbors = result.state, result.neighbors
+    assert np.abs(frictions[1] - frictions[0]).max() > 1e-3 and frictions[0].min() == 0
+    assert np.allclose(state.position, whole.state.position, atol=1e-12)
+
+
+def test_a_thermostat_wants_a_rate_for_each_expert(slab, warm):
+    _, neighbor_fn, energy_fn, shift_fn = slab
+    three = simulate.langevin(shift_fn, 4.0, 800.0, (0.0, 0.1, 0.2), per_expert=True)
+    with pytest.raises(ValueError, match="friction_per_fs must have a rate for each of 2 experts, got 3"):
+        simulate.run(neighbor_fn, energy_fn, three, state=warm.state, key=jax.random.key(0), n_steps=1)
+    with pytest.raises(ValueError, match="friction_per_fs must be rates"):
+        simulate.langevin(shift_fn, 4.0, 800.0, 0.1, per_expert=True)
+
+
+def test_velocities_are_maxwell_boltzmann(slab):
+    atoms, neighbor_fn, energy_fn, shift_fn = slab
+    masses = np.where(np.arange(len(atoms)) % 2, 195.0, 16.0)
+    v = np.stack(
+        [
+            simulate.run(
+                neighbor_fn,
+                energy_fn,
+                simulate.nve(shift_fn, 1.0),
+                jnp.asarray(atoms.positions),
+                masses=masses,
+                temperature_K=400.0,
+                key=jax.random.key(seed),
+                n_steps=0,
+            ).state.velocity
+            for seed in range(20)
+        ]
+    )
+    np.testing.assert_allclose(np.einsum("i,sik->sk", masses, v), 0, atol=1e-10)
+    for m in (16.0, 195.0):
+        share = 1 - m / masses.sum()  # what is left of m v^2 without the total momentum
+        kT = m * v[:, masses == m] ** 2 / share
+        assert abs(kT.mean() / units.kB - 400) < 4 * 400 * np.sqrt(2 / kT.size)
+
+
+def test_relaxation_takes_no_long_step():
+    """Two atoms deep in each other's repulsion come apart by as much as they must, and no farther."""
+    displacement_fn, shift_fn = space.periodic(30.0)
+    pair = mm.experts.lennard_jones(("Ar",), 8.0)
+    params = pair.init(jax.random.key(0))
+    neighbor_fn, energy_fn = mm.mixture_neighbor_list(
+        displacement_fn,
+        30.0,
+        (pair, pair),
+        (params, params),
+        np.zeros(2, int),
+        mm.regions.fixed(np.zeros(2, int)),
+    )
+    R = 15.0 + jnp.asarray([[0.0, 0.0, 0.0], [0.25, 0.15, 0.05]])
+    out = simulate.relax(neighbor_fn, energy_fn, shift_fn, R, n_steps=400, force_tolerance=1e-3)
+    apart = float(jnp.linalg.norm(out.position[1] - out.position[0]))
+    assert out.converged and 0.9 < apart < 5.0 and out.energy < 0.0
+
+
+def test_relax(slab):
+    atoms, neighbor_fn, energy_fn, shift_fn = slab
+    R = jnp.asarray(atoms.positions + np.random.default_rng(1).normal(scale=0.1, size=(len(atoms), 3)))
+    out = simulate.relax(neighbor_fn, energy_fn, shift_fn, R, force_tolerance=0.01)
+    assert out.converged and 0 < out.n_steps < 500 and out.max_force < 0.01
+    neighbors = neighbor_fn.allocate(out.position)
+    energy, gradient = jax.value_and_grad(energy_fn)(out.position, neighbors)
+    np.testing.assert_allclose(out.energy, energy, rtol=1e-12)
+    np.testing.assert_allclose(out.max_force, np.linalg.norm(gradient, axis=1).max(), rtol=1e-6)
+    short = simulate.relax(
+        neighbor_fn, energy_fn, shift_fn, R, n_steps=7, chunk_steps=5, force_tolerance=0.01
+    )
+    assert not short.converged and short.n_steps == 7 and short.energy > out.energy
+    nothing = simulate.relax(neighbor_fn, energy_fn, shift_fn, out.position, force_tolerance=0.02)
+    assert nothing.converged and nothing.n_steps == 0
+
+
+def test_float32_stays_float32(slab):
+    atoms, neighbor_fn, energy_fn, shift_fn = slab
+    R = jnp.asarray(atoms.positions, jnp.float32)
+    relaxed = simulate.relax(neighbor_fn, energy_fn, shift_fn, R)
+    assert relaxed.position.dtype == jnp.float32
+    for integrator in (simulate.nve(shift_fn, 1.0), simulate.langevin(shift_fn, 1.0, 300.0, 0.01)):
+        out = simulate.run(
+            neighbor_fn,
+            energy_fn,
+            integrator,
+            relaxed.position,
+            masses=atoms.get_masses(),
+            temperature_K=300.0,
+            key=jax.random.key(0),
+            n_steps=60,
+        )
+        kinds = {x.dtype for x in (out.state.position, out.state.velocity, out.state.dynamics.force)}
+        assert kinds == {jnp.dtype("float32")}
+    assert np.isfinite(out.log.total).all()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(position=np.zeros((3, 2))), r"position must have shape \[n_atoms, 3\], got \(3, 2\)"),
+        (dict(position=np.zeros((72, 3), int)), "position must be floating point, got int"),
+        (dict(position=np.full((72, 3), np.nan)), "position must be finite"),
+        (dict(masses=np.ones(3)), r"masses must have shape \[72\] \(amu\), got \(3,\)"),
+        (dict(masses=None), "masses must have shape"),
+        (dict(masses=-np.ones(72)), "masses must be positive"),
+        (dict(temperature_K=-1.0), "temperature_K must not be negative, got -1.0"),
+        (dict(temperature_K=None), "either velocity or temperature_K, got neither"),
+        (dict(velocity=np.zeros((72, 3))), "either velocity or temperature_K, got both"),
+        (dict(temperature_K=None, velocity=np.zeros(3)), r"velocity must be finite and have shape \[72, 3\]"),
+        (dict(key=None), "key must be a random key"),
+        (dict(n_steps=-1), "n_steps must be a whole number, at least 0, got -1"),
+        (dict(n_steps=1.5), "n_steps must be a whole number"),
+        (dict(chunk_steps=0), "chunk_steps must be a whole number, at least 1, got 0"),
+    ],
+)
+def test_bad_input(slab, change, message):
+    atoms, _, _, shift_fn = slab
+    good = dict(
+        position=atoms.positions,
+        masses=atoms.get_masses(),
+        temperature_K=300.0,
+        key=jax.random.key(0),
+        n_steps=1,
+    )
+    with pytest.raises(ValueError, match=message):
+        simulate.run(None, None, simulate.nve(shift_fn, 1.0), **{**good, **change})
+
+
+def test_bad_settings(slab, warm):
+    _, _, _, shift_fn = slab
+    with pytest.raises(ValueError, match="timestep_fs must be positive, got 0"):
+        simulate.nve(shift_fn, 0)
+    with pytest.raises(ValueError, match="temperature_K must not be negative, got -5"):
+        simulate.langevin(shift_fn, 1.0, -5, 0.01)
+    with pytest.raises(ValueError, match="friction_per_fs must be positive, got 0"):
+        simulate.langevin(shift_fn, 1.0, 300, 0)
+    with pytest.raises(ValueError, match="force_tolerance must be positive"):
+        simulate.relax(None, None, shift_fn, np.zeros((1, 3)), force_tolerance=0.0)
+    with pytest.raises(ValueError, match="state must come alone"):
+        simulate.run(None, None, simulate.nve(shift_fn, 1.0), np.zeros((1, 3)), state=warm.state, n_steps=1)
+    with pytest.raises(ValueError, match="key must be a random key for Langevin"):
+        simulate.run(None, None, simulate.langevin(shift_fn, 1.0, 300.0, 0.01), state=warm.state, n_steps=1)
+
+
+def test_an_atom_that_wanders_out_of_its_region_is_warned_of_once():
+    """C leaves the half of the crystal that the expert of all species owns; the other knows Pt alone."""
+    species, cutoff = ("Pt", "C"), 3.0
+    experts = [
+        mm.experts.lennard_jones(species, cutoff, epsilon=0.01, sigma=1.5, domain=domain)
+        for domain in (species, ("Pt",))
+    ]
+    x, y, z = np.meshgrid(np.arange(8), np.arange(3), np.arange(3), indexing="ij")
+    position = 2.5 * np.stack([x, y, z], axis=-1).reshape(-1, 3)
+    carbon = 0
+    position[carbon] = [2.5, 1.25, 1.25]  # in a channel along x
+    box = 2.5 * np.array([8.0, 3.0, 3.0])
+    displacement_fn, shift_fn = space.periodic(box)
+    owner = (position[:, 0] > 8.0).astype(int)
+    kinds = np.zeros(len(position), int)
+    kinds[carbon] = 1
+    fns = mm.mixture_neighbor_list(
+        displacement_fn, box, experts, [e.init(None) for e in experts], kinds, mm.regions.fixed(owner)
+    )
+    velocity = np.zeros_like(position)
+    velocity[carbon, 0] = 1.0
+    masses = np.where(kinds == 1, 12.0, 195.0)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        simulate.run(
+            *fns,
+            simulate.nve(shift_fn, 1.0),
+            jnp.asarray(position),
+            masses=masses,
+            velocity=velocity,
+            n_steps=5,
+        )
+        assert not [w for w in told if "outside its domain" in str(w.message)]
+        simulate.run(
+            *fns,
+            simulate.nve(shift_fn, 1.0),
+            jnp.asarray(position),
+            masses=masses,
+            velocity=velocity,
+            n_steps=80,
+            chunk_steps=10,
+        )
+    (warning,) = [w for w in told if "outside its domain" in str(w.message)]
+    assert "expert 1" in str(warning.message)
