@@ -174,7 +174,7 @@ def measure(arguments) -> dict:
     """Everything a line of the results says."""
     model = mm.load(arguments.checkpoint)
     names = (arguments.data, f"{arguments.data}_test")
-    rule = top_layers(model.experts[1].domain, LAYERS, arguments.lattice_constant / np.sqrt(2))
+    rule = top_layers(model.experts[1].allowed_species, LAYERS, arguments.lattice_constant / np.sqrt(2))
     parts = []
     for name in names:
         compared = errors.compare(

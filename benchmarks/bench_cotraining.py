@@ -8,7 +8,7 @@ An ablation: one pair, one budget (steps, data, batches), seven ways of training
     total forces    joint: energies of atoms and total forces (arXiv:2604.26143)
     partial forces  joint: energies of atoms and partial forces
     stress          the same and stress: the defaults of moe_md
-    one-sided       the same, but only the cheap expert yields (agreement_pull = 0)
+    one-sided       the same, but only the cheap expert yields (agreement_gradient_scale = 0)
     lots            the defaults and forces of seams drawn by lot
 
 Measured for each: errors on validation frames, those of `--leave-out` apart
@@ -30,7 +30,7 @@ from jax_md import space
 import moe_md as mm
 from moe_md import simulate
 from moe_md.analysis.bulk import fcc_report
-from moe_md.analysis.environments import near_foreign
+from moe_md.analysis.environments import near_other_species
 from moe_md.analysis.expert_boundary import ghost_force_report, stress_jump
 from moe_md.data import PACKAGED, frame_from_atoms, load_dataset, split_by_group, summary
 from moe_md.data.structures import slab_with_adsorbate
@@ -48,14 +48,14 @@ WAYS: dict[str, dict] = {
         "weights": replace(
             ALONE, agree_energy=30.0, agree_forces=1.0, agree_stress=300.0, cheap=0.0, mixed=0.0
         ),
-        "agreement_pull": 0.0,
+        "agreement_gradient_scale": 0.0,
         "agreement_ramp": 0.0,
     },
     "total forces": {"weights": replace(ALONE, agree_energy=30.0, agree_forces=3.0)},
     "partial forces": {"weights": PARTIAL},
     "stress": {"weights": LossWeights()},
-    "one-sided": {"weights": LossWeights(), "agreement_pull": 0.0},
-    "lots": {"weights": LossWeights(agree_lots=3.0)},
+    "one-sided": {"weights": LossWeights(), "agreement_gradient_scale": 0.0},
+    "lots": {"weights": LossWeights(agree_random_assignment=3.0)},
 }
 DYNAMICS = {"size": (6, 6, 5), "temperature_K": 500.0, "warm_steps": 300, "steps": 2000}
 
@@ -65,7 +65,9 @@ def energy_drift(
 ) -> dict:
     """Of CO on a slab, the expensive expert around it, in float64."""
     atoms = slab_with_adsorbate(METAL, lattice_constant, size)
-    owner = near_foreign(model.experts[1].domain, model.experts[1].cutoff + 0.5)(frame_from_atoms(atoms))
+    owner = near_other_species(model.experts[1].allowed_species, model.experts[1].cutoff + 0.5)(
+        frame_from_atoms(atoms)
+    )
     species = [SPECIES.index(s) for s in atoms.symbols]
     with jax.enable_x64(True):
         box = atoms.cell.lengths()

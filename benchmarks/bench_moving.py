@@ -57,7 +57,7 @@ RUNS = {
     "no slope": Run(slope=False),
     "one": Run(molecules=1),
     "none": Run(region="layers"),
-    "hard": Run(region="hard"),
+    "reassigned": Run(region="reassigned"),
     "float32": Run(dtype="float32"),
 }
 
@@ -140,7 +140,7 @@ def simulate_one(name: str, run: Run, arguments) -> dict:
     integrator = simulate.nve(shift_fn, run.timestep_fs)
     steps = round(1e3 * arguments.ps / run.timestep_fs)
     between = round(1e3 * arguments.kick_every / run.timestep_fs)
-    switches = {"region": mm.regions.hard(region)} if run.region == "hard" else {}
+    switches = {"region": mm.regions.reassigned(region)} if run.region == "reassigned" else {}
     watch = BlendWatch(neighbor_fn, atomic_volume=LATTICE**3 / 4, **switches)
     kept: list[tuple] = []
 
@@ -217,7 +217,7 @@ def simulate_one(name: str, run: Run, arguments) -> dict:
         "momentum": float(np.max(momentum)),
         "switching_work_eV": float(work[-1]),
         "blend": watch.summary(),
-        "n_regrown": result.state.n_regrown,
+        "n_reallocations": result.state.n_reallocations,
         "ms_per_step": 1e3 * seconds / steps,
     }
 

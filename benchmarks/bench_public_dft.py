@@ -134,7 +134,7 @@ def two_experts(arguments, avg_num_neighbors: float) -> tuple:
     cheap = mm.experts.power_spectrum(
         SPECIES,
         arguments.cutoff,
-        domain=(METAL,),
+        allowed_species=(METAL,),
         l_max=arguments.cheap_l_max,
         num_channels=arguments.cheap_channels,
         hidden=(arguments.cheap_hidden, arguments.cheap_hidden),
@@ -298,7 +298,7 @@ def labelled(train, settings: TrainSettings) -> Iterator[Batch]:
     epoch = 0
     while True:
         yield from batches(
-            train, max_rows=settings.max_rows, rng=np.random.default_rng([settings.seed, 0, epoch])
+            train, max_atoms=settings.max_atoms, rng=np.random.default_rng([settings.seed, 0, epoch])
         )
         epoch += 1
 
@@ -329,7 +329,7 @@ def errors_of(predict_fn: Callable[[Batch], dict], frames: Sequence[Frame], cuto
     for frame in frames:
         n = len(frame.symbols)
         rows = frame_rows(frame, SPECIES, cutoff)
-        padded = dict(n_rows=-(-n // ROW_STEP) * ROW_STEP, n_slots=-(-rows.mask.shape[1] // 16) * 16)
+        padded = dict(n_rows=-(-n // ROW_STEP) * ROW_STEP, max_neighbors=-(-rows.mask.shape[1] // 16) * 16)
         out = predict_fn(collate([frame], SPECIES, cutoff, cached_rows=[rows], **padded))
         for name, value in out.items():
             if isinstance(value, tuple):
@@ -392,8 +392,8 @@ def measure(arguments) -> dict:
     experts = two_experts(arguments, neighbors)
     settings = TrainSettings(
         steps=arguments.steps,
-        max_rows=arguments.max_rows,
-        soft_force=1e3,  # every frame weighs alike, as in the peer's loss
+        max_atoms=arguments.max_atoms,
+        force_downweight_above=1e3,  # every frame weighs alike, as in the peer's loss
         learning_rate=arguments.learning_rate,
         lattice_constant=arguments.lattice_constant,
         metal=METAL,
@@ -472,7 +472,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--max-force", type=float, default=20.0, help="eV/Å; frames with a longer force are dropped"
     )
     parser.add_argument(
-        "--max-rows", type=int, default=104, help="atoms per batch; a larger frame is a batch"
+        "--max-atoms", type=int, default=104, help="atoms per batch; a larger frame is a batch"
     )
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
     parser.add_argument(

@@ -21,7 +21,7 @@ from jax_md import space
 
 import moe_md as mm
 from moe_md.neighbors import neighbor_list as lists
-from moe_md.regions import Surroundings
+from moe_md.regions import RegionNeighbors
 
 R_CORE, R_BLEND, SKIN = 6.0, 1.5, 0.4  # Å
 
@@ -34,7 +34,7 @@ def measure(n_atoms: int, n_seeds: int, repeats: int) -> dict:
     region = mm.regions.around(
         np.random.default_rng(1).choice(n_atoms, n_seeds, replace=False), R_CORE, R_BLEND
     )
-    wanted = region.spheres(SKIN)
+    wanted = region.required_neighbors(SKIN)
     fns = lists.neighbor_list(displacement_fn, edges, [R_CORE], dr_threshold=SKIN)
     near = fns.allocate(position, cutoffs=[wanted.reach], centers=wanted.centers)
 
@@ -50,7 +50,9 @@ def measure(n_atoms: int, n_seeds: int, repeats: int) -> dict:
     def gate(carry):
         R, nbrs = carry
         slope = jax.grad(
-            lambda R: jnp.sum(region.gate(R, displacement_fn, Surroundings(None, None, R_CORE, nbrs))[:, 0])
+            lambda R: jnp.sum(
+                region.gate(R, displacement_fn, RegionNeighbors(None, None, R_CORE, nbrs))[:, 0]
+            )
         )(R)
         return R + 1e-9 * slope, nbrs
 

@@ -1,11 +1,11 @@
 """Multiple time steps: how far apart may the expensive expert's forces be, and what is gained?
 
-    python benchmarks/bench_respa.py [--guide NAME or FILE] [--parts conservation speed] [--smoke]
+    python benchmarks/bench_respa.py [--inner-potential NAME or FILE] [--parts conservation speed] [--smoke]
 
-The guide, a small power spectrum that knows C and O, is packaged; a file that is
-not there yet is made: a guide trained on what the expensive expert says of
+The inner potential, a small power spectrum that knows C and O, is packaged; a file that is
+not there yet is made: an inner potential trained on what the expensive expert says of
 frames of `ptco_fm`. It gives the forces between two of the expensive expert's. The cheap
-expert, to which C and O are invisible, serves as a guide for comparison: then
+expert, to which C and O are invisible, serves as an inner potential for comparison: then
 the C-O bond, whose period is 16 fs, is among the slow forces.
 
     conservation   CO on Pt(111), a ball about it on the expensive expert, float64, constant energy
@@ -29,7 +29,7 @@ from jax_md import space
 
 import moe_md as mm
 from moe_md import checkpoint, experts, simulate
-from moe_md.analysis.environments import near_foreign
+from moe_md.analysis.environments import near_other_species
 from moe_md.analysis.errors import compare
 from moe_md.data.dataset import dataset_from_frames
 from moe_md.reporters.trajectory import drift
@@ -55,38 +55,38 @@ LONE = {
 EVERY = (1, 2, 3, 4, 5, 6, 8)
 
 
-def trained_guide(arguments) -> mm.Checkpoint:
-    """A guide for the checkpoint's expensive expert."""
-    if not (path := Path(arguments.guide)).suffix or path.exists():
-        return mm.load(arguments.guide)
+def trained_inner_potential(arguments) -> mm.Checkpoint:
+    """An inner potential for the checkpoint's expensive expert."""
+    if not (path := Path(arguments.inner_potential)).suffix or path.exists():
+        return mm.load(arguments.inner_potential)
     model = mm.load(arguments.checkpoint)
     species = model.experts[0].species
     frames = [f for f in mm.data.read_frames(mm.data.ptco_fm()) if len(f.symbols) <= 40][
         :: 40 if arguments.smoke else 2
     ]
-    rule = near_foreign(model.experts[1].domain, model.experts[1].cutoff)
+    rule = near_other_species(model.experts[1].allowed_species, model.experts[1].cutoff)
     said = [c.expensive for c in compare(model, dataset_from_frames(frames, species), rule)]
     frames = [f._replace(energy=o.energy, forces=o.forces, stress=o.stress) for f, o in zip(frames, said)]
     pair = (
         experts.build({**GUIDE, "species": species}),
-        experts.build({**LONE, "species": species, "domain": ("Pt",)}),
+        experts.build({**LONE, "species": species, "allowed_species": ("Pt",)}),
     )
     alone = LossWeights(agree_energy=0.0, agree_partial_forces=0.0, agree_stress=0.0, mixed=0.0)
     settings = TrainSettings(
         steps=20 if arguments.smoke else arguments.guide_steps,
         weights=alone,
-        environment_rows=0,
-        perfect_crystals=0,
-        max_rows=64,
+        unlabelled_atoms=0,
+        ideal_crystals=0,
+        max_atoms=64,
     )
     trained = mm.cotrain(pair, dataset_from_frames(frames, species), settings)
-    guide = trained._replace(experts=trained.experts[:1], params=trained.params[:1])
-    checkpoint.save(path, guide)
-    return guide
+    inner_potential = trained._replace(experts=trained.experts[:1], params=trained.params[:1])
+    checkpoint.save(path, inner_potential)
+    return inner_potential
 
 
-def conservation(model, guides: dict, arguments) -> Iterator[dict]:
-    """Runs from one start, by guide and by steps between forces of the expensive expert: each as it ends."""
+def conservation(model, inner_potentials: dict, arguments) -> Iterator[dict]:
+    """Runs from one start, for each inner potential and number of inner steps; yields each as it ends."""
     atoms = terrace(tuple(arguments.size), 1)
     box, known = atoms.cell.lengths(), model.experts[0].species
     species = np.array([known.index(s) for s in atoms.symbols])
@@ -94,9 +94,15 @@ def conservation(model, guides: dict, arguments) -> Iterator[dict]:
     region = mm.regions.around([carbon, oxygen], model.experts[1].cutoff, R_BLEND)
     displacement_fn, shift_fn = space.periodic(jnp.asarray(box))
     warm = None
-    for name, guide in guides.items():
+    for name, inner_potential in inner_potentials.items():
         fns = mm.mixture_neighbor_list(
-            displacement_fn, box, model.experts, model.params, species, region, guide=guide
+            displacement_fn,
+            box,
+            model.experts,
+            model.params,
+            species,
+            region,
+            inner_potential=inner_potential,
         )
         if warm is None:
             start = dict(
@@ -119,8 +125,8 @@ def conservation(model, guides: dict, arguments) -> Iterator[dict]:
             chunk = max(1, round(min(CHUNK_FS, 40 * arguments.ps) / every)) * every  # at least 25 frames
             steps = -(-round(1e3 * arguments.ps) // chunk) * chunk
             row = {
-                "guide": name,
-                "slow_every": every,
+                "inner_potential": name,
+                "outer_every": every,
                 "ps": 1e-3 * steps,
                 "n_atoms": len(atoms),
                 "failed": True,
@@ -128,7 +134,7 @@ def conservation(model, guides: dict, arguments) -> Iterator[dict]:
             try:
                 result = simulate.run(
                     *fns,
-                    simulate.nve(shift_fn, 1.0, slow_every=every),
+                    simulate.nve(shift_fn, 1.0, outer_every=every),
                     state=warm,
                     n_steps=steps,
                     chunk_steps=chunk,
@@ -153,7 +159,7 @@ def conservation(model, guides: dict, arguments) -> Iterator[dict]:
             jax.clear_caches()  # each run is a program of its own; a process has only so many memory maps
 
 
-def speed(model, guide, arguments) -> dict:
+def speed(model, inner_potential, arguments) -> dict:
     """Time per inner step beside its bound."""
     position, edges = crystal(arguments.atoms)
     species = np.full(len(position), model.experts[0].species.index(SYMBOL))
@@ -167,10 +173,10 @@ def speed(model, guide, arguments) -> dict:
         """`every` inner steps."""
         start = dict(masses=masses, temperature_K=300.0, key=jax.random.key(0))
         begun = simulate.run(
-            *fns, simulate.nve(shift_fn, 1.0, slow_every=every), jnp.asarray(position), n_steps=0, **start
+            *fns, simulate.nve(shift_fn, 1.0, outer_every=every), jnp.asarray(position), n_steps=0, **start
         )
-        energies = _Energies(fns[1], fns[0].fast, fns[0].split)
-        dynamics = simulate.nve(shift_fn, 1.0, slow_every=every)
+        energies = _Energies(fns[1], fns[0].inner_energy, fns[0].inner_outer_split)
+        dynamics = simulate.nve(shift_fn, 1.0, outer_every=every)
 
         def advance(carry):
             chunk = _advance(energies, dynamics, *carry, None, None, None, False, every, 0.0)
@@ -186,7 +192,10 @@ def speed(model, guide, arguments) -> dict:
     }
     for share in arguments.shares:
         fns = build(
-            experts=model.experts, params=model.params, region=upper_share(position, share), guide=guide
+            experts=model.experts,
+            params=model.params,
+            region=upper_share(position, share),
+            inner_potential=inner_potential,
         )
         for every in arguments.speed_every:
             counts[f"{share:g}, {every}"] = every
@@ -212,7 +221,7 @@ def speed(model, guide, arguments) -> dict:
             bound = (f + (1 - f) / r) / (1 / r + f / every) if every > 1 else 1.0
             rows.append({
                 "f": f,
-                "slow_every": every,
+                "outer_every": every,
                 "median_s": spent[0],
                 "quartiles_s": spent[1:].tolist(),
                 "gain": gain,
@@ -230,8 +239,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--checkpoint", default="ptco-small", help="name or path, for conservation")
     parser.add_argument("--speed-checkpoint", default="ptco", help="name or path, for speed")
-    parser.add_argument("--guide", default="ptco-small-guide", help="name of the guide, or a file (.msgpack)")
-    parser.add_argument("--guide-steps", type=int, default=6000)
+    parser.add_argument(
+        "--inner-potential",
+        default="ptco-small-inner",
+        help="name of the inner potential, or a file (.msgpack)",
+    )
+    parser.add_argument("--inner-steps", type=int, default=6000)
     parser.add_argument(
         "--parts", nargs="+", choices=("conservation", "speed"), default=("conservation", "speed")
     )
@@ -276,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             speed_every=(1, 2),
             repeats=2,
         )
-    guide = trained_guide(arguments)
+    inner_potential = trained_inner_potential(arguments)
     record = {
         "benchmark": "respa",
         **harness.environment(),
@@ -285,23 +298,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "speed_checkpoint": arguments.speed_checkpoint,
         "dtype": "float64 and float32",
         "lattice_constant": LATTICE,
-        "guide": guide.experts[0].config,
+        "inner_potential": inner_potential.experts[0].config,
     }
     if "conservation" in arguments.parts:
         model = mm.load(arguments.checkpoint)
-        guides = {
-            "guide": (guide.experts[0], guide.params[0]),
+        inner_potentials = {
+            "inner_potential": (inner_potential.experts[0], inner_potential.params[0]),
             "cheap expert": (model.experts[1], model.params[1]),
         }
         if arguments.smoke:
-            del guides["cheap expert"]
+            del inner_potentials["cheap expert"]
         with jax.enable_x64(True):
-            for row in conservation(model, guides, arguments):
+            for row in conservation(model, inner_potentials, arguments):
                 print(row, flush=True)
                 harness.append(arguments.results, "respa", {**record, "conservation": row})
     if "speed" in arguments.parts:
         timed = harness.two_experts(arguments.speed_checkpoint, tiny=arguments.smoke)
-        timings = speed(timed, (guide.experts[0], guide.params[0]), arguments)
+        timings = speed(timed, (inner_potential.experts[0], inner_potential.params[0]), arguments)
         harness.append(arguments.results, "respa", {**record, "speed": timings})
 
 

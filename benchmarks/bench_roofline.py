@@ -59,10 +59,10 @@ def sample(expert: Expert, n_rows: int, skin: float) -> Neighborhood:
         centers=np.arange(n_rows),
         dtype=np.float32,
     )
-    reach = expert.cutoff + (0.0 if expert.dear_slots else skin)
+    reach = expert.cutoff + (0.0 if expert.pack_neighbors else skin)
     needed = make(reach).mask.shape[1]
-    room = 1.075 if expert.dear_slots else 1.25  # as the mixture's defaults
-    return jax.tree.map(jnp.asarray, make(reach, n_slots=int(np.ceil(room * needed))))
+    room = 1.075 if expert.pack_neighbors else 1.25  # as the mixture's defaults
+    return jax.tree.map(jnp.asarray, make(reach, max_neighbors=int(np.ceil(room * needed))))
 
 
 def products(jaxpr: Jaxpr) -> collections.Counter:

@@ -203,7 +203,7 @@ def soak(arguments: argparse.Namespace) -> dict:
         "co_bond_A": [min(carbon_monoxide.bonds), max(carbon_monoxide.bonds)],
         "memory_MB": [float(memory[early]), float(memory[-1])],
         "compiled": [int(compiled[early]), int(compiled[-1])],
-        "lists_grown": int(log["n_regrown"][-1]),
+        "lists_grown": int(log["n_reallocations"][-1]),
         "share_on_expensive_expert": np.count_nonzero(np.asarray(result.neighbors.centers[0]) < len(atoms))
         / len(atoms),
     }

@@ -117,10 +117,10 @@ def measure(arguments) -> dict:
     """Everything a line of the results says."""
     model = harness.two_experts("ptco", random=not arguments.tiny, tiny=arguments.tiny)
     expert, params = model.experts[0], model.params[0]
-    settings = TrainSettings(steps=10_000, max_rows=arguments.max_rows, lattice_constant=3.977)
+    settings = TrainSettings(steps=10_000, max_atoms=arguments.max_atoms, lattice_constant=3.977)
     dataset = load_dataset(ptco_fm(), SPECIES)
     prepared = prepare(dataset, expert.cutoff)
-    stream = batches(prepared, max_rows=settings.max_rows, rng=np.random.default_rng(0))
+    stream = batches(prepared, max_atoms=settings.max_atoms, rng=np.random.default_rng(0))
     # nequip runs a frame alone as it stands, not compiled.
     some = list(islice((batch for batch in stream if np.sum(batch.n_atoms > 0) > 1), arguments.batches))
     rounds = {"Allegro, moe_md": ours(expert, params, some, settings)}
@@ -158,7 +158,7 @@ def measure(arguments) -> dict:
         "frames": count(some),
         "atoms": sum(int(batch.row_mask.sum()) for batch in some),
         "batches": arguments.batches,
-        "max_rows": settings.max_rows,
+        "max_atoms": settings.max_atoms,
         "repeats": arguments.repeats,
         "experts": [e.config for e in model.experts],
         "dtype": "float32",
@@ -180,7 +180,7 @@ def describe(record: dict) -> str:
     """The result, for people."""
     lines = [
         f"{record['frames']} frames, {record['atoms']} atoms in {record['batches']} batches of at "
-        f"most {record['max_rows']} atoms"
+        f"most {record['max_atoms']} atoms"
     ]
     for row in record["rows"]:
         low, high = (1 / t for t in row["quartiles_s"][::-1])
@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--batches", type=int, default=12, help="of a round")
     parser.add_argument(
-        "--max-rows", type=int, default=128, help="atoms per batch: many, in the peer's favour"
+        "--max-atoms", type=int, default=128, help="atoms per batch: many, in the peer's favour"
     )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--tiny", action="store_true", help="tiny experts")

@@ -29,7 +29,13 @@ RESULTS = Path(__file__).resolve().parent / "results"
 PTCO_SPECIES = ("Pt", "C", "O")
 PTCO_CONFIGS = (
     {"builder": "allegro", "species": PTCO_SPECIES, "cutoff": 5.0},
-    {"builder": "power_spectrum", "species": PTCO_SPECIES, "domain": ("Pt",), "cutoff": 5.0, "l_max": 4},
+    {
+        "builder": "power_spectrum",
+        "species": PTCO_SPECIES,
+        "allowed_species": ("Pt",),
+        "cutoff": 5.0,
+        "l_max": 4,
+    },
 )
 
 # What makes a pair tiny, for smoke runs.

@@ -123,19 +123,28 @@ def respa(folder: Path) -> str:
         if "conservation" in record and not record["smoke"]:
             row = record["conservation"]
             groups.setdefault((record["device"], record["checkpoint"]), {})[
-                row["guide"], row["slow_every"]
+                row["inner_potential"], row["outer_every"]
             ] = record
     for group in groups.values():
         rows, record = [r["conservation"] for r in group.values()], list(group.values())[-1]
-        head = ["guide", "expensive forces every, fs", "drift, µeV/atom/ps", "fluctuation, meV", "C-O, Å"]
+        head = [
+            "inner_potential",
+            "expensive forces every, fs",
+            "drift, µeV/atom/ps",
+            "fluctuation, meV",
+            "C-O, Å",
+        ]
         note = (
             f"{rows[0]['ps']:g} ps of {rows[0]['n_atoms']} atoms under `{record['checkpoint']}`, "
             "one CO and a ball about it on the expensive expert, float64, 1 fs. "
-            f"The guide: l_max {record['guide']['l_max']}, {record['guide']['num_channels']} channels. "
+            f"The inner potential: l_max {record['inner_potential']['l_max']}, "
+            f"{record['inner_potential']['num_channels']} channels. "
             f"{where(record)}."
         )
         parts += [
-            markdown(head, [[row["guide"], f"{row['slow_every']}", *_energy_of(row)] for row in rows]),
+            markdown(
+                head, [[row["inner_potential"], f"{row['outer_every']}", *_energy_of(row)] for row in rows]
+            ),
             note,
         ]
     for record in newest([r for r in records if "speed" in r]):
@@ -143,7 +152,7 @@ def respa(folder: Path) -> str:
         rows = [
             [
                 f"{row['f']:.2f}",
-                f"{row['slow_every']}",
+                f"{row['outer_every']}",
                 f"{1e3 * row['median_s']:,.0f} ({1e3 * row['quartiles_s'][0]:,.0f} to "
                 f"{1e3 * row['quartiles_s'][1]:,.0f})",
                 f"{row['gain']:.2f}",
@@ -621,7 +630,7 @@ RUNS = {
     "moving": "balls that follow each CO, float64, 1 fs",
     "half step": "the same, 0.5 fs",
     "no slope": "the same, 1 fs, without ∂w/∂R in the forces",
-    "hard": "the same, atoms change hands at once",
+    "reassigned": "the same, atoms change hands at once",
     "one": "one CO",
     "none": "nothing moves",
     "float32": "balls that follow each CO, float32",
@@ -886,7 +895,7 @@ def training(folder: Path) -> str:
         e = r["experts"][0]
         note = (
             f"{r['frames']} frames of `{r['data']}` with {r['atoms']:,} atoms, batches of at most "
-            f"{r['max_rows']} atoms, {r['dtype']}; gradient of the energies' and forces' errors and one "
+            f"{r['max_atoms']} atoms, {r['dtype']}; gradient of the energies' and forces' errors and one "
             "step of Adam. "
             f"Allegro: l_max {e['l_max']}, {e['num_layers']} layers, {e['num_scalar_features']} scalar "
             f"and {e['num_tensor_features']} tensor features; PyTorch's is {r['peer']}. "

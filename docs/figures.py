@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 import moe_md as mm
 from moe_md import timing
-from moe_md.analysis import expert_boundary as seam
+from moe_md.analysis import expert_boundary
 from moe_md.commands import demo
 from moe_md.data import structures
 from moe_md.plots.moving import top_view
@@ -136,8 +136,8 @@ def seam_of_pairs() -> Figure:
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     panel = figure.subplots()
     for label, (experts, params, colour) in pairs.items():
-        crystal, owner = seam.seams("Pt", LATTICE, max(e.cutoff for e in experts))["100"]
-        ghost = seam.ghost_force(experts, params, crystal, owner)
+        crystal, owner = expert_boundary.seams("Pt", LATTICE, max(e.cutoff for e in experts))["100"]
+        ghost = expert_boundary.ghost_force(experts, params, crystal, owner)
         spacing = LATTICE / 2
         layer = np.rint(crystal.positions[:, 2] / spacing).astype(int)
         first = int(np.flatnonzero(np.diff(owner[np.argsort(layer)]))[0]) + 0.5
@@ -191,7 +191,7 @@ def conservation() -> Figure:
         (
             "hard: reassigned every 20 steps",
             energy_fn,
-            dict(region=mm.regions.hard(region), reassign_steps=20),
+            dict(region=mm.regions.reassigned(region), reassign_steps=20),
             CHEAP,
         ),
     ):

@@ -6,6 +6,8 @@ Names are imported when they are first used (PEP 562): `import moe_md` loads nei
 import importlib
 from typing import TYPE_CHECKING
 
+from moe_md.renamed import missing_attribute
+
 if TYPE_CHECKING:
     from moe_md import derivatives as derivatives
     from moe_md import distributed as distributed
@@ -43,7 +45,7 @@ __all__ = list(_HOME)
 
 def __getattr__(name: str):
     if name not in _HOME:
-        raise AttributeError(f"module 'moe_md' has no attribute {name!r}")
+        raise missing_attribute(__name__, name)
     home = _HOME[name]
     module = importlib.import_module(f"moe_md.{home or name}")
     value = module if home is None else getattr(module, name)

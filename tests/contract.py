@@ -108,14 +108,16 @@ def small_power_spectrum(domain: tuple[str, ...] = SPECIES, cutoff: float = CUTO
         num_channels=3,
         hidden=(6, 5),
         avg_num_neighbors=5.0,
-        domain=domain,
+        allowed_species=domain,
     )
 
 
 @lru_cache
 def small_embedded_atom(domain: tuple[str, ...] = SPECIES, cutoff: float = CUTOFF) -> Expert:
     """An embedded atom small enough to test."""
-    return embedded_atom(SPECIES, cutoff, num_bessels=4, hidden=(6, 5), avg_num_neighbors=5.0, domain=domain)
+    return embedded_atom(
+        SPECIES, cutoff, num_bessels=4, hidden=(6, 5), avg_num_neighbors=5.0, allowed_species=domain
+    )
 
 
 @lru_cache

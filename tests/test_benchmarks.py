@@ -199,7 +199,7 @@ def test_peers_that_are_too_large_are_left_out(harness, monkeypatch):
 @pytest.mark.thorough
 def test_cotraining(tmp_path, tables):
     record = smoke("cotraining", tmp_path)
-    assert record["way"] == "lots" and record["weights"]["agree_lots"] > 0
+    assert record["way"] == "lots" and record["weights"]["agree_random_assignment"] > 0
     assert len(record["ghost_force_meV_per_A"]["100"]["max"]) == 3
     assert record["scores"]["expensive"]["forces_meV_per_A"] > 0 and record["stress_jump_GPa"] > 0
     assert abs(record["drift"]["meV_per_atom_per_ps"]) < 1.0
@@ -465,22 +465,24 @@ def test_products_are_counted(harness):
 
 @pytest.mark.thorough
 def test_respa(tmp_path, tables):
-    first, last = smoke_all("respa", tmp_path, "--guide", str(tmp_path / "guide.msgpack"))
+    first, last = smoke_all("respa", tmp_path, "--inner-potential", str(tmp_path / "inner_potential.msgpack"))
     run, timed = first["conservation"], last["speed"]
     assert (
-        run["slow_every"] == 4
+        run["outer_every"] == 4
         and not run["failed"]
         and 0 < run["fluctuation_meV"] < 50
         and run["momentum"] < 1e-10
     )
-    assert mm.load(tmp_path / "guide.msgpack").experts[0].domain == ("Pt", "C", "O")
+    assert mm.load(tmp_path / "inner_potential.msgpack").experts[0].allowed_species == ("Pt", "C", "O")
     once, twice = timed["rows"]
     assert once["gain"] == 1.0 and twice["gain"] == pytest.approx(once["median_s"] / twice["median_s"])
     r = timed["r"]
     assert twice["bound"] == pytest.approx((0.25 + 0.75 / r) / (1 / r + 0.25 / 2))
     path = tmp_path / "respa.jsonl"
     path.write_text("".join(json.dumps({**record, "smoke": False}) + "\n" for record in (first, last)))
-    assert "| guide | 4 |" in tables.respa(tmp_path) and "256 atoms under `ptco`" in tables.respa(tmp_path)
+    assert "| inner_potential | 4 |" in tables.respa(tmp_path) and "256 atoms under `ptco`" in tables.respa(
+        tmp_path
+    )
 
 
 @pytest.mark.thorough

@@ -232,7 +232,7 @@ def test_the_new_file_appears_whole(tmp_path, monkeypatch):
     assert seen == [(b"new", b"old")] and path.read_bytes() == b"new"
 
 
-PAIRS = [name for name in names() if not name.endswith("-guide")]
+PAIRS = [name for name in names() if not name.endswith("-inner_potential")]
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -254,14 +254,14 @@ def test_shipped_guides_know_what_their_pair_knows(name):
     """One cheap expert of all species,
     whose forces on a stretched molecule are nearly those it stands in for.
     """
-    guide, pair = load(name), load(name.removesuffix("-guide"))
-    (expert,) = guide.experts
+    inner_potential, pair = load(name), load(name.removesuffix("-inner_potential"))
+    (expert,) = inner_potential.experts
     assert (
-        expert.species == expert.domain == pair.experts[0].species
-        and guide.record["step"] == guide.settings["steps"]
+        expert.species == expert.allowed_species == pair.experts[0].species
+        and inner_potential.record["step"] == inner_potential.settings["steps"]
     )
     forces = []
-    for model in (guide, pair):
+    for model in (inner_potential, pair):
         atoms = fcc111("Pt", (2, 2, 3), a=3.98, vacuum=8.0)
         add_adsorbate(atoms, Atoms("CO", [[0, 0, 0], [0, 0, 1.25]]), 1.3, "fcc")
         atoms.pbc = (True, True, False)

@@ -48,7 +48,7 @@ def compute(name, atoms, centers=None):
         atoms.pbc,
         EXPERTS[name].cutoff,
         centers=centers,
-        n_slots=80,
+        max_neighbors=80,
     )
     rows = jax.tree.map(jnp.asarray, rows)
     energies, g = COMPILED[name](PARAMS[name], rows)

@@ -14,7 +14,8 @@ ROOT = Path(moe_md.__file__).parent
 
 # From the ground up. A module imports from floors below its own, or from its own package.
 FLOORS = (
-    ("units", "checks", "files", "failures", "compilation_cache", "lazy_jax_md", "neighbors"),
+    ("units", "checks", "files", "failures", "compilation_cache", "lazy_jax_md", "renamed"),
+    ("neighbors",),
     ("derivatives", "settings", "data", "regions", "experts"),
     ("mixture", "checkpoint", "simulate"),
     ("gradients", "distributed", "interfaces", "reporters", "timing"),

@@ -324,10 +324,10 @@ def fcc_report(checkpoint: Checkpoint, symbol: str = "Pt", *, guess: float | Non
         ImportError: phonopy is not installed.
     """
     for number, expert in enumerate(checkpoint.experts):
-        if symbol not in expert.domain:
+        if symbol not in expert.allowed_species:
             raise ValueError(
                 "symbol must be in the domain of every expert, "
-                f"{expert.domain} of expert {number}, got {symbol!r}."
+                f"{expert.allowed_species} of expert {number}, got {symbol!r}."
             )
     _phonopy()
     with jax.enable_x64(True):

@@ -60,7 +60,7 @@ def environments(frame: Frame, metal: Sequence[str], bond: float) -> np.ndarray:
     return np.select([~is_metal, exposed, beside], ["adsorbate", "surface", "subsurface"], "bulk")
 
 
-def near_foreign(domain: Sequence[str], distance: float) -> Rule:
+def near_other_species(domain: Sequence[str], distance: float) -> Rule:
     """The expensive expert owns what the cheap one may not meet, and all atoms near it.
 
     Args:
@@ -70,11 +70,11 @@ def near_foreign(domain: Sequence[str], distance: float) -> Rule:
     """
 
     def rule(frame: Frame) -> np.ndarray:
-        foreign = ~np.isin(frame.symbols, list(domain))
-        owner = np.where(foreign, 0, 1)
-        if foreign.any():
+        out_of_domain = ~np.isin(frame.symbols, list(domain))
+        owner = np.where(out_of_domain, 0, 1)
+        if out_of_domain.any():
             i, j, _ = image_pairs(frame.positions, frame.cell, frame.pbc, distance)
-            owner[i[foreign[j]]] = 0
+            owner[i[out_of_domain[j]]] = 0
         return owner
 
     return rule
@@ -94,8 +94,8 @@ def top_layers(domain: Sequence[str], n_layers: int, nearest: float) -> Rule:
     """
 
     def rule(frame: Frame) -> np.ndarray:
-        foreign = ~np.isin(frame.symbols, list(domain))
-        owner, metal = np.where(foreign, 0, 1), np.flatnonzero(~foreign)
+        out_of_domain = ~np.isin(frame.symbols, list(domain))
+        owner, metal = np.where(out_of_domain, 0, 1), np.flatnonzero(~out_of_domain)
         height = _heights_in_slab(frame, metal, nearest)
         if height is not None and n_layers > 0:
             order = np.argsort(-height)
@@ -126,7 +126,7 @@ def _heights_in_slab(frame: Frame, metal: np.ndarray, nearest: float) -> np.ndar
     return (height - ladder[(widest + 1) % len(ladder)] + 1e-6) % period
 
 
-def seam_distance(frame: Frame, owner: np.ndarray, *, reach: float = 12.0) -> np.ndarray:
+def boundary_distance(frame: Frame, owner: np.ndarray, *, reach: float = 12.0) -> np.ndarray:
     """Signed distance of each atom to the nearest atom of the other expert, images included.
 
     Args:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from moe_md.analysis.environments import ENVIRONMENTS, Rule, seam_distance
+from moe_md.analysis.environments import ENVIRONMENTS, Rule, boundary_distance
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Batch, pack_batch, packs, prepare
 from moe_md.data.dataset import Dataset, dataset_from_frames
@@ -61,7 +61,7 @@ class Compared(NamedTuple):
 
 
 def compare(
-    checkpoint: Checkpoint, dataset: Dataset, rule: Rule, *, max_rows: int = 64, dtype=np.float32
+    checkpoint: Checkpoint, dataset: Dataset, rule: Rule, *, max_atoms: int = 64, dtype=np.float32
 ) -> list[Compared]:
     """Both experts and their mixture on every frame.
 
@@ -69,7 +69,7 @@ def compare(
         checkpoint: two experts that pass no messages, the expensive one first.
         dataset: frames; labels may be missing.
         rule: which expert owns which atom of a frame.
-        max_rows: rows per batch; a larger frame gets a batch of its own.
+        max_atoms: rows per batch; a larger frame gets a batch of its own.
         dtype: of the computation. Energies of atoms are added up in float64.
 
     Returns:
@@ -85,7 +85,7 @@ def compare(
     owners = [_checked_owner(rule(frame), frame, k) for k, frame in enumerate(dataset.frames)]
     outcomes_fn = jax.jit(partial(_outcomes, checkpoint.experts))
     found: dict[int, Compared] = {}
-    for shape, pack in packs(prepared, max_rows=max_rows):
+    for shape, pack in packs(prepared, max_atoms=max_atoms):
         batch = pack_batch(prepared, shape, pack)
         owned = np.zeros(shape.n_rows, bool)
         here = np.concatenate([owners[k] for k in pack]) == 0
@@ -140,7 +140,7 @@ def seam_report(compared: Sequence[Compared], *, width: float = 1.0, reach: floa
 
     Args:
         compared: from `compare`; frames without a seam count nowhere.
-        width: Å, of a bin of distance to the seam (`seam_distance`).
+        width: Å, of a bin of distance to the seam (`boundary_distance`).
         reach: Å, atoms farther than this from the seam are in no bin.
 
     Returns:
@@ -153,7 +153,7 @@ def seam_report(compared: Sequence[Compared], *, width: float = 1.0, reach: floa
         those with a seam.
     """
     found = [c for c in compared if c.has_seam]
-    distance = [seam_distance(c.frame, c.owner, reach=reach) for c in found]
+    distance = [boundary_distance(c.frame, c.owner, reach=reach) for c in found]
     everything = np.concatenate(distance) if found else np.zeros(0)
     edges = width * np.arange(np.floor(-reach / width), np.ceil(reach / width) + 1)
     bins = []

@@ -259,10 +259,10 @@ def _rows(experts: Sequence[Expert], frame: Frame) -> Neighborhood:
 
 
 def _pad_slots(all_rows: Sequence[Neighborhood]) -> list[Neighborhood]:
-    n_slots = max(rows.mask.shape[1] for rows in all_rows)
+    max_neighbors = max(rows.mask.shape[1] for rows in all_rows)
     padded = []
     for rows in all_rows:
-        n, room = rows.mask.shape[0], n_slots - rows.mask.shape[1]
+        n, room = rows.mask.shape[0], max_neighbors - rows.mask.shape[1]
         padded.append(
             rows._replace(
                 displacement=np.pad(rows.displacement, [(0, 0), (0, room), (0, 0)], constant_values=1.0),
@@ -304,10 +304,10 @@ def _ghost_force(partials: Sequence[np.ndarray], rows: Neighborhood, owner: np.n
 
 
 def _in_domain(expert: Expert, rows: Neighborhood) -> np.ndarray:
-    allowed = np.array([s in expert.domain for s in expert.species])
+    allowed = np.array([s in expert.allowed_species for s in expert.species])
     inside = np.asarray(rows.mask) & (np.linalg.norm(rows.displacement, axis=-1) < expert.cutoff)
-    foreign = np.any(inside & ~allowed[np.asarray(rows.neighbor_species)], axis=1)
-    return allowed[np.asarray(rows.center_species)] & ~foreign
+    out_of_domain = np.any(inside & ~allowed[np.asarray(rows.neighbor_species)], axis=1)
+    return allowed[np.asarray(rows.center_species)] & ~out_of_domain
 
 
 def _checked_assignment(assignment, n_atoms: int, n_experts: int) -> np.ndarray:

@@ -25,7 +25,7 @@ from ase import Atoms
 from moe_md import lazy_jax_md as jax_md
 from moe_md import regions, simulate
 from moe_md.analysis import dynamics
-from moe_md.analysis.environments import SHELL, Rule, bonds_across, seam_distance
+from moe_md.analysis.environments import SHELL, Rule, bonds_across, boundary_distance
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.extxyz import frame_from_atoms
 from moe_md.experts.base import Expert
@@ -44,7 +44,7 @@ class Trajectory(NamedTuple):
     velocity: np.ndarray  # [n_frames, n_atoms, 3] ASE's unit
 
 
-def seam_area(atoms: Atoms, owner: np.ndarray, nearest: float, *, planar: bool = False) -> float:
+def boundary_area(atoms: Atoms, owner: np.ndarray, nearest: float, *, planar: bool = False) -> float:
     """Area of the seam, Å^2: the cell's cross-section where it is a plane, else by counting bonds.
 
     Args:
@@ -85,7 +85,7 @@ def paired_runs(
         rule: which expert of the mixture owns which atom. Asked once the slab is
             warm; from then on each atom keeps its expert.
         nearest: Å, nearest-neighbour distance of the metal.
-        planar: see `seam_area`.
+        planar: see `boundary_area`.
         temperature_K, timestep_fs: of the equilibration, and of both.
         relax_steps, equilibration_steps, production_steps: of each part.
         log_every: steps between frames; at most a quarter of the fastest period.
@@ -95,7 +95,7 @@ def paired_runs(
 
     Returns:
         Fit for JSON. `n_atoms`, `n_expensive`, `seam_area_A2`, `time_ps`;
-        `trespass`, the share of frames in which the cheap expert met what its
+        `out_of_domain_fraction`, the share of frames in which the cheap expert met what its
         domain does not hold; for `expensive` and `mixed` `temperature_K`,
         `drift_meV_per_atom_per_ps`, `drift_stderr`, `seconds_per_step`, and of
         the mixture also `flux_eV_per_ps_per_A2` and `flux_stderr`; `curves`, for
@@ -138,7 +138,7 @@ def paired_runs(
         f"the expensive expert owns {np.sum(owner == 0)} of {len(owner)} atoms"
     )
     systems = {"expensive": alone, "mixed": _system(checkpoint, atoms, 2, regions.fixed(owner))}
-    area = seam_area(start, owner, nearest, planar=planar)
+    area = boundary_area(start, owner, nearest, planar=planar)
     report: dict = {
         "n_atoms": len(atoms),
         "n_expensive": int(np.sum(owner == 0)),
@@ -166,8 +166,10 @@ def paired_runs(
     to_flux = 1e-3 * len(atoms) / area
     report["mixed"]["flux_eV_per_ps_per_A2"] = to_flux * report["mixed"]["drift_meV_per_atom_per_ps"]
     report["mixed"]["flux_stderr"] = to_flux * report["mixed"]["drift_stderr"]
-    report["trespass"] = _trespass(found["mixed"], atoms, owner, checkpoint.experts[1])
-    distance = np.abs(seam_distance(frame, owner))
+    report["out_of_domain_fraction"] = _out_of_domain_fraction(
+        found["mixed"], atoms, owner, checkpoint.experts[1]
+    )
+    distance = np.abs(boundary_distance(frame, owner))
     metal = np.array(atoms.symbols) == _metal(atoms)
     groups = {"metal": metal, "metal at the seam": metal & (distance < SHELL * nearest)}
     interval_ps = log_every * timestep_fs * 1e-3
@@ -221,13 +223,13 @@ def check_shared(owner: np.ndarray) -> None:
         )
 
 
-def _trespass(run: Trajectory, atoms: Atoms, owner: np.ndarray, cheap: Expert) -> float:
-    """Share of frames in which the cheap expert had a foreign atom within its cutoff."""
-    foreign = ~np.isin(atoms.get_chemical_symbols(), cheap.domain)
-    if not foreign.any():
+def _out_of_domain_fraction(run: Trajectory, atoms: Atoms, owner: np.ndarray, cheap: Expert) -> float:
+    """Share of frames in which the cheap expert had an atom of another species within its cutoff."""
+    out_of_domain = ~np.isin(atoms.get_chemical_symbols(), cheap.allowed_species)
+    if not out_of_domain.any():
         return 0.0
     box = atoms.cell.lengths()
-    apart = run.position[:, foreign, None] - run.position[:, None, owner == 1]  # few foreign atoms
+    apart = run.position[:, out_of_domain, None] - run.position[:, None, owner == 1]  # few such atoms
     apart -= box * np.round(apart / box)
     return float(np.mean(np.any(np.linalg.norm(apart, axis=-1) < cheap.cutoff, axis=(1, 2))))
 

@@ -21,7 +21,7 @@ from ase.constraints import FixAtoms, FixCartesian
 from ase.geometry import get_distances
 from ase.optimize import BFGS
 
-from moe_md.analysis.environments import near_foreign
+from moe_md.analysis.environments import near_other_species
 from moe_md.checkpoint import Checkpoint
 from moe_md.checks import check_count, check_positive, check_value
 from moe_md.data.extxyz import frame_from_atoms
@@ -72,7 +72,7 @@ def around_adsorbate(cutoff: float) -> Callable[[Atoms], np.ndarray]:
 
     def region(atoms: Atoms) -> np.ndarray:
         others = tuple(set(atoms.symbols) - {"C", "O"})
-        return near_foreign(others, cutoff + MARGIN)(frame_from_atoms(atoms))
+        return near_other_species(others, cutoff + MARGIN)(frame_from_atoms(atoms))
 
     return region
 
@@ -247,7 +247,7 @@ def adsorption(
     if region is None:
         region = around_adsorbate(checkpoint.experts[1].cutoff) if len(checkpoint.experts) > 1 else 0
     calculator = _calculator(checkpoint, region)
-    domain = checkpoint.experts[0 if callable(region) else region].domain
+    domain = checkpoint.experts[0 if callable(region) else region].allowed_species
     if not {symbol, "C", "O"} <= set(domain):
         raise ValueError(
             f"region must name an expert that may meet {symbol}, C and O, got {region} of domain {domain}."

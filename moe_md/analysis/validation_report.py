@@ -155,7 +155,7 @@ def _errors(errors: dict, content: dict) -> list[str]:
         "",
         *_table(["atoms", "labelled", "error, all expensive", "error, mixture", "excess", "change"], where),
         "",
-        "![Force errors over distance to the seam](seam_distance.png)",
+        "![Force errors over distance to the seam](boundary_distance.png)",
         "",
     ]
 
@@ -325,7 +325,7 @@ def _seam(found: dict, content: dict) -> list[str]:
         f"Over all these strains, isotropic ones of up to {reach:g} % included, the largest component is "
         f"{jump['worst']:.4f} GPa and the largest pressure {jump['worst_pressure']:.4f} GPa.",
         "",
-        "![Ghost force and stress jump](seam.png)",
+        "![Ghost force and stress jump](expert_boundary.png)",
         "",
     ]
 
@@ -356,14 +356,14 @@ def _dynamics(found: dict, content: dict) -> list[str]:
         ]
         for key, curve in found["curves"].items()
     ]
-    trespass = (
+    out_of_domain_fraction = (
         [
-            f"In {found['trespass']:.0%} of the frames of the mixed run some atom of the cheap expert had "
-            "what it may not meet within its cutoff: molecules move. A larger `region_margin` keeps them "
-            "away.",
+            f"In {found['out_of_domain_fraction']:.0%} of the frames of the mixed run some atom of the cheap "
+            "expert had a species outside its domain within its cutoff: molecules move. "
+            "A larger `region_margin` prevents that.",
             "",
         ]
-        if found["trespass"]
+        if found["out_of_domain_fraction"]
         else []
     )
     return [
@@ -381,7 +381,7 @@ def _dynamics(found: dict, content: dict) -> list[str]:
         f"Seen as a flux through the seam, the mixture drifts by ({mixed['flux_eV_per_ps_per_A2']:+.2e} ± "
         f"{mixed['flux_stderr']:.1e}) eV/ps/Å². The seam's area, {found['seam_area_A2']:.0f} Å², is {area}.",
         "",
-        *trespass,
+        *out_of_domain_fraction,
         f"Error bars are standard errors over {settings['blocks']} blocks. The largest deviation is in units "
         "of the combined error of a point; the last column is the median of that for as many independent "
         "points of two equal curves: blocks are few, so it is not small. Runs that start alike stay alike "

@@ -24,7 +24,7 @@ from ase import Atoms
 from moe_md import checkpoint as checkpoints
 from moe_md import lazy_jax_md as jax_md
 from moe_md import regions, simulate, units
-from moe_md.analysis import expert_boundary as seam
+from moe_md.analysis import expert_boundary
 from moe_md.analysis.bulk import relax_fcc
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import frame_rows
@@ -286,8 +286,8 @@ def run(settings: DemoSettings, folder, say: Callable[[str], None] = print) -> d
         max(e.cutoff for e in model.experts),
         dtype=system.position.dtype,
     )
-    mismatch = seam.mismatch(model.experts, model.params, rows)
-    ghost = seam.ghost_force_report(
+    mismatch = expert_boundary.mismatch(model.experts, model.params, rows)
+    ghost = expert_boundary.ghost_force_report(
         model, [s * crystal.lattice_constant for s in (0.98, 1.0, 1.02)], symbol=METAL
     )
     ghost_relaxed = max(ghost[name]["max"][1] for name in ("100", "111", "sphere"))
@@ -314,7 +314,7 @@ def run(settings: DemoSettings, folder, say: Callable[[str], None] = print) -> d
         "lattice_constant": crystal.lattice_constant,
         "temperature_K": float(result.log.temperature_K.mean()),
         "time_ps": result.state.time_ps,
-        "n_regrown": int(result.log.n_regrown[-1]),
+        "n_reallocations": int(result.log.n_reallocations[-1]),
         "force_rms": force_rms,
         "n_snapshots": len(chosen),
         "plane": lower_plane(system.atoms, model.experts[1].cutoff),
@@ -337,7 +337,13 @@ def _rms(values) -> float:
 
 
 def _draw(
-    folder: Path, final: Atoms, system: System, result, slope, n_atoms: int, mismatch: seam.Mismatch
+    folder: Path,
+    final: Atoms,
+    system: System,
+    result,
+    slope,
+    n_atoms: int,
+    mismatch: expert_boundary.Mismatch,
 ) -> None:
     symbols = final.get_chemical_symbols()
     plots.slab_view(final.positions, symbols, system.assignment).savefig(folder / "slab.png", dpi=150)
@@ -442,7 +448,7 @@ def _report(settings, model, system, summary, timings, ghost, mismatch, by_owner
                 else "which is more than twice its error"
             )
             + f". At this rate the slab would change its temperature by {abs(kelvin_per_ns):.1f} K in a"
-            f" nanosecond. Neighbour lists were enlarged {facts['n_regrown']} times.",
+            f" nanosecond. Neighbour lists were enlarged {facts['n_reallocations']} times.",
             "",
             *hopped,
             "",

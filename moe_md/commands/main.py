@@ -323,7 +323,7 @@ def _experts(tables: dict, dataset: "Dataset", metal: str, file) -> "tuple[Exper
             "species": species,
             "cutoff": 5.0,
             "l_max": 4,
-            "domain": [metal],
+            "allowed_species": [metal],
         },
     }
     made = []

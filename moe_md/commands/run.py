@@ -47,11 +47,11 @@ def run(settings: RunSettings, folder, say: Callable = print) -> dict:
 
 
 def _run(settings: RunSettings, folder: Path, say: Callable) -> dict:
-    standing_in = checkpoints.load(settings.guide) if settings.guide else None
-    guide = None if standing_in is None else (standing_in.experts[0], standing_in.params[0])
-    model, atoms, region = load_mixed(settings, () if guide is None else guide[:1])
+    standing_in = checkpoints.load(settings.inner_potential) if settings.inner_potential else None
+    inner_potential = None if standing_in is None else (standing_in.experts[0], standing_in.params[0])
+    model, atoms, region = load_mixed(settings, () if inner_potential is None else inner_potential[:1])
     dtype = np.dtype(settings.dtype)
-    potentials = model.experts if guide is None else (*model.experts, guide[0])
+    potentials = model.experts if inner_potential is None else (*model.experts, inner_potential[0])
     known = model.experts[0].species
     n_atoms = len(atoms)
     species = np.array([known.index(s) for s in atoms.symbols], np.int32)
@@ -73,7 +73,7 @@ def _run(settings: RunSettings, folder: Path, say: Callable) -> dict:
         species,
         region,
         fractional_coordinates=breathes,
-        guide=guide,
+        inner_potential=inner_potential,
     )
     integrator = _integrator(settings, shift_fn)
     steps = partial(simulate.run, neighbor_fn, energy_fn, integrator, chunk_steps=settings.log_every)
@@ -90,7 +90,7 @@ def _run(settings: RunSettings, folder: Path, say: Callable) -> dict:
     restart = folder / "restart.msgpack"
     cut: dict[str, Any] = {}  # how log and trajectory go on
     fingerprint = {k: v for k, v in asdict(settings).items() if k != "steps"}
-    trees = model.params if guide is None else (*model.params, guide[1])
+    trees = model.params if inner_potential is None else (*model.params, inner_potential[1])
     fingerprint |= {"experts": [e.config for e in potentials], "digest": _digest(trees, atoms)}
     if restart.exists():
         like = steps(position, n_steps=0, temperature_K=0.0, **begin)
@@ -159,7 +159,7 @@ def _run(settings: RunSettings, folder: Path, say: Callable) -> dict:
             reporters=[
                 report,
                 tell,
-                *([watch] if region.moves else []),
+                *([watch] if region.is_dynamic else []),
                 keeper,
                 LastState(folder / "last_good.npz"),
             ],
@@ -192,7 +192,7 @@ def _run(settings: RunSettings, folder: Path, say: Callable) -> dict:
         slope = drift(times, energies, n_atoms)
         record |= {"drift_meV_per_atom_per_ps": slope.slope, "drift_stderr": slope.standard_error}
         say(f"drift {slope.slope:+.5f} ± {slope.standard_error:.5f} meV/atom/ps")
-    if region.moves and n_steps:
+    if region.is_dynamic and n_steps:
         record["blend"] = blend = watch.summary()
         if "gate_over_thermal" in blend:
             _, least, most = blend["share"][0]
@@ -213,10 +213,10 @@ def _digest(params, atoms: Atoms) -> str:
 
 def _integrator(settings: RunSettings, shift_fn) -> simulate.Integrator:
     if settings.ensemble == "nve":
-        return simulate.nve(shift_fn, settings.timestep_fs, slow_every=settings.slow_every)
+        return simulate.nve(shift_fn, settings.timestep_fs, outer_every=settings.outer_every)
     thermostat = (shift_fn, settings.timestep_fs, settings.temperature_K)
     if settings.ensemble == "langevin":
-        return simulate.langevin(*thermostat, settings.friction_per_fs, slow_every=settings.slow_every)
+        return simulate.langevin(*thermostat, settings.friction_per_fs, outer_every=settings.outer_every)
     if settings.ensemble == "nose_hoover":
         return simulate.nose_hoover(*thermostat, settings.tau_fs)
     return simulate.npt(

@@ -16,6 +16,7 @@ import tomlkit
 import tomlkit.items
 
 from moe_md.files import write_atomic
+from moe_md.renamed import KEYS
 from moe_md.settings import help_of
 
 TABLES = ("data", "expensive", "cheap", "training", "demo", "validate", "run", "export", "bench")
@@ -77,6 +78,9 @@ def filled(cls, table: dict, where: str, options: dict | None = None):
 def check_keys(table: dict, allowed, where: str) -> None:
     """Raise `ValueError` where a table has a key that is not allowed."""
     unknown = sorted(set(table) - set(allowed))
+    for name in unknown:
+        if KEYS.get(name) in allowed:
+            raise ValueError(f"unknown key {name!r} in {where}: it is now {KEYS[name]!r}.")
     if unknown:
         raise ValueError(
             f"unknown key {', '.join(map(repr, unknown))} in {where}: allowed are {', '.join(allowed)}."

@@ -23,10 +23,9 @@ import jax
 import numpy as np
 from ase import Atoms
 
-from moe_md.analysis import errors, paired_runs, surfaces, validation_report
-from moe_md.analysis import expert_boundary as seam
+from moe_md.analysis import errors, expert_boundary, paired_runs, surfaces, validation_report
 from moe_md.analysis.bulk import fcc_report, relax_fcc
-from moe_md.analysis.environments import SHELL, Rule, environments, near_foreign, top_layers
+from moe_md.analysis.environments import SHELL, Rule, environments, near_other_species, top_layers
 from moe_md.checkpoint import Checkpoint
 from moe_md.data import structures
 from moe_md.data.dataset import Dataset, digest
@@ -75,9 +74,10 @@ def plan(model: Checkpoint, settings: ValidateSettings) -> Plan:
     errors.check_two(model)
     expensive, cheap = model.experts
     for name, expert in zip(("expensive", "cheap"), model.experts):
-        if settings.metal not in expert.domain:
+        if settings.metal not in expert.allowed_species:
             raise ValueError(
-                f"metal must be in the domain of the {name} expert, {expert.domain}, got {settings.metal!r}."
+                f"metal must be among the allowed_species of the {name} expert, {expert.allowed_species}, "
+                f"got {settings.metal!r}."
             )
     if "crystal" in settings.chosen and importlib.util.find_spec("phonopy") is None:
         raise ValueError(
@@ -85,9 +85,9 @@ def plan(model: Checkpoint, settings: ValidateSettings) -> Plan:
         )
     a = relax_fcc(expensive, model.params[0], settings.metal).lattice_constant
     rule = (
-        near_foreign(cheap.domain, cheap.cutoff + settings.region_margin)
+        near_other_species(cheap.allowed_species, cheap.cutoff + settings.region_margin)
         if settings.region == "near"
-        else top_layers(cheap.domain, settings.region_layers, a / np.sqrt(2))
+        else top_layers(cheap.allowed_species, settings.region_layers, a / np.sqrt(2))
     )
     settings = _sized(settings, a / np.sqrt(2), max(expensive.cutoff, cheap.cutoff))
     slab = structures.slab_with_adsorbate(
@@ -174,7 +174,7 @@ def run(
             "frames": len(dataset.frames),
             "data_digest": digest(dataset),
             "experts": [e.config["builder"] for e in model.experts],
-            "domain": list(model.experts[1].domain),
+            "domain": list(model.experts[1].allowed_species),
             "cutoff": model.experts[1].cutoff,
             "lattice_constant": shared.lattice_constant,
             "device": jax.devices()[0].device_kind,
@@ -218,10 +218,10 @@ def _finite(value):
 
 
 def _errors(shared: Plan, dataset: Dataset, stage) -> dict:
-    metal = [s for s in shared.model.experts[0].species if s in shared.model.experts[1].domain]
+    metal = [s for s in shared.model.experts[0].species if s in shared.model.experts[1].allowed_species]
     environment_fn = partial(environments, metal=metal, bond=SHELL * shared.nearest)
     with jax.enable_x64(False):
-        compared = errors.compare(shared.model, dataset, shared.rule, max_rows=shared.settings.max_rows)
+        compared = errors.compare(shared.model, dataset, shared.rule, max_atoms=shared.settings.max_atoms)
     return errors.report(compared, environment_fn)
 
 
@@ -241,7 +241,7 @@ def _surfaces(shared: Plan, dataset: Dataset, stage) -> dict:
         found["vacancy"][who] = surfaces.vacancy_energy(model, region, metal, **given)
         found["surfaces"][who] = surfaces.surface_energies(model, region, metal, **given)
         stage(f"vacancy and surfaces of the {who} expert")
-    if {"C", "O"} <= set(model.experts[0].domain):
+    if {"C", "O"} <= set(model.experts[0].allowed_species):
         regions = {"expensive": 0, "mixed": lambda atoms: shared.rule(frame_from_atoms(atoms))}
         options: dict[str, Any] = {
             "lattice_constant": shared.lattice_constant,
@@ -258,8 +258,12 @@ def _seam(shared: Plan, dataset: Dataset, stage) -> dict:
     lattice_constants = [float(shared.lattice_constant * (1 + s)) for s in strains]
     return {
         "strain": strains.tolist(),
-        "ghost_force": seam.ghost_force_report(shared.model, lattice_constants, symbol=shared.settings.metal),
-        "stress_jump": seam.stress_jump(shared.model, lattice_constants, symbol=shared.settings.metal),
+        "ghost_force": expert_boundary.ghost_force_report(
+            shared.model, lattice_constants, symbol=shared.settings.metal
+        ),
+        "stress_jump": expert_boundary.stress_jump(
+            shared.model, lattice_constants, symbol=shared.settings.metal
+        ),
     }
 
 

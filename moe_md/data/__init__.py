@@ -1,7 +1,7 @@
 """Frames, datasets and padded batches, on the host: numpy in, numpy out."""
 
 from moe_md.data.batching import Batch, Prepared, batches, collate, packing_plan, prepare
-from moe_md.data.crystals import fcc_slab, fcc_supercell, metal_frames, perfect_crystals, random_metal
+from moe_md.data.crystals import fcc_slab, fcc_supercell, ideal_crystals, metal_frames, random_metal
 from moe_md.data.dataset import (
     PACKAGED,
     Dataset,
@@ -37,10 +37,10 @@ __all__ = [
     "force_rms",
     "frame_from_atoms",
     "frame_to_atoms",
+    "ideal_crystals",
     "load_dataset",
     "metal_frames",
     "packing_plan",
-    "perfect_crystals",
     "prepare",
     "ptco_fm",
     "ptco_fm_test",

@@ -45,7 +45,7 @@ class Shape(NamedTuple):
     """Shape of a batch."""
 
     n_rows: int
-    n_slots: int  # K
+    max_neighbors: int  # K
     n_frames: int
 
 
@@ -77,7 +77,7 @@ def collate(
     cutoff: float,
     *,
     n_rows: int | None = None,
-    n_slots: int | None = None,
+    max_neighbors: int | None = None,
     n_frames: int | None = None,
     dtype=np.float32,
     cached_rows: Sequence[Neighborhood] | None = None,
@@ -89,7 +89,7 @@ def collate(
         frames: the frames.
         species: as `Expert.species`.
         cutoff: Å.
-        n_rows, n_slots, n_frames: shape to pad to; by default no padding (at
+        n_rows, max_neighbors, n_frames: shape to pad to; by default no padding (at
             least one of each). A padded row is all masked.
         dtype: of all floating point arrays.
         cached_rows: the rows of each frame, where they are known already.
@@ -112,23 +112,23 @@ def collate(
     sizes = [len(frame.symbols) for frame in frames]
     needed = Shape(
         n_rows=max(sum(sizes), 1),
-        n_slots=max((rows.mask.shape[1] for rows in cached_rows), default=1),
+        max_neighbors=max((rows.mask.shape[1] for rows in cached_rows), default=1),
         n_frames=max(len(frames), 1),
     )
-    asked = (n_rows, n_slots, n_frames)
+    asked = (n_rows, max_neighbors, n_frames)
     shape = Shape(*(need if ask is None else ask for need, ask in zip(needed, asked)))
     for name, need, have in zip(Shape._fields, needed, shape):
         if have < need:
             raise ValueError(f"{name} must be at least {need} for these frames, got {have}.")
-    n_rows, n_slots, n_frames = shape
+    n_rows, max_neighbors, n_frames = shape
 
     batch = Batch(
         rows=Neighborhood(
-            displacement=np.ones((n_rows, n_slots, 3), dtype),
-            mask=np.zeros((n_rows, n_slots), bool),
+            displacement=np.ones((n_rows, max_neighbors, 3), dtype),
+            mask=np.zeros((n_rows, max_neighbors), bool),
             center_species=np.zeros(n_rows, np.int32),
-            neighbor_species=np.zeros((n_rows, n_slots), np.int32),
-            neighbor=np.full((n_rows, n_slots), n_rows, np.int32),
+            neighbor_species=np.zeros((n_rows, max_neighbors), np.int32),
+            neighbor=np.full((n_rows, max_neighbors), n_rows, np.int32),
         ),
         frame=np.full(n_rows, n_frames, np.int32),
         row_mask=np.zeros(n_rows, bool),
@@ -194,26 +194,26 @@ def prepare(dataset: Dataset, cutoff: float, *, dtype=np.float32) -> Prepared:
     return Prepared(dataset.frames, tuple(rows), dataset.species, float(cutoff))
 
 
-def packing_plan(prepared: Prepared, max_rows: int) -> list[tuple[Shape, np.ndarray]]:
+def packing_plan(prepared: Prepared, max_atoms: int) -> list[tuple[Shape, np.ndarray]]:
     """Sort frames into at most four groups, each with one batch shape.
 
-    Frames of at most `max_rows` atoms are packed together, in at most two
+    Frames of at most `max_atoms` atoms are packed together, in at most two
     groups by neighbour count, so that sparse frames do not pay for the slots
     of dense ones. Larger frames get a batch each, in at most two groups by
     size.
 
     Args:
         prepared: frames and rows.
-        max_rows: atoms per batch, at least 1.
+        max_atoms: atoms per batch, at least 1.
 
     Returns:
         Pairs of a shape and the indices of the frames, `[n]` int.
 
     Raises:
-        ValueError: `max_rows` is below 1.
+        ValueError: `max_atoms` is below 1.
     """
-    if max_rows < 1:
-        raise ValueError(f"max_rows must be at least 1, got {max_rows}.")
+    if max_atoms < 1:
+        raise ValueError(f"max_atoms must be at least 1, got {max_atoms}.")
     size = np.array([len(frame.symbols) for frame in prepared.frames])
     slots = np.array([rows.mask.shape[1] for rows in prepared.rows])
 
@@ -230,15 +230,15 @@ def packing_plan(prepared: Prepared, max_rows: int) -> list[tuple[Shape, np.ndar
         return [np.sort(part) for part in parts]
 
     plan = []
-    for index in groups(np.flatnonzero(size <= max_rows), slots, size):
+    for index in groups(np.flatnonzero(size <= max_atoms), slots, size):
         total, largest = int(size[index].sum()), int(size[index].max())
         # Equal shares: with this room, filling in any order takes no more
-        # batches than total / max_rows rounded up, unless max_rows is the bound.
-        share = -(-total // -(-total // max_rows))
-        n_rows = min(max_rows, total, share + largest - 1)
+        # batches than total / max_atoms rounded up, unless max_atoms is the bound.
+        share = -(-total // -(-total // max_atoms))
+        n_rows = min(max_atoms, total, share + largest - 1)
         n_frames = min(len(index), n_rows // int(size[index].min()))
         plan.append((Shape(n_rows, int(slots[index].max()), n_frames), index))
-    for index in groups(np.flatnonzero(size > max_rows), size, np.ones_like(size)):
+    for index in groups(np.flatnonzero(size > max_atoms), size, np.ones_like(size)):
         plan.append((Shape(int(size[index].max()), int(slots[index].max()), 1), index))
     return plan
 
@@ -246,14 +246,14 @@ def packing_plan(prepared: Prepared, max_rows: int) -> list[tuple[Shape, np.ndar
 def packs(
     prepared: Prepared,
     *,
-    max_rows: int,
+    max_atoms: int,
     rng: np.random.Generator | None = None,
     apart: Sequence[str] | None = None,
 ) -> list[tuple[Shape, list[int]]]:
     """Which frames share a batch.
 
     Args:
-        prepared, max_rows, rng: as in `batches`.
+        prepared, max_atoms, rng: as in `batches`.
         apart: a label for each frame; frames of two labels share no batch.
 
     Returns:
@@ -261,10 +261,10 @@ def packs(
         their rows.
 
     Raises:
-        ValueError: `max_rows` is below 1.
+        ValueError: `max_atoms` is below 1.
     """
     found: list[tuple[Shape, list[int]]] = []
-    for shape, index in packing_plan(prepared, max_rows):
+    for shape, index in packing_plan(prepared, max_atoms):
         pack, room = [], shape.n_rows
         order = index if rng is None else rng.permutation(index)
         for k in order if apart is None else sorted(order, key=lambda k: apart[k]):
@@ -297,7 +297,7 @@ def pack_batch(
 def batches(
     prepared: Prepared,
     *,
-    max_rows: int,
+    max_atoms: int,
     rng: np.random.Generator | None = None,
     weights: Sequence[float] | None = None,
 ) -> Iterator[Batch]:
@@ -305,7 +305,7 @@ def batches(
 
     Args:
         prepared: from `prepare`.
-        max_rows: atoms per batch; a larger frame gets a batch of its own.
+        max_atoms: atoms per batch; a larger frame gets a batch of its own.
         rng: shuffles frames and batches; None keeps the order.
         weights: of each frame's squared errors in the loss; by default one.
 
@@ -313,9 +313,9 @@ def batches(
         Batches; their shapes are the same in each epoch (`packing_plan`).
 
     Raises:
-        ValueError: `max_rows` is below 1.
+        ValueError: `max_atoms` is below 1.
     """
-    found = packs(prepared, max_rows=max_rows, rng=rng)
+    found = packs(prepared, max_atoms=max_atoms, rng=rng)
     for k in range(len(found)) if rng is None else rng.permutation(len(found)):
         shape, pack = found[k]
         yield pack_batch(prepared, shape, pack, weights)

@@ -128,7 +128,7 @@ def random_metal(
     return _frame(atoms, kind)
 
 
-def perfect_crystals(
+def ideal_crystals(
     rng: np.random.Generator,
     n_crystals: int,
     *,

@@ -25,7 +25,7 @@ class Frame(NamedTuple):
     temperature_K: float
     momentum: float  # norm of the total momentum, amu Å / (Å sqrt(amu / eV))
     conserved: float  # eV; NaN for Langevin dynamics
-    n_regrown: int
+    n_reallocations: int
     position: np.ndarray | None = None  # [n_atoms, 3] Å; None in a `Result`
     velocity: np.ndarray | None = None
     force: np.ndarray | None = None
@@ -73,15 +73,15 @@ def run(
     """
     check_count("n_steps", n_steps, 0)
     check_count("chunk_steps", chunk_steps, 1)
-    frames, n_regrown, done, at_home = [], 0, 0, True
+    frames, n_reallocations, done, in_domain = [], 0, 0, True
     with interrupts.kept() as check_interrupt:
         while True:
             check_interrupt()
             n = min(chunk_steps, n_steps - done) if frames else 0
             state, grew = slabs.advance(state, integrator, n, params, first=not frames)
-            n_regrown, done = n_regrown + grew, done + n
-            at_home = at_home and slabs.check_domains(state)
-            frame = _frame(slabs.gather(state), state, integrator, n_regrown)
+            n_reallocations, done = n_reallocations + grew, done + n
+            in_domain = in_domain and slabs.check_domains(state)
+            frame = _frame(slabs.gather(state), state, integrator, n_reallocations)
             for report in reporters:
                 report(frame)
             frames.append(frame._replace(position=None, velocity=None, force=None))
@@ -89,7 +89,7 @@ def run(
                 return Result(state, tuple(frames))
 
 
-def _frame(atoms: Atoms[np.ndarray], state: State, integrator, n_regrown: int) -> Frame:
+def _frame(atoms: Atoms[np.ndarray], state: State, integrator, n_reallocations: int) -> Frame:
     momentum, mass = np.asarray(atoms.momentum, float), np.asarray(atoms.mass, float)
     kinetic, step = float(0.5 * np.sum(momentum**2 / mass)), int(np.asarray(state.n_steps)[0])
     total = state.potential + kinetic
@@ -103,7 +103,7 @@ def _frame(atoms: Atoms[np.ndarray], state: State, integrator, n_regrown: int) -
         temperature_K=2 * kinetic / (n_free * units.kB),
         momentum=float(np.linalg.norm(momentum.sum(axis=0))),
         conserved=total + float(integrator.reservoir(atoms)),
-        n_regrown=n_regrown,
+        n_reallocations=n_reallocations,
         position=atoms.position,
         velocity=atoms.velocity,
         force=atoms.force,

@@ -16,10 +16,10 @@ from moe_md import units
 from moe_md.checks import check_not_negative, check_positive, check_value
 from moe_md.distributed.slabs import SLAB, Atoms, Cut, Lists, Sizes, State, which
 from moe_md.experts.base import Expert, Params, chunked_atom_energies
-from moe_md.mixture.energy import mixture_neighbor_list, warn_of_foreign
+from moe_md.mixture.energy import mixture_neighbor_list, warn_out_of_domain
 from moe_md.neighbors import neighbor_list as lists
 from moe_md.neighbors.rows import rows_from_neighbor_list
-from moe_md.regions import Around, Fixed, Region, Surroundings, Weighted
+from moe_md.regions import Around, Fixed, Region, RegionNeighbors, Weighted
 from moe_md.simulate.integrators import NVE, Evaluation, Langevin
 
 
@@ -37,7 +37,7 @@ class Slabs(NamedTuple):
     scatter: Callable  # (position, masses=None, *, velocity=None, temperature_K=None, key=None) -> State
     gather: Callable  # (State) -> Atoms, all of them in their order, on the host, inside the box
     evaluate: Callable  # (State, params=None) -> State with energy and forces
-    # (State, integrator, n_steps, params=None, max_regrow=8, first=False) -> (State, times capacities grew)
+    # (State, integrator, n_steps, params=None, max_reallocations=8, first=False) -> (State, n_reallocations)
     advance: Callable
     check_domains: Callable  # (State) -> bool, all at home when lists were last made; warns
 
@@ -125,23 +125,23 @@ def mixture(
 
     # What follows, up to `loop`, runs on each device.
 
-    def followed(position: Array, made: Lists) -> tuple[Array, Region, Surroundings]:
+    def followed(position: Array, made: Lists) -> tuple[Array, Region, RegionNeighbors]:
         """Own positions and those of all seeds, the region that follows the latter, what is near them."""
         own, n = len(position), len(position) + len(seeds)
         mine = position.at[made.seeds].get(mode="fill", fill_value=0.0)
         position = jnp.concatenate([position, jnp.sum(jax.lax.all_gather(mine, SLAB), axis=0)])
         copies = jnp.arange(own, n, dtype=jnp.int32)
         around = cast(Around, region)  # what else moves `_check_region` refuses
-        reach = around.spheres(dr_threshold).reach[None]
+        reach = around.required_neighbors(dr_threshold).reach[None]
         frame, no, none = jnp.eye(3, dtype=position.dtype), jnp.zeros((), bool), jnp.zeros(0, jnp.int32)
         known = lists.NeighborList((made.near,), position, frame, reach, copies, no, (1, 1, 1), 0)
-        near = Surroundings(none, none[None], cutoffs[0], known)  # it asks for its spheres alone
+        near = RegionNeighbors(none, none[None], cutoffs[0], known)  # it asks for its spheres alone
         return position, replace(around, seeds=copies), near
 
     def gate(position: Array, atoms: Atoms, made: Lists) -> Array:
         """Shares of own atoms, zero in empty slots."""
         weight = atoms.weight
-        if region.moves:
+        if region.is_dynamic:
             position, owner, near = followed(position, made)
             weight = owner.gate(position, in_box, near)[: len(atoms.index)]
         return jnp.where((atoms.index < n_atoms)[:, None], weight, 0.0)
@@ -164,7 +164,7 @@ def mixture(
 
         def near_one(seed):
             distance = jax_md.space.distance(jax.vmap(in_box, (0, None))(atoms.position, seed))
-            found = (atoms.index < n_atoms) & (distance < around.spheres.cutoffs[0])
+            found = (atoms.index < n_atoms) & (distance < around.requested.cutoffs[0])
             return which(found, size, len(position)), jnp.sum(found)
 
         near, counts = jax.lax.map(near_one, position[own:])
@@ -190,7 +190,7 @@ def mixture(
         )
         made = Lists(before, after, species, idx, (), none, none, atoms.position, none, none, none)
         held = atoms.weight > 0
-        if region.moves:
+        if region.is_dynamic:
             made, n_near = with_near(atoms, made, sizes.near)
             position, owner, around = followed(atoms.position, made)
             held = owner.support(position, in_box, dr_threshold, around)[: sizes.atoms]
@@ -201,23 +201,27 @@ def mixture(
         halo = jnp.maximum(passing, jnp.max(jnp.stack([jnp.sum(mask) for mask in near_faces])))
         needed = jax.lax.pmax(jnp.stack([n_here, halo, cell, n_near, *slots, *jnp.sum(held, axis=0)]), SLAB)
         weight = gate(atoms.position, atoms, made)
-        foreign = jnp.stack([n_foreign(e, weight, everywhere, made) for e in range(n_experts)])
-        n_found, foreign = jax.lax.psum((jnp.sum(real), foreign), SLAB)
-        made = made._replace(needed=needed[None], foreign=foreign[None], whole=(n_found == n_atoms)[None])
+        out_of_domain = jnp.stack([n_out_of_domain(e, weight, everywhere, made) for e in range(n_experts)])
+        n_found, out_of_domain = jax.lax.psum((jnp.sum(real), out_of_domain), SLAB)
+        made = made._replace(
+            needed=needed[None], out_of_domain=out_of_domain[None], whole=(n_found == n_atoms)[None]
+        )
         return replace(state, atoms=atoms, lists=made)
 
-    def n_foreign(e: int, weight: Array, everywhere: Array, made: Lists) -> Array:
+    def n_out_of_domain(e: int, weight: Array, everywhere: Array, made: Lists) -> Array:
         """How many own atoms with weight on an expert are, or see, what it does not know."""
         expert, centers = experts[e], made.centers[e]
-        if set(expert.domain) == set(expert.species) or len(centers) == 0:
+        if set(expert.allowed_species) == set(expert.species) or len(centers) == 0:
             return jnp.zeros((), int)
         allowed, rows = (
-            jnp.asarray([s in expert.domain for s in expert.species]),
+            jnp.asarray([s in expert.allowed_species for s in expert.species]),
             rows_of(e, centers, everywhere, made),
         )
         near = rows.mask & (jnp.sum(rows.displacement**2, axis=-1) < expert.cutoff**2)
-        foreign = ~allowed[rows.center_species] | jnp.any(near & ~allowed[rows.neighbor_species], axis=1)
-        return jnp.sum(foreign & (weight.at[centers, e].get(mode="fill", fill_value=0.0) > 0))
+        out_of_domain = ~allowed[rows.center_species] | jnp.any(
+            near & ~allowed[rows.neighbor_species], axis=1
+        )
+        return jnp.sum(out_of_domain & (weight.at[centers, e].get(mode="fill", fill_value=0.0) > 0))
 
     def own_energy(position: Array, atoms: Atoms, made: Lists, params) -> Array:
         """eV, of own atoms; NaN where an atom with weight has no row."""
@@ -358,7 +362,7 @@ def mixture(
             momentum -= mass * (momentum.sum(axis=0) / mass.sum())
         weight = (
             np.zeros((n_atoms, n_experts))
-            if region.moves
+            if region.is_dynamic
             else np.asarray(region.gate(jnp.asarray(position), in_box))
         )
         numbers, kinds = np.arange(n_atoms, dtype=np.int32), np.asarray(species, np.int32)
@@ -386,7 +390,7 @@ def mixture(
         return atoms._replace(position=cut.wrapped(atoms.position))
 
     def advance(
-        state: State, integrator, n_steps: int, params=None, max_regrow: int = 8, first: bool = False
+        state: State, integrator, n_steps: int, params=None, max_reallocations: int = 8, first: bool = False
     ) -> tuple[State, int]:
         if not _works_on_slots(integrator):
             raise ValueError(
@@ -398,11 +402,11 @@ def mixture(
         integrator = replace(integrator, shift_fn=_in_open_space)
         params = builder_params if params is None else tuple(params)
         first, good = bool(first or np.isnan(state.potential)), state
-        for n_regrown in range(max_regrow + 1):
+        for n_reallocations in range(max_reallocations + 1):
             new, _, stop = advance_jit(state, integrator, params, n_steps, first)
             before, at, stop = int(np.asarray(state.n_steps)[0]), int(np.asarray(new.n_steps)[0]), int(stop)
             if stop & TOO_SMALL:
-                sizes = grown(state.sizes, np.asarray(new.lists.needed)[0], extra=4 * (n_regrown + 1))
+                sizes = grown(state.sizes, np.asarray(new.lists.needed)[0], extra=4 * (n_reallocations + 1))
                 state = replace(fitted(gather(state), state.key, before, sizes), energy=state.energy)
             elif stop & TOO_FAST:
                 raise SlabError(
@@ -415,9 +419,10 @@ def mixture(
                     f"energy, forces and positions must stay finite, got NaN or infinity at step {at}.", good
                 )
             else:
-                return new, n_regrown
+                return new, n_reallocations
         raise SlabError(
-            f"capacities must suffice after growing {max_regrow} times, but they ran out again at step {at}.",
+            f"capacities must suffice after growing {max_reallocations} times, "
+            f"but they ran out again at step {at}.",
             good,
         )
 
@@ -425,14 +430,14 @@ def mixture(
         return advance(state, NVE(0.0, _in_open_space), 0, params, first=True)[0]
 
     def check_domains(state: State) -> bool:
-        return warn_of_foreign(experts, np.asarray(state.lists.foreign)[0])
+        return warn_out_of_domain(experts, np.asarray(state.lists.out_of_domain)[0])
 
     return Slabs(scatter, gather, evaluate, advance, check_domains)
 
 
 def _works_on_slots(integrator) -> bool:
     """Whether it moves each atom by itself, all alike, by the whole force at every step."""
-    if getattr(integrator, "slow_every", 1) != 1:
+    if getattr(integrator, "outer_every", 1) != 1:
         return False
     return isinstance(integrator, NVE) or (
         isinstance(integrator, Langevin)

@@ -56,7 +56,9 @@ class Lists(NamedTuple):
     near: Array  # [n_seeds, near] int, own slots near it
     reference: Array  # [atoms, 3] Å, where own atoms were
     needed: Array  # [1, n] int, what `Sizes` would have sufficed, on any device
-    foreign: Array  # [1, n_experts] int, atoms, on all devices, that an expert computes outside its domain
+    out_of_domain: (
+        Array  # [1, n_experts] int, atoms, on all devices, that an expert computes outside its domain
+    )
     whole: Array  # [1] bool, whether no atom was lost
 
 

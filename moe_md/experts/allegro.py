@@ -193,7 +193,7 @@ def allegro(
     nonlinearity: str = "silu",
     pair_cutoffs: Sequence[Sequence[float]] | None = None,
     zbl: bool = False,
-    domain: Sequence[str] | None = None,
+    allowed_species: Sequence[str] | None = None,
 ) -> Expert:
     """The expensive expert: Allegro, as in `nequip-allegro` 0.8.3.
 
@@ -216,7 +216,7 @@ def allegro(
             above `cutoff`; default `cutoff` for all.
         zbl: add the screened repulsion of nuclei
             (`experts.zbl.zbl_energies`), after scale and shift.
-        domain: species it may meet; default all.
+        allowed_species: species it may meet; default all.
 
     Returns:
         An expert whose params are `{"network", "scale", "shift"}`; scale and
@@ -231,7 +231,7 @@ def allegro(
     (1,)
     """
     config = dict(locals())
-    check_species(species, cutoff, domain)
+    check_species(species, cutoff, allowed_species)
     check_integer("num_layers", num_layers, 1, MAX_DEPTH)
     check_integer("l_max", l_max, 0, MAX_ORDER)
     check_integer("num_tensor_features", num_tensor_features, 1)
@@ -272,4 +272,4 @@ def allegro(
         nonlinearity=nonlinearity,
         pair_cutoffs=pair_cutoffs,
     )
-    return network_expert("allegro", network, config)._replace(dear_slots=True)
+    return network_expert("allegro", network, config)._replace(pack_neighbors=True)

@@ -11,15 +11,20 @@ MAX_ORDER = 8  # of spherical harmonics
 MAX_DEPTH = 32  # layers of a network
 
 
-def check_species(species: Sequence[str], cutoff: float, domain: Sequence[str] | None) -> None:
+def check_species(species: Sequence[str], cutoff: float, allowed_species: Sequence[str] | None) -> None:
     if not _are_names(species) or len(species) == 0 or len(set(species)) != len(species):
         raise ValueError(f"species must be a tuple of distinct chemical symbols, got {species!r:.80}.")
     check_value("cutoff", cutoff, float)
     if not cutoff > 0:
         raise ValueError(f"cutoff must be positive (Å), got {cutoff}.")
-    if domain is not None and (not _are_names(domain) or len(domain) == 0 or not set(domain) <= set(species)):
+    if allowed_species is not None and (
+        not _are_names(allowed_species)
+        or len(allowed_species) == 0
+        or not set(allowed_species) <= set(species)
+    ):
         raise ValueError(
-            f"domain must be a non-empty subset of species {tuple(species)}, got {domain!r:.80}."
+            f"allowed_species must be a non-empty subset of species {tuple(species)}, "
+            f"got {allowed_species!r:.80}."
         )
 
 

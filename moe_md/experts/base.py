@@ -13,6 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 from moe_md.experts.radial import pair_cutoff
 from moe_md.experts.zbl import zbl_energies
 from moe_md.neighbors.rows import Neighborhood, map_rows
+from moe_md.renamed import KEYS
 
 Params = Any
 BUILDERS: dict[str, Callable] = {}  # filled by `register_expert`
@@ -34,10 +35,10 @@ class Expert(NamedTuple):
     atom_energies: Callable  # (params, Neighborhood) -> [n] eV
     cutoff: float  # Å; the expert itself vanishes smoothly there
     species: tuple[str, ...]  # one tuple shared by all experts of a mixture
-    domain: tuple[str, ...]  # species it may meet, as centre or neighbour
+    allowed_species: tuple[str, ...]  # species it may meet, as centre or neighbour
     config: dict  # builder name and keyword arguments: what a checkpoint stores
     num_hops: int = 1  # an energy depends on rows within num_hops - 1 neighbours of its centre
-    dear_slots: bool = False  # a slot costs so much that a mixture hands it rows without the skin's
+    pack_neighbors: bool = False  # a slot costs so much that a mixture hands it rows without the skin's
 
 
 def energies_and_partial_forces(expert: Expert, params: Params, rows: Neighborhood) -> tuple[Array, Array]:
@@ -154,7 +155,8 @@ def build(config: dict) -> Expert:
     Raises:
         ValueError: the builder or an argument is unknown.
     """
-    arguments = dict(config)
+    # Checkpoints of earlier versions have the earlier names.
+    arguments = {KEYS.get(key, key): value for key, value in config.items()}
     name = arguments.pop("builder", None)
     if not isinstance(name, str) or name not in BUILDERS:
         raise ValueError(f"builder must be one of {sorted(BUILDERS)}, got {name!r}.")
@@ -171,7 +173,7 @@ def cast(params: Params, dtype) -> Params:
 
 def network_expert(name: str, network: nn.Module, config: dict) -> Expert:
     species, cutoff = config["species"], float(config["cutoff"])
-    domain = tuple(species if config["domain"] is None else config["domain"])
+    allowed_species = tuple(species if config["allowed_species"] is None else config["allowed_species"])
     species = tuple(species)
     pair_cutoffs = config.get("pair_cutoffs")
     numbers = [atomic_numbers.get(symbol, 0) for symbol in species]
@@ -200,7 +202,7 @@ def network_expert(name: str, network: nn.Module, config: dict) -> Expert:
             energies = energies + zbl_energies(rows, numbers, pair_cutoff(rows, cutoff, pair_cutoffs))
         return energies
 
-    return Expert(init, atom_energies, cutoff, species, domain, stored_config(name, config))
+    return Expert(init, atom_energies, cutoff, species, allowed_species, stored_config(name, config))
 
 
 def stored_config(builder: str, arguments: dict) -> dict:

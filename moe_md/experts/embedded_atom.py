@@ -37,7 +37,7 @@ from moe_md.neighbors.rows import Neighborhood
 class EmbeddedAtomNetwork(nn.Module):
     """Rows of centres to per-centre energies, before scale and shift."""
 
-    domain: Sequence[int]  # species indices that have weights; other neighbours are not seen
+    allowed_species: Sequence[int]  # species indices that have weights; other neighbours are not seen
     num_species: int
     cutoff: float
     num_bessels: int
@@ -49,19 +49,23 @@ class EmbeddedAtomNetwork(nn.Module):
     @nn.compact
     def __call__(self, rows: Neighborhood) -> Array:
         _, distance = angular.safe_displacement(rows.displacement, rows.mask)
-        place = jnp.full(self.num_species, -1).at[jnp.asarray(self.domain)].set(jnp.arange(len(self.domain)))
+        place = (
+            jnp.full(self.num_species, -1)
+            .at[jnp.asarray(self.allowed_species)]
+            .set(jnp.arange(len(self.allowed_species)))
+        )
         neighbor = place[rows.neighbor_species]
         mask = rows.mask & (distance < self.cutoff) & (neighbor >= 0)
         basis = radial_basis(distance, mask, self.cutoff, self.num_bessels, self.polynomial_cutoff_p)
-        if len(self.domain) > 1:
-            of_species = jax.nn.one_hot(neighbor, len(self.domain), dtype=basis.dtype)
+        if len(self.allowed_species) > 1:
+            of_species = jax.nn.one_hot(neighbor, len(self.allowed_species), dtype=basis.dtype)
             sums = jnp.einsum("nks,nkq->nsq", of_species, basis).reshape(len(basis), -1)
         else:
             sums = jnp.sum(basis, axis=1)
         sums = sums / (self.avg_num_neighbors * sums.shape[1]) ** 0.5
 
         # For every species of the centre; its own is picked at the end.
-        n_species, radials = len(self.domain), sums.shape[1]
+        n_species, radials = len(self.allowed_species), sums.shape[1]
         pair = self.param("pair", unit_uniform, (n_species, radials))
         mix = self.param("density_mixing", unit_uniform, (n_species, radials, self.num_densities))
         energy = 0.5 * sums @ pair.T + self._embedding(jnp.einsum("nq,sqc->nsc", sums, mix))
@@ -96,7 +100,7 @@ def embedded_atom(
     hidden: Sequence[int] = (16, 16),
     polynomial_cutoff_p: float = 6.0,
     avg_num_neighbors: float = 40.0,
-    domain: Sequence[str] | None = None,
+    allowed_species: Sequence[str] | None = None,
 ) -> Expert:
     """The cheapest learned expert: pairs, and an energy of embedding in a density.
 
@@ -113,7 +117,7 @@ def embedded_atom(
         hidden: widths of the network F.
         polynomial_cutoff_p: power of the envelope.
         avg_num_neighbors: normalises the sums over neighbours.
-        domain: species it may meet, as centre or neighbour; default all.
+        allowed_species: species it may meet, as centre or neighbour; default all.
             Neighbours of other species are not seen.
 
     Returns:
@@ -130,15 +134,15 @@ def embedded_atom(
     (2, 16)
     """
     config = dict(locals())
-    check_species(species, cutoff, domain)
+    check_species(species, cutoff, allowed_species)
     check_integer("num_bessels", num_bessels, 1)
     check_integer("num_densities", num_densities, 1)
     check_power(polynomial_cutoff_p)
     check_widths("hidden", hidden)
     check_value("avg_num_neighbors", avg_num_neighbors, float)
-    allowed = tuple(species) if domain is None else tuple(domain)
+    allowed = tuple(species) if allowed_species is None else tuple(allowed_species)
     network = EmbeddedAtomNetwork(
-        domain=tuple(tuple(species).index(s) for s in allowed),
+        allowed_species=tuple(tuple(species).index(s) for s in allowed),
         num_species=len(species),
         cutoff=float(cutoff),
         num_bessels=num_bessels,

@@ -48,7 +48,7 @@ def lennard_jones(
     epsilon: float = 1.0,
     sigma: float = 1.0,
     onset: float | None = None,
-    domain: Sequence[str] | None = None,
+    allowed_species: Sequence[str] | None = None,
 ) -> Expert:
     """An analytic expert, one pair potential for all species.
 
@@ -58,7 +58,7 @@ def lennard_jones(
         epsilon: initial well depth, eV.
         sigma: initial diameter, Å.
         onset: Å, where switching begins; default 0.8 cutoff.
-        domain: species it may meet; default all.
+        allowed_species: species it may meet; default all.
 
     Returns:
         An expert whose params are `{"epsilon", "sigma"}`.
@@ -67,8 +67,8 @@ def lennard_jones(
         ValueError: an argument is out of range.
     """
     config = dict(locals())
-    check_species(species, cutoff, domain)
-    allowed = tuple(species) if domain is None else tuple(domain)
+    check_species(species, cutoff, allowed_species)
+    allowed = tuple(species) if allowed_species is None else tuple(allowed_species)
     check_value("epsilon", epsilon, float)
     check_value("sigma", sigma, float)
     onset = 0.8 * cutoff if onset is None else onset

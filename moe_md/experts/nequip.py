@@ -114,7 +114,7 @@ def nequip(
     radial_width: int = 64,
     radial_depth: int = 2,
     avg_num_neighbors: float = 40.0,
-    domain: Sequence[str] | None = None,
+    allowed_species: Sequence[str] | None = None,
 ) -> Expert:
     """An expert that passes messages: jax-md's NequIP, `jax_md.nn.nequip`.
 
@@ -141,7 +141,7 @@ def nequip(
             the messages by distance.
         avg_num_neighbors: divides sums over neighbours (jax-md divides by the
             number, not by its root).
-        domain: species it may meet; default all.
+        allowed_species: species it may meet; default all.
 
     Returns:
         An expert whose params are `{"network", "scale", "shift"}`;
@@ -157,7 +157,7 @@ def nequip(
     3
     """
     config = dict(locals())
-    check_species(species, cutoff, domain)
+    check_species(species, cutoff, allowed_species)
     check_integer("l_max", l_max, 0, MAX_ORDER)
     for name in ("num_layers", "num_bessels", "radial_width", "radial_depth"):
         check_integer(name, config[name], 1)

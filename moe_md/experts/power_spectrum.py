@@ -35,7 +35,7 @@ from moe_md.neighbors.rows import Neighborhood
 class PowerSpectrumNetwork(nn.Module):
     """Rows of centres to per-centre energies, before scale and shift."""
 
-    domain: Sequence[int]  # species indices that have weights; other neighbours are not seen
+    allowed_species: Sequence[int]  # species indices that have weights; other neighbours are not seen
     num_species: int
     cutoff: float
     l_max: int
@@ -48,23 +48,29 @@ class PowerSpectrumNetwork(nn.Module):
     @nn.compact
     def __call__(self, rows: Neighborhood) -> Array:
         vector, distance = angular.safe_displacement(rows.displacement, rows.mask)
-        place = jnp.full(self.num_species, -1).at[jnp.asarray(self.domain)].set(jnp.arange(len(self.domain)))
+        place = (
+            jnp.full(self.num_species, -1)
+            .at[jnp.asarray(self.allowed_species)]
+            .set(jnp.arange(len(self.allowed_species)))
+        )
         neighbor = place[rows.neighbor_species]
         mask = rows.mask & (distance < self.cutoff) & (neighbor >= 0)
         # Neighbours lie along the last axis: [n, q, K] and [n, m, K].
         basis = radial_basis(distance, mask, self.cutoff, self.num_bessels, self.polynomial_cutoff_p, axis=-2)
-        if len(self.domain) > 1:
-            of_species = jax.nn.one_hot(neighbor, len(self.domain), dtype=basis.dtype, axis=-2)
+        if len(self.allowed_species) > 1:
+            of_species = jax.nn.one_hot(neighbor, len(self.allowed_species), dtype=basis.dtype, axis=-2)
             blocks = of_species[:, :, None] * basis[:, None]
-            basis = blocks.reshape(basis.shape[0], len(self.domain) * self.num_bessels, basis.shape[-1])
+            basis = blocks.reshape(
+                basis.shape[0], len(self.allowed_species) * self.num_bessels, basis.shape[-1]
+            )
         harmonics = angular.spherical_harmonics(self.l_max, vector, axis=-2)
         density = jnp.einsum("nqk,nmk->nqm", basis, harmonics) / self.avg_num_neighbors**0.5
 
         center = jnp.maximum(place[rows.center_species], 0)
         radials = density.shape[1]
-        mix_shape = (len(self.domain), self.l_max + 1, radials, 2 * self.num_channels)
+        mix_shape = (len(self.allowed_species), self.l_max + 1, radials, 2 * self.num_channels)
         mix = self.param("radial_mixing", unit_uniform, mix_shape) / radials**0.5
-        zero_shape = (len(self.domain), radials, self.num_channels)
+        zero_shape = (len(self.allowed_species), radials, self.num_channels)
         mix_zero = self.param("density_mixing", unit_uniform, zero_shape) / radials**0.5
         scalars = [self._mixed(mix_zero, center, density[..., :1])[..., 0]]
         for l, s in enumerate(angular.slices(angular.harmonic_irreps(self.l_max))):
@@ -75,7 +81,7 @@ class PowerSpectrumNetwork(nn.Module):
 
     def _mixed(self, weights: Array, center: Array, density: Array) -> Array:
         """`[n, channels, m]`: radial channels mixed by weights of the centre's species."""
-        if len(self.domain) == 1:
+        if len(self.allowed_species) == 1:
             return jnp.einsum("qc,nqm->ncm", weights[0], density)
         return jnp.einsum("nqc,nqm->ncm", weights[center], density)
 
@@ -104,7 +110,7 @@ def power_spectrum(
     hidden: Sequence[int] = (64, 64),
     polynomial_cutoff_p: float = 6.0,
     avg_num_neighbors: float = 40.0,
-    domain: Sequence[str] | None = None,
+    allowed_species: Sequence[str] | None = None,
 ) -> Expert:
     """The cheap expert: invariants of each centre's density, one small network.
 
@@ -117,7 +123,7 @@ def power_spectrum(
         hidden: widths of the network of a centre.
         polynomial_cutoff_p: power of the envelope.
         avg_num_neighbors: normalises the density.
-        domain: species it may meet, as centre or neighbour; default all.
+        allowed_species: species it may meet, as centre or neighbour; default all.
             Neighbours of other species are not seen.
 
     Returns:
@@ -127,16 +133,16 @@ def power_spectrum(
         ValueError: an argument is out of range.
     """
     config = dict(locals())
-    check_species(species, cutoff, domain)
+    check_species(species, cutoff, allowed_species)
     check_integer("l_max", l_max, 0, MAX_ORDER)
     check_integer("num_bessels", num_bessels, 1)
     check_integer("num_channels", num_channels, 1)
     check_power(polynomial_cutoff_p)
     check_widths("hidden", hidden)
     check_value("avg_num_neighbors", avg_num_neighbors, float)
-    allowed = tuple(species) if domain is None else tuple(domain)
+    allowed = tuple(species) if allowed_species is None else tuple(allowed_species)
     network = PowerSpectrumNetwork(
-        domain=tuple(tuple(species).index(s) for s in allowed),
+        allowed_species=tuple(tuple(species).index(s) for s in allowed),
         num_species=len(species),
         cutoff=float(cutoff),
         l_max=l_max,

@@ -25,6 +25,7 @@ from moe_md.gradients.lyapunov import TangentGrowth, lyapunov_exponent
 from moe_md.gradients.reversible import RoundTrip, reversible_rollout, round_trip
 from moe_md.gradients.reweighting import reweight
 from moe_md.gradients.rollout import Rollout, Snapshot, check_rollout, rollout
+from moe_md.renamed import missing_attribute
 
 __all__ = [
     "ANY_STRAIN",
@@ -48,3 +49,7 @@ __all__ = [
     "rollout",
     "round_trip",
 ]
+
+
+def __getattr__(name: str):
+    raise missing_attribute(__name__, name)

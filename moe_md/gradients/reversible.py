@@ -33,7 +33,7 @@ import numpy as np
 from jax import Array
 
 from moe_md import units
-from moe_md.gradients.rollout import Rollout, Snapshot, check_arguments, spoilt
+from moe_md.gradients.rollout import Rollout, Snapshot, check_arguments, nan_if
 from moe_md.simulate.integrators import NVE
 
 QUANTUM = 2.0**-44  # of positions in Å and of momenta in sqrt(amu eV); they reach 5e5
@@ -98,7 +98,7 @@ def reversible_rollout(
     reached = _rolled(plan, *inputs)
     wrong = reached.overflow | ~reached.finite
     new = old.set(position=reached.position, momentum=reached.momentum, force=reached.force)
-    return Rollout(*spoilt((new, reached.energy, reached.observed), wrong), reached.overflow)
+    return Rollout(*nan_if((new, reached.energy, reached.observed), wrong), reached.overflow)
 
 
 class RoundTrip(NamedTuple):

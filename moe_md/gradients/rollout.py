@@ -116,7 +116,7 @@ def rollout(
     Raises:
         ValueError: an argument is out of range or does not fit; the integrator
             moves the box or takes multiple time steps; a gate of the region has
-            jumps (`regions.hard`).
+            jumps (`regions.reassigned`).
     """
     state, box = _unpacked(state, box)
     check_arguments(
@@ -208,7 +208,7 @@ def rollout(
     if unit > observe_every:
         seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
     seen = None if observe is None else carry.total if summed else seen
-    return Rollout(*spoilt((carry.state, carry.energy, seen), carry.overflow), carry.overflow)
+    return Rollout(*nan_if((carry.state, carry.energy, seen), carry.overflow), carry.overflow)
 
 
 def check_rollout(result: Rollout) -> Rollout:
@@ -242,14 +242,15 @@ def check_arguments(
     if not callable(energy_fn):
         raise ValueError(f"energy_fn must be a function, got {energy_fn!r:.80}.")
     if not is_dataclass(integrator) or not all(
-        hasattr(integrator, name) for name in ("place", "receive", "step", "slow_every")
+        hasattr(integrator, name) for name in ("place", "receive", "step", "outer_every")
     ):
         raise ValueError(f"integrator must be from nve, langevin or nose_hoover, got {integrator!r:.80}.")
-    if integrator.slow_every != 1:
+    if integrator.outer_every != 1:
         raise ValueError(
-            f"integrator must have slow_every = 1 to be differentiated through, got {integrator.slow_every}."
+            "integrator must have outer_every = 1 to be differentiated through, "
+            f"got {integrator.outer_every}."
         )
-    if integrator.moves_box:
+    if integrator.changes_box:
         raise ValueError(
             "integrator must hold the box to be differentiated through: nve, langevin or nose_hoover, "
             f"got {type(integrator).__name__}."
@@ -313,7 +314,7 @@ def step_once(integrator: Integrator, state, force_at: Callable, box=None) -> tu
     return _as_dtypes(state, integrator.step(state, Evaluation(force, None), box)), more
 
 
-def spoilt(tree, wrong: Array):
+def nan_if(tree, wrong: Array):
     """NaN in the place of every real number, and of every gradient, where something is wrong."""
     factor = jnp.where(wrong, jnp.nan, 1.0)
 

@@ -22,8 +22,8 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from moe_md import checkpoint as checkpoints
 from moe_md.checkpoint import Checkpoint
 from moe_md.experts.base import Expert
-from moe_md.interfaces import ase_gates, held_rows
-from moe_md.interfaces.held_rows import When
+from moe_md.interfaces import ase_gates, cached_rows
+from moe_md.interfaces.cached_rows import When
 from moe_md.neighbors.rows import closer, image_pairs
 from moe_md.regions import Fixed
 
@@ -83,7 +83,7 @@ class MixtureCalculator(Calculator):
         self._dtype = np.dtype(dtype)
         self._skin = float(dr_threshold)
         self._held: _Held | None = None
-        self._evaluate = [held_rows.evaluator(e, chunk_size) for e in checkpoint.experts]
+        self._evaluate = [cached_rows.evaluator(e, chunk_size) for e in checkpoint.experts]
         self._warned = False
         if not callable(region) and not _has_gate(region):
             self._assignment_of(region, None)
@@ -99,7 +99,7 @@ class MixtureCalculator(Calculator):
             )
         species = self._species_of(atoms)
         region = self.region(atoms) if callable(self.region) else self.region
-        now = held_rows.when(atoms, species)
+        now = cached_rows.when(atoms, species)
         reach = max(e.cutoff for e in self.checkpoint.experts)
         with self._precision():
             held, out = self._held, None
@@ -119,8 +119,8 @@ class MixtureCalculator(Calculator):
 
     def _lasts(self, held: "_Held", now: When, reach: float) -> bool:
         """Whether what is held knows all neighbours; for gates, also where the cell has become narrow."""
-        outlived = held_rows.outlived(held.when, now, reach, self._skin)
-        return not outlived and held.whole <= ase_gates.half_width(now)
+        needs_rebuild = cached_rows.needs_rebuild(held.when, now, reach, self._skin)
+        return not needs_rebuild and held.whole <= ase_gates.half_width(now)
 
     def _listed(self, now: When, region, reach: float) -> "_Held":
         """Neighbours of the atoms of each expert, listed once for all of them and the gate."""
@@ -144,16 +144,16 @@ class MixtureCalculator(Calculator):
             halo = _halo(expert.num_hops, wide, n_atoms, own)
             like = last.rows[e] if last else None
             rows.append(
-                held_rows.hold(now, wide, expert.cutoff + self._skin, own, halo, self._dtype, like)
+                cached_rows.hold(now, wide, expert.cutoff + self._skin, own, halo, self._dtype, like)
                 if len(own)
                 else None
             )
-            slots.append(held_rows.slots_for(expert, near, own, last.slots[e] if last else None))
+            slots.append(cached_rows.slots_for(expert, near, own, last.slots[e] if last else None))
         return _Held(now, idx, whole, support, rows, slots)
 
     def _computed(self, held: "_Held", now: When, region):
         """Weights, energies, forces and virials of atoms; None where the rows held do not do."""
-        n_atoms, n_padded = len(now.position), held_rows.roomy(len(now.position))
+        n_atoms, n_padded = len(now.position), cached_rows.roomy(len(now.position))
         R, cell = now.position.astype(self._dtype), now.cell.astype(self._dtype)
         place = ase_gates.Place(R, cell, now.pbc, now.species, held.idx)
         weight = self._weights_of(region, place, held.whole)
@@ -175,7 +175,7 @@ class MixtureCalculator(Calculator):
             by_expert[:, e] = part.energies[:n_atoms]
             forces += np.asarray(part.forces, float)[:n_atoms]
             virials += np.asarray(part.virials, float)[:n_atoms]
-        if _has_gate(region) and region.moves:
+        if _has_gate(region) and region.is_dynamic:
             force, strained = ase_gates.pull(region, place, by_expert.astype(self._dtype), cutoff=held.whole)
             forces += np.asarray(force, float)
             virials += np.asarray(strained, float)
@@ -229,16 +229,16 @@ class MixtureCalculator(Calculator):
     def _warn_outside_domain(
         self, e: int, expert: Expert, own: np.ndarray, near, species: np.ndarray
     ) -> None:
-        foreign = ~np.array([s in expert.domain for s in expert.species])
+        out_of_domain = ~np.array([s in expert.allowed_species for s in expert.species])
         i, j, _ = near
-        sees = foreign[species]
-        sees[i[foreign[species[j]]]] = True
+        sees = out_of_domain[species]
+        sees[i[out_of_domain[species[j]]]] = True
         count = int((own & sees).sum())
         if count and not self._warned:
             self._warned = True
             warnings.warn(
                 f"region gives expert {e} {count} atoms that are or see species outside its domain "
-                f"{expert.domain}: "
+                f"{expert.allowed_species}: "
                 f"its energies there are untrained. Enlarge the region by its cutoff, {expert.cutoff} Å.",
                 stacklevel=5,
             )
@@ -251,7 +251,7 @@ class _Held(NamedTuple):
     idx: np.ndarray  # [n_atoms, K] int, for gates
     whole: float  # Å, up to which `idx` holds all neighbours
     support: np.ndarray  # [n_atoms, n_experts] bool, atoms whose rows an expert has
-    rows: list  # `HeldRows` of each expert, None where it has no atom
+    rows: list  # `CachedRows` of each expert, None where it has no atom
     slots: list  # of each, as `slots_for` gives them
 
 

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from moe_md.interfaces.held_rows import When
-from moe_md.mixture.energy import warn_of_wide_spheres
+from moe_md.interfaces.cached_rows import When
+from moe_md.mixture.energy import warn_of_wide_requests
 from moe_md.neighbors.neighbor_list import NeighborList, perpendicular_widths
 from moe_md.neighbors.rows import closer
-from moe_md.regions.protocol import Region, Sphere, Surroundings
+from moe_md.regions.protocol import NeighborRequest, Region, RegionNeighbors
 
 Leaf = TypeVar("Leaf", Array, np.ndarray)  # under jit; on the host
 
@@ -46,8 +46,8 @@ def neighbors_of_all(at: When, pairs, cutoff: float, skin: float) -> tuple[np.nd
     i, j = np.divmod(np.unique(i * n_atoms + j), n_atoms)
     i, j = i[i != j], j[i != j]
     count = np.bincount(i, minlength=n_atoms)
-    n_slots = 8 * -(-int(count.max(initial=1)) // 8)  # in eights, so that few programs are compiled
-    idx = np.full((n_atoms, n_slots), n_atoms, np.int32)
+    max_neighbors = 8 * -(-int(count.max(initial=1)) // 8)  # in eights, so that few programs are compiled
+    idx = np.full((n_atoms, max_neighbors), n_atoms, np.int32)
     idx[i, np.arange(len(i)) - np.repeat(np.cumsum(count) - count, count)] = j
     return idx, cutoff
 
@@ -60,9 +60,9 @@ def half_width(at: When) -> float:
 def check_reach(region: Region, place: Place) -> None:
     """Warn where a sphere about an atom is wider than half the cell."""
     widths = perpendicular_widths(place.cell.T)[place.pbc]
-    for sphere in jax.tree.leaves(region.spheres(0.0), is_leaf=_is_sphere):
+    for sphere in jax.tree.leaves(region.required_neighbors(0.0), is_leaf=_is_request):
         if len(widths):
-            warn_of_wide_spheres(float(sphere.reach), widths.min())
+            warn_of_wide_requests(float(sphere.reach), widths.min())
 
 
 @partial(jax.jit, static_argnames=("cutoff", "margin"))
@@ -71,7 +71,7 @@ def support(region: Region, place: Place, *, cutoff: float, margin: float) -> Ar
 
     It holds while none moves by more than half the margin, Å.
     """
-    displacement, near = _surroundings(region, place, place.position, None, cutoff, margin)
+    displacement, near = _region_neighbors(region, place, place.position, None, cutoff, margin)
     return region.support(place.position, displacement, margin, near)
 
 
@@ -99,10 +99,10 @@ def pull(region: Region, place: Place, energies: Array, *, cutoff: float) -> tup
 
 def _gate(region: Region, place: Place, position: Array, strain: Array | None, cutoff: float) -> Array:
     """With displacements times `strain`, `[3, 3]`."""
-    return region.gate(position, *_surroundings(region, place, position, strain, cutoff, 0.0))
+    return region.gate(position, *_region_neighbors(region, place, position, strain, cutoff, 0.0))
 
 
-def _surroundings(
+def _region_neighbors(
     region: Region, place: Place, position: Array, strain: Array | None, cutoff: float, margin: float
 ):
     """A displacement function, and what lists know."""
@@ -114,7 +114,7 @@ def _surroundings(
         D = fraction @ place.cell
         return D if strain is None else D @ strain.T
 
-    def everyone_else(wish: Sphere) -> NeighborList:
+    def everyone_else(wish: NeighborRequest) -> NeighborList:
         others = jnp.broadcast_to(jnp.arange(n_atoms, dtype=jnp.int32), (wish.centers.shape[0], n_atoms))
         others = jnp.where(others == wish.centers[:, None], n_atoms, others)
         return NeighborList(
@@ -128,9 +128,9 @@ def _surroundings(
             n_atoms,
         )
 
-    spheres = jax.tree.map(everyone_else, region.spheres(margin), is_leaf=_is_sphere)
-    return displacement, Surroundings(place.species, place.idx, cutoff, spheres)
+    requested = jax.tree.map(everyone_else, region.required_neighbors(margin), is_leaf=_is_request)
+    return displacement, RegionNeighbors(place.species, place.idx, cutoff, requested)
 
 
-def _is_sphere(x) -> bool:
-    return isinstance(x, Sphere)
+def _is_request(x) -> bool:
+    return isinstance(x, NeighborRequest)

@@ -29,8 +29,8 @@ from scipy.spatial import cKDTree  # ty: ignore[missing-module-member]  # compil
 from moe_md import checkpoint as checkpoints
 from moe_md.checkpoint import Checkpoint
 from moe_md.checks import check_count, check_positive
-from moe_md.interfaces import ase_gates, held_rows, lammps_gates
-from moe_md.interfaces.held_rows import When
+from moe_md.interfaces import ase_gates, cached_rows, lammps_gates
+from moe_md.interfaces.cached_rows import When
 from moe_md.neighbors.rows import closer, image_pairs
 from moe_md.regions.protocol import Region
 
@@ -73,7 +73,7 @@ def attach(
         lmp: a `lammps.lammps` of units `metal`, with its box and atoms, whose
             ids are 1 to the number of atoms; atom `id` is atom `id - 1` of the region.
         checkpoint: a `Checkpoint`, or what `mm.load` takes.
-        region: of `mm.regions`, no `custom` and no `hard`.
+        region: of `mm.regions`, no `custom` and no `reassigned`.
         elements: the chemical symbol of each LAMMPS type.
         fix_id: name of the fix.
         skin: Å, of LAMMPS's lists and of the rows, which are kept meanwhile.
@@ -178,7 +178,7 @@ class Coupling:
         self._species_of_type = np.array([known.index(e) for e in elements], np.int32)
         self._skin = float(skin)
         self._dtype = np.dtype(dtype)
-        self._evaluate = [held_rows.evaluator(e, chunk_size) for e in checkpoint.experts]
+        self._evaluate = [cached_rows.evaluator(e, chunk_size) for e in checkpoint.experts]
         self._gate = lammps_gates.reach(region)
         self._held: _Held | None = None
         self._warned = False
@@ -211,7 +211,7 @@ class Coupling:
         with jax.enable_x64(True) if self._dtype == np.float64 else contextlib.nullcontext():
             out = None
             # Ghosts are the same atoms and have moved little: no others can have come near.
-            if same and not held_rows.outlived(last.when, now, 0.0, self._skin):
+            if same and not cached_rows.needs_rebuild(last.when, now, 0.0, self._skin):
                 out = self._computed(last, now)
             if out is None:
                 self._held = self._listed(now, len(position), ids, n_local)
@@ -222,7 +222,9 @@ class Coupling:
         """All atoms of the rank, and at least one that is far away, in no cell."""
         n_held = len(position)
         spare = (
-            held_rows.kept(held_rows.roomy(n_held + 1), len(self._held.when.position) if self._held else 0)
+            cached_rows.kept(
+                cached_rows.roomy(n_held + 1), len(self._held.when.position) if self._held else 0
+            )
             - n_held
         )
         away = np.zeros((spare, 3))
@@ -255,11 +257,11 @@ class Coupling:
                 halo = np.setdiff1d(np.flatnonzero(away <= self.halo + skin), own)
             near, wide = closer(pairs, expert.cutoff), closer(pairs, expert.cutoff + skin)
             held.rows.append(
-                held_rows.hold(now, wide, expert.cutoff + skin, own, halo, self._dtype, like)
+                cached_rows.hold(now, wide, expert.cutoff + skin, own, halo, self._dtype, like)
                 if len(own)
                 else None
             )
-            held.slots.append(held_rows.slots_for(expert, near, own, slots))
+            held.slots.append(cached_rows.slots_for(expert, near, own, slots))
         return held._replace(support=support)
 
     def _computed(self, held: "_Held", now: When):
@@ -267,7 +269,7 @@ class Coupling:
         n_local, skin = held.n_local, self._skin
         weight = self._weights(held, now)
         shared = np.zeros(len(weight), bool)
-        if self.region.moves:
+        if self.region.is_dynamic:
             shared = ((weight > 0) & (weight < 1)).any(axis=1) & (held.away <= self._gate + skin)
         sights = np.array([e.cutoff * e.num_hops for e in self.checkpoint.experts])
         weight = np.where((held.away[:, None] <= sights + skin) | shared[:, None], weight, 0.0)
@@ -286,7 +288,7 @@ class Coupling:
             by_expert[:, e] = part.energies
             forces += np.asarray(part.forces, float)[:n_local]
             virial += np.asarray(part.virials, float)[:n_local].sum(axis=0)
-        if self.region.moves:
+        if self.region.is_dynamic:
             # Where an expert has no weight, neither has its energy a slope.
             energies = np.where(shared[:, None], by_expert, 0.0).astype(self._dtype)
             force, strained = ase_gates.pull(held.region, self._place(held, now), energies, cutoff=held.whole)
@@ -307,16 +309,16 @@ class Coupling:
 
     def _warn_outside_domain(self, support: np.ndarray, pairs, species: np.ndarray, n_local: int) -> None:
         for e, expert in enumerate(self.checkpoint.experts):
-            foreign = ~np.array([s in expert.domain for s in expert.species])
+            out_of_domain = ~np.array([s in expert.allowed_species for s in expert.species])
             i, j, _ = closer(pairs, expert.cutoff)
-            sees = foreign[species]
-            sees[i[foreign[species[j]]]] = True
+            sees = out_of_domain[species]
+            sees[i[out_of_domain[species[j]]]] = True
             count = int((support[:, e] & sees)[:n_local].sum())
             if count and not self._warned:
                 self._warned = True
                 warnings.warn(
                     f"region gives expert {e} {count} atoms of this rank "
-                    f"that are or see species outside its domain {expert.domain}: "
+                    f"that are or see species outside its domain {expert.allowed_species}: "
                     f"its energies there are untrained. Enlarge the region by its cutoff, {expert.cutoff} Å.",
                     stacklevel=5,
                 )
@@ -336,7 +338,7 @@ class _Held(NamedTuple):
     whole: float  # Å, up to which `idx` holds all neighbours, where gates ask for any
     away: np.ndarray  # [n] Å, to the nearest owned atom
     support: np.ndarray  # [n, n_experts] bool, atoms that may get weight
-    rows: list  # `HeldRows` of each expert, None where it has no atom
+    rows: list  # `CachedRows` of each expert, None where it has no atom
     slots: list  # of each, as `slots_for` gives them
 
 

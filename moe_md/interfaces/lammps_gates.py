@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from moe_md.interfaces.held_rows import roomy
+from moe_md.interfaces.cached_rows import roomy
 from moe_md.regions.combined import Complement, Nested, Union
 from moe_md.regions.described import Descriptor
 from moe_md.regions.following import Around

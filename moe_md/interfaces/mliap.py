@@ -32,7 +32,7 @@ from moe_md import checkpoint as checkpoints
 from moe_md.checks import check_count
 from moe_md.experts.base import Expert, chunked_atom_energies
 from moe_md.files import write_atomic
-from moe_md.interfaces.held_rows import roomy
+from moe_md.interfaces.cached_rows import roomy
 from moe_md.neighbors.rows import Neighborhood
 
 

@@ -25,13 +25,13 @@ from jax import Array
 from moe_md.checks import check_value
 from moe_md.experts.base import Expert, Params, chunked_atom_energies
 from moe_md.neighbors import neighbor_list as lists
-from moe_md.neighbors.rows import Neighborhood, fullest_row, near_rows, rows_from_neighbor_list
-from moe_md.regions import Region, Sphere, Surroundings, check_region
+from moe_md.neighbors.rows import Neighborhood, max_occupancy, rows_from_neighbor_list, rows_within_cutoff
+from moe_md.regions import NeighborRequest, Region, RegionNeighbors, check_region
 
 MAX_EDGE = 1e4  # Å, of a box
 # Of the room for neighbours within the skin, what those within a cutoff want:
 # there are fewer, and they vary less.
-THERMAL_ROOM = 0.3
+THERMAL_CAPACITY_FACTOR = 0.3
 
 
 @jax.tree_util.register_dataclass
@@ -42,11 +42,11 @@ class MixtureNeighbors:
     list: lists.NeighborList  # neighbours of all atoms, for each cutoff
     centers: tuple[Array, ...]  # per expert [capacity] int, the atoms it computes, n_atoms where none
     halo: tuple[Array, ...]  # per expert [capacity] int, other atoms whose rows it needs, n_atoms where none
-    spheres: Any  # lists of what is near the atoms that the region follows, as it wants them
+    requested: Any  # lists of what is near the atoms that the region follows, as it wants them
     # bool, an expert was given more atoms than it holds rows, or more neighbours than slots
     centers_overflow: Array
     # per potential, in a row without skin; None where the list's will do
-    slots: tuple[int | None, ...] = field(metadata={"static": True})
+    max_neighbors: tuple[int | None, ...] = field(metadata={"static": True})
     update_fn: Callable = field(metadata={"static": True})
     stale_fn: Callable = field(metadata={"static": True})
 
@@ -91,7 +91,7 @@ class MixtureNeighbors:
     def _list_overflow(self) -> Array:
         made = [
             self.list,
-            *jax.tree.leaves(self.spheres, is_leaf=lambda x: isinstance(x, lists.NeighborList)),
+            *jax.tree.leaves(self.requested, is_leaf=lambda x: isinstance(x, lists.NeighborList)),
         ]
         return jnp.any(jnp.stack([each.did_buffer_overflow for each in made]))
 
@@ -111,11 +111,11 @@ class MixtureNeighborFns(NamedTuple):
     check_domains: Callable  # (position, neighbors, *, region=None, **kwargs) -> bool, all at home; warns
     parts: Callable  # (position, neighbors, *, params=None, region=None, **kwargs) -> Parts
     gate: Callable  # (position, neighbors, *, region=None, **kwargs) -> [n_atoms, n_experts], weights
-    # (position, neighbors, region, **kwargs) -> a region of `regions.hard`, atoms dealt out anew
+    # (position, neighbors, region, **kwargs) -> a region of `regions.reassigned`, atoms dealt out anew
     assign: Callable
-    # (position, neighbors, *, params=None, region=None, **kwargs) -> eV, the guide in expert 0's place
-    fast: Callable | None  # None without a guide
-    split: Callable | None  # the same -> [2] eV, that energy and what is missing from the whole
+    # (position, neighbors, *, params=None, region=None, **kwargs) -> eV, the inner potential for expert 0
+    inner_energy: Callable | None  # None without an inner potential
+    inner_outer_split: Callable | None  # the same -> [2] eV, that energy and what is missing from the whole
 
 
 def mixture_neighbor_list(
@@ -131,7 +131,7 @@ def mixture_neighbor_list(
     per_particle: bool = False,
     fractional_coordinates: bool = False,
     chunk_size: int = 64,
-    guide: tuple[Expert, Params] | None = None,
+    inner_potential: tuple[Expert, Params] | None = None,
 ) -> tuple[MixtureNeighborFns, Callable]:
     """A mixture of experts as jax-md's `(neighbor_fn, energy_fn)`.
 
@@ -149,16 +149,16 @@ def mixture_neighbor_list(
         fractional_coordinates: positions are fractions of the box; without
             them the box cannot change.
         chunk_size: rows computed at a time.
-        guide: a cheap expert and its parameters, of any domain, that stands in
+        inner_potential: a cheap expert and its parameters, of any domain, that stands in
             for expert 0 between two of its forces: for multiple time steps,
-            `simulate.nve(..., slow_every=)`. It may be expert 1 itself.
+            `simulate.nve(..., outer_every=)`. It may be expert 1 itself.
 
     Returns:
         neighbor_fn: `allocate(R)` on the host, then `nbrs.update(R)` under jit.
             `check_domains(R, nbrs)` warns of rows outside an expert's domain;
             `parts(R, nbrs)` are weights and energies, atom by atom and expert by expert.
-            With a guide, `fast(R, nbrs)` is the energy with it in expert 0's
-            place, `split(R, nbrs)` that and what is missing from the energy.
+            With an inner potential, `inner_energy(R, nbrs)` is the energy with it in expert 0's
+            place, `inner_outer_split(R, nbrs)` that and what is missing from the energy.
         energy_fn: `energy_fn(R, neighbor, *, params=, region=, box=,
         perturbation=)` in eV, the builder's values as defaults; box and
         perturbation (a number or `[3, 3]`, applied to displacements) reach
@@ -175,9 +175,9 @@ def mixture_neighbor_list(
     experts, params = tuple(experts), tuple(params)
     species = _checked_species(experts, params, species)
     n_atoms = species.shape[0]
-    if guide is not None:
-        _check_guide(guide, experts)
-    potentials = experts if guide is None else (*experts, guide[0])
+    if inner_potential is not None:
+        _check_inner_potential(inner_potential, experts)
+    potentials = experts if inner_potential is None else (*experts, inner_potential[0])
     cutoffs = sorted({e.cutoff for e in potentials}, reverse=True)
     level = [cutoffs.index(e.cutoff) for e in potentials]
     if not dr_threshold >= 0:
@@ -201,12 +201,12 @@ def mixture_neighbor_list(
             )
         return {k: v for k, v in (("box", box), ("perturbation", perturbation)) if v is not None}
 
-    def surroundings(neighbors_list, spheres) -> Surroundings:
-        return Surroundings(species, neighbors_list.idx[0], cutoffs[0], spheres)
+    def region_neighbors(neighbors_list, requested) -> RegionNeighbors:
+        return RegionNeighbors(species, neighbors_list.idx[0], cutoffs[0], requested)
 
-    def support(position, owner: Region, neighbors_list, spheres, **kwargs) -> Array:
+    def support(position, owner: Region, neighbors_list, requested, **kwargs) -> Array:
         """Which atoms each expert computes, `[n_atoms, n_experts]` bool."""
-        near = surroundings(neighbors_list, spheres)
+        near = region_neighbors(neighbors_list, requested)
         return owner.support(position, partial(displacement_fn, **kwargs), dr_threshold, near)
 
     def halos_of(held, full_list) -> list[Array]:
@@ -221,13 +221,13 @@ def mixture_neighbor_list(
         needed = jnp.concatenate([jnp.sum(held, axis=0), jnp.stack([jnp.sum(mask) for mask in halos])])
         return centers, halo, jnp.any(needed > jnp.asarray([*centers_sizes, *halo_sizes]))
 
-    packed = [potential.dear_slots and potential.num_hops == 1 for potential in potentials]
+    packed = [potential.pack_neighbors and potential.num_hops == 1 for potential in potentials]
 
     def fullest(position, centers, full_list, **kwargs) -> list[Array | None]:
         """The most neighbours within its cutoff that a row of each potential with dear slots has."""
         moved, held = partial(displacement_fn, **kwargs), [*centers, centers[0]]
         return [
-            fullest_row(position, full_list.idx[level[e]], moved, held[e], p.cutoff) if packed[e] else None
+            max_occupancy(position, full_list.idx[level[e]], moved, held[e], p.cutoff) if packed[e] else None
             for e, p in enumerate(potentials)
         ]
 
@@ -242,37 +242,37 @@ def mixture_neighbor_list(
             lists.strained(kwargs.get("box", box), kwargs.get("perturbation"))
         ).min()
 
-        def listed(wanted: Sphere):
+        def listed(wanted: NeighborRequest):
             _check_seeds(wanted.centers, n_atoms)
-            warn_of_wide_spheres(float(wanted.reach) - dr_threshold, narrowest)
+            warn_of_wide_requests(float(wanted.reach) - dr_threshold, narrowest)
             return list_fns.allocate(
                 position, extra_capacity, cutoffs=[wanted.reach], centers=wanted.centers, **kwargs
             )
 
-        spheres = jax.tree.map(listed, owner.spheres(dr_threshold), is_leaf=_is_sphere)
-        held = support(position, owner, full_list, spheres, **kwargs)
+        requested = jax.tree.map(listed, owner.required_neighbors(dr_threshold), is_leaf=_is_request)
+        held = support(position, owner, full_list, requested, **kwargs)
         _check_held(np.asarray(held), n_atoms, len(experts))
         halos = halos_of(held, full_list)
-        slack = capacity_multiplier if owner.moves else 1.0
+        slack = capacity_multiplier if owner.is_dynamic else 1.0
         sizes = tuple(_capacity(n, slack, n_atoms) for n in np.sum(held, axis=0))
         halo_sizes = tuple(_capacity(np.sum(mask), capacity_multiplier, n_atoms) for mask in halos)
         centers, halo, overflow = select(held, halos, sizes, halo_sizes)
-        room = 1.0 + THERMAL_ROOM * (capacity_multiplier - 1.0)
+        room = 1.0 + THERMAL_CAPACITY_FACTOR * (capacity_multiplier - 1.0)
         most = fullest(position, centers, full_list, **kwargs)
         slots = tuple(None if n is None else max(1, lists.roomy(room, extra_capacity, int(n))) for n in most)
-        neighbors = MixtureNeighbors(full_list, centers, halo, spheres, overflow, slots, update, stale)
+        neighbors = MixtureNeighbors(full_list, centers, halo, requested, overflow, slots, update, stale)
         check_domains(position, neighbors, region=region, **kwargs)
         return neighbors
 
     def stale(position, neighbors: MixtureNeighbors, *, region: Region | None = None, **kwargs) -> Array:
         kwargs = given(**kwargs)
-        wanted = (builder_region if region is None else region).spheres(dr_threshold)
-        _check_spheres(wanted, neighbors.spheres)
+        wanted = (builder_region if region is None else region).required_neighbors(dr_threshold)
+        _check_requested(wanted, neighbors.requested)
 
-        def old(wish: Sphere, made: lists.NeighborList) -> Array:
+        def old(wish: NeighborRequest, made: lists.NeighborList) -> Array:
             return list_fns.stale(position, made, cutoffs=wish.reach[None], centers=wish.centers, **kwargs)
 
-        of_spheres = jax.tree.leaves(jax.tree.map(old, wanted, neighbors.spheres, is_leaf=_is_sphere))
+        of_spheres = jax.tree.leaves(jax.tree.map(old, wanted, neighbors.requested, is_leaf=_is_request))
         return jnp.any(jnp.stack([list_fns.stale(position, neighbors.list, **kwargs), *of_spheres]))
 
     def update(
@@ -282,28 +282,32 @@ def mixture_neighbor_list(
         full_list = list_fns.update(position, neighbors.list, renew=renew, **kwargs)
         owner = builder_region if region is None else region
 
-        def listed(wanted: Sphere, old: lists.NeighborList):
+        def listed(wanted: NeighborRequest, old: lists.NeighborList):
             return list_fns.update(
                 position, old, renew=renew, cutoffs=wanted.reach[None], centers=wanted.centers, **kwargs
             )
 
-        wanted = owner.spheres(dr_threshold)
-        _check_spheres(wanted, neighbors.spheres)
-        spheres = jax.tree.map(listed, wanted, neighbors.spheres, is_leaf=_is_sphere)
-        held = support(position, owner, full_list, spheres, **kwargs)
+        wanted = owner.required_neighbors(dr_threshold)
+        _check_requested(wanted, neighbors.requested)
+        requested = jax.tree.map(listed, wanted, neighbors.requested, is_leaf=_is_request)
+        held = support(position, owner, full_list, requested, **kwargs)
         sizes = (tuple(c.shape[0] for c in each) for each in (neighbors.centers, neighbors.halo))
         centers, halo, overflow = select(held, halos_of(held, full_list), *sizes)
         overflow = overflow | neighbors.centers_overflow
-        for n, size in zip(fullest(position, centers, full_list, **kwargs), neighbors.slots):
+        for n, size in zip(fullest(position, centers, full_list, **kwargs), neighbors.max_neighbors):
             overflow = overflow if n is None or size is None else overflow | (n > size)
-        return MixtureNeighbors(full_list, centers, halo, spheres, overflow, neighbors.slots, update, stale)
+        return MixtureNeighbors(
+            full_list, centers, halo, requested, overflow, neighbors.max_neighbors, update, stale
+        )
 
     def rows_of(e: int, centers, position, neighbors: MixtureNeighbors, moved) -> tuple[Neighborhood, Array]:
         """Rows for a potential of its centres, then of its halo; whether slots ran out."""
-        idx, no, n_slots = neighbors.list.idx[level[e]], jnp.zeros((), bool), neighbors.slots[e]
-        if n_slots is not None:
-            rows, n = near_rows(position, species, idx, moved, centers, potentials[e].cutoff, n_slots)
-            return rows, n > n_slots
+        idx, no, max_neighbors = neighbors.list.idx[level[e]], jnp.zeros((), bool), neighbors.max_neighbors[e]
+        if max_neighbors is not None:
+            rows, n = rows_within_cutoff(
+                position, species, idx, moved, centers, potentials[e].cutoff, max_neighbors
+            )
+            return rows, n > max_neighbors
         if potentials[e].num_hops == 1:
             return rows_from_neighbor_list(position, species, idx, moved, centers), no
         centers = jnp.concatenate([centers, neighbors.halo[e]])
@@ -313,7 +317,7 @@ def mixture_neighbor_list(
         return rows._replace(neighbor=row_of[rows.neighbor]), no
 
     def column(
-        R, neighbor: MixtureNeighbors, weight, moves: bool, moved, e: int, tree, of: int
+        R, neighbor: MixtureNeighbors, weight, is_dynamic: bool, moved, e: int, tree, of: int
     ) -> tuple[Array, Array]:
         """Energies by potential `e` of the atoms with weight on expert `of`, `[n_atoms]`.
 
@@ -324,7 +328,7 @@ def mixture_neighbor_list(
             return jnp.zeros(n_atoms, R.dtype), wanted > 0
         weighted = weight.at[centers, of].get(mode="fill", fill_value=0.0) > 0
         only = {}
-        if moves and potentials[e].num_hops == 1:
+        if is_dynamic and potentials[e].num_hops == 1:
             # Rows of the margin, and those held in reserve, come last and are left out.
             order = jnp.argsort(~weighted)
             centers, weighted, only = centers[order], weighted[order], {"wanted": jnp.sum(weighted)}
@@ -340,12 +344,14 @@ def mixture_neighbor_list(
     ) -> Parts:
         """Weights, and the energies by some potentials of the atoms that are on some experts."""
         trees = builder_params if params is None else params
-        trees = (*trees[: len(experts)], *(() if guide is None else guide[1:]))
+        trees = (*trees[: len(experts)], *(() if inner_potential is None else inner_potential[1:]))
         region = builder_region if region is None else region
         moved = partial(displacement_fn, **given(box, perturbation))
-        _check_spheres(region.spheres(dr_threshold), neighbor.spheres)
-        weight = region.gate(R, moved, surroundings(neighbor.list, neighbor.spheres))
-        columns = [column(R, neighbor, weight, region.moves, moved, e, trees[e], expert) for e, expert in of]
+        _check_requested(region.required_neighbors(dr_threshold), neighbor.requested)
+        weight = region.gate(R, moved, region_neighbors(neighbor.list, neighbor.requested))
+        columns = [
+            column(R, neighbor, weight, region.is_dynamic, moved, e, trees[e], expert) for e, expert in of
+        ]
         # A region that does not know, or an atom with weight outside the rows held.
         # Weights may be below zero by rounding.
         missing = jnp.any(jnp.isnan(weight)) | jnp.any(jnp.stack([lacks for _, lacks in columns]))
@@ -366,11 +372,11 @@ def mixture_neighbor_list(
         energies = jnp.sum(weight * energy, axis=1)
         return energies if per_particle else jnp.sum(energies)
 
-    def fast(R, neighbor: MixtureNeighbors, **kwargs) -> Array:
+    def inner_energy(R, neighbor: MixtureNeighbors, **kwargs) -> Array:
         weight, energy = evaluated(R, neighbor, guided, **kwargs)
         return jnp.sum(weight * energy)
 
-    def split(R, neighbor: MixtureNeighbors, **kwargs) -> Array:
+    def inner_outer_split(R, neighbor: MixtureNeighbors, **kwargs) -> Array:
         weight, energy = evaluated(R, neighbor, [*guided, every[0]], **kwargs)
         slow = jnp.sum(weight[:, 0] * (energy[:, -1] - energy[:, 0]))
         return jnp.stack([jnp.sum(weight * energy[:, :-1]), slow])
@@ -379,49 +385,51 @@ def mixture_neighbor_list(
     def gate(position, neighbors: MixtureNeighbors, *, region=None, **kwargs):
         owner = builder_region if region is None else region
         moved = partial(displacement_fn, **given(**kwargs))
-        return owner.gate(position, moved, surroundings(neighbors.list, neighbors.spheres))
+        return owner.gate(position, moved, region_neighbors(neighbors.list, neighbors.requested))
 
     @jax.jit
     def assign(position, neighbors: MixtureNeighbors, region, **kwargs):
         moved = partial(displacement_fn, **given(**kwargs))
-        return region.assigned(position, moved, surroundings(neighbors.list, neighbors.spheres))
+        return region.assigned(position, moved, region_neighbors(neighbors.list, neighbors.requested))
 
     @jax.jit
-    def count_foreign(position, neighbors: MixtureNeighbors, region, kwargs) -> Array:
+    def count_out_of_domain(position, neighbors: MixtureNeighbors, region, kwargs) -> Array:
         """Atoms with weight on each expert that are, or see, what it does not know."""
         moved = partial(displacement_fn, **kwargs)
         owner = builder_region if region is None else region
-        gate = owner.gate(position, moved, surroundings(neighbors.list, neighbors.spheres))
+        gate = owner.gate(position, moved, region_neighbors(neighbors.list, neighbors.requested))
         counts = []
         for e, (expert, centers) in enumerate(zip(experts, neighbors.centers)):
-            if set(expert.domain) == set(expert.species):
+            if set(expert.allowed_species) == set(expert.species):
                 counts.append(jnp.zeros((), int))
                 continue
-            allowed = jnp.asarray([s in expert.domain for s in expert.species])
+            allowed = jnp.asarray([s in expert.allowed_species for s in expert.species])
             rows = rows_from_neighbor_list(position, species, neighbors.list.idx[level[e]], moved, centers)
             near = rows.mask & (jnp.sum(rows.displacement**2, axis=-1) < expert.cutoff**2)
-            foreign = ~allowed[rows.center_species] | jnp.any(near & ~allowed[rows.neighbor_species], axis=1)
-            counts.append(jnp.sum(foreign & (gate.at[centers, e].get(mode="fill", fill_value=0.0) > 0)))
+            out_of_domain = ~allowed[rows.center_species] | jnp.any(
+                near & ~allowed[rows.neighbor_species], axis=1
+            )
+            counts.append(jnp.sum(out_of_domain & (gate.at[centers, e].get(mode="fill", fill_value=0.0) > 0)))
         return jnp.stack(counts)
 
     def check_domains(
         position, neighbors: MixtureNeighbors, *, region: Region | None = None, **kwargs
     ) -> bool:
-        if all(set(expert.domain) == set(expert.species) for expert in experts):
+        if all(set(expert.allowed_species) == set(expert.species) for expert in experts):
             return True
-        counts = np.asarray(count_foreign(position, neighbors, region, given(**kwargs)))
-        return warn_of_foreign(experts, counts)
+        counts = np.asarray(count_out_of_domain(position, neighbors, region, given(**kwargs)))
+        return warn_out_of_domain(experts, counts)
 
-    timescales = (None, None) if guide is None else (fast, split)
+    timescales = (None, None) if inner_potential is None else (inner_energy, inner_outer_split)
     return MixtureNeighborFns(allocate, update, check_domains, parts, gate, assign, *timescales), energy_fn
 
 
-def warn_of_foreign(experts: Sequence[Expert], counts: np.ndarray) -> bool:
+def warn_out_of_domain(experts: Sequence[Expert], counts: np.ndarray) -> bool:
     """Whether no expert computes atoms outside its domain, of which it has so many; warns where one does."""
     for e in np.flatnonzero(counts):
         warnings.warn(
             f"region gives expert {e} {counts[e]} atoms that are or see species outside its domain "
-            f"{experts[e].domain}: "
+            f"{experts[e].allowed_species}: "
             f"its energies there are untrained. Enlarge the region by its cutoff, {experts[e].cutoff} Å.",
             stacklevel=4,
         )
@@ -469,17 +477,24 @@ def _check_builder_arguments(experts, params, region, dr_threshold, capacity_mul
         raise ValueError(f"capacity_multiplier must be at least 1, got {capacity_multiplier}.")
 
 
-def _check_guide(guide, experts) -> None:
-    if not (isinstance(guide, (tuple, list)) and len(guide) == 2 and isinstance(guide[0], Expert)):
-        raise ValueError(f"guide must be an expert and its parameters, got {guide!r:.80}.")
-    expert, params = guide
+def _check_inner_potential(inner_potential, experts) -> None:
+    if not (
+        isinstance(inner_potential, (tuple, list))
+        and len(inner_potential) == 2
+        and isinstance(inner_potential[0], Expert)
+    ):
+        raise ValueError(
+            f"inner_potential must be an expert and its parameters, got {inner_potential!r:.80}."
+        )
+    expert, params = inner_potential
     if jax.tree.structure(params) != _structure_of(expert.init):
         raise ValueError(
-            f"guide must have parameters that fit its expert, got {jax.tree.structure(params)!s:.80}."
+            "inner_potential must have parameters that fit its expert, "
+            f"got {jax.tree.structure(params)!s:.80}."
         )
     if expert.num_hops > 1 or expert.species != experts[0].species:
         raise ValueError(
-            f"guide must be an expert of the species {experts[0].species} that passes no messages, "
+            f"inner_potential must be an expert of the species {experts[0].species} that passes no messages, "
             f"got {expert.species} and num_hops {expert.num_hops}."
         )
 
@@ -542,14 +557,14 @@ def _check_position(position, n_atoms: int) -> None:
         raise ValueError("position must be finite, got NaN or infinity.")
 
 
-def _is_sphere(x) -> bool:
-    return isinstance(x, Sphere)
+def _is_request(x) -> bool:
+    return isinstance(x, NeighborRequest)
 
 
-def _check_spheres(wanted, spheres) -> None:
+def _check_requested(wanted, requested) -> None:
     """What the region wants must be what the neighbours hold."""
-    wishes = jax.tree.leaves(wanted, is_leaf=_is_sphere)
-    held = jax.tree.leaves(spheres, is_leaf=lambda x: isinstance(x, lists.NeighborList))
+    wishes = jax.tree.leaves(wanted, is_leaf=_is_request)
+    held = jax.tree.leaves(requested, is_leaf=lambda x: isinstance(x, lists.NeighborList))
     sizes = [[len(wish.centers) for wish in wishes], [len(each.centers) for each in held]]
     if sizes[0] != sizes[1]:
         raise ValueError(
@@ -563,7 +578,7 @@ def _check_seeds(seeds: Array, n_atoms: int) -> None:
         raise ValueError(f"seeds must be atoms, 0 to {n_atoms - 1}, got {int(np.max(seeds))}.")
 
 
-def warn_of_wide_spheres(reach: float, width: float) -> None:
+def warn_of_wide_requests(reach: float, width: float) -> None:
     """Where a sphere of this reach (Å) meets its own image."""
     if 2 * reach > width:
         warnings.warn(

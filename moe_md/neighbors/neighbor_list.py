@@ -27,11 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from moe_md.neighbors.rows import compacted
+from moe_md.neighbors.rows import compact_neighbors
 
 BLOCK = {"cpu": 256}  # atoms whose candidates are compared at a time, by backend
 LARGE_BLOCK = 16_384
-BREATHING = 1.05  # cells of boxes that may change are made wider by this
+BOX_FLUCTUATION_FACTOR = 1.05  # cells of boxes that may change are made wider by this
 
 
 @jax.tree_util.register_dataclass
@@ -56,7 +56,7 @@ class NeighborListFns(NamedTuple):
     allocate: Callable  # (position, extra_capacity=0, *, ...) -> NeighborList
     update: Callable  # (position, neighbors, *, renew=False, ...) -> NeighborList
     stale: Callable  # (position, neighbors, *, ...) -> bool, an update would make it anew
-    # (position, centers, cell_capacity, n_slots)
+    # (position, centers, cell_capacity, max_neighbors)
     # -> rows for each cutoff, slots needed for each, atoms of the fullest cell
     rows: Callable
 
@@ -113,7 +113,7 @@ def neighbor_list(
         return jnp.minimum((fraction * sides).astype(jnp.int32), sides - 1)
 
     @partial(jax.jit, static_argnums=(3, 4, 5))
-    def build(position, cutoffs, centers, grid, cell_capacity, n_slots, **kwargs):
+    def build(position, cutoffs, centers, grid, cell_capacity, max_neighbors, **kwargs):
         """Rows of every cutoff, neighbours of the fullest row of each, atoms of the fullest cell."""
         n_atoms = position.shape[0]
         reach = cutoffs.astype(position.dtype) + dr_threshold
@@ -139,10 +139,10 @@ def neighbor_list(
             cells = _number((here + around[None]) % jnp.asarray(grid)[None, None], grid)
             rows = members[cells].reshape(atoms.shape[0], -1)
             made, fullest = [], []
-            for level, size in enumerate(n_slots):
+            for level, size in enumerate(max_neighbors):
                 near = squared(atoms, rows) < reach[level] ** 2
                 keep = near & (rows < n_atoms) & (rows != atoms[:, None]) & (atoms < n_atoms)[:, None]
-                rows, needed = compacted(rows, keep, size, n_atoms)
+                rows, needed = compact_neighbors(rows, keep, size, n_atoms)
                 made.append(rows)
                 fullest.append(needed)
             return tuple(made), jnp.stack(fullest)
@@ -165,7 +165,9 @@ def neighbor_list(
         n_atoms = position.shape[0]
         cutoffs = jnp.asarray(builder_cutoffs if cutoffs is None else cutoffs, float)
         frame = frame_of(**kwargs)
-        wanted = (float(cutoffs[0]) + dr_threshold) * (BREATHING if fractional_coordinates else 1.0)
+        wanted = (float(cutoffs[0]) + dr_threshold) * (
+            BOX_FLUCTUATION_FACTOR if fractional_coordinates else 1.0
+        )
         grid = _grid(perpendicular_widths(frame), wanted, n_atoms)
         room = partial(roomy, capacity_multiplier, extra_capacity)
         most = int(fullest_cell(position, grid))
@@ -179,8 +181,8 @@ def neighbor_list(
         while (np.asarray(needed) > np.asarray(guess)).any():
             guess = tuple(min(max(int(n), g), candidates) for n, g in zip(np.asarray(needed), guess))
             _, needed, _ = made(guess)
-        n_slots = tuple(max(1, min(room(int(n)), n_atoms - 1)) for n in np.asarray(needed))
-        rows, _, _ = made(n_slots)
+        max_neighbors = tuple(max(1, min(room(int(n)), n_atoms - 1)) for n in np.asarray(needed))
+        rows, _, _ = made(max_neighbors)
         reference = jnp.asarray(frame, position.dtype)
         no = jnp.zeros((), bool)
         return NeighborList(rows, jnp.asarray(position), reference, cutoffs, centers, no, grid, cell_capacity)
@@ -228,13 +230,13 @@ def neighbor_list(
     ) -> NeighborList:
         position, kwargs, cutoffs = jax.lax.stop_gradient((position, kwargs, cutoffs))
         broken, narrow, frame, cutoffs, centers = looked_at(position, neighbors, cutoffs, centers, kwargs)
-        n_slots = tuple(rows.shape[1] for rows in neighbors.idx)
+        max_neighbors = tuple(rows.shape[1] for rows in neighbors.idx)
 
         def renewed(old: NeighborList):
             rows, needed, most = build(
-                position, cutoffs, centers, old.grid, old.cell_capacity, n_slots, **kwargs
+                position, cutoffs, centers, old.grid, old.cell_capacity, max_neighbors, **kwargs
             )
-            overflow = jnp.any(needed > jnp.asarray(n_slots)) | (most > old.cell_capacity)
+            overflow = jnp.any(needed > jnp.asarray(max_neighbors)) | (most > old.cell_capacity)
             return rows, position, frame, cutoffs, centers, overflow
 
         def kept(old: NeighborList):
@@ -251,10 +253,14 @@ def neighbor_list(
         overflow = overflow | narrow | neighbors.did_buffer_overflow
         return NeighborList(*made, overflow, neighbors.grid, neighbors.cell_capacity)
 
-    def rows(position, centers, cell_capacity: int, n_slots: tuple[int, ...]):
-        reach = (builder_cutoffs[0] + dr_threshold) * (BREATHING if fractional_coordinates else 1.0)
+    def rows(position, centers, cell_capacity: int, max_neighbors: tuple[int, ...]):
+        reach = (builder_cutoffs[0] + dr_threshold) * (
+            BOX_FLUCTUATION_FACTOR if fractional_coordinates else 1.0
+        )
         grid = _grid(perpendicular_widths(builder_box), reach, position.shape[0])
-        return build(position, jnp.asarray(builder_cutoffs, float), centers, grid, cell_capacity, n_slots)
+        return build(
+            position, jnp.asarray(builder_cutoffs, float), centers, grid, cell_capacity, max_neighbors
+        )
 
     return NeighborListFns(allocate, update, stale, rows)
 

@@ -58,41 +58,41 @@ def rows_from_neighbor_list(
     return _rows(position, species, neighbors_of(centers, idx), displacement_fn, centers, **kwargs)
 
 
-def near_rows(
+def rows_within_cutoff(
     position: Array,
     species: Array,
     idx: Array,
     displacement_fn: Callable,
     centers: Array,
     cutoff: float,
-    n_slots: int,
+    max_neighbors: int,
     **kwargs,
 ) -> tuple[Neighborhood, Array]:
     """Rows without skin: the neighbours within a cutoff only, in fewer slots.
 
     Args:
         cutoff: Å.
-        n_slots: of the rows that are made.
+        max_neighbors: of the rows that are made.
         others: as in `rows_from_neighbor_list`.
 
     Returns:
         Those rows, and the neighbours of the fullest one: where there are more
-        than `n_slots`, some are left out.
+        than `max_neighbors`, some are left out.
     """
-    neighbor, fullest = _near(position, idx, displacement_fn, centers, cutoff, n_slots, **kwargs)
+    neighbor, fullest = _near(position, idx, displacement_fn, centers, cutoff, max_neighbors, **kwargs)
     return _rows(position, species, neighbor, displacement_fn, centers, **kwargs), fullest
 
 
-def fullest_row(
+def max_occupancy(
     position: Array, idx: Array, displacement_fn: Callable, centers: Array, cutoff: float, **kwargs
 ) -> Array:
-    """The most neighbours within a cutoff that any of some centres has; arguments as in `near_rows`."""
+    """Largest number of neighbours within a cutoff over some centres; see `rows_within_cutoff`."""
     if centers.shape[0] == 0:
         return jnp.zeros((), jnp.int32)
     return _near(position, idx, displacement_fn, centers, cutoff, 1, **kwargs)[1]
 
 
-def compacted(values: Array, keep: Array, size: int, fill: int) -> tuple[Array, Array]:
+def compact_neighbors(values: Array, keep: Array, size: int, fill: int) -> tuple[Array, Array]:
     """The kept values of each row in `size` slots, in their order, and how many the fullest row has."""
     place = jnp.cumsum(keep, axis=1)
     rows = jnp.arange(values.shape[0])[:, None]
@@ -108,12 +108,12 @@ def neighbors_of(centers: Array, idx: Array) -> Array:
     return jnp.where(real[:, None], idx[jnp.where(real, centers, 0)], n_atoms)
 
 
-def _near(position, idx, displacement_fn, centers, cutoff, n_slots, **kwargs) -> tuple[Array, Array]:
+def _near(position, idx, displacement_fn, centers, cutoff, max_neighbors, **kwargs) -> tuple[Array, Array]:
     position, kwargs = jax.lax.stop_gradient((position, kwargs))
     neighbor, n_atoms = neighbors_of(centers, idx), position.shape[0]
     D = _displacements(position, neighbor, displacement_fn, centers, **kwargs)
     keep = (neighbor < n_atoms) & (jnp.sum(D**2, axis=-1) < cutoff**2)
-    return compacted(neighbor, keep, n_slots, n_atoms)
+    return compact_neighbors(neighbor, keep, max_neighbors, n_atoms)
 
 
 def _displacements(position, neighbor, displacement_fn, centers, **kwargs) -> Array:
@@ -257,7 +257,7 @@ def rows_from_images(
     cutoff: float,
     *,
     centers: np.ndarray | None = None,
-    n_slots: int | None = None,
+    max_neighbors: int | None = None,
     dtype=np.float64,
     pairs: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
 ) -> Neighborhood:
@@ -270,7 +270,7 @@ def rows_from_images(
         pbc: three booleans.
         cutoff: Å.
         centers: `[n]` int, default every atom.
-        n_slots: K; default the fullest row's.
+        max_neighbors: K; default the fullest row's.
         dtype: of the displacements.
         pairs: what `image_pairs` gives for this cutoff, where it is at hand.
 
@@ -279,7 +279,7 @@ def rows_from_images(
         may be images of one atom, the centre itself included).
 
     Raises:
-        ValueError: `n_slots` is smaller than the fullest row.
+        ValueError: `max_neighbors` is smaller than the fullest row.
     """
     n_atoms = len(position)
     species = np.asarray(species, np.int32)
@@ -288,17 +288,18 @@ def rows_from_images(
     slot = np.arange(len(i)) - np.repeat(np.cumsum(count) - count, count)
     centers = np.arange(n_atoms) if centers is None else np.asarray(centers, int)
     needed = int(count[centers].max(initial=0))
-    if n_slots is None:
-        n_slots = max(needed, 1)
-    elif needed > n_slots:
+    if max_neighbors is None:
+        max_neighbors = max(needed, 1)
+    elif needed > max_neighbors:
         raise ValueError(
-            f"n_slots must be at least {needed}, the number of neighbours of the fullest row, got {n_slots}."
+            f"max_neighbors must be at least {needed}, the largest number of neighbours of a row, "
+            f"got {max_neighbors}."
         )
     row_of = np.full(n_atoms, -1)
     row_of[centers] = np.arange(len(centers))
     keep = row_of[i] >= 0
     i, j, D, slot = row_of[i[keep]], j[keep], D[keep], slot[keep]
-    shape = (len(centers), n_slots)
+    shape = (len(centers), max_neighbors)
     displacement = np.ones((*shape, 3), dtype)
     mask = np.zeros(shape, bool)
     neighbor = np.full(shape, n_atoms, np.int32)

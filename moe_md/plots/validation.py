@@ -23,7 +23,7 @@ CUTS = {"100": ("#4f7f6b", "plane (100)"), "111": ("#28527a", "plane (111)"), "s
 def pictures(section: str, found: dict) -> dict[str, Figure]:
     """Every picture that a section of `validation.json` allows, by name."""
     functions: dict[str, dict[str, Callable]] = {
-        "errors": {"errors": errors_by_environment, "seam_distance": errors_over_distance},
+        "errors": {"errors": errors_by_environment, "boundary_distance": errors_over_distance},
         "crystal": {"equation_of_state": equation_of_state, "phonons": phonons},
         "surfaces": {"adsorption": adsorption_sites},
         "seam": {"seam": seam_over_strain},

@@ -8,7 +8,7 @@ A region is a pytree with three methods,
                                                         by more than half the margin
     spheres(margin)                                  -> which atoms' surroundings it wants in `near`
 
-`near` is what a mixture's lists know (`Surroundings`); without it, `None`, a
+`near` is what a mixture's lists know (`RegionNeighbors`); without it, `None`, a
 region that follows atoms looks at every pair.
 
 Static: `fixed` is any assignment; `slab` and `sphere` make one from positions,
@@ -22,16 +22,17 @@ a function says. Gates are part of the energy and their gradient part of the
 force, so energy is conserved while weights change; momentum is where gates
 depend on atoms relative to atoms.
 
-`union`, `complement` and `nested` build on any of them; `hard` makes any of them
+`union`, `complement` and `nested` build on any of them; `reassigned` makes any of them
 switch at once, and `simulate.run` books the work.
 """
 
 from moe_md.regions.combined import Complement, Custom, Nested, Union, complement, custom, nested, union
 from moe_md.regions.described import Descriptor, committee, coordination, descriptor
 from moe_md.regions.following import Around, around
-from moe_md.regions.protocol import Region, Sphere, Surroundings, check_region, switch
+from moe_md.regions.protocol import NeighborRequest, Region, RegionNeighbors, check_region, switch
+from moe_md.regions.reassigned import Reassigned, reassigned
 from moe_md.regions.static import Fixed, Weighted, fixed, slab, sphere
-from moe_md.regions.switching import Hard, hard
+from moe_md.renamed import missing_attribute
 
 __all__ = [
     "Around",
@@ -39,11 +40,11 @@ __all__ = [
     "Custom",
     "Descriptor",
     "Fixed",
-    "Hard",
+    "NeighborRequest",
     "Nested",
+    "Reassigned",
     "Region",
-    "Sphere",
-    "Surroundings",
+    "RegionNeighbors",
     "Union",
     "Weighted",
     "around",
@@ -54,10 +55,14 @@ __all__ = [
     "custom",
     "descriptor",
     "fixed",
-    "hard",
     "nested",
+    "reassigned",
     "slab",
     "sphere",
     "switch",
     "union",
 ]
+
+
+def __getattr__(name: str):
+    raise missing_attribute(__name__, name)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from moe_md.regions.protocol import Region, Surroundings, check_region
+from moe_md.regions.protocol import Region, RegionNeighbors, check_region
 
 
 @jax.tree_util.register_dataclass
@@ -20,15 +20,15 @@ class Custom:
     gate_fn: Callable = field(metadata={"static": True})
     support_fn: Callable | None = field(metadata={"static": True})
 
-    moves: ClassVar[bool] = True
+    is_dynamic: ClassVar[bool] = True
 
-    def gate(self, position: Array, displacement_fn: Callable, near: Surroundings | None = None) -> Array:
+    def gate(self, position: Array, displacement_fn: Callable, near: RegionNeighbors | None = None) -> Array:
         """`[n_atoms, n_experts]`."""
         del near
         return self.gate_fn(self.parameters, position, displacement_fn)
 
     def support(
-        self, position: Array, displacement_fn: Callable, margin: float, near: Surroundings | None = None
+        self, position: Array, displacement_fn: Callable, margin: float, near: RegionNeighbors | None = None
     ) -> Array:
         """All atoms on all experts, where no function says better."""
         if self.support_fn is None:
@@ -36,7 +36,7 @@ class Custom:
             return jnp.ones(shape, bool)
         return self.support_fn(self.parameters, position, displacement_fn, margin)
 
-    def spheres(self, margin: float) -> None:
+    def required_neighbors(self, margin: float) -> None:
         """None."""
 
 
@@ -51,11 +51,11 @@ class Nested:
     regions: tuple[Region, ...]  # of two experts each
 
     @property
-    def moves(self) -> bool:
+    def is_dynamic(self) -> bool:
         """Whether any of them does."""
-        return any(region.moves for region in self.regions)
+        return any(region.is_dynamic for region in self.regions)
 
-    def gate(self, position: Array, displacement_fn: Callable, near: Surroundings | None = None) -> Array:
+    def gate(self, position: Array, displacement_fn: Callable, near: RegionNeighbors | None = None) -> Array:
         """`[n_atoms, len(regions) + 1]`."""
         left = jnp.ones(len(position), position.dtype)
         columns = []
@@ -66,7 +66,7 @@ class Nested:
         return jnp.stack([*columns, left], axis=1)
 
     def support(
-        self, position: Array, displacement_fn: Callable, margin: float, near: Surroundings | None = None
+        self, position: Array, displacement_fn: Callable, margin: float, near: RegionNeighbors | None = None
     ) -> Array:
         """`[n_atoms, len(regions) + 1]` bool."""
         left = jnp.ones(len(position), bool)
@@ -77,9 +77,9 @@ class Nested:
             left = left & outside
         return jnp.stack([*columns, left], axis=1)
 
-    def spheres(self, margin: float) -> tuple:
+    def required_neighbors(self, margin: float) -> tuple:
         """Those of each."""
-        return tuple(region.spheres(margin) for region in self.regions)
+        return tuple(region.required_neighbors(margin) for region in self.regions)
 
 
 @jax.tree_util.register_dataclass
@@ -90,11 +90,11 @@ class Union:
     regions: tuple[Region, ...]
 
     @property
-    def moves(self) -> bool:
+    def is_dynamic(self) -> bool:
         """Whether any of them does."""
-        return any(region.moves for region in self.regions)
+        return any(region.is_dynamic for region in self.regions)
 
-    def gate(self, position: Array, displacement_fn: Callable, near: Surroundings | None = None) -> Array:
+    def gate(self, position: Array, displacement_fn: Callable, near: RegionNeighbors | None = None) -> Array:
         """Outside is the product of what is outside each."""
         gates = [
             _two(r.gate(position, displacement_fn, _part(near, n)))[:, 1] for n, r in enumerate(self.regions)
@@ -103,7 +103,7 @@ class Union:
         return jnp.stack([1.0 - outside, outside], axis=1)
 
     def support(
-        self, position: Array, displacement_fn: Callable, margin: float, near: Surroundings | None = None
+        self, position: Array, displacement_fn: Callable, margin: float, near: RegionNeighbors | None = None
     ) -> Array:
         """`[n_atoms, 2]` bool."""
         held = [
@@ -113,9 +113,9 @@ class Union:
         held = jnp.stack(held)
         return jnp.stack([jnp.any(held[..., 0], axis=0), jnp.all(held[..., 1], axis=0)], axis=1)
 
-    def spheres(self, margin: float) -> tuple:
+    def required_neighbors(self, margin: float) -> tuple:
         """Those of each."""
-        return tuple(region.spheres(margin) for region in self.regions)
+        return tuple(region.required_neighbors(margin) for region in self.regions)
 
 
 @jax.tree_util.register_dataclass
@@ -126,23 +126,23 @@ class Complement:
     region: Region
 
     @property
-    def moves(self) -> bool:
+    def is_dynamic(self) -> bool:
         """Whether the region does."""
-        return self.region.moves
+        return self.region.is_dynamic
 
-    def gate(self, position: Array, displacement_fn: Callable, near: Surroundings | None = None) -> Array:
+    def gate(self, position: Array, displacement_fn: Callable, near: RegionNeighbors | None = None) -> Array:
         """`[n_atoms, 2]`."""
         return _two(self.region.gate(position, displacement_fn, near))[:, ::-1]
 
     def support(
-        self, position: Array, displacement_fn: Callable, margin: float, near: Surroundings | None = None
+        self, position: Array, displacement_fn: Callable, margin: float, near: RegionNeighbors | None = None
     ) -> Array:
         """`[n_atoms, 2]` bool."""
         return _two(self.region.support(position, displacement_fn, margin, near))[:, ::-1]
 
-    def spheres(self, margin: float) -> Any:
+    def required_neighbors(self, margin: float) -> Any:
         """The region's."""
-        return self.region.spheres(margin)
+        return self.region.required_neighbors(margin)
 
 
 def custom(gate_fn: Callable, support_fn: Callable | None = None, parameters: Any = None) -> Custom:
@@ -207,9 +207,9 @@ def _checked(regions: tuple[Region, ...]) -> tuple[Region, ...]:
     return regions
 
 
-def _part(near: Surroundings | None, n: int) -> Surroundings | None:
+def _part(near: RegionNeighbors | None, n: int) -> RegionNeighbors | None:
     """What the n-th of several regions asked for."""
-    return None if near is None else near._replace(spheres=near.spheres[n])
+    return None if near is None else near._replace(requested=near.requested[n])
 
 
 def _two(columns: Array) -> Array:

@@ -12,7 +12,7 @@ from jax import Array
 from moe_md.checks import check_value
 from moe_md.neighbors.rows import Neighborhood, map_rows, rows_from_neighbor_list
 from moe_md.regions.combined import Complement, complement
-from moe_md.regions.protocol import Surroundings, length, switch
+from moe_md.regions.protocol import RegionNeighbors, length, switch
 
 CHUNK = 256  # rows at a time
 
@@ -29,25 +29,27 @@ class Descriptor:
     scalar_fn: Callable = field(metadata={"static": True})
     cutoff: float = field(metadata={"static": True})  # Å, of the function
 
-    moves: ClassVar[bool] = True
+    is_dynamic: ClassVar[bool] = True
 
-    def gate(self, position: Array, displacement_fn: Callable, near: Surroundings | None = None) -> Array:
+    def gate(self, position: Array, displacement_fn: Callable, near: RegionNeighbors | None = None) -> Array:
         """Inside is switch((number - low) / (high - low))."""
         low, high = (x.astype(position.dtype) for x in (self.low, self.high))
         inside = switch((self.numbers(position, displacement_fn, near) - low) / (high - low))
         return jnp.stack([inside, 1.0 - inside], axis=1)
 
     def support(
-        self, position: Array, displacement_fn: Callable, margin: float, near: Surroundings | None = None
+        self, position: Array, displacement_fn: Callable, margin: float, near: RegionNeighbors | None = None
     ) -> Array:
         """`[n_atoms, 2]` bool; as good as `slack`."""
         number = self.numbers(position, displacement_fn, near)
         return jnp.stack([number < self.high + self.slack, number > self.low - self.slack], axis=1)
 
-    def spheres(self, margin: float) -> None:
+    def required_neighbors(self, margin: float) -> None:
         """None."""
 
-    def numbers(self, position: Array, displacement_fn: Callable, near: Surroundings | None = None) -> Array:
+    def numbers(
+        self, position: Array, displacement_fn: Callable, near: RegionNeighbors | None = None
+    ) -> Array:
         """`[n_atoms]`, what the function says of each atom.
 
         Raises:

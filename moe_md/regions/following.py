@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from moe_md.checks import check_value
-from moe_md.regions.protocol import Sphere, Surroundings, finite_array, length, switch
+from moe_md.regions.protocol import NeighborRequest, RegionNeighbors, finite_array, length, switch
 
 
 @jax.tree_util.register_dataclass
@@ -22,9 +22,9 @@ class Around:
     r_core: Array  # Å
     r_blend: Array  # Å
 
-    moves: ClassVar[bool] = True
+    is_dynamic: ClassVar[bool] = True
 
-    def gate(self, position: Array, displacement_fn: Callable, near: Surroundings | None = None) -> Array:
+    def gate(self, position: Array, displacement_fn: Callable, near: RegionNeighbors | None = None) -> Array:
         """Inside is 1 - prod_s [1 - switch((r_s - r_core) / r_blend)]."""
         atoms, real, distance = self._pairs(position, displacement_fn, near)
         r_core, r_blend = (r.astype(position.dtype) for r in (self.r_core, self.r_blend))
@@ -39,7 +39,7 @@ class Around:
         return jnp.stack([1.0 - outside, outside], axis=1)
 
     def support(
-        self, position: Array, displacement_fn: Callable, margin: float, near: Surroundings | None = None
+        self, position: Array, displacement_fn: Callable, margin: float, near: RegionNeighbors | None = None
     ) -> Array:
         """`[n_atoms, 2]` bool."""
         atoms, real, distance = self._pairs(position, displacement_fn, near)
@@ -49,12 +49,12 @@ class Around:
 
         return jnp.stack([within(self.r_core + self.r_blend + margin), ~within(self.r_core - margin)], axis=1)
 
-    def spheres(self, margin: float) -> Sphere:
+    def required_neighbors(self, margin: float) -> NeighborRequest:
         """Around the seeds, as far as the gate may reach after a move."""
-        return Sphere(self.seeds, self.r_core + self.r_blend + margin)
+        return NeighborRequest(self.seeds, self.r_core + self.r_blend + margin)
 
     def _pairs(
-        self, position: Array, displacement_fn: Callable, near: Surroundings | None
+        self, position: Array, displacement_fn: Callable, near: RegionNeighbors | None
     ) -> tuple[Array, Array, Array]:
         """`[n_seeds, K]`: atoms near each seed, itself first; whether there is one; its distance in Å."""
         n_atoms = position.shape[0]
@@ -62,14 +62,14 @@ class Around:
             others = jnp.broadcast_to(jnp.arange(n_atoms, dtype=jnp.int32), (self.seeds.shape[0], n_atoms))
             others = jnp.where(others == self.seeds[:, None], n_atoms, others)
         else:
-            others = near.spheres.idx[0]
+            others = near.requested.idx[0]
         atoms = jnp.concatenate([self.seeds[:, None], others], axis=1)
         safe = jnp.minimum(atoms, n_atoms - 1)
         middle = position[jnp.minimum(self.seeds, n_atoms - 1)]
         displacement = jax.vmap(jax.vmap(displacement_fn, (0, None)))(position[safe], middle)
         return atoms, atoms < n_atoms, length(displacement)
 
-    def _unknown(self, position: Array, near: Surroundings | None) -> Array:
+    def _unknown(self, position: Array, near: RegionNeighbors | None) -> Array:
         """A seed that is no atom, or a list that was made for other seeds or shorter radii.
 
         No energy is better than a wrong one.
@@ -77,7 +77,7 @@ class Around:
         unknown = jnp.any(self.seeds >= position.shape[0])
         if near is None:
             return unknown
-        known = near.spheres
+        known = near.requested
         too_far = self.r_core + self.r_blend > known.cutoffs[0]
         return unknown | too_far | jnp.any(known.centers != self.seeds)
 

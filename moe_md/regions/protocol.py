@@ -8,43 +8,47 @@ import numpy as np
 from jax import Array
 
 
-class Sphere(NamedTuple):
+class NeighborRequest(NamedTuple):
     """A wish: all atoms that are so near to these."""
 
     centers: Array  # [n] int
     reach: Array  # Å
 
 
-class Surroundings(NamedTuple):
+class RegionNeighbors(NamedTuple):
     """What the lists of a mixture know, for gates."""
 
     species: Array  # [n_atoms] int
     idx: Array  # [n_atoms, K] int, neighbours of every atom, n_atoms where none
     cutoff: float  # Å, up to which `idx` is whole
-    spheres: Any  # a `NeighborList` for each `Sphere` that the region wants, as it wants them
+    requested: Any  # a `NeighborList` for each `NeighborRequest` that the region wants, as it wants them
 
 
 class Region(Protocol):
     """What a mixture asks of a region."""
 
     @property
-    def moves(self) -> bool:
+    def is_dynamic(self) -> bool:
         """Whether atoms may change hands."""
         ...
 
-    def gate(self, position: Array, displacement_fn: Callable, near: Surroundings | None = None) -> Array: ...
-
-    def support(
-        self, position: Array, displacement_fn: Callable, margin: float, near: Surroundings | None = None
+    def gate(
+        self, position: Array, displacement_fn: Callable, near: RegionNeighbors | None = None
     ) -> Array: ...
 
-    def spheres(self, margin: float) -> Any: ...  # a pytree of `Sphere`, or None
+    def support(
+        self, position: Array, displacement_fn: Callable, margin: float, near: RegionNeighbors | None = None
+    ) -> Array: ...
+
+    def required_neighbors(self, margin: float) -> Any: ...  # a pytree of `NeighborRequest`, or None
 
 
 def check_region(region) -> None:
     """Raise `ValueError` where something is no region."""
-    if not all(callable(getattr(region, name, None)) for name in ("gate", "support", "spheres")):
-        raise ValueError(f"region must have a gate, a support and spheres, got {region!r:.80}.")
+    if not all(callable(getattr(region, name, None)) for name in ("gate", "support", "required_neighbors")):
+        raise ValueError(
+            f"region must have the methods gate, support and required_neighbors, got {region!r:.80}."
+        )
 
 
 def switch(x: Array) -> Array:

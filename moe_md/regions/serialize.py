@@ -60,7 +60,8 @@ def region_from_dict(values: dict) -> Region:
         return _region(values)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"region must be as region_as_dict wrote it, but {type(error).__name__}: {error}; got {values!r:.80}."
+            "region must be as region_as_dict wrote it, "
+            f"but {type(error).__name__}: {error}; got {values!r:.80}."
         ) from None
 
 

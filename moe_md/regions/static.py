@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from moe_md.checks import check_value
-from moe_md.regions.protocol import Surroundings, finite_array, switch
+from moe_md.regions.protocol import RegionNeighbors, finite_array, switch
 
 
 @jax.tree_util.register_dataclass
@@ -21,21 +21,21 @@ class Fixed:
     assignment: Array  # [n_atoms] int, the expert of each atom
     n_experts: int = field(metadata={"static": True})
 
-    moves: ClassVar[bool] = False
+    is_dynamic: ClassVar[bool] = False
 
-    def gate(self, position: Array, displacement_fn: Callable, near: Surroundings | None = None) -> Array:
+    def gate(self, position: Array, displacement_fn: Callable, near: RegionNeighbors | None = None) -> Array:
         """One for the owner, zero for the others: `[n_atoms, n_experts]`."""
         del displacement_fn, near
         return jax.nn.one_hot(self.assignment, self.n_experts, dtype=position.dtype)
 
     def support(
-        self, position: Array, displacement_fn: Callable, margin: float, near: Surroundings | None = None
+        self, position: Array, displacement_fn: Callable, margin: float, near: RegionNeighbors | None = None
     ) -> Array:
         """`[n_atoms, n_experts]` bool."""
         del position, displacement_fn, margin, near
         return self.assignment[:, None] == jnp.arange(self.n_experts)[None]
 
-    def spheres(self, margin: float) -> None:
+    def required_neighbors(self, margin: float) -> None:
         """None."""
 
 
@@ -46,21 +46,21 @@ class Weighted:
 
     weights: Array  # [n_atoms, n_experts]
 
-    moves: ClassVar[bool] = False
+    is_dynamic: ClassVar[bool] = False
 
-    def gate(self, position: Array, displacement_fn: Callable, near: Surroundings | None = None) -> Array:
+    def gate(self, position: Array, displacement_fn: Callable, near: RegionNeighbors | None = None) -> Array:
         """The weights, in the dtype of the positions."""
         del displacement_fn, near
         return self.weights.astype(position.dtype)
 
     def support(
-        self, position: Array, displacement_fn: Callable, margin: float, near: Surroundings | None = None
+        self, position: Array, displacement_fn: Callable, margin: float, near: RegionNeighbors | None = None
     ) -> Array:
         """`[n_atoms, n_experts]` bool."""
         del position, displacement_fn, margin, near
         return self.weights > 0
 
-    def spheres(self, margin: float) -> None:
+    def required_neighbors(self, margin: float) -> None:
         """None."""
 
 

@@ -55,10 +55,10 @@ class RunSettings(SystemSettings):
     pressure_GPa: float = option(0.0, "of npt")
     barostat_tau_fs: float = option(1000.0, "period of the barostat of npt")
     timestep_fs: float = 1.0
-    guide: str = option(
+    inner_potential: str = option(
         "", "checkpoint whose first expert stands in for the expensive one between two of its forces"
     )
-    slow_every: int = option(1, "steps between those forces; of nve and langevin")
+    outer_every: int = option(1, "steps between those forces; of nve and langevin")
     steps: int = 1000
     relax_steps: int = option(0, "walk downhill first")
     log_every: int = option(10, "steps")
@@ -92,15 +92,15 @@ class RunSettings(SystemSettings):
                 )
         if self.steps % self.log_every:
             raise ValueError(f"steps must be a multiple of log_every, got {self.steps} and {self.log_every}.")
-        if self.slow_every < 1 or self.log_every % self.slow_every:
+        if self.outer_every < 1 or self.log_every % self.outer_every:
             raise ValueError(
-                f"slow_every must be positive and log_every a multiple of it, got {self.slow_every} and"
+                f"outer_every must be positive and log_every a multiple of it, got {self.outer_every} and"
                 f" {self.log_every}."
             )
-        if self.slow_every > 1 and not (self.guide and self.ensemble in ("nve", "langevin")):
+        if self.outer_every > 1 and not (self.inner_potential and self.ensemble in ("nve", "langevin")):
             raise ValueError(
-                f"slow_every above 1 must come with a guide and ensemble nve or langevin, got {self.guide!r}"
-                f" and {self.ensemble}."
+                "outer_every above 1 must come with inner_potential and ensemble nve or langevin, "
+                f"got {self.inner_potential!r} and {self.ensemble}."
             )
 
 

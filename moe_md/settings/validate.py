@@ -21,7 +21,7 @@ class ValidateSettings:
     )
     region_margin: float = option(0.5, "Å, near: beyond the cheap expert's cutoff")
     region_layers: int = option(3, "top_layers: how many")
-    max_rows: int = option(64, "rows of a batch of labelled frames")
+    max_atoms: int = option(64, "rows of a batch of labelled frames")
     surface_steps: int = option(300, "at most, of each relaxation of a vacancy, surface or molecule")
     strains: int = option(9, "of the crystal that is cut in two, odd: from -2 to 2 %")
     columns: int | None = option(
@@ -50,7 +50,7 @@ class ValidateSettings:
             raise ValueError(f"region must be one of ('near', 'top_layers'), got {self.region!r}.")
         positive = (
             "region_layers",
-            "max_rows",
+            "max_atoms",
             "columns",
             "rows",
             "layers",

@@ -1,6 +1,7 @@
 """Molecular dynamics and relaxation: a host loop over jitted chunks of steps."""
 
 from moe_md.failures import SimulationError
+from moe_md.renamed import missing_attribute
 from moe_md.simulate.integrators import Evaluation, Integrator, langevin, nose_hoover, npt, nve
 from moe_md.simulate.run import Frame, Log, Relaxation, Result, State, relax, run
 
@@ -20,3 +21,7 @@ __all__ = [
     "relax",
     "run",
 ]
+
+
+def __getattr__(name: str):
+    raise missing_attribute(__name__, name)

@@ -7,7 +7,7 @@ the force once per step, at positions that do not depend on that force:
 the step again with what it found.
 
 With multiple time steps (r-RESPA: Tuckerman, Berne, Martyna, J. Chem. Phys. 97,
-1990, 1992) what an expensive expert adds to a cheap guide is a slow force, felt
+1990, 1992) what an expensive expert adds to a cheap inner_potential is a slow force, felt
 as an impulse at every n-th step. The half kicks of its outer step and those of
 the inner ones fall together there, so it is velocity Verlet (or BAOAB) under
 the force fast + n slow at every n-th step and fast at the others: symmetric in
@@ -53,12 +53,12 @@ class Integrator(Protocol):
     def needs_key(self) -> bool: ...
 
     @property
-    def moves_box(self) -> bool:
+    def changes_box(self) -> bool:
         """Whether the box changes: then `Evaluation` holds the strain gradient."""
         ...
 
     @property
-    def slow_every(self) -> int:
+    def outer_every(self) -> int:
         """Steps between slow forces."""
         ...
 
@@ -86,8 +86,8 @@ class Integrator(Protocol):
 class _OneForce:
     """What integrators have in common that move atoms in a box that stands still."""
 
-    moves_box = False
-    slow_every = 1
+    changes_box = False
+    outer_every = 1
 
     def functions(self, force_fn: Callable) -> tuple[Callable, Callable]:
         """jax-md's `(init_fn, apply_fn)`."""
@@ -114,7 +114,7 @@ class NVE(_OneForce):
 
     timestep_fs: float
     shift_fn: Callable = field(metadata={"static": True})
-    slow_every: int = field(default=1, metadata={"static": True})
+    outer_every: int = field(default=1, metadata={"static": True})
 
     conserves_momentum = True
     needs_key = False
@@ -144,7 +144,7 @@ class Langevin(_OneForce):
     friction_per_fs: float | Array  # a number, or [n_atoms]
     shift_fn: Callable = field(metadata={"static": True})
     expert_friction: Array | None = None  # [n_experts] per fs, from which `follow` makes that of the atoms
-    slow_every: int = field(default=1, metadata={"static": True})
+    outer_every: int = field(default=1, metadata={"static": True})
 
     conserves_momentum = False
     needs_key = True
@@ -272,8 +272,8 @@ class NPT:
 
     conserves_momentum = True
     needs_key = False
-    moves_box = True
-    slow_every = 1
+    changes_box = True
+    outer_every = 1
 
     def start(self, position, momentum, mass, key, box):
         """A state, forces yet unknown."""
@@ -300,7 +300,7 @@ class NPT:
 
     def receive(self, state: BarostatState, found: Evaluation):
         """The state with forces known."""
-        gradient = cast(Array, found.strain_gradient)  # as `moves_box`
+        gradient = cast(Array, found.strain_gradient)  # as `changes_box`
         return state.set(force=found.force, strain_trace=jnp.trace(gradient))
 
     def step(self, state: BarostatState, found: Evaluation, box):
@@ -405,8 +405,8 @@ class CellFire:
     pressure_GPa: float
     mask: Array  # [3, 3], one where the cell may strain, zero where not
 
-    moves_box = True
-    slow_every = 1
+    changes_box = True
+    outer_every = 1
 
     def start(self, fraction):
         """FIRE's state, forces yet unknown."""
@@ -443,29 +443,29 @@ class CellFire:
         deformation = state.position[n_atoms:] / n_atoms
         volume = jnp.abs(jnp.linalg.det(box))
         identity = jnp.eye(3, dtype=box.dtype)
-        gradient = cast(Array, found.strain_gradient)  # as `moves_box`
+        gradient = cast(Array, found.strain_gradient)  # as `changes_box`
         push = self.mask * (gradient + self.pressure_GPa * units.GPa * volume * identity)
         on_cell = -push @ jnp.linalg.inv(deformation).T / n_atoms
         return jnp.concatenate([found.force @ deformation, on_cell])
 
 
-def nve(shift_fn: Callable, timestep_fs: float, *, slow_every: int = 1) -> NVE:
+def nve(shift_fn: Callable, timestep_fs: float, *, outer_every: int = 1) -> NVE:
     """Constant energy: velocity Verlet.
 
     Args:
         shift_fn: from `jax_md.space`.
         timestep_fs: positive.
-        slow_every: steps between evaluations of the expensive expert, where
-            the mixture has a guide: multiple time steps. Energies and forces
-            that are told are the whole ones, at those steps. A guide that knows
+        outer_every: steps between evaluations of the expensive expert, where
+            the mixture has an inner potential: multiple time steps. Energies and forces
+            that are told are the whole ones, at those steps. An inner potential that knows
             a bond's stiffness lets 3 to 4 fs pass; an outer step near half or a
             third of the period of what it does not know is unstable.
 
     Raises:
-        ValueError: the time step or `slow_every` is not positive.
+        ValueError: the time step or `outer_every` is not positive.
     """
     check_positive("timestep_fs", timestep_fs)
-    return NVE(float(timestep_fs), shift_fn, check_count("slow_every", slow_every, 1))
+    return NVE(float(timestep_fs), shift_fn, check_count("outer_every", outer_every, 1))
 
 
 def langevin(
@@ -475,7 +475,7 @@ def langevin(
     friction_per_fs,
     *,
     per_expert: bool = False,
-    slow_every: int = 1,
+    outer_every: int = 1,
 ) -> Langevin:
     """Constant temperature: Langevin dynamics. Total momentum is not conserved.
 
@@ -490,16 +490,16 @@ def langevin(
             atoms of the first, where things happen, to themselves. An atom has
             the mean of its experts' rates, looked up at each chunk of
             `simulate.run`, so that the thermostat follows a region that moves.
-        slow_every: as in `nve`.
+        outer_every: as in `nve`.
 
     Raises:
         ValueError: an argument is out of range.
     """
     check_positive("timestep_fs", timestep_fs)
     check_not_negative("temperature_K", temperature_K)
-    check_count("slow_every", slow_every, 1)
+    check_count("outer_every", outer_every, 1)
     build = partial(
-        Langevin, float(timestep_fs), float(temperature_K), shift_fn=shift_fn, slow_every=slow_every
+        Langevin, float(timestep_fs), float(temperature_K), shift_fn=shift_fn, outer_every=outer_every
     )
     if np.ndim(friction_per_fs) == 0 and not per_expert:
         check_positive("friction_per_fs", friction_per_fs)

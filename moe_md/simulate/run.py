@@ -29,7 +29,7 @@ from moe_md import units
 from moe_md.checks import check_count, check_not_negative, check_positive, check_value
 from moe_md.failures import SimulationError
 from moe_md.neighbors.neighbor_list import box_matrix
-from moe_md.regions.switching import Hard
+from moe_md.regions.reassigned import Reassigned
 from moe_md.simulate import interrupts
 from moe_md.simulate.integrators import (
     CellFire,
@@ -54,7 +54,7 @@ class Frame(NamedTuple):
     pressure_GPa: float  # NaN where the integrator does not ask for it
     volume: float  # Å^3; NaN where the box is not known
     work: float  # eV, put in so far by dealing atoms out anew
-    n_regrown: int  # neighbour lists enlarged so far
+    n_reallocations: int  # neighbour lists enlarged so far
     position: np.ndarray  # [n_atoms, 3], fractions of the box where the energy takes those
     velocity: np.ndarray  # [n_atoms, 3] Å / (Å sqrt(amu / eV)), as ASE
     force: np.ndarray  # [n_atoms, 3] eV/Å
@@ -75,7 +75,7 @@ class Log(NamedTuple):
     pressure_GPa: np.ndarray  # [n_frames]
     volume: np.ndarray  # [n_frames] Å^3
     work: np.ndarray  # [n_frames] eV
-    n_regrown: np.ndarray  # [n_frames] int
+    n_reallocations: np.ndarray  # [n_frames] int
 
 
 class State(NamedTuple):
@@ -85,11 +85,10 @@ class State(NamedTuple):
     step: int
     time_ps: float
     box: Array | None = None  # [3, 3] Å, columns; None where it was not given
-    n_regrown: int = 0  # neighbour lists enlarged so far
+    n_reallocations: int = 0  # neighbour lists enlarged so far
     work: float = 0.0  # eV, put in so far by dealing atoms out anew
-    weights: Array | None = (
-        None  # [n_atoms, n_experts], as a region of `regions.hard` dealt atoms out; None where none does
-    )
+    # [n_atoms, n_experts], current assignment of a region of `regions.reassigned`; None for other regions
+    weights: Array | None = None
 
     @property
     def position(self) -> Array:
@@ -142,7 +141,7 @@ def run(
     reassign_steps: int | None = None,
     chunk_steps: int | None = None,
     reporters: Sequence[Callable] = (),
-    max_regrow: int = 8,
+    max_reallocations: int = 8,
 ) -> Result:
     """Molecular dynamics.
 
@@ -173,7 +172,7 @@ def run(
         neighbors: a list to use; default a new one.
         params, region: default the builder's.
         reassign_steps: steps after which the atoms of a region of
-            `regions.hard`, which must then be given, are dealt out anew. What
+            `regions.reassigned`, which must then be given, are dealt out anew. What
             that does to the energy is `work` in frames, log and state, and left
             out of `conserved`.
         chunk_steps: steps between looks at the flags, and between frames;
@@ -183,7 +182,7 @@ def run(
             `State` and the neighbours: run again with both, it goes on bit for
             bit. One that has `on_failure` is called with the last good `State`
             before `SimulationError` or `KeyboardInterrupt` is raised.
-        max_regrow: times a single chunk may outgrow its list.
+        max_reallocations: times a single chunk may outgrow its list.
 
     Returns:
         Last state, its neighbours, and the log. Temperatures count 3 n_atoms
@@ -196,11 +195,11 @@ def run(
     """
     check_count("n_steps", n_steps, 0)
     chunk_steps = (
-        _whole(50, integrator.slow_every)
+        _whole(50, integrator.outer_every)
         if chunk_steps is None
         else check_count("chunk_steps", chunk_steps, 1)
     )
-    check_count("max_regrow", max_regrow, 0)
+    check_count("max_reallocations", max_reallocations, 0)
     _check_reassignment(neighbor_fn, region, reassign_steps)
     _check_slow(
         neighbor_fn, integrator, n_steps=n_steps, chunk_steps=chunk_steps, reassign_steps=reassign_steps
@@ -223,24 +222,24 @@ def run(
     def advance(good: State, neighbors, first: bool, n: int) -> tuple[State, _Chunk]:
         following = _following(neighbor_fn, integrator, good, neighbors, region)
         return _advance_and_heal(
-            neighbor_fn, energy_fn, following, params, region, max_regrow, good, neighbors, first, n
+            neighbor_fn, energy_fn, following, params, region, max_reallocations, good, neighbors, first, n
         )
 
     try:
         with interrupts.kept() as check_interrupt:
             if reassign_steps is not None and start.weights is None:
-                near = _allocate(neighbor_fn, integrator, start, cast(Hard, region).region)
+                near = _allocate(neighbor_fn, integrator, start, cast(Reassigned, region).region)
                 good = start = _reassigned(neighbor_fn, integrator, start, region, near)
             if neighbors is None:
                 neighbors = _allocate(neighbor_fn, integrator, start, region)
             # Forces of the first positions; also those that continue, as params may be new.
             good, chunk = advance(good, neighbors, True, 0)
-            done, at_home, switched_at = 0, True, start.step if not continues else None
+            done, in_domain, switched_at = 0, True, start.step if not continues else None
             while True:
                 check_interrupt()
                 neighbors = chunk.neighbors
                 if done % chunk_steps == 0 or done == n_steps:
-                    at_home = at_home and _check_domains(neighbor_fn, integrator, good, neighbors, region)
+                    in_domain = in_domain and _check_domains(neighbor_fn, integrator, good, neighbors, region)
                     if done > 0 or not continues:
                         frame = _frame(integrator, good, chunk)
                         frames.append(tuple(getattr(frame, name) for name in Log._fields))
@@ -270,7 +269,7 @@ def _check_reassignment(neighbor_fn, region, reassign_steps) -> None:
     check_count("reassign_steps", reassign_steps, 1)
     if not hasattr(region, "assigned"):
         raise ValueError(
-            f"region must be given, one of regions.hard, where reassign_steps is, got {region!r:.80}."
+            f"region must be given, one of regions.reassigned, where reassign_steps is, got {region!r:.80}."
         )
     if not hasattr(neighbor_fn, "assign"):
         raise ValueError("neighbor_fn must be of mixture_neighbor_list where reassign_steps is given.")
@@ -282,16 +281,17 @@ def _whole(steps: int, every: int) -> int:
 
 
 def _check_slow(neighbor_fn, integrator, **counts) -> None:
-    every = integrator.slow_every
+    every = integrator.outer_every
     if every == 1:
         return
-    if getattr(neighbor_fn, "split", None) is None:
+    if getattr(neighbor_fn, "inner_outer_split", None) is None:
         raise ValueError(
-            f"neighbor_fn must be of mixture_neighbor_list(..., guide=...) where slow_every = {every}."
+            "neighbor_fn must be of mixture_neighbor_list(..., inner_potential=...) "
+            f"where outer_every = {every}."
         )
     for name, count in counts.items():
         if count is not None and count % every:
-            raise ValueError(f"{name} must be a multiple of slow_every = {every}, got {count}.")
+            raise ValueError(f"{name} must be a multiple of outer_every = {every}, got {count}.")
 
 
 def _reassigned(neighbor_fn, dynamics, state: State, region, neighbors) -> State:
@@ -341,12 +341,12 @@ def relax(
     params=None,
     region=None,
     chunk_steps: int = 50,
-    max_regrow: int = 8,
+    max_reallocations: int = 8,
 ) -> Relaxation:
     """Walk downhill with FIRE until no atom feels more than `force_tolerance`; the cell too, if asked.
 
     Args:
-        neighbor_fn, energy_fn, params, region, neighbors, max_regrow: as in `run`.
+        neighbor_fn, energy_fn, params, region, neighbors, max_reallocations: as in `run`.
         shift_fn: from `jax_md.space`.
         position: `[n_atoms, 3]`, in the coordinates of the energy.
         n_steps: at most so many.
@@ -368,7 +368,7 @@ def relax(
     """
     check_count("n_steps", n_steps, 0)
     check_count("chunk_steps", chunk_steps, 1)
-    check_count("max_regrow", max_regrow, 0)
+    check_count("max_reallocations", max_reallocations, 0)
     check_positive("force_tolerance", force_tolerance)
     position = _checked_position(position)
     box = None if box is None else _checked_box(box, position.dtype)
@@ -376,7 +376,7 @@ def relax(
     good = State(dynamics.start(position), 0, 0.0, box)
     if neighbors is None:
         neighbors = _allocate(neighbor_fn, dynamics, good, region)
-    advance = partial(_advance_and_heal, neighbor_fn, energy_fn, dynamics, params, region, max_regrow)
+    advance = partial(_advance_and_heal, neighbor_fn, energy_fn, dynamics, params, region, max_reallocations)
     first = True
     while True:
         good, chunk = advance(good, neighbors, first, min(chunk_steps, n_steps - good.step), force_tolerance)
@@ -431,9 +431,9 @@ class _Chunk(NamedTuple):
 class _Energies(NamedTuple):
     """Functions of positions."""
 
-    whole: Callable
-    fast: Callable | None  # without what is slow
-    split: Callable | None  # fast and slow
+    total: Callable
+    inner: Callable | None  # the inner potential in place of the expensive expert
+    inner_outer: Callable | None  # the inner energy, and what is missing from the total
 
 
 @partial(jax.jit, static_argnums=0)
@@ -447,17 +447,19 @@ def _advance(
     def evaluate(position, neighbors, current_box, k):
         """Energy and force, and what the integrator is told."""
         given = _given(params=params, region=region, box=current_box)
-        if dynamics.slow_every > 1:
-            energy, force, impulse = _timescales(energies, dynamics.slow_every, k, position, neighbors, given)
+        if dynamics.outer_every > 1:
+            energy, force, impulse = _timescales(
+                energies, dynamics.outer_every, k, position, neighbors, given
+            )
             return energy, force, Evaluation(impulse, None)
-        if not dynamics.moves_box:
-            energy, gradient = jax.value_and_grad(lambda R: energies.whole(R, neighbor=neighbors, **given))(
+        if not dynamics.changes_box:
+            energy, gradient = jax.value_and_grad(lambda R: energies.total(R, neighbor=neighbors, **given))(
                 position
             )
             return energy, -gradient, Evaluation(-gradient, None)
 
         def strained(R, strain):
-            return energies.whole(R, neighbor=neighbors, perturbation=unstrained + strain, **given)
+            return energies.total(R, neighbor=neighbors, perturbation=unstrained + strain, **given)
 
         energy, (gradient, slope) = jax.value_and_grad(strained, argnums=(0, 1))(
             position, jnp.zeros_like(unstrained)
@@ -502,25 +504,28 @@ def _advance(
 
 
 def _timescales(
-    energies: _Energies, slow_every: int, k, position, neighbors, given
+    energies: _Energies, outer_every: int, k, position, neighbors, given
 ) -> tuple[Array, Array, Array]:
     """Energy, force and impulse of step `k`.
 
     Slow forces come only at every so many steps, but as often as they stand for.
     """
 
-    fast_fn, split_fn = cast(Callable, energies.fast), cast(Callable, energies.split)  # as `_check_slow`
+    fast_fn, split_fn = (
+        cast(Callable, energies.inner),
+        cast(Callable, energies.inner_outer),
+    )  # as `_check_slow`
 
     def outer(R):
         (fast, slow), pull = jax.vjp(lambda R: split_fn(R, neighbors, **given), R)
         (of_fast,), (of_slow,) = (pull(jnp.asarray(one, R.dtype)) for one in ([1.0, 0.0], [0.0, 1.0]))
-        return fast + slow, -(of_fast + of_slow), -(of_fast + slow_every * of_slow)
+        return fast + slow, -(of_fast + of_slow), -(of_fast + outer_every * of_slow)
 
     def inner(R):
         energy, gradient = jax.value_and_grad(lambda R: fast_fn(R, neighbors, **given))(R)
         return energy, -gradient, -gradient
 
-    return jax.lax.cond(k % slow_every == 0, outer, inner, position)
+    return jax.lax.cond(k % outer_every == 0, outer, inner, position)
 
 
 def _either(condition: Array, first: Array, second: Array) -> Array:
@@ -535,7 +540,7 @@ def _advance_and_heal(
     dynamics,
     params,
     region,
-    max_regrow,
+    max_reallocations,
     good: State,
     neighbors,
     first: bool,
@@ -547,9 +552,11 @@ def _advance_and_heal(
     Returns where it led, and how it ended.
     """
     start = good
-    for _ in range(max_regrow + 1):
+    for _ in range(max_reallocations + 1):
         owner = _owner(region, start)
-        energies = _Energies(energy_fn, *(getattr(neighbor_fn, name, None) for name in ("fast", "split")))
+        energies = _Energies(
+            energy_fn, *(getattr(neighbor_fn, name, None) for name in ("inner_energy", "inner_outer_split"))
+        )
         chunk = _advance(
             energies,
             dynamics,
@@ -581,12 +588,14 @@ def _advance_and_heal(
         if not bool(jnp.all(jnp.isfinite(chunk.state.position))):
             break
         try:
-            neighbors = _allocate(neighbor_fn, dynamics, reached, region, extra_capacity=4 * start.n_regrown)
+            neighbors = _allocate(
+                neighbor_fn, dynamics, reached, region, extra_capacity=4 * start.n_reallocations
+            )
         except ValueError as error:
             raise SimulationError(f"lists must stay possible, but at step {at}: {error}", good) from error
-        start = start._replace(n_regrown=start.n_regrown + 1)
+        start = start._replace(n_reallocations=start.n_reallocations + 1)
     raise SimulationError(
-        f"neighbour lists must fit after growing max_regrow = {max_regrow} times in one chunk, "
+        f"neighbour lists must fit after growing max_reallocations = {max_reallocations} times in one chunk, "
         f"but they overflowed again at step {at}: atoms collapse onto each other, "
         f"or capacity_multiplier is too small. {_advice(dynamics, at)} "
         f"The last good state, step {good.step}, is in the error's `state`.",
@@ -657,7 +666,7 @@ def _begin(integrator, position, masses, velocity, temperature_K, key, box) -> S
         spread = jnp.sqrt(column * (units.kB * float(temperature_K)))
         momentum = spread * jax.random.normal(draw, position.shape, position.dtype)
     box = None if box is None else _checked_box(box, position.dtype)
-    if integrator.moves_box and box is None:
+    if integrator.changes_box and box is None:
         raise ValueError(
             "box must be given (Å, a number, edges or columns) where the integrator moves it, got None."
         )
@@ -670,7 +679,7 @@ def _adopt(state: State, integrator, key) -> State:
     old = state.dynamics
     if key is None and integrator.needs_key and not hasattr(old, "rng"):
         raise ValueError("key must be a random key for Langevin dynamics, got None.")
-    if integrator.moves_box and state.box is None:
+    if integrator.changes_box and state.box is None:
         raise ValueError(
             "state must know its box where the integrator moves it: begin the earlier run with box=."
         )
@@ -717,7 +726,7 @@ def _frame(integrator, state: State, chunk: _Chunk) -> Frame:
         pressure_GPa=(2 * kinetic - virial) / (3 * volume) / units.GPa,
         volume=volume,
         work=state.work,
-        n_regrown=state.n_regrown,
+        n_reallocations=state.n_reallocations,
         position=np.asarray(state.position),
         velocity=np.asarray(state.velocity),
         force=np.asarray(chunk.force),
@@ -731,7 +740,7 @@ def _volume(box) -> float:
 
 def _log(frames: list[tuple]) -> Log:
     columns = zip(*frames) if frames else [()] * len(Log._fields)
-    counts = ("step", "n_regrown")
+    counts = ("step", "n_reallocations")
     return Log(*(np.asarray(c, int if f in counts else float) for f, c in zip(Log._fields, columns)))
 
 

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from moe_md import checkpoint
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Batch, Prepared, batches, collate, frame_rows, prepare
-from moe_md.data.crystals import fcc_supercell, metal_frames, perfect_crystals
+from moe_md.data.crystals import fcc_supercell, ideal_crystals, metal_frames
 from moe_md.data.dataset import (
     Dataset,
     dataset_from_frames,
@@ -99,7 +99,7 @@ def cotrain(
             data is resumed; an interrupt (Ctrl-C) saves the last whole step.
         progress: show a bar with both experts' errors and their mismatch.
         devices: those of jax, such as `jax.devices()`, that share the rows of
-            every batch (`sharding`); None for one. `settings.max_rows` is of all
+            every batch (`sharding`); None for one. `settings.max_atoms` is of all
             together. Batches and losses are those of one device but for the
             order of sums, and a training may go on with another number.
 
@@ -143,7 +143,7 @@ def cotrain(
             _step,
             experts,
             optimizer,
-            settings.seed if weights.agree_lots else None,
+            settings.seed if weights.agree_random_assignment else None,
             extra_loss,
             mesh=place.mesh,
         )
@@ -165,7 +165,7 @@ def cotrain(
     params = (
         _initial_params(experts, dataset, settings)
         if start is None
-        else _moved(start, dataset, train, settings.max_rows)
+        else _moved(start, dataset, train, settings.max_atoms)
     )
     state = State(jnp.asarray(0), params, params, optimizer.init(params))
     here = Progress(state, Best(0, np.inf, params), {}, [], 0.0)
@@ -203,7 +203,7 @@ def cotrain(
                     _check_finite(now, settings)
                 if validate and held_out is not None:
                     now = _validated(
-                        now, totals_of(terms_fn, state.average, held_out, settings.max_rows), settings
+                        now, totals_of(terms_fn, state.average, held_out, settings.max_atoms), settings
                     )
                     if progress:
                         bar.write(f"step {step}: " + describe(now.history[-1]))
@@ -232,17 +232,15 @@ def environment_batch(experts: Sequence[Expert], settings: TrainSettings, step: 
     own: what two experts disagree about in the mean crystal does not average
     out in a run, however small beside their thermal disagreement.
     """
-    if settings.environment_rows + settings.perfect_crystals == 0:
+    if settings.unlabelled_atoms + settings.ideal_crystals == 0:
         return None
     rng = np.random.default_rng([settings.seed, 1, step])
     crystal = {"symbol": settings.metal, "lattice_constant": settings.lattice_constant}
-    frames = perfect_crystals(
-        rng, settings.perfect_crystals, max_strain=settings.max_perfect_strain, **crystal
-    )
-    weights = [settings.perfect_weight] * len(frames)
-    if settings.environment_rows:
+    frames = ideal_crystals(rng, settings.ideal_crystals, max_strain=settings.max_ideal_strain, **crystal)
+    weights = [settings.ideal_crystal_weight] * len(frames)
+    if settings.unlabelled_atoms:
         distortion = {"max_strain": settings.max_strain, "max_rattle": settings.max_rattle}
-        frames += metal_frames(rng, settings.environment_rows, **distortion, **crystal)
+        frames += metal_frames(rng, settings.unlabelled_atoms, **distortion, **crystal)
         weights += [1.0] * (len(frames) - len(weights))
     species, cutoff = experts[0].species, max(e.cutoff for e in experts)
     rows = [frame_rows(f, species, cutoff) for f in frames]
@@ -253,15 +251,15 @@ def environment_batch(experts: Sequence[Expert], settings: TrainSettings, step: 
         frames,
         species,
         cutoff,
-        n_rows=settings.environment_rows + settings.perfect_crystals,
-        n_slots=-(-slots // SLOT_STEP) * SLOT_STEP,
-        n_frames=settings.environment_rows // 4 + settings.perfect_crystals,
+        n_rows=settings.unlabelled_atoms + settings.ideal_crystals,
+        max_neighbors=-(-slots // SLOT_STEP) * SLOT_STEP,
+        n_frames=settings.unlabelled_atoms // 4 + settings.ideal_crystals,
         cached_rows=rows,
         weights=weights,
     )
 
 
-class Knobs(NamedTuple):
+class StepHyperparameters(NamedTuple):
     """What a step is told by numbers: another value compiles nothing anew."""
 
     learning_rate: np.float32
@@ -271,7 +269,7 @@ class Knobs(NamedTuple):
     weights: LossWeights
 
 
-def _knobs(settings: TrainSettings) -> Callable[[int], Knobs]:
+def _knobs(settings: TrainSettings) -> Callable[[int], StepHyperparameters]:
     """What each step is told, counted from 0."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0,
@@ -283,13 +281,15 @@ def _knobs(settings: TrainSettings) -> Callable[[int], Knobs]:
     learning_rates = np.asarray(schedule(jnp.arange(settings.steps)), np.float32)
     weights = jax.tree.map(np.float32, settings.weights)
 
-    def knobs(step: int) -> Knobs:
+    def knobs(step: int) -> StepHyperparameters:
         # Two experts agree soonest on nothing at all: let the data speak first.
         agreement = ((step + 1) / settings.steps) ** settings.agreement_ramp
         # An average that starts at the start: full weight to the newest at first.
         decay = min(settings.ema_decay, (1.0 + step) / (10.0 + step))
-        return Knobs(
-            learning_rates[step], *map(np.float32, (agreement, settings.agreement_pull, decay)), weights
+        return StepHyperparameters(
+            learning_rates[step],
+            *map(np.float32, (agreement, settings.agreement_gradient_scale, decay)),
+            weights,
         )
 
     return knobs
@@ -300,7 +300,7 @@ def _step(
     optimizer,
     lots_seed: int | None,
     extra_loss: Callable | None,
-    knobs: Knobs,
+    knobs: StepHyperparameters,
     state: State,
     labelled: Batch,
     environment: Batch | None,
@@ -351,12 +351,12 @@ def _initial_params(experts, dataset: Dataset, settings: TrainSettings) -> tuple
     return _single_precision(params)
 
 
-def _moved(start: Checkpoint, dataset: Dataset, train: Prepared, max_rows: int) -> tuple[Params, ...]:
+def _moved(start: Checkpoint, dataset: Dataset, train: Prepared, max_atoms: int) -> tuple[Params, ...]:
     """Trained parameters, their reference energies moved to those of other labels."""
     expert, params = start.experts[0], start.params[0]
     energy_fn = jax.jit(lambda batch: predict(expert, params, batch).energy)
     composition, missing = [], []
-    for batch in batches(train, max_rows=max_rows):
+    for batch in batches(train, max_atoms=max_atoms):
         at = batch.energy_mask
         species = np.eye(len(expert.species) + 1)[np.where(batch.row_mask, batch.rows.center_species, -1)][
             :, :-1
@@ -392,27 +392,27 @@ def _inputs(
 
 def _labelled(train: Prepared, settings: TrainSettings, start: int) -> Iterator[Batch]:
     """Batches without end, shuffled anew each epoch, from the one of step `start`."""
-    epoch, seen, weights = 0, 0, frame_weights(train.frames, settings.soft_force)
+    epoch, seen, weights = 0, 0, frame_weights(train.frames, settings.force_downweight_above)
     while True:
         rng = np.random.default_rng([settings.seed, 0, epoch])
-        for batch in batches(train, max_rows=settings.max_rows, rng=rng, weights=weights):
+        for batch in batches(train, max_atoms=settings.max_atoms, rng=rng, weights=weights):
             if seen >= start:
                 yield batch
             seen += 1
         epoch += 1
 
 
-def frame_weights(frames: Sequence[Frame], soft_force: float) -> list[float]:
+def frame_weights(frames: Sequence[Frame], force_downweight_above: float) -> list[float]:
     """Weight of each frame.
 
-    It is one, but (soft_force / F)^2 where the frame's root mean square force F
+    It is one, but (force_downweight_above / F)^2 where the frame's root mean square force F
     is larger; one without forces.
 
     A few squeezed frames must be seen, so that dynamics finds them steep, but
     squares of their forces would outweigh all the others.
     """
     sizes = [0.0 if f.forces is None else float(np.sqrt(np.mean(f.forces**2))) for f in frames]
-    return [min(1.0, soft_force / size) ** 2 if size else 1.0 for size in sizes]
+    return [min(1.0, force_downweight_above / size) ** 2 if size else 1.0 for size in sizes]
 
 
 def _running(running: dict, terms: Terms) -> dict:
@@ -495,8 +495,8 @@ def _check_experts(experts: tuple[Expert, ...]) -> None:
         raise ValueError(
             f"experts must share one species tuple, got {experts[0].species} and {experts[1].species}."
         )
-    if set(experts[0].domain) != set(experts[0].species):
+    if set(experts[0].allowed_species) != set(experts[0].species):
         raise ValueError(
             f"the expensive expert's domain must be every species {experts[0].species}, "
-            f"got {experts[0].domain}."
+            f"got {experts[0].allowed_species}."
         )

@@ -29,14 +29,14 @@ QUANTITIES = {
 
 
 def evaluate(
-    experts: Sequence[Expert], params: Sequence[Params], prepared: Prepared, max_rows: int = 64
+    experts: Sequence[Expert], params: Sequence[Params], prepared: Prepared, max_atoms: int = 64
 ) -> dict:
     """Root mean square errors and mismatch over all frames.
 
     Args:
         experts, params: the two experts.
         prepared: from `data.batching.prepare`.
-        max_rows: rows per batch.
+        max_atoms: rows per batch.
 
     Returns:
         For `expensive`, `cheap` (frames in its domain) and `mixed` (the other
@@ -45,18 +45,18 @@ def evaluate(
         `partial_forces_meV_per_A`, `stress_GPa` and `forces_meV_per_A` (total
         forces). None where nothing is labelled.
     """
-    return scores_of(totals_of(jax.jit(partial(joint_terms, tuple(experts))), params, prepared, max_rows))
+    return scores_of(totals_of(jax.jit(partial(joint_terms, tuple(experts))), params, prepared, max_atoms))
 
 
 def evaluate_by_kind(
-    experts: Sequence[Expert], params: Sequence[Params], dataset: Dataset, max_rows: int = 64
+    experts: Sequence[Expert], params: Sequence[Params], dataset: Dataset, max_atoms: int = 64
 ) -> dict:
     """`evaluate` for each kind of frame and for `"all"`, each with its number of `frames`.
 
     Args:
         experts, params: the two experts.
         dataset: frames; labels may be missing.
-        max_rows: rows per batch.
+        max_atoms: rows per batch.
 
     Raises:
         ValueError: there is no frame, or a species is unknown to the experts.
@@ -66,7 +66,9 @@ def evaluate_by_kind(
     prepared = prepare(dataset, max(e.cutoff for e in experts))
     kinds = [f.kind for f in dataset.frames]
     totals: dict[str, dict[str, np.ndarray]] = {}
-    for shape, pack in packs(prepared, max_rows=max_rows, apart=kinds):  # few shapes, for all kinds the same
+    for shape, pack in packs(
+        prepared, max_atoms=max_atoms, apart=kinds
+    ):  # few shapes, for all kinds the same
         found = _sums(jax.device_get(terms_fn(tuple(params), pack_batch(prepared, shape, pack))))
         totals[kinds[pack[0]]] = _added(totals.get(kinds[pack[0]]), found)
     report = {
@@ -77,12 +79,12 @@ def evaluate_by_kind(
 
 
 def totals_of(
-    terms_fn: Callable, params: Sequence[Params], prepared: Prepared, max_rows: int
+    terms_fn: Callable, params: Sequence[Params], prepared: Prepared, max_atoms: int
 ) -> dict[str, np.ndarray]:
     """Sums of squares and counts, `[2, len(QUANTITIES[part])]` for each part of a report."""
     found = (
         _sums(jax.device_get(terms_fn(tuple(params), batch)))
-        for batch in batches(prepared, max_rows=max_rows)
+        for batch in batches(prepared, max_atoms=max_atoms)
     )
     return reduce(_added, found)
 

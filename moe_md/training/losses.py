@@ -26,7 +26,7 @@ Choosing weights. Squares of eV/Å are the measure: `forces` stays 1. `energy` a
 `stress` say which errors count alike: at 30, 1 meV/atom weighs as much as
 5.5 meV/Å. Then agreement, all its weights together: halve them if the expensive
 expert's validation error is more than a tenth above that of a training without,
-double them if seams still push. `agreement_pull` says who yields: a lower one
+double them if seams still push. `agreement_gradient_scale` says who yields: a lower one
 spares the expensive expert and leaves the cheap one to follow alone.
 """
 
@@ -73,11 +73,15 @@ class Prediction(NamedTuple):
 
 def predict(expert: Expert, params: Params, batch: Batch, mesh: Mesh | None = None) -> Prediction:
     """One expert on every row of a batch; on a mesh of devices each computes its own rows."""
-    energies, g = each_its_rows(partial(_settled_partial_forces, expert), mesh)(params, batch.rows)
+    energies, g = each_its_rows(partial(_partial_forces_with_fusion_barrier, expert), mesh)(
+        params, batch.rows
+    )
     return assemble(jnp.where(batch.row_mask, energies, 0.0), g, batch, mesh)
 
 
-def _settled_partial_forces(expert: Expert, params: Params, rows: Neighborhood) -> tuple[Array, Array]:
+def _partial_forces_with_fusion_barrier(
+    expert: Expert, params: Params, rows: Neighborhood
+) -> tuple[Array, Array]:
     """Energies and partial forces, the latter computed once.
 
     XLA for CPU fuses what the partial forces are made of into each of their
@@ -118,11 +122,11 @@ def mix(
 
 def rows_in_domain(expert: Expert, batch: Batch) -> Array:
     """Rows whose centre and neighbours within the cutoff the expert may meet: `[n_rows]` bool."""
-    allowed = jnp.asarray([s in expert.domain for s in expert.species])
+    allowed = jnp.asarray([s in expert.allowed_species for s in expert.species])
     rows = batch.rows
     distance = jnp.linalg.norm(jnp.where(rows.mask[..., None], rows.displacement, 1.0), axis=-1)
-    foreign = rows.mask & (distance < expert.cutoff) & ~allowed[rows.neighbor_species]
-    return batch.row_mask & allowed[rows.center_species] & ~jnp.any(foreign, axis=1)
+    out_of_domain = rows.mask & (distance < expert.cutoff) & ~allowed[rows.neighbor_species]
+    return batch.row_mask & allowed[rows.center_species] & ~jnp.any(out_of_domain, axis=1)
 
 
 def frames_in_domain(row_in_domain: Array, batch: Batch) -> Array:
@@ -283,6 +287,6 @@ def joint_loss(weights: LossWeights, terms: Terms, agreement: ArrayLike = 1.0) -
         + weights.agree_partial_forces * m.partial_forces
         + weights.agree_stress * m.stress
         + weights.agree_forces * m.forces
-        + weights.agree_lots * m.lots
+        + weights.agree_random_assignment * m.lots
     )
     return data + agree * agreement

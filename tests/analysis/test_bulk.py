@@ -273,7 +273,7 @@ def test_report_of_a_stiffer_expert():
 def test_report_of_one_expert_and_of_one_that_may_not():
     expert = experts.lennard_jones(("Pt", "C"), 4.5, sigma=SIGMA)
     assert fcc_report(Checkpoint((expert,), (expert.init(None),), {}, {}))["differences"] is None
-    stranger = experts.lennard_jones(("Pt", "C"), 4.5, sigma=SIGMA, domain=("C",))
+    stranger = experts.lennard_jones(("Pt", "C"), 4.5, sigma=SIGMA, allowed_species=("C",))
     with pytest.raises(ValueError, match=r"domain of every expert, \('C',\) of expert 1, got 'Pt'"):
         fcc_report(Checkpoint((expert, stranger), (expert.init(None),) * 2, {}, {}))
 

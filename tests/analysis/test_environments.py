@@ -5,7 +5,13 @@ import pytest
 from ase import Atoms
 from ase.build import add_adsorbate, bulk, fcc111, fcc211
 
-from moe_md.analysis.environments import bonds_across, environments, near_foreign, seam_distance, top_layers
+from moe_md.analysis.environments import (
+    bonds_across,
+    boundary_distance,
+    environments,
+    near_other_species,
+    top_layers,
+)
 from moe_md.data.extxyz import frame_from_atoms
 
 A0 = 3.96
@@ -61,10 +67,12 @@ def test_rules(periodic):
         owner = top_layers(("Pt",), n, NEAREST)(frame_from_atoms(atoms))
         assert ((owner == 0) == (layer < n)).all()
     distance = atoms.get_all_distances(mic=True)[:, -2:]
-    assert ((near_foreign(("Pt",), 4.0)(frame_from_atoms(atoms)) == 0) == (distance.min(axis=1) < 4.0)).all()
-    # Without vacuum there are no layers, without foreign atoms no sphere.
+    assert (
+        (near_other_species(("Pt",), 4.0)(frame_from_atoms(atoms)) == 0) == (distance.min(axis=1) < 4.0)
+    ).all()
+    # Without vacuum there are no layers, without atoms of other species no sphere.
     crystal = frame_from_atoms(bulk("Pt", a=A0, cubic=True) * 2)
-    for rule in (top_layers(("Pt",), 2, NEAREST), near_foreign(("Pt",), 5.0)):
+    for rule in (top_layers(("Pt",), 2, NEAREST), near_other_species(("Pt",), 5.0)):
         assert (rule(crystal) == 1).all()
         assert (rule(frame_from_atoms(Atoms("CO", [[0, 0, 0], [0, 0, 1.1]]))) == 0).all()
 
@@ -73,15 +81,15 @@ def test_distance_to_the_seam():
     atoms = bulk("Pt", a=A0, cubic=True) * (2, 2, 4)
     atoms.rattle(0.1, seed=1)
     owner = (atoms.positions[:, 2] > 7.5).astype(int)
-    found = seam_distance(frame_from_atoms(atoms), owner, reach=7.0)
+    found = boundary_distance(frame_from_atoms(atoms), owner, reach=7.0)
     distance = atoms.get_all_distances(mic=True)  # the nearest image of each
     nearest = np.where(owner[:, None] != owner[None], distance, np.inf).min(axis=1)
     assert (nearest < 7.0).all()
     np.testing.assert_allclose(found, np.where(owner == 0, nearest, -nearest))
-    alone = seam_distance(frame_from_atoms(atoms), np.zeros(len(atoms), int))
+    alone = boundary_distance(frame_from_atoms(atoms), np.zeros(len(atoms), int))
     assert (alone == np.inf).all()
     with pytest.raises(ValueError, match=r"owner must have shape \[64\]"):
-        seam_distance(frame_from_atoms(atoms), [0, 1])
+        boundary_distance(frame_from_atoms(atoms), [0, 1])
 
 
 def test_bonds_across_planes():

@@ -7,7 +7,7 @@ from ase.build import bulk, fcc111
 
 from moe_md import experts
 from moe_md.analysis import errors
-from moe_md.analysis.environments import environments, near_foreign
+from moe_md.analysis.environments import environments, near_other_species
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.dataset import Dataset
 from moe_md.data.extxyz import frame_from_atoms, frame_to_atoms
@@ -15,13 +15,13 @@ from moe_md.interfaces.ase import MixtureCalculator
 from moe_md.training import evaluation
 
 SPECIES, CUTOFF, A0 = ("Pt", "C", "O"), 4.0, 3.92
-RULE = near_foreign(("Pt",), CUTOFF)  # as the loss has it
+RULE = near_other_species(("Pt",), CUTOFF)  # as the loss has it
 
 
 @pytest.fixture(scope="module")
 def model():
     built = [
-        experts.lennard_jones(SPECIES, CUTOFF, epsilon=epsilon, sigma=2.5446, domain=domain)
+        experts.lennard_jones(SPECIES, CUTOFF, epsilon=epsilon, sigma=2.5446, allowed_species=domain)
         for epsilon, domain in ((0.6, SPECIES), (0.5, ("Pt",)))
     ]
     return Checkpoint(tuple(built), tuple(e.init(None) for e in built), {}, {})
@@ -54,7 +54,7 @@ def dataset():
 
 @pytest.fixture(scope="module")
 def compared(model, dataset):
-    return errors.compare(model, dataset, RULE, max_rows=24, dtype=np.float64)
+    return errors.compare(model, dataset, RULE, max_atoms=24, dtype=np.float64)
 
 
 def environment_fn(frame):
@@ -125,7 +125,7 @@ def test_missing_labels_count_nowhere(model, dataset):
     half = bare[-1]._replace(energy=1.0)
     reports = [
         errors.report(
-            errors.compare(model, dataset._replace(frames=frames), RULE, max_rows=24, dtype=np.float64),
+            errors.compare(model, dataset._replace(frames=frames), RULE, max_atoms=24, dtype=np.float64),
             environment_fn,
         )
         for frames in (dataset.frames, (*dataset.frames, *bare), (*dataset.frames, half))

@@ -109,7 +109,7 @@ def test_report_repeats_the_single_calls():
 
 
 def test_mismatch_and_domain():
-    full, cheap = lennard_jones(0.6), lennard_jones(0.5, domain=("Pt",))
+    full, cheap = lennard_jones(0.6), lennard_jones(0.5, allowed_species=("Pt",))
     slab = fcc_slab("Pt", A0, (2, 2, 6), vacuum=8.0)
     top = slab.positions[np.argmax(slab.positions[:, 2])]
     frame = Frame(

@@ -154,7 +154,9 @@ def test_what_experts_differ_by_on_atoms_that_change_hands():
     """
     apart = 0.01
     energies = EXPERT.atom_energies
-    other = EXPERT._replace(atom_energies=lambda params, rows: energies(params, rows) + apart, domain=("Pt",))
+    other = EXPERT._replace(
+        atom_energies=lambda params, rows: energies(params, rows) + apart, allowed_species=("Pt",)
+    )
     kwargs = {"lattice_constant": A, "size": (2, 2, 5), "sites": ("fcc",)}
     mixed = adsorption(checkpoint(EXPERT, other), around_adsorbate(CUTOFF), **kwargs)["sites"]["fcc"]
     alone = adsorption(checkpoint(EXPERT, other), 0, **kwargs)["sites"]["fcc"]
@@ -186,8 +188,8 @@ def test_a_molecule_that_leaves_is_told():
 
     def energies(params, rows):
         r2 = jnp.sum(rows.displacement**2, axis=-1)
-        foreign = (rows.center_species[:, None] > 0) != (rows.neighbor_species > 0)
-        push = jnp.where(rows.mask & foreign & (r2 < CUTOFF**2), (1 - r2 / CUTOFF**2) ** 3, 0.0)
+        out_of_domain = (rows.center_species[:, None] > 0) != (rows.neighbor_species > 0)
+        push = jnp.where(rows.mask & out_of_domain & (r2 < CUTOFF**2), (1 - r2 / CUTOFF**2) ** 3, 0.0)
         return EXPERT.atom_energies(params, rows) + 20 * jnp.sum(push, axis=1)
 
     hostile = checkpoint(EXPERT._replace(atom_energies=energies))
@@ -242,6 +244,6 @@ def test_bad_input(one):
         adsorption(one, lattice_constant=A, size=(1, 2, 4))
     with pytest.raises(ValueError, match="size must be three numbers"):
         adsorption(one, lattice_constant=A, size=(2, 2))
-    metal = EXPERT._replace(domain=("Pt",))
+    metal = EXPERT._replace(allowed_species=("Pt",))
     with pytest.raises(ValueError, match="may meet Pt, C and O, got 1 of domain"):
         adsorption(checkpoint(EXPERT, metal), 1, lattice_constant=A)

@@ -618,7 +618,7 @@ TAMPERED = (
     *(
         lambda c, e=e, k=k, v=v: c["experts"][e].update({k: v})
         for e in (0, 1)
-        for k in ("builder", "species", "cutoff", "domain", "unknown")
+        for k in ("builder", "species", "cutoff", "allowed_species", "unknown")
         for v in (
             "os.system",
             3,
@@ -766,7 +766,7 @@ def usable(builder, made) -> None:
     everyone = jax.numpy.asarray([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
     near = None
     if builder in (mm.regions.coordination, mm.regions.descriptor):
-        near = mm.regions.Surroundings(jax.numpy.zeros(4, int), everyone, np.inf, None)
+        near = mm.regions.RegionNeighbors(jax.numpy.zeros(4, int), everyone, np.inf, None)
     weights = np.asarray(made.gate(jax.numpy.asarray(POSITION), free, near))
     assert np.isfinite(weights).all() and (weights >= 0).all()
     np.testing.assert_allclose(weights.sum(axis=1), 1.0, atol=1e-6)
@@ -802,7 +802,7 @@ EXPERT_BASE = {
         "epsilon": 1.0,
         "sigma": 1.0,
         "onset": 2.0,
-        "domain": None,
+        "allowed_species": None,
     },
     mm.experts.power_spectrum: {
         "species": ("Pt", "C"),
@@ -813,7 +813,7 @@ EXPERT_BASE = {
         "hidden": (3,),
         "polynomial_cutoff_p": 6.0,
         "avg_num_neighbors": 10.0,
-        "domain": None,
+        "allowed_species": None,
     },
     mm.experts.embedded_atom: {
         "species": ("Pt", "C"),
@@ -823,7 +823,7 @@ EXPERT_BASE = {
         "hidden": (3,),
         "polynomial_cutoff_p": 6.0,
         "avg_num_neighbors": 10.0,
-        "domain": None,
+        "allowed_species": None,
     },
     mm.experts.allegro: {
         "species": ("Pt", "C"),
@@ -843,7 +843,7 @@ EXPERT_BASE = {
         "nonlinearity": "silu",
         "pair_cutoffs": None,
         "zbl": False,
-        "domain": None,
+        "allowed_species": None,
     },
 }
 NEQUIP_BASE = {
@@ -856,7 +856,7 @@ NEQUIP_BASE = {
     "radial_width": 2,
     "radial_depth": 1,
     "avg_num_neighbors": 10.0,
-    "domain": None,
+    "allowed_species": None,
 }
 EXPERT_CASES = [(builder, name) for builder, base in EXPERT_BASE.items() for name in base]
 
@@ -914,7 +914,7 @@ RUN_BASE = {
     "key": jax.random.key(0),
     "velocity": None,
     "chunk_steps": 5,
-    "max_regrow": 2,
+    "max_reallocations": 2,
 }
 
 

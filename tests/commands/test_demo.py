@@ -21,7 +21,7 @@ SPECIES, CUTOFF = ("Pt", "C", "O"), 4.5
 def metal_like():
     """Lennard-Jones platinum, twice."""
     built = [
-        experts.lennard_jones(SPECIES, CUTOFF, epsilon=epsilon, sigma=2.5446, domain=domain)
+        experts.lennard_jones(SPECIES, CUTOFF, epsilon=epsilon, sigma=2.5446, allowed_species=domain)
         for epsilon, domain in ((0.6, SPECIES), (0.59, ("Pt",)))
     ]
     return checkpoint.Checkpoint(tuple(built), tuple(e.init(None) for e in built), {}, {})
@@ -61,14 +61,14 @@ def test_cheap_expert_sees_no_molecule(cutoff):
     region = regions.slab(atoms.positions, lower=demo.lower_plane(atoms, cutoff))
     cheap = np.asarray(region.assignment) == 1
     i, j, _ = image_pairs(atoms.positions, atoms.cell.array, atoms.pbc, cutoff + demo.MARGIN)
-    foreign = np.array(atoms.symbols) != "Pt"
-    assert not cheap[foreign].any()
-    assert not (cheap[i] & foreign[j]).any()
+    out_of_domain = np.array(atoms.symbols) != "Pt"
+    assert not cheap[out_of_domain].any()
+    assert not (cheap[i] & out_of_domain[j]).any()
     # Whole layers, and one layer less would not do.
     tags = atoms.get_tags()
     owned = set(tags[~cheap])
     assert not owned & set(tags[cheap])
-    assert foreign[j[tags[i] == max(owned)]].any()
+    assert out_of_domain[j[tags[i] == max(owned)]].any()
 
 
 def test_too_thin_a_slab():
@@ -132,7 +132,7 @@ def soft_model() -> checkpoint.Checkpoint:
     """
     soft = experts.power_spectrum(SPECIES, 4.0, l_max=1, num_bessels=4, num_channels=4, hidden=(8,))
     params = soft.init(jax.random.key(0))
-    cheap = experts.lennard_jones(SPECIES, CUTOFF, epsilon=0.6, sigma=2.5446, domain=("Pt",))
+    cheap = experts.lennard_jones(SPECIES, CUTOFF, epsilon=0.6, sigma=2.5446, allowed_species=("Pt",))
     return checkpoint.Checkpoint(
         (soft, cheap), ({**params, "scale": 1e-3 * params["scale"]}, cheap.init(None)), {}, {}
     )

@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
     """A Lennard-Jones checkpoint, a clean slab, and settings for two tiny experts."""
     folder = tmp_path_factory.mktemp("cli")
     built = [
-        experts.lennard_jones(SPECIES, CUTOFF, epsilon=epsilon, sigma=2.5446, domain=domain)
+        experts.lennard_jones(SPECIES, CUTOFF, epsilon=epsilon, sigma=2.5446, allowed_species=domain)
         for epsilon, domain in ((0.6, SPECIES), (0.59, ("Pt",)))
     ]
     params = tuple(e.init(None) for e in built)
@@ -70,11 +70,11 @@ def failure(capsys, *arguments, code=2) -> str:
     return err
 
 
-def test_run_with_a_guide(folder, capsys, tmp_path):
+def test_run_with_an_inner_potential(folder, capsys, tmp_path):
     """The cheap expert stands in for the other at three of four steps; the energy is the pair's."""
     pair = checkpoint.load(folder / "model.msgpack")
     checkpoint.save(
-        tmp_path / "guide.msgpack", pair._replace(experts=pair.experts[1:], params=pair.params[1:])
+        tmp_path / "inner_potential.msgpack", pair._replace(experts=pair.experts[1:], params=pair.params[1:])
     )
     options = (
         "--checkpoint",
@@ -87,9 +87,9 @@ def test_run_with_a_guide(folder, capsys, tmp_path):
         40,
     )
     slow = (
-        "--guide",
-        tmp_path / "guide.msgpack",
-        "--slow-every",
+        "--inner-potential",
+        tmp_path / "inner_potential.msgpack",
+        "--outer-every",
         4,
         "--log-every",
         4,
@@ -118,8 +118,8 @@ def test_run_with_a_guide(folder, capsys, tmp_path):
     assert a["potential"][0] == pytest.approx(b["potential"][0], abs=1e-9)
     assert 0 < np.abs(a["potential"] - b["potential"]).max() < 0.1
     for wrong, message in (
-        (("--slow-every", 3, "--log-every", 4), "log_every a multiple of it, got 3 and 4"),
-        (("--slow-every", 2, "--log-every", 4), "must come with a guide"),
+        (("--outer-every", 3, "--log-every", 4), "log_every a multiple of it, got 3 and 4"),
+        (("--outer-every", 2, "--log-every", 4), "must come with inner_potential"),
     ):
         code, _, err = moe_md(
             capsys,
@@ -328,7 +328,7 @@ def test_train_then_evaluate(folder, capsys, tmp_path):
     code, said, err = moe_md(capsys, *training)
     assert code == 0, err
     model = checkpoint.load(out / "checkpoint.msgpack")
-    assert model.experts[0].species == ("Pt", "C", "O") and model.experts[1].domain == ("Pt",)
+    assert model.experts[0].species == ("Pt", "C", "O") and model.experts[1].allowed_species == ("Pt",)
     assert model.settings["steps"] == 4 and model.settings["weights"]["energy"] == 1.0
     record = json.loads((out / "record.json").read_text())
     assert record["step"] == 4 and record["settings"]["validation_fraction"] == 0.15
@@ -441,7 +441,7 @@ def test_demo_hands_on_its_settings(capsys, tmp_path, monkeypatch):
         ("train", "[training]\nsteps = -3\n", ["steps must be positive", "got -3"]),
         ("train", "[cheap]\nlmax = 3\n", ["'lmax'", "[cheap]", "l_max"]),
         ("train", "[cheap]\nbuilder = 'magic'\n", ["builder of [cheap]", "'magic'", "allegro"]),
-        ("train", "[cheap]\ndomain = ['Au']\n", ["domain", "Au"]),
+        ("train", "[cheap]\nallowed_species = ['Au']\n", ["allowed_species", "Au"]),
     ],
 )
 def test_settings_errors(command, text, expected, capsys, tmp_path):
@@ -695,7 +695,7 @@ def test_init_writes_settings_that_are_the_defaults(capsys, tmp_path):
     for name, builder in (("expensive", "allegro"), ("cheap", "power_spectrum")):
         table = tables[name]
         assert table["builder"] == builder and table["species"] == ["Pt", "C", "O"]
-        least = {k: table[k] for k in ("builder", "species", "cutoff", "domain") if k in table}
+        least = {k: table[k] for k in ("builder", "species", "cutoff", "allowed_species") if k in table}
         least |= {"l_max": 4} if name == "cheap" else {}
         assert experts.build(table).config == experts.build(least).config
     text = path.read_text()

@@ -10,7 +10,7 @@ from ase.build import fcc111
 
 from moe_md import checkpoint, experts
 from moe_md.analysis import paired_runs
-from moe_md.analysis.environments import near_foreign, top_layers
+from moe_md.analysis.environments import near_other_species, top_layers
 from moe_md.commands import main as cli
 from moe_md.commands import validate
 from moe_md.data import structures
@@ -24,8 +24,8 @@ SPECIES, CUTOFF, A0 = ("Pt", "C", "O"), 4.0, 3.92
 
 def lennard_jones(second: float = 0.59, **kwargs):
     built = [
-        experts.lennard_jones(SPECIES, CUTOFF, epsilon=epsilon, sigma=2.5446, domain=domain)
-        for epsilon, domain in ((0.6, SPECIES), (second, kwargs.get("domain", ("Pt",))))
+        experts.lennard_jones(SPECIES, CUTOFF, epsilon=epsilon, sigma=2.5446, allowed_species=domain)
+        for epsilon, domain in ((0.6, SPECIES), (second, kwargs.get("allowed_species", ("Pt",))))
     ]
     return checkpoint.Checkpoint(tuple(built), tuple(e.init(None) for e in built), {}, {})
 
@@ -96,7 +96,7 @@ def test_what_the_sections_say(whole):
     assert (
         dynamics["n_atoms"] == 4 * 6 * 4
         and dynamics["n_expensive"] == 4 * 6 * 2
-        and dynamics["trespass"] == 0.0
+        and dynamics["out_of_domain_fraction"] == 0.0
     )
     a = content["about"]["lattice_constant"]
     assert dynamics["seam_area_A2"] == pytest.approx(4 * a / np.sqrt(2) * 6 * a * np.sqrt(3 / 8))
@@ -218,24 +218,24 @@ def test_area_of_a_seam():
     nearest = A0 / np.sqrt(2)
     atoms = structures.slab_with_adsorbate("Pt", A0, (4, 6, 6))
     owner = top_layers(("Pt",), 3, nearest)(frame_from_atoms(atoms))
-    plane = paired_runs.seam_area(atoms, owner, nearest, planar=True)
+    plane = paired_runs.boundary_area(atoms, owner, nearest, planar=True)
     assert plane == pytest.approx(atoms.cell[0, 0] * atoms.cell[1, 1])
-    assert paired_runs.seam_area(atoms, owner, nearest) / plane == pytest.approx(np.sqrt(6) / 3)
+    assert paired_runs.boundary_area(atoms, owner, nearest) / plane == pytest.approx(np.sqrt(6) / 3)
     crystal = ase.build.bulk("Pt", a=A0, cubic=True) * 8
     radius = 12.3
     inside = np.linalg.norm(crystal.positions - crystal.cell.lengths() / 2 - 0.3, axis=1) < radius
-    area = paired_runs.seam_area(crystal, np.where(inside, 0, 1), nearest)
+    area = paired_runs.boundary_area(crystal, np.where(inside, 0, 1), nearest)
     assert area == pytest.approx(4 * np.pi * radius**2, rel=0.05)
 
 
 def test_a_molecule_that_moves_is_noticed():
     """The cheap expert's share of a run in which it met what it may not."""
     atoms = structures.slab_with_adsorbate("Pt", A0, (4, 6, 4))
-    owner = near_foreign(("Pt",), CUTOFF + 0.5)(frame_from_atoms(atoms))
+    owner = near_other_species(("Pt",), CUTOFF + 0.5)(frame_from_atoms(atoms))
     position = np.repeat(atoms.positions[None], 4, axis=0)
     position[3, -2:] += [2.0, 0.0, 0.0]
     run = paired_runs.Trajectory(None, position, position)
-    assert paired_runs._trespass(run, atoms, owner, lennard_jones().experts[1]) == 0.25
+    assert paired_runs._out_of_domain_fraction(run, atoms, owner, lennard_jones().experts[1]) == 0.25
 
 
 def test_no_picture_of_nothing(whole):

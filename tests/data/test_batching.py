@@ -19,7 +19,7 @@ def ptco():
 def test_collate_holds_every_frame(ptco):
     slab = next(f for f in ptco.frames if not all(f.pbc))  # which has no stress
     frames = (ptco.frames[0], slab, ptco.frames[9])
-    batch = collate(frames, SPECIES, 5.0, n_rows=30, n_slots=80, n_frames=5, dtype=np.float64)
+    batch = collate(frames, SPECIES, 5.0, n_rows=30, max_neighbors=80, n_frames=5, dtype=np.float64)
     sizes = [len(f.symbols) for f in frames]
     n = sum(sizes)
     assert batch.rows.mask.shape == (30, 80) and batch.frame.shape == (30,) and batch.energy.shape == (5,)
@@ -35,7 +35,7 @@ def test_collate_holds_every_frame(ptco):
     for k, frame in enumerate(frames):
         here = slice(start, start + sizes[k])
         numbers = np.array([SPECIES.index(s) for s in frame.symbols])
-        alone = rows_from_images(frame.positions, numbers, frame.cell, frame.pbc, 5.0, n_slots=80)
+        alone = rows_from_images(frame.positions, numbers, frame.cell, frame.pbc, 5.0, max_neighbors=80)
         np.testing.assert_array_equal(batch.rows.displacement[here], alone.displacement)
         np.testing.assert_array_equal(batch.rows.mask[here], alone.mask)
         np.testing.assert_array_equal(batch.rows.center_species[here], numbers)
@@ -64,7 +64,7 @@ def test_atom_without_neighbours():
     lone = Frame(np.zeros((1, 3)), ("C",), np.zeros((3, 3)), np.zeros(3, bool))
     batch = collate([lone], SPECIES, 4.0)
     assert batch.rows.mask.shape == (1, 1) and not batch.rows.mask.any() and batch.row_mask.all()
-    empty = collate([], SPECIES, 4.0, n_rows=3, n_slots=2)
+    empty = collate([], SPECIES, 4.0, n_rows=3, max_neighbors=2)
     assert not empty.row_mask.any() and empty.frame.tolist() == [1, 1, 1]
 
 
@@ -76,7 +76,7 @@ def test_batch_is_a_pytree_of_its_dtype():
         assert {leaf.dtype for leaf in leaves} == {np.dtype(dtype), np.dtype(bool), np.dtype(np.int32)}
 
 
-@pytest.mark.parametrize("size", ["n_rows", "n_slots", "n_frames"])
+@pytest.mark.parametrize("size", ["n_rows", "max_neighbors", "n_frames"])
 def test_collate_refuses_what_does_not_fit(size):
     frames = [fcc_supercell("Pt", 3.98, 1)] * 2
     with pytest.raises(ValueError, match=f"{size} must be at least"):
@@ -100,18 +100,18 @@ def mixed():
     return prepare(dataset_from_frames(frames, SPECIES), 4.5)
 
 
-@pytest.mark.parametrize("max_rows", [1, 16, 64, 500])
+@pytest.mark.parametrize("max_atoms", [1, 16, 64, 500])
 @pytest.mark.parametrize("seed", [None, 0, 1])
-def test_an_epoch_holds_every_frame_once_in_few_shapes(mixed, max_rows, seed):
+def test_an_epoch_holds_every_frame_once_in_few_shapes(mixed, max_atoms, seed):
     rng = None if seed is None else np.random.default_rng(seed)
-    epoch = list(batches(mixed, max_rows=max_rows, rng=rng))
+    epoch = list(batches(mixed, max_atoms=max_atoms, rng=rng))
     seen = np.concatenate([b.energy[b.energy_mask] for b in epoch])
     np.testing.assert_array_equal(np.sort(seen), np.arange(len(mixed.frames)))
     shapes = {(*b.rows.mask.shape, len(b.energy)) for b in epoch}
-    plan = packing_plan(mixed, max_rows)
+    plan = packing_plan(mixed, max_atoms)
     assert len(shapes) <= 4 and shapes == {tuple(shape) for shape, _ in plan}
     for b in epoch:
-        assert b.rows.mask.shape[0] <= max_rows or b.energy_mask.sum() == 1
+        assert b.rows.mask.shape[0] <= max_atoms or b.energy_mask.sum() == 1
         assert b.row_mask.sum() == b.n_atoms.sum()
 
 
@@ -119,7 +119,7 @@ def test_an_epoch_holds_every_frame_once_in_few_shapes(mixed, max_rows, seed):
 def test_frames_of_two_labels_share_no_batch(mixed, seed):
     labels = [str(len(f.symbols) % 3) for f in mixed.frames]
     rng = None if seed is None else np.random.default_rng(seed)
-    found = packs(mixed, max_rows=64, rng=rng, apart=labels)
+    found = packs(mixed, max_atoms=64, rng=rng, apart=labels)
     assert sorted(k for _, pack in found for k in pack) == list(range(len(mixed.frames)))
     assert all(len({labels[k] for k in pack}) == 1 for _, pack in found)
     assert {shape for shape, _ in found} == {shape for shape, _ in packing_plan(mixed, 64)}
@@ -127,7 +127,7 @@ def test_frames_of_two_labels_share_no_batch(mixed, seed):
 
 def test_epochs_are_shuffled_and_reproducible(mixed):
     def order(rng):
-        epoch = batches(mixed, max_rows=64, rng=rng)
+        epoch = batches(mixed, max_atoms=64, rng=rng)
         return np.concatenate([b.energy[b.energy_mask] for b in epoch]).tolist()
 
     rng = np.random.default_rng(3)
@@ -137,7 +137,7 @@ def test_epochs_are_shuffled_and_reproducible(mixed):
 
 def test_padding_is_modest(ptco):
     prepared = prepare(ptco, 5.0)
-    epoch = list(batches(prepared, max_rows=64, rng=np.random.default_rng(0)))
+    epoch = list(batches(prepared, max_atoms=64, rng=np.random.default_rng(0)))
     real = sum(b.rows.mask.sum() for b in epoch)
     held = sum(b.rows.mask.size for b in epoch)
     assert real > 0.4 * held
@@ -150,5 +150,5 @@ def test_prepare_names_the_broken_frame():
         prepare(dataset_from_frames([good, bad]), 4.0)
     with pytest.raises(ValueError, match="at least one frame"):
         prepare(dataset_from_frames([]), 4.0)
-    with pytest.raises(ValueError, match="max_rows must be at least 1"):
-        list(batches(prepare(dataset_from_frames([good]), 4.0), max_rows=0))
+    with pytest.raises(ValueError, match="max_atoms must be at least 1"):
+        list(batches(prepare(dataset_from_frames([good]), 4.0), max_atoms=0))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from ase.neighborlist import neighbor_list
 
-from moe_md.data.crystals import fcc_slab, fcc_supercell, metal_frames, perfect_crystals, random_metal
+from moe_md.data.crystals import fcc_slab, fcc_supercell, ideal_crystals, metal_frames, random_metal
 from moe_md.data.extxyz import frame_to_atoms
 
 
@@ -48,14 +48,14 @@ def test_random_metal_visits_every_kind():
 
 def test_perfect_crystals_are_strained_lattices():
     rng = np.random.default_rng(0)
-    frames = perfect_crystals(rng, 100, max_strain=0.03)
+    frames = ideal_crystals(rng, 100, max_strain=0.03)
     assert len(frames) == 100 and all(f.symbols == ("Pt",) and f.pbc.all() for f in frames)
     stretch = np.array([np.cbrt(4 * np.linalg.det(f.cell)) / 3.98 - 1.0 for f in frames])
     assert -0.04 < stretch.min() < -0.025 and 0.025 < stretch.max() < 0.04
     assert np.corrcoef(stretch, np.arange(100))[0, 1] > 0.9  # spread evenly, in order
-    assert coordination(perfect_crystals(rng, 1, max_strain=0.0)[0], 3.2).tolist() == [12]
+    assert coordination(ideal_crystals(rng, 1, max_strain=0.0)[0], 3.2).tolist() == [12]
     with pytest.raises(ValueError, match=r"max_strain must be in \[0, 0.3\), got 0.3"):
-        perfect_crystals(rng, 1, max_strain=0.3)
+        ideal_crystals(rng, 1, max_strain=0.3)
 
 
 def test_adatoms_sit_where_the_lattice_goes_on():

@@ -58,7 +58,9 @@ def pair(kind="analytic"):
         )
         experts = [
             mm.experts.allegro(SPECIES, 5.0, l_max=1, **sizes),
-            mm.experts.power_spectrum(SPECIES, 4.6, l_max=1, num_channels=2, hidden=(4,), domain=("Ar",)),
+            mm.experts.power_spectrum(
+                SPECIES, 4.6, l_max=1, num_channels=2, hidden=(4,), allowed_species=("Ar",)
+            ),
         ]
     return experts, [e.init(jax.random.key(n)) for n, e in enumerate(experts)]
 
@@ -126,10 +128,10 @@ def statics(found):
     state = slabs.evaluate(slabs.scatter(atoms.positions))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        at_home = slabs.check_domains(state)
+        in_domain = slabs.check_domains(state)
         found["learned"] = compared(slabs, state, on_one_device(atoms, arguments))
     found["warned"] = {
-        "at_home": at_home,
+        "in_domain": in_domain,
         "messages": [str(w.message) for w in caught if "domain" in str(w.message)],
     }
 
@@ -167,7 +169,7 @@ def dynamics(found):
         "apart": float(np.abs((apart + BOX / 2) % BOX - BOX / 2).max()),
         "moved": float(np.ptp([frame.potential for frame in result.frames])),
         "migrated": int(np.sum(homes(slabs, result.state) != homes(slabs, first))),
-        "regrown": result.frames[-1].n_regrown,
+        "regrown": result.frames[-1].n_reallocations,
         "step": result.frames[-1].step,
         "seen": [list(frame.position.shape) for frame in seen],
     }
@@ -181,7 +183,7 @@ def dynamics(found):
     longer = distributed.run(slabs, result.state, simulate.nve(shift_fn, 3.0), n_steps=30, chunk_steps=20)
     found["compiled"] = {
         "count": len(compiled),
-        "regrown": longer.frames[-1].n_regrown,
+        "regrown": longer.frames[-1].n_reallocations,
         "step": longer.frames[-1].step,
     }
     for name, factor in (("fast", 1e3), ("nan", np.nan)):
@@ -289,7 +291,7 @@ def test_atoms_that_fly_and_numbers_that_are_none_raise(found):
 
 def test_warns_as_one_device_does(found):
     warned = found["warned"]
-    assert not warned["at_home"] and len(warned["messages"]) == 2 and len(set(warned["messages"])) == 1
+    assert not warned["in_domain"] and len(warned["messages"]) == 2 and len(set(warned["messages"])) == 1
 
 
 def test_a_region_that_follows_atoms_conserves_energy(found):

@@ -98,7 +98,7 @@ def emt_frames(seed, n):
 
 def rows_of(atoms):
     return rows_from_images(
-        atoms.positions, np.zeros(len(atoms), int), atoms.cell.array, atoms.pbc, 6.0, n_slots=80
+        atoms.positions, np.zeros(len(atoms), int), atoms.cell.array, atoms.pbc, 6.0, max_neighbors=80
     )
 
 

@@ -26,7 +26,7 @@ def network(net, x, widths):
 def reference(config, params, position, species):
     """Loops over triples: the harmonics of two neighbours enter by the angle between them."""
     net, n = params["network"], len(position)
-    domain = [SPECIES.index(s) for s in config["domain"]]
+    domain = [SPECIES.index(s) for s in config["allowed_species"]]
     l_max, C, B, average = (config[k] for k in ("l_max", "num_channels", "num_bessels", "avg_num_neighbors"))
     Q = len(domain) * B
     energies = np.zeros(n)
@@ -59,7 +59,7 @@ def reference(config, params, position, species):
     return params["scale"][species] * energies + params["shift"][species]
 
 
-@pytest.mark.parametrize("domain", [("Pt", "C"), ("C", "Pt"), ("Pt",), ("C",)])
+@pytest.mark.parametrize("allowed_species", [("Pt", "C"), ("C", "Pt"), ("Pt",), ("C",)])
 def test_invariants_are_sums_over_triples(domain):
     expert = small_power_spectrum(domain)
     params = randomized(expert, seed=5)
@@ -85,7 +85,7 @@ def test_a_triple_is_told_from_its_pairs():
 
 
 def test_one_species_needs_one_block():
-    params = power_spectrum(SPECIES, 3.0, domain=("Pt",), num_bessels=4, num_channels=3).init(
+    params = power_spectrum(SPECIES, 3.0, allowed_species=("Pt",), num_bessels=4, num_channels=3).init(
         jax.random.key(0)
     )
     assert params["network"]["radial_mixing"].shape == (1, 4, 4, 6)

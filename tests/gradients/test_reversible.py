@@ -291,8 +291,8 @@ def test_what_does_not_fit_is_refused():
             "integrator must be from nve .* NoseHoover.* use gradients.rollout",
             dict(integrator=hoover, state=c.start(hoover)),
         ),
-        ("integrator must have slow_every = 1", dict(integrator=replace(nve, slow_every=2))),
-        ("region must have smooth gates", dict(region=mm.regions.hard(c.region))),
+        ("integrator must have outer_every = 1", dict(integrator=replace(nve, outer_every=2))),
+        ("region must have smooth gates", dict(region=mm.regions.reassigned(c.region))),
         (
             "shift_fn of the integrator must take positions in Å",
             dict(integrator=simulate.nve(fractional(), 2.0)),

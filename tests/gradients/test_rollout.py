@@ -392,10 +392,16 @@ def test_what_does_not_fit_is_refused():
     good = dict(energy_fn=c.energy_fn, integrator=nve, state=c.start(nve), neighbors=neighbors, n_steps=12)
     npt = simulate.npt(c.shift_fn, 2.0, 100.0)
     bad = [
-        ("region must have smooth gates", dict(region=mm.regions.hard(c.region))),
-        ("region must have smooth gates", dict(region=mm.regions.union(c.region, mm.regions.hard(c.region)))),
+        ("region must have smooth gates", dict(region=mm.regions.reassigned(c.region))),
+        (
+            "region must have smooth gates",
+            dict(region=mm.regions.union(c.region, mm.regions.reassigned(c.region))),
+        ),
         ("integrator must hold the box", dict(integrator=npt)),
-        ("integrator must have slow_every = 1", dict(integrator=simulate.nve(c.shift_fn, 2.0, slow_every=2))),
+        (
+            "integrator must have outer_every = 1",
+            dict(integrator=simulate.nve(c.shift_fn, 2.0, outer_every=2)),
+        ),
         ("integrator must be from", dict(integrator="nve")),
         (
             "integrator must have a friction for each atom",

@@ -12,7 +12,7 @@ from jax_md import space
 
 import moe_md as mm
 from moe_md.interfaces.ase import MixtureCalculator
-from moe_md.interfaces.held_rows import roomy
+from moe_md.interfaces.cached_rows import roomy
 
 SPECIES = ("C", "O", "Pt")
 
@@ -181,7 +181,7 @@ def test_dtype_leaves_jax_as_it_is(checkpoint):
 
 
 def test_warns_outside_the_domain():
-    expert = mm.experts.lennard_jones(SPECIES, 4.0, epsilon=0.1, sigma=1.0, domain=("Pt",))
+    expert = mm.experts.lennard_jones(SPECIES, 4.0, epsilon=0.1, sigma=1.0, allowed_species=("Pt",))
     calculator = MixtureCalculator(mm.Checkpoint((expert,), (expert.init(None),), {}, {}), 0)
     with pytest.warns(
         UserWarning, match=r"expert 0 2 atoms that are or see species outside its domain \('Pt',\)"

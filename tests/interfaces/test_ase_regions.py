@@ -12,7 +12,7 @@ from ase.md.verlet import VelocityVerlet
 from jax_md import space
 
 import moe_md as mm
-from moe_md.interfaces import ase_gates, held_rows
+from moe_md.interfaces import ase_gates, cached_rows
 from moe_md.interfaces.ase import MixtureCalculator
 from moe_md.neighbors.rows import image_pairs
 
@@ -138,7 +138,7 @@ def test_energy_is_conserved_while_atoms_change_hands(checkpoint):
 def weights(atoms, region):
     calc = atoms.calc
     now, cutoff = (
-        held_rows.when(atoms, calc._species_of(atoms)),
+        cached_rows.when(atoms, calc._species_of(atoms)),
         max(e.cutoff for e in calc.checkpoint.experts),
     )
     idx, whole = ase_gates.neighbors_of_all(
@@ -175,7 +175,7 @@ def test_bad_regions(checkpoint):
             mm.regions.coordination(8.0, 10.0, r_full=2.9, r_none=3.7),
             bulk("Pt", a=3.97, cubic=True),
         ),
-        ("region must have dealt its atoms out", mm.regions.hard(followed(atoms)), atoms),
+        ("region must have dealt its atoms out", mm.regions.reassigned(followed(atoms)), atoms),
     ):
         with pytest.raises(ValueError, match=message):
             MixtureCalculator(checkpoint, region).calculate(cell)

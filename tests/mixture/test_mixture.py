@@ -20,7 +20,7 @@ from moe_md.mixture import mixture_neighbor_list
 from moe_md.neighbors.neighbor_list import perpendicular_widths
 from moe_md.neighbors.rows import rows_from_images
 from moe_md.regions import (
-    Surroundings,
+    RegionNeighbors,
     around,
     committee,
     complement,
@@ -259,7 +259,7 @@ def test_a_blend_obeys_the_contract(region):
     """Forces hold the gate's gradient; momentum and torque stay zero."""
     blend = contract.mixture_potential(PAIR, PAIR_PARAMS, lambda owner: region)
     nbrs = build(PAIR, PAIR_PARAMS, region)[2]
-    near = Surroundings(jnp.asarray(ATOMS), nbrs.idx, 3.0, nbrs.spheres)
+    near = RegionNeighbors(jnp.asarray(ATOMS), nbrs.idx, 3.0, nbrs.requested)
     inside = region.gate(jnp.asarray(POSITION), displacement_fn, near)[:, 0]
     assert np.sum((inside > 0.01) & (inside < 0.99)) >= 2
     contract.check_central_differences(blend)
@@ -598,7 +598,7 @@ def test_neighbors_are_a_pytree():
 
 @pytest.fixture
 def metal():
-    return mm_experts.lennard_jones(contract.SPECIES, 3.0, epsilon=0.4, sigma=1.6, domain=("Pt",))
+    return mm_experts.lennard_jones(contract.SPECIES, 3.0, epsilon=0.4, sigma=1.6, allowed_species=("Pt",))
 
 
 def test_a_region_that_leaves_foreign_species_to_a_cheap_expert_warns(metal):
@@ -606,7 +606,9 @@ def test_a_region_that_leaves_foreign_species_to_a_cheap_expert_warns(metal):
         UserWarning, match=r"region gives expert 1 3 atoms .* outside its domain \('Pt',\).* 3.0 Å"
     ):
         build((LJ, metal), [randomized(LJ), randomized(metal)], fixed([1, 0, 0, 1, 0, 1]))
-    with pytest.warns(UserWarning, match="region gives expert 1 1 atoms"):  # an atom that is foreign itself
+    with pytest.warns(
+        UserWarning, match="region gives expert 1 1 atoms"
+    ):  # an atom that is itself out of domain
         far = np.concatenate([POSITION[:1], POSITION[:1] + 4.3])
         build(
             (LJ, metal),

@@ -9,7 +9,7 @@ from jax_md import space
 
 import moe_md as mm
 from moe_md import simulate
-from moe_md.neighbors.rows import fullest_row, near_rows, rows_from_neighbor_list
+from moe_md.neighbors.rows import max_occupancy, rows_from_neighbor_list, rows_within_cutoff
 
 CUTOFF = 3.6  # Å: 12 neighbours, and 6 more within the skin of 0.6
 ALLEGRO = mm.experts.allegro(
@@ -55,7 +55,7 @@ def test_rows_hold_what_is_near_and_nothing_else():
     R, species = rattled(atoms), jnp.zeros(len(atoms), int)
     idx = neighbor_fn.allocate(R).idx
     centers = jnp.asarray([3, 7, len(atoms), 50])
-    rows, fullest = near_rows(R, species, idx, displacement_fn, centers, CUTOFF, 16)
+    rows, fullest = rows_within_cutoff(R, species, idx, displacement_fn, centers, CUTOFF, 16)
     D = space.map_product(displacement_fn)(R, R)
     distance = np.linalg.norm(np.asarray(D), axis=-1)
     for row, center in enumerate(np.asarray(centers)):
@@ -68,16 +68,18 @@ def test_rows_hold_what_is_near_and_nothing_else():
         assert found == near
     within = np.sum((distance < CUTOFF) & (distance > 0), axis=1)
     assert (
-        int(fullest) == within[[3, 7, 50]].max() == int(fullest_row(R, idx, displacement_fn, centers, CUTOFF))
+        int(fullest)
+        == within[[3, 7, 50]].max()
+        == int(max_occupancy(R, idx, displacement_fn, centers, CUTOFF))
     )
     wide = rows_from_neighbor_list(R, species, idx, displacement_fn, centers)
     assert int(jnp.sum(wide.mask)) > int(jnp.sum(rows.mask)) > 0
-    assert int(fullest_row(R, idx, displacement_fn, centers[:0], CUTOFF)) == 0
+    assert int(max_occupancy(R, idx, displacement_fn, centers[:0], CUTOFF)) == 0
 
 
 def test_energy_and_forces_are_those_of_whole_rows():
     atoms, *_, neighbor_fn, energy_fn = crystal()
-    plain_fn, plain_energy = crystal((ALLEGRO._replace(dear_slots=False), CHEAP))[3:]
+    plain_fn, plain_energy = crystal((ALLEGRO._replace(pack_neighbors=False), CHEAP))[3:]
     # Compiled whole: eagerly, each operation is a program of its own.
     slope, plain_slope = (jax.jit(jax.value_and_grad(f)) for f in (energy_fn, plain_energy))
     R = rattled(atoms)
@@ -127,7 +129,7 @@ def test_a_run_outgrows_its_slots():
         reporters=[frames.append],
         **start,
     )
-    assert result.log.n_regrown[-1] >= 1
+    assert result.log.n_reallocations[-1] >= 1
     assert np.abs(result.log.total - result.log.total[0]).max() < 0.02
     found = -jax.grad(energy_fn)(result.state.position, neighbor_fn.allocate(result.state.position))
     np.testing.assert_allclose(frames[-1].force, found, atol=1e-10)
@@ -141,4 +143,4 @@ def test_positions_that_are_not_numbers_are_not_hidden():
 
 @pytest.mark.parametrize("builder, dear", [("allegro", True), ("power_spectrum", False)])
 def test_which_experts_ask_for_it(builder, dear):
-    assert getattr(mm.experts, builder)(("Pt",), 4.0).dear_slots is dear
+    assert getattr(mm.experts, builder)(("Pt",), 4.0).pack_neighbors is dear

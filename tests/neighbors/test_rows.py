@@ -122,7 +122,7 @@ def test_fcc_shells_have_the_known_numbers():
 def test_rows_hold_the_pairs(system):
     position, cell, pbc = system()
     species = np.arange(len(position)) % 2
-    rows = rows_from_images(position, species, cell, pbc, 5.0, n_slots=300)
+    rows = rows_from_images(position, species, cell, pbc, 5.0, max_neighbors=300)
     n_atoms = len(position)
     centre, slot = np.nonzero(rows.mask)
     j = rows.neighbor[centre, slot]
@@ -136,8 +136,8 @@ def test_rows_hold_the_pairs(system):
 
 def test_rows_of_some_centers():
     position, cell, pbc = fcc_rattled()
-    whole = rows_from_images(position, np.zeros(4, int), cell, pbc, 4.0, n_slots=40)
-    some = rows_from_images(position, np.zeros(4, int), cell, pbc, 4.0, n_slots=40, centers=[2, 0])
+    whole = rows_from_images(position, np.zeros(4, int), cell, pbc, 4.0, max_neighbors=40)
+    some = rows_from_images(position, np.zeros(4, int), cell, pbc, 4.0, max_neighbors=40, centers=[2, 0])
     for a, b in zip(whole, some):
         np.testing.assert_array_equal(a[[2, 0]], b)
 
@@ -165,8 +165,8 @@ def test_broken_structures_are_refused(position, cell, pbc, message):
 
 def test_too_few_slots_are_refused():
     position, cell, pbc = fcc_primitive()
-    with pytest.raises(ValueError, match="n_slots must be at least 12"):
-        rows_from_images(position, np.zeros(1, int), cell, pbc, 3.0, n_slots=11)
+    with pytest.raises(ValueError, match="max_neighbors must be at least 12"):
+        rows_from_images(position, np.zeros(1, int), cell, pbc, 3.0, max_neighbors=11)
 
 
 def test_rows_from_neighbor_list_have_finite_gradients():

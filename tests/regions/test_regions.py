@@ -13,7 +13,7 @@ from moe_md.mixture import mixture_neighbor_list
 from moe_md.neighbors.rows import rows_from_neighbor_list
 from moe_md.regions import (
     Fixed,
-    Surroundings,
+    RegionNeighbors,
     around,
     committee,
     complement,
@@ -166,7 +166,7 @@ def test_gates_sum_to_one_and_support_holds_them_after_any_move(name):
         assert gate.min() >= 0 and gate.shape == held.shape
         assert not np.any((gate > 0) & ~held)
         blended += np.sum((gate > 0.01) & (gate < 0.99))
-    assert blended > 20 and region.moves
+    assert blended > 20 and region.is_dynamic
 
 
 def test_combinations_are_what_sets_are():
@@ -178,7 +178,7 @@ def test_combinations_are_what_sets_are():
 
     assert owner(union(a, b)) == [0, 0, 0, 1] and owner(complement(a)) == [1, 1, 0, 0]
     assert owner(nested(a, b)) == [0, 0, 1, 2]
-    assert not union(a, b).moves and union(a, around([0], 1.0, 1.0)).moves
+    assert not union(a, b).is_dynamic and union(a, around([0], 1.0, 1.0)).is_dynamic
     with pytest.raises(ValueError, match="must be of two experts, got 3"):
         union(fixed([0, 1, 2, 0], n_experts=3)).gate(R, displacement_fn)
 
@@ -244,9 +244,9 @@ def test_lists_of_a_mixture_say_what_every_pair_says(region):
     rebuilt = 0
     for n in range(6):  # far enough that lists are made anew
         R = shaken(n, 0.02 + 0.05 * n)
-        before = jax.tree.leaves(nbrs.spheres)[0]
+        before = jax.tree.leaves(nbrs.requested)[0]
         nbrs, every = update(R, nbrs), update(R, every)
-        rebuilt += bool(np.any(np.asarray(before) != np.asarray(jax.tree.leaves(nbrs.spheres)[0])))
+        rebuilt += bool(np.any(np.asarray(before) != np.asarray(jax.tree.leaves(nbrs.requested)[0])))
         assert not nbrs.did_buffer_overflow and not every.did_buffer_overflow
         (found, slope), (expected, its) = value(R, nbrs), theirs(R, every)
         np.testing.assert_allclose(found, expected, rtol=1e-13)
@@ -303,7 +303,7 @@ def test_no_array_holds_every_pair_of_seeds_and_atoms():
     found = list(sizes(jax.make_jaxpr(both)(shaken(1), nbrs).jaxpr))
     assert any(len(seeds) in shape for shape in found) and any(len(CUBIC) in shape for shape in found)
     assert not any({len(seeds), len(CUBIC)} <= set(shape) for shape in found)
-    assert nbrs.spheres.idx[0].shape[1] < 20
+    assert nbrs.requested.idx[0].shape[1] < 20
 
 
 def test_lists_for_other_seeds_or_wider_spheres_give_no_energy():
@@ -341,7 +341,7 @@ def test_coordination_counts_neighbors():
         D, EDGES, (LJ, LJ), FLUIDS, np.zeros(len(hole), int), region
     )
     nbrs = neighbor_fn.allocate(jnp.asarray(hole))
-    near = Surroundings(jnp.zeros(len(hole), int), nbrs.idx, 3.2, None)
+    near = RegionNeighbors(jnp.zeros(len(hole), int), nbrs.idx, 3.2, None)
     numbers = np.asarray(region.numbers(jnp.asarray(hole), D, near))
     away = hole - CUBIC[100]
     beside = np.linalg.norm(away - EDGES * np.round(away / EDGES), axis=1) < 1.1 * LATTICE
@@ -375,7 +375,7 @@ def test_a_committee_takes_what_it_disagrees_on():
     R = jnp.asarray(CUBIC).at[150, 0].add(0.5)
     D, neighbor_fn, energy_fn = crystal(region)
     nbrs = neighbor_fn.allocate(R)
-    near = Surroundings(jnp.zeros(len(R), int), nbrs.idx, 3.2, None)
+    near = RegionNeighbors(jnp.zeros(len(R), int), nbrs.idx, 3.2, None)
     inside = np.asarray(region.gate(R, D, near))[:, 0]
     rows = rows_from_neighbor_list(R, near.species, nbrs.idx, D, jnp.arange(len(R)))
     energies = np.stack([narrow.atom_energies(p, rows) for p in members])

@@ -31,7 +31,9 @@ def frame(step, n_atoms=8, box=None, dtype=float):
         pressure_GPa=np.nan,
     )
     arrays = dict(position=position, velocity=velocity, force=force, box=box)
-    return Frame(step=step, time_ps=1e-3 * step, momentum=0.0, work=0.0, n_regrown=0, **scalars, **arrays)
+    return Frame(
+        step=step, time_ps=1e-3 * step, momentum=0.0, work=0.0, n_reallocations=0, **scalars, **arrays
+    )
 
 
 @pytest.fixture

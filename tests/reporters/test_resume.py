@@ -194,7 +194,7 @@ def test_kill_changes_no_bit(tmp_path, whole, case, n_steps, kills):
     assert inside >= 0.6 * kills
     assert_same(tmp_path, reference)
     log = np.genfromtxt(reference / "log.csv", delimiter=",", names=True)
-    assert log["step"][-1] == n_steps and (case != "langevin" or log["n_regrown"][-1] > 0)
+    assert log["step"][-1] == n_steps and (case != "langevin" or log["n_reallocations"][-1] > 0)
     assert len(np.unique(log["potential"])) == len(log)
 
 

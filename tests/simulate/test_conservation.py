@@ -85,7 +85,7 @@ def cohesive(network: Expert, epsilon: float, sigma: float) -> Expert:
             params["network"], rows
         )
 
-    return Expert(init, atom_energies, pair.cutoff, pair.species, pair.domain, {})
+    return Expert(init, atom_energies, pair.cutoff, pair.species, pair.allowed_species, {})
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +124,9 @@ def ptco():
     species = np.array([symbols.index(s) for s in atoms.symbols])
     i, j, _ = image_pairs(atoms.positions, atoms.cell.array, atoms.pbc, experts[1].cutoff + 0.5)
     assignment = np.ones(len(atoms), int)
-    foreign = np.array(atoms.get_chemical_symbols()) != "Pt"
-    assignment[foreign] = 0
-    assignment[i[foreign[j]]] = 0
+    out_of_domain = np.array(atoms.get_chemical_symbols()) != "Pt"
+    assignment[out_of_domain] = 0
+    assignment[i[out_of_domain[j]]] = 0
     return System(atoms, experts, params, species, assignment, equilibrate=1000)
 
 

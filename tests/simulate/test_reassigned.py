@@ -8,7 +8,7 @@ from jax_md import space
 
 import moe_md as mm
 from moe_md import simulate
-from moe_md.regions import around, fixed, hard
+from moe_md.regions import around, fixed, reassigned
 from moe_md.reporters.restart import Restart, load_restart
 
 LATTICE = 2.2  # Å, of a simple cubic crystal with 8 x 7 x 6 atoms
@@ -16,7 +16,7 @@ CUBIC = np.stack(np.meshgrid(*(np.arange(n) for n in (8, 7, 6)), indexing="ij"),
 EDGES = LATTICE * np.array([8.0, 7.0, 6.0])
 EXPERT = mm.experts.lennard_jones(("Pt",), 3.2, epsilon=0.4, sigma=1.9)
 FLUIDS = [{"epsilon": jnp.asarray(e), "sigma": jnp.asarray(1.9)} for e in (0.4, 0.3)]
-REGION = hard(around([40, 300], 3.0, 1.0))
+REGION = reassigned(around([40, 300], 3.0, 1.0))
 DISPLACEMENT, SHIFT = space.periodic(EDGES)
 
 
@@ -110,19 +110,22 @@ def test_rows_that_run_out_are_healed():
     fns = mm.mixture_neighbor_list(
         DISPLACEMENT, EDGES, (EXPERT, EXPERT), FLUIDS, np.zeros(len(CUBIC), int), small
     )
-    start = run(fns, 0, region=hard(small))
+    start = run(fns, 0, region=reassigned(small))
     state = start.state._replace(weights=None)
-    roomy = run(fns, 5, state=state, region=hard(large))
-    healed = run(fns, 5, state=state, neighbors=start.neighbors, region=hard(large))
-    assert healed.state.n_regrown > roomy.state.n_regrown
+    roomy = run(fns, 5, state=state, region=reassigned(large))
+    healed = run(fns, 5, state=state, neighbors=start.neighbors, region=reassigned(large))
+    assert healed.state.n_reallocations > roomy.state.n_reallocations
     assert np.allclose(healed.state.position, roomy.state.position, atol=1e-12)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"region": None}, "region must be given, one of regions.hard, where reassign_steps is, got None"),
-        ({"region": REGION.region}, "region must be given, one of regions.hard"),
+        (
+            {"region": None},
+            "region must be given, one of regions.reassigned, where reassign_steps is, got None",
+        ),
+        ({"region": REGION.region}, "region must be given, one of regions.reassigned"),
         ({"reassign_steps": 0}, "reassign_steps must be a whole number, at least 1, got 0"),
     ],
 )
@@ -133,6 +136,6 @@ def test_bad_input(crystal, change, message):
 
 def test_no_region_is_refused(crystal):
     with pytest.raises(ValueError, match="region must have a gate"):
-        hard(3)
+        reassigned(3)
     with pytest.raises(ValueError, match="region must have dealt its atoms out"):
         run(crystal, 10, reassign_steps=None)

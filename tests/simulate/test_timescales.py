@@ -1,4 +1,4 @@
-"""Multiple time steps: what the expensive expert adds to a guide is felt at every n-th step."""
+"""Multiple time steps: what the expensive expert adds to an inner potential is felt at every n-th step."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ EXPERTS = (lennard_jones(0.60), lennard_jones(0.55))
 GUIDE = lennard_jones(0.50, 2.53)
 
 
-def crystal(moving: bool = False, experts=EXPERTS, guide=GUIDE):
+def crystal(moving: bool = False, experts=EXPERTS, inner_potential=GUIDE):
     """108 atoms, half of them, or a ball about one, on expert 0."""
     atoms = bulk("Pt", cubic=True, a=3.97) * 3
     displacement_fn, shift_fn = space.periodic(jnp.asarray(atoms.cell.lengths()))
@@ -38,7 +38,7 @@ def crystal(moving: bool = False, experts=EXPERTS, guide=GUIDE):
         [e.init(None) for e in experts],
         np.zeros(len(atoms), int),
         region,
-        guide=None if guide is None else (guide, guide.init(None)),
+        inner_potential=None if inner_potential is None else (inner_potential, inner_potential.init(None)),
     )
     return atoms, *fns, shift_fn
 
@@ -74,7 +74,7 @@ def test_parts_add_up(moving):
     R = jnp.asarray(atoms.positions + 0.1 * np.random.default_rng(0).standard_normal(atoms.positions.shape))
     neighbors = neighbor_fn.allocate(R)
     fast, slow = neighbor_fn.split(R, neighbors)
-    assert fast == pytest.approx(float(neighbor_fn.fast(R, neighbors)), abs=1e-12)
+    assert fast == pytest.approx(float(neighbor_fn.inner_energy(R, neighbors)), abs=1e-12)
     assert fast + slow == pytest.approx(float(energy_fn(R, neighbors)), abs=1e-11)
     weight, energy = neighbor_fn.parts(R, neighbors)
     alone, pair = crystal(moving, (GUIDE, EXPERTS[1]), None)[1:3]
@@ -88,7 +88,7 @@ def test_equals_the_nested_loops(moving):
     atoms, neighbor_fn, energy_fn, shift_fn = system
     warm = go(system, simulate.nve(shift_fn, 2.0), 20)
     found = go(
-        system, simulate.nve(shift_fn, 2.0, slow_every=N), 3 * N, state=warm.state, neighbors=warm.neighbors
+        system, simulate.nve(shift_fn, 2.0, outer_every=N), 3 * N, state=warm.state, neighbors=warm.neighbors
     )
 
     def force(part):
@@ -96,7 +96,7 @@ def test_equals_the_nested_loops(moving):
         return jax.jit(lambda R: -jax.grad(lambda R: part(R, neighbors.update(R)))(R))
 
     fast = force(lambda R, near: neighbor_fn.split(R, near)[0])
-    slow = force(lambda R, near: energy_fn(R, near) - neighbor_fn.fast(R, near))
+    slow = force(lambda R, near: energy_fn(R, near) - neighbor_fn.inner_energy(R, near))
     dynamics, dt = warm.state.dynamics, float(np.float32(2.0 * units.fs))  # jax-md rounds it
     position, momentum = respa(slow, fast, dynamics.position, dynamics.momentum, dynamics.mass, dt, 3)
     apart = np.asarray(found.state.position) - np.asarray(position)
@@ -110,7 +110,7 @@ def test_what_is_told_is_the_whole(still):
     atoms, neighbor_fn, energy_fn, shift_fn = still
     frames = []
     result = go(
-        still, simulate.nve(shift_fn, 2.0, slow_every=N), 5 * N, chunk_steps=N, reporters=[frames.append]
+        still, simulate.nve(shift_fn, 2.0, outer_every=N), 5 * N, chunk_steps=N, reporters=[frames.append]
     )
     assert [frame.step for frame in frames] == [0, 4, 8, 12, 16, 20]
     for frame in frames:
@@ -131,7 +131,7 @@ def test_energy_is_conserved_to_second_order(moving):
         every = int(N * 4 / dt)
         more = go(
             system,
-            simulate.nve(system[-1], dt, slow_every=N),
+            simulate.nve(system[-1], dt, outer_every=N),
             int(2000 / dt),
             state=warm.state,
             neighbors=warm.neighbors,
@@ -151,23 +151,23 @@ def test_the_guide_alone_does_not_conserve_the_whole(still):
     options = dict(state=warm.state, chunk_steps=2 * N)
 
     def guided(R, neighbor, **kwargs):
-        return neighbor_fn.fast(R, neighbor, **{k: v for k, v in kwargs.items() if v is not None})
+        return neighbor_fn.inner_energy(R, neighbor, **{k: v for k, v in kwargs.items() if v is not None})
 
     wrong = simulate.run(
         neighbor_fn, guided, simulate.nve(shift_fn, 2.0), n_steps=400, neighbors=warm.neighbors, **options
     )
-    right = go(still, simulate.nve(shift_fn, 2.0, slow_every=N), 400, neighbors=warm.neighbors, **options)
+    right = go(still, simulate.nve(shift_fn, 2.0, outer_every=N), 400, neighbors=warm.neighbors, **options)
     R = wrong.state.position
     whole = float(energy_fn(R, neighbor_fn.allocate(R))) + wrong.log.kinetic[-1]
     assert abs(whole - warm.log.total[-1]) > 5 * np.abs(right.log.total - right.log.total[0]).max()
 
 
 def test_it_runs_backwards(still):
-    forth = go(still, simulate.nve(still[-1], 2.0, slow_every=N), 25 * N)
+    forth = go(still, simulate.nve(still[-1], 2.0, outer_every=N), 25 * N)
     back = dataclasses.replace(forth.state.dynamics, momentum=-forth.state.dynamics.momentum)
     there = go(
         still,
-        simulate.nve(still[-1], 2.0, slow_every=N),
+        simulate.nve(still[-1], 2.0, outer_every=N),
         25 * N,
         state=forth.state._replace(dynamics=back),
         neighbors=forth.neighbors,
@@ -178,14 +178,14 @@ def test_it_runs_backwards(still):
 
 @pytest.mark.parametrize("kind", ["nve", "langevin"])
 def test_a_perfect_guide_changes_nothing(kind):
-    system = crystal(guide=EXPERTS[0])
+    system = crystal(inner_potential=EXPERTS[0])
 
     def integrator(**options):
         if kind == "nve":
             return simulate.nve(system[-1], 2.0, **options)
         return simulate.langevin(system[-1], 2.0, 600.0, 0.01, **options)
 
-    plain, split = (go(system, integrator(**options), 40).log.total for options in ({}, {"slow_every": N}))
+    plain, split = (go(system, integrator(**options), 40).log.total for options in ({}, {"outer_every": N}))
     np.testing.assert_allclose(plain, split, atol=1e-8)
 
 
@@ -200,14 +200,14 @@ def test_the_expensive_expert_is_asked_at_every_nth_step():
     asked = []
     for n in (1, N):
         before = len(calls)
-        go(system, simulate.nve(system[-1], 2.0, slow_every=n), 40)
+        go(system, simulate.nve(system[-1], 2.0, outer_every=n), 40)
         jax.effects_barrier()
         asked.append(len(calls) - before)
     assert asked[1] > 0 and asked[0] / asked[1] == pytest.approx(41 / 11)
 
 
 def test_goes_on_bit_for_bit_and_compiles_once(still):
-    integrator = simulate.nve(still[-1], 2.0, slow_every=N)
+    integrator = simulate.nve(still[-1], 2.0, outer_every=N)
     whole = go(still, integrator, 10 * N, chunk_steps=2 * N)
     compiled = _advance._cache_size()
     half = go(still, integrator, 6 * N, chunk_steps=2 * N)
@@ -218,17 +218,17 @@ def test_goes_on_bit_for_bit_and_compiles_once(still):
 
 def test_says_what_is_wrong(still):
     atoms, _, _, shift_fn = still
-    every = simulate.nve(shift_fn, 2.0, slow_every=N)
-    with pytest.raises(ValueError, match="n_steps must be a multiple of slow_every = 4, got 10"):
+    every = simulate.nve(shift_fn, 2.0, outer_every=N)
+    with pytest.raises(ValueError, match="n_steps must be a multiple of outer_every = 4, got 10"):
         go(still, every, 10)
-    with pytest.raises(ValueError, match="chunk_steps must be a multiple of slow_every = 4, got 6"):
+    with pytest.raises(ValueError, match="chunk_steps must be a multiple of outer_every = 4, got 6"):
         go(still, every, 12, chunk_steps=6)
-    with pytest.raises(ValueError, match="neighbor_fn must be of mixture_neighbor_list.*guide"):
-        go(crystal(guide=None), every, 12)
-    with pytest.raises(ValueError, match="slow_every must be a whole number, at least 1, got 0"):
-        simulate.langevin(shift_fn, 1.0, 300.0, 0.01, slow_every=0)
-    with pytest.raises(ValueError, match=r"guide must be an expert of the species \('Pt',\)"):
-        crystal(guide=mm.experts.lennard_jones(("Pt", "C"), CUTOFF, epsilon=0.5, sigma=2.5))
+    with pytest.raises(ValueError, match="neighbor_fn must be of mixture_neighbor_list.*inner_potential"):
+        go(crystal(inner_potential=None), every, 12)
+    with pytest.raises(ValueError, match="outer_every must be a whole number, at least 1, got 0"):
+        simulate.langevin(shift_fn, 1.0, 300.0, 0.01, outer_every=0)
+    with pytest.raises(ValueError, match=r"inner_potential must be an expert of the species \('Pt',\)"):
+        crystal(inner_potential=mm.experts.lennard_jones(("Pt", "C"), CUTOFF, epsilon=0.5, sigma=2.5))
 
 
 def test_guide_must_be_an_expert_with_parameters():
@@ -236,17 +236,17 @@ def test_guide_must_be_an_expert_with_parameters():
     displacement_fn, _ = space.periodic(jnp.asarray(atoms.cell.lengths()))
     rest = ([{}, {}], np.zeros(108, int), mm.regions.slab(atoms.positions, lower=5.0))
 
-    def build(guide):
+    def build(inner_potential):
         return mm.mixture_neighbor_list(
             displacement_fn,
             atoms.cell.lengths(),
             EXPERTS,
             [e.init(None) for e in EXPERTS],
             *rest[1:],
-            guide=guide,
+            inner_potential=inner_potential,
         )
 
-    with pytest.raises(ValueError, match="guide must be an expert and its parameters"):
+    with pytest.raises(ValueError, match="inner_potential must be an expert and its parameters"):
         build(GUIDE)
-    with pytest.raises(ValueError, match="guide must have parameters that fit"):
+    with pytest.raises(ValueError, match="inner_potential must have parameters that fit"):
         build((GUIDE, {"a": 1.0}))

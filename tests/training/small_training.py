@@ -16,7 +16,9 @@ from moe_md.training import cotrain
 SPECIES = ("Pt", "C")
 EXPERTS = (
     power_spectrum(SPECIES, 3.5, l_max=1, num_bessels=3, num_channels=2, hidden=(4,)),
-    power_spectrum(SPECIES, 3.5, l_max=0, num_bessels=3, num_channels=2, hidden=(4,), domain=("Pt",)),
+    power_spectrum(
+        SPECIES, 3.5, l_max=0, num_bessels=3, num_channels=2, hidden=(4,), allowed_species=("Pt",)
+    ),
 )
 
 
@@ -40,9 +42,9 @@ def settings(steps: int) -> TrainSettings:
     """Epochs, saves and validations out of step with one another."""
     return TrainSettings(
         steps=steps,
-        max_rows=8,
-        environment_rows=4,
-        perfect_crystals=1,
+        max_atoms=8,
+        unlabelled_atoms=4,
+        ideal_crystals=1,
         warmup_steps=5,
         validate_every=14,
         save_every=5,

@@ -17,8 +17,8 @@ from moe_md.training.evaluation import describe, evaluate
 SPECIES = ("Pt", "C")
 SMALL = TrainSettings(
     steps=12,
-    max_rows=16,
-    environment_rows=8,
+    max_atoms=16,
+    unlabelled_atoms=8,
     warmup_steps=2,
     validate_every=6,
     save_every=4,
@@ -30,7 +30,9 @@ SMALL = TrainSettings(
 def pair():
     return (
         mm.experts.allegro(SPECIES, 4.0, l_max=1, num_layers=1, num_scalar_features=8, num_tensor_features=4),
-        mm.experts.power_spectrum(SPECIES, 4.0, l_max=1, num_channels=4, hidden=(8,), domain=("Pt",)),
+        mm.experts.power_spectrum(
+            SPECIES, 4.0, l_max=1, num_channels=4, hidden=(8,), allowed_species=("Pt",)
+        ),
     )
 
 
@@ -111,14 +113,14 @@ def test_frames_of_large_forces_weigh_less(pair, metal, monkeypatch):
     )
     seen = []
 
-    def watch(prepared, *, max_rows, rng=None, weights=None):
-        for batch in batches(prepared, max_rows=max_rows, rng=rng, weights=weights):
+    def watch(prepared, *, max_atoms, rng=None, weights=None):
+        for batch in batches(prepared, max_atoms=max_atoms, rng=rng, weights=weights):
             seen.extend(batch.weight[batch.n_atoms > 0].tolist())
             yield batch
 
     monkeypatch.setattr("moe_md.training.cotrain.environment_batch", lambda *_: None)
     monkeypatch.setattr("moe_md.training.cotrain.batches", watch)
-    settings = TrainSettings(**{**vars(SMALL), "steps": 1, "max_rows": 64, "soft_force": 2.0})
+    settings = TrainSettings(**{**vars(SMALL), "steps": 1, "max_atoms": 64, "force_downweight_above": 2.0})
     cotrain(pair, dataset_from_frames(frames), settings, progress=False)
     assert sorted(seen[:3]) == pytest.approx([1 / 16, 1.0, 1.0])  # the first epoch, a batch
 
@@ -158,19 +160,19 @@ def test_start_begins_with_the_loss_of_the_checkpoint(pair, metal):
         **{f"agree_{name}": 0.0 for name in ("energy", "partial_forces", "stress")},
     }
     one_batch = {
-        "max_rows": 64,
+        "max_atoms": 64,
         "steps": 1,
         "warmup_steps": 0,
         "validate_every": 1,
-        "environment_rows": 0,
-        "perfect_crystals": 0,
+        "unlabelled_atoms": 0,
+        "ideal_crystals": 0,
     }
     still = TrainSettings(
         **{
             **vars(SMALL),
             **one_batch,
             "learning_rate": 1e-12,
-            "soft_force": 1e3,
+            "force_downweight_above": 1e3,
             "weights": type(SMALL.weights)(**weights),
         }
     )
@@ -201,7 +203,9 @@ def test_start_refuses_species_that_it_does_not_know(pair, metal):
         cotrain(before.experts, gold, SMALL, start=before, progress=False)
     wider = (
         pair[0],
-        mm.experts.power_spectrum(SPECIES, 4.0, l_max=2, num_channels=4, hidden=(8,), domain=("Pt",)),
+        mm.experts.power_spectrum(
+            SPECIES, 4.0, l_max=2, num_channels=4, hidden=(8,), allowed_species=("Pt",)
+        ),
     )
     with pytest.raises(ValueError, match="start must hold the experts to train"):
         cotrain(wider, metal, SMALL, start=before, progress=False)
@@ -268,11 +272,11 @@ def test_environments_hold_perfect_crystals_with_their_own_weight(pair):
         batch = environment_batch(pair, TrainSettings(**{**vars(SMALL), **changes}), 0)
         return None if batch is None else batch.weight[batch.n_atoms > 0].tolist()
 
-    both = weights(perfect_crystals=3, perfect_weight=20.0)
+    both = weights(ideal_crystals=3, ideal_crystal_weight=20.0)
     assert both[:3] == [20.0] * 3 and set(both[3:]) == {1.0}
-    assert weights(perfect_crystals=3, environment_rows=0) == [SMALL.perfect_weight] * 3
-    assert set(weights(perfect_crystals=0)) == {1.0}
-    assert weights(perfect_crystals=0, environment_rows=0) is None
+    assert weights(ideal_crystals=3, unlabelled_atoms=0) == [SMALL.ideal_crystal_weight] * 3
+    assert set(weights(ideal_crystals=0)) == {1.0}
+    assert weights(ideal_crystals=0, unlabelled_atoms=0) is None
 
 
 @pytest.mark.parametrize(
@@ -280,10 +284,10 @@ def test_environments_hold_perfect_crystals_with_their_own_weight(pair):
     [
         ({"steps": 0}, "steps must be positive, got 0"),
         ({"ema_decay": 1.5}, "ema_decay must lie between 0 and 1, got 1.5"),
-        ({"environment_rows": 3}, "environment_rows must be 0 or at least 4, got 3"),
+        ({"unlabelled_atoms": 3}, "unlabelled_atoms must be 0 or at least 4, got 3"),
         ({"max_strain": -0.1}, r"max_strain must be in \[0, 0.3\), got -0.1"),
-        ({"perfect_weight": -1.0}, "perfect_weight must not be negative, got -1.0"),
-        ({"agreement_pull": 1.5}, "agreement_pull must lie between 0 and 1, got 1.5"),
+        ({"ideal_crystal_weight": -1.0}, "ideal_crystal_weight must not be negative, got -1.0"),
+        ({"agreement_gradient_scale": 1.5}, "agreement_gradient_scale must lie between 0 and 1, got 1.5"),
     ],
 )
 def test_settings_refuse(change, message):

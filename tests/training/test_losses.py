@@ -30,7 +30,9 @@ def pair():
         num_tensor_features=4,
         avg_num_neighbors=18.0,
     )
-    cheap = experts.power_spectrum(SPECIES, CUTOFF, l_max=2, num_channels=4, hidden=(8,), domain=("Pt",))
+    cheap = experts.power_spectrum(
+        SPECIES, CUTOFF, l_max=2, num_channels=4, hidden=(8,), allowed_species=("Pt",)
+    )
     return (expensive, cheap), tuple(e.init(jax.random.key(n)) for n, e in enumerate((expensive, cheap)))
 
 
@@ -84,7 +86,7 @@ def test_padding_changes_no_term(pair):
     frames = [strained_cell(0), co_on_platinum(energy=-3.0, forces=np.ones((6, 3)))]
     plain = losses.joint_terms(*pair, batch_of(*frames))
     rows = sum(len(f.symbols) for f in frames)
-    padded = losses.joint_terms(*pair, batch_of(*frames, n_rows=rows + 5, n_slots=90, n_frames=7))
+    padded = losses.joint_terms(*pair, batch_of(*frames, n_rows=rows + 5, max_neighbors=90, n_frames=7))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), plain, padded)
 
 
@@ -151,7 +153,7 @@ def test_lots_and_total_forces_measure_what_they_say(pair):
     assert float(found.lots) == pytest.approx(float(jnp.mean((mixed - first.forces)[:4] ** 2)), rel=1e-12)
     none = losses.joint_terms(both, params, batch).mismatch
     assert float(none.lots) == 0.0 and float(found.lots) > 0.0
-    weights = LossWeights(agree_forces=2.0, agree_lots=5.0)
+    weights = LossWeights(agree_forces=2.0, agree_random_assignment=5.0)
     terms = losses.joint_terms(both, params, batch, 1.0, lots)
     more = losses.joint_loss(weights, terms) - losses.joint_loss(LossWeights(), terms)
     assert float(more) == pytest.approx(2.0 * float(found.forces) + 5.0 * float(found.lots), rel=1e-9)

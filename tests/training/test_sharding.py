@@ -35,7 +35,9 @@ SPECIES = small_training.SPECIES
 STEPS = 30
 # Every term there is; 4 + 3 rows of environments, which eight devices cannot share evenly.
 SETTINGS = replace(
-    small_training.settings(STEPS), perfect_crystals=3, weights=LossWeights(agree_forces=0.5, agree_lots=1.0)
+    small_training.settings(STEPS),
+    ideal_crystals=3,
+    weights=LossWeights(agree_forces=0.5, agree_random_assignment=1.0),
 )
 TINY = dict(
     num_layers=1,

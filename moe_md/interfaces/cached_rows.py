@@ -21,12 +21,12 @@ from jax import Array
 
 from moe_md import derivatives
 from moe_md.experts.base import Expert, chunked_atom_energies
-from moe_md.neighbors.rows import Neighborhood, compacted, rows_from_images
+from moe_md.neighbors.rows import Neighborhood, compact_neighbors, rows_from_images
 
 ROOM = 1.1  # slots for neighbours within a cutoff, over those of now
 
 
-class HeldRows(NamedTuple):
+class CachedRows(NamedTuple):
     """Rows of one expert, those of its own atoms and, where it passes messages, those of their halo."""
 
     centers: Array  # [n] int, `n_atoms` or more where none
@@ -52,11 +52,11 @@ def when(atoms, species: np.ndarray) -> When:
     return When(atoms.positions.copy(), complete_cell(atoms.cell.array), atoms.pbc.copy(), species)
 
 
-def outlived(then: When, now: When, cutoff: float, skin: float) -> bool:
+def needs_rebuild(then: When, now: When, cutoff: float, skin: float) -> bool:
     """Whether rows listed then may lack a pair within `cutoff`, Å, now, or are those of other atoms.
 
     >>> then = When(np.zeros((1, 3)), np.eye(3), np.ones(3, bool), np.zeros(1, int))
-    >>> [outlived(then, then._replace(cell=a * np.eye(3)), 4.0, 0.5) for a in (0.9, 0.8)]
+    >>> [needs_rebuild(then, then._replace(cell=a * np.eye(3)), 4.0, 0.5) for a in (0.9, 0.8)]
     [False, True]
     """
     if not np.array_equal(then.species, now.species) or not np.array_equal(then.pbc, now.pbc):
@@ -72,8 +72,8 @@ def outlived(then: When, now: When, cutoff: float, skin: float) -> bool:
 
 
 def hold(
-    at: When, pairs, cutoff: float, own: np.ndarray, halo: np.ndarray, dtype, like: HeldRows | None
-) -> HeldRows:
+    at: When, pairs, cutoff: float, own: np.ndarray, halo: np.ndarray, dtype, like: CachedRows | None
+) -> CachedRows:
     """Rows of the atoms `own` and `halo` up to `cutoff`, skin included, at sizes that others may share.
 
     Args:
@@ -95,7 +95,7 @@ def hold(
         kept(size, last) - need for need, size, last in zip((n, k), (roomy(n), 8 * -(-k // 8)), before)
     )
     flat, square = (0, tall), ((0, tall), (0, wide))
-    return HeldRows(
+    return CachedRows(
         centers=jnp.asarray(np.pad(centers, flat, constant_values=nowhere)),
         own=jnp.asarray(np.pad(np.arange(n) < len(own), flat)),
         neighbor=jnp.asarray(
@@ -134,11 +134,11 @@ class Computed(NamedTuple):
 
 
 def evaluator(expert: Expert, chunk_size: int) -> Callable:
-    """A jitted `(params, rows, position, cell, weight, n_slots) -> Computed`.
+    """A jitted `(params, rows, position, cell, weight, max_neighbors) -> Computed`.
 
     `position` is `[n_atoms, 3]` Å and `weight` `[n_atoms]`, both padded to a roomy
     size, `cell` `[3, 3]` Å. Where a slot of the expert is dear, rows are packed
-    into `n_slots`: with `fullest` above that, the result is wrong. One and the
+    into `max_neighbors`: with `fullest` above that, the result is wrong. One and the
     same expert gets one and the same function: calculators of a band's images
     share what is compiled.
     """
@@ -150,7 +150,7 @@ def evaluator(expert: Expert, chunk_size: int) -> Callable:
 def _evaluator(expert: Expert, chunk_size: int) -> Callable:
     atom_energies = chunked_atom_energies(expert, chunk_size)
 
-    def evaluate(params, held: HeldRows, position, cell, weight, n_slots: int | None) -> Computed:
+    def evaluate(params, held: CachedRows, position, cell, weight, max_neighbors: int | None) -> Computed:
         n_atoms = position.shape[0]
         weights = jnp.where(held.own, weight.at[held.centers].get(mode="fill", fill_value=0.0), 0.0)
         wanted = {}
@@ -161,8 +161,8 @@ def _evaluator(expert: Expert, chunk_size: int) -> Callable:
             wanted = {"wanted": jnp.sum(weights > 0)}
         rows = _rows(held, position, cell)
         fullest = jnp.zeros((), jnp.int32)
-        if n_slots is not None:
-            rows, fullest = _packed(rows, expert.cutoff, n_slots, n_atoms)
+        if max_neighbors is not None:
+            rows, fullest = _packed(rows, expert.cutoff, max_neighbors, n_atoms)
         seen = rows
         if expert.num_hops > 1:
             n_rows = held.centers.shape[0]
@@ -194,13 +194,13 @@ def slots_for(expert: Expert, pairs, own: np.ndarray, last: int | None) -> int |
 
     None where they are not packed.
     """
-    if not expert.dear_slots or expert.num_hops > 1:
+    if not expert.pack_neighbors or expert.num_hops > 1:
         return None
     most = np.bincount(pairs[0], minlength=own.max(initial=0) + 1)[own].max(initial=1)
     return kept(int(np.ceil(ROOM * most)), last or 0)
 
 
-def _rows(held: HeldRows, position: Array, cell: Array) -> Neighborhood:
+def _rows(held: CachedRows, position: Array, cell: Array) -> Neighborhood:
     to = position.at[held.neighbor].get(mode="fill", fill_value=0.0)
     at = position.at[held.centers].get(mode="fill", fill_value=0.0)
     displacement = to - at[:, None] + held.image @ cell
@@ -213,12 +213,14 @@ def _rows(held: HeldRows, position: Array, cell: Array) -> Neighborhood:
     )
 
 
-def _packed(rows: Neighborhood, cutoff: float, n_slots: int, nowhere: int) -> tuple[Neighborhood, Array]:
+def _packed(
+    rows: Neighborhood, cutoff: float, max_neighbors: int, nowhere: int
+) -> tuple[Neighborhood, Array]:
     """Rows of the neighbours within a cutoff only, and how many the fullest has."""
     k = rows.mask.shape[1]
     near = rows.mask & (jnp.sum(rows.displacement**2, axis=-1) < cutoff**2)
     slots = jnp.broadcast_to(jnp.arange(k, dtype=jnp.int32), near.shape)
-    slot, fullest = compacted(slots, near, n_slots, k)
+    slot, fullest = compact_neighbors(slots, near, max_neighbors, k)
     mask = slot < k
     safe = jnp.minimum(slot, k - 1)
     return (

@@ -8,21 +8,21 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from moe_md.regions.protocol import Region, Surroundings, check_region
+from moe_md.regions.protocol import Region, RegionNeighbors, check_region
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Hard:
+class Reassigned:
     """Every atom with the expert that had most of it when it was last asked."""
 
     region: Region
     weights: Array | None  # [n_atoms, n_experts], a one in every row; None before anyone asked
 
-    moves: ClassVar[bool] = True
+    is_dynamic: ClassVar[bool] = True
     smooth: ClassVar[bool] = False  # no derivative knows of its jumps
 
-    def gate(self, position: Array, displacement_fn: Callable, near: Surroundings | None = None) -> Array:
+    def gate(self, position: Array, displacement_fn: Callable, near: RegionNeighbors | None = None) -> Array:
         """`[n_atoms, n_experts]`, a one in every row; constant between two assignments.
 
         Raises:
@@ -32,18 +32,18 @@ class Hard:
         return self._dealt().astype(position.dtype)
 
     def support(
-        self, position: Array, displacement_fn: Callable, margin: float, near: Surroundings | None = None
+        self, position: Array, displacement_fn: Callable, margin: float, near: RegionNeighbors | None = None
     ) -> Array:
         """`[n_atoms, n_experts]` bool."""
         return self._dealt() > 0
 
-    def spheres(self, margin: float) -> Any:
+    def required_neighbors(self, margin: float) -> Any:
         """Those of the region, which will be asked again."""
-        return self.region.spheres(margin)
+        return self.region.required_neighbors(margin)
 
     def assigned(
-        self, position: Array, displacement_fn: Callable, near: Surroundings | None = None
-    ) -> "Hard":
+        self, position: Array, displacement_fn: Callable, near: RegionNeighbors | None = None
+    ) -> "Reassigned":
         """The same region, every atom given to whoever has most of it here."""
         weights = self.region.gate(position, displacement_fn, near)
         winner = jax.nn.one_hot(jnp.argmax(weights, axis=1), weights.shape[1], dtype=weights.dtype)
@@ -53,17 +53,17 @@ class Hard:
     def _dealt(self) -> Array:
         if self.weights is None:
             raise ValueError(
-                "region must have dealt its atoms out: build the mixture with the region that `hard` "
-                "is made of, and hand `hard` to simulate.run with reassign_steps, or use neighbor_fn.assign."
+                "region must have assigned its atoms: build the mixture with the region inside `reassigned`, "
+                "and pass `reassigned(region)` to simulate.run with reassign_steps, or neighbor_fn.assign."
             )
         return self.weights
 
 
-def hard(region: Region) -> Hard:
+def reassigned(region: Region) -> Reassigned:
     """All of an atom to the expert that has most of it, dealt out anew from time to time.
 
     For those who want no blend: with a mixture built for `region`,
-    `simulate.run(..., region=hard(region), reassign_steps=20)` deals the atoms
+    `simulate.run(..., region=reassigned(region), reassign_steps=20)` deals the atoms
     out every so many steps and books the energy that this puts in, so that
     energy less work is conserved. Between two assignments the energy is that of
     a fixed region. Dynamics do not follow one energy: where the experts
@@ -80,4 +80,4 @@ def hard(region: Region) -> Hard:
         ValueError: that is no region.
     """
     check_region(region)
-    return Hard(region, None)
+    return Reassigned(region, None)

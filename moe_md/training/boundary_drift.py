@@ -32,7 +32,7 @@ from moe_md.mixture.energy import mixture_neighbor_list
 from moe_md.simulate.integrators import nve
 
 
-def seam_drift(
+def boundary_drift(
     experts: Sequence[Expert],
     *,
     symbol: str = "Pt",

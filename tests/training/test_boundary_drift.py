@@ -9,8 +9,8 @@ from small_training import EXPERTS, frames, settings
 from moe_md import experts
 from moe_md.analysis.expert_boundary import ghost_force
 from moe_md.data.crystals import fcc_supercell
+from moe_md.training.boundary_drift import boundary_drift
 from moe_md.training.cotrain import cotrain
-from moe_md.training.seam_drift import seam_drift
 
 
 def two(epsilon):
@@ -24,19 +24,19 @@ def test_a_short_drift_is_the_ghost_force():
     frame = fcc_supercell("Pt", 3.98, (3, 3, 4))
     half = (frame.positions[:, 2] < 0.5 * frame.cell[2, 2] - 1e-3).astype(int)
     pushed = ghost_force(pair, params, frame, half)
-    found = seam_drift(pair, n_steps=1, timestep_fs=0.5)(params, 0)
+    found = boundary_drift(pair, n_steps=1, timestep_fs=0.5)(params, 0)
     assert found > 1e-4
     # One step of velocity Verlet from rest: u = t^2 f / 2m.
     np.testing.assert_allclose(found, np.mean(np.sum(pushed.forces**2, axis=1)), rtol=1e-4)
     same, of_same = two(0.6)
-    assert seam_drift(same, n_steps=1)(of_same, 0) < 1e-6 * found
+    assert boundary_drift(same, n_steps=1)(of_same, 0) < 1e-6 * found
     # What pushes back counts less over a longer time.
-    assert seam_drift(pair, n_steps=40)(params, 0) < found
+    assert boundary_drift(pair, n_steps=40)(params, 0) < found
 
 
 def test_its_gradient_and_its_turns():
     pair, params = two(0.5)
-    term = jax.jit(seam_drift(pair, n_steps=6, timestep_fs=5.0, every=3))
+    term = jax.jit(boundary_drift(pair, n_steps=6, timestep_fs=5.0, every=3))
     with_epsilon = lambda e: term((params[0], {**params[1], "epsilon": e}), 3)  # noqa: E731
     slope = (with_epsilon(0.52) - with_epsilon(0.48)) / 0.04
     gradient = jax.grad(with_epsilon)(jnp.asarray(0.5))
@@ -44,14 +44,14 @@ def test_its_gradient_and_its_turns():
     assert gradient < 0  # towards the other's
     assert term(params, 4) == 0.0
     np.testing.assert_allclose(
-        term(params, 3), 3 * seam_drift(pair, n_steps=6, timestep_fs=5.0)(params, 0), rtol=1e-5
+        term(params, 3), 3 * boundary_drift(pair, n_steps=6, timestep_fs=5.0)(params, 0), rtol=1e-5
     )
 
 
 def test_folded_into_cotraining(tmp_path):
     """The same training with and without: with it the crystal moves less."""
     data, chosen = frames(7, 0), settings(40)
-    drift = seam_drift(EXPERTS, n_steps=2, weight=3e3)
+    drift = boundary_drift(EXPERTS, n_steps=2, weight=3e3)
     plain = cotrain(EXPERTS, data, chosen, progress=False)
     minded = cotrain(EXPERTS, data, chosen, extra_loss=drift, folder=tmp_path, progress=False)
     before, after = (float(drift(jax.tree.map(jnp.asarray, tuple(x.params)), 0)) for x in (plain, minded))
@@ -74,6 +74,6 @@ def test_what_does_not_fit_is_refused():
         ("symbol must be", dict(symbol="Cu")),
     ):
         with pytest.raises(ValueError, match=message):
-            seam_drift(pair, **change)
+            boundary_drift(pair, **change)
     with pytest.raises(ValueError, match="experts must be two"):
-        seam_drift(pair[:1])
+        boundary_drift(pair[:1])
