@@ -52,7 +52,7 @@ def overhead(model, lattice_constant: float, repeat: int, rounds: int) -> list[d
         ("around an atom", mm.regions.around([0], 5.0, 2.0)),
     ):
         neighbor_fn, energy_fn = mm.mixture_neighbor_list(
-            space.periodic(box)[0], box, model.experts, model.params, species, region
+            space.periodic(box)[0], box, model.potentials, species, region
         )
         neighbors = neighbor_fn.allocate(jnp.asarray(start, jnp.float32))
 

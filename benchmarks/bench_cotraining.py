@@ -73,7 +73,7 @@ def energy_drift(
         box = atoms.cell.lengths()
         displacement_fn, shift_fn = space.periodic(box)
         region = mm.regions.fixed(owner)
-        mixture = mm.mixture_neighbor_list(displacement_fn, box, model.experts, model.params, species, region)
+        mixture = mm.mixture_neighbor_list(displacement_fn, box, model.potentials, species, region)
         start = {"masses": atoms.get_masses(), "temperature_K": 2 * temperature_K, "key": jax.random.key(0)}
         langevin = simulate.langevin(shift_fn, 1.0, temperature_K, friction_per_fs=0.01)
         warm = simulate.run(*mixture, langevin, atoms.positions, n_steps=warm_steps, **start).state

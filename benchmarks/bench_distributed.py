@@ -83,8 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for n in arguments.devices:
         slabs = distributed.mixture(
             box,
-            experts,
-            params,
+            mm.experts.potentials(experts, params),
             species,
             mm.regions.fixed(owner),
             devices=jax.devices()[:n],

@@ -73,7 +73,12 @@ def system(name: str, n_atoms: int, tiny: bool):
         experts, params = model.experts, tuple(model.params)
         region, index = mm.regions.around([0], 3.0, 1.5), experts[0].species.index(SYMBOL)
     fns = mm.mixture_neighbor_list(
-        displacement_fn, edges, experts, params, np.full(n_atoms, index), region, capacity_multiplier=1.5
+        displacement_fn,
+        edges,
+        mm.experts.potentials(experts, params),
+        np.full(n_atoms, index),
+        region,
+        capacity_multiplier=1.5,
     )
     mass = np.full(n_atoms, 195.08)
     momentum = rng.normal(size=position.shape) * np.sqrt(mass[:, None] * units.kB * TEMPERATURE_K)

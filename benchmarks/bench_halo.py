@@ -65,7 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cases, rows = {}, {}
     for name, owner in owners.items():
         neighbor_fn, energy_fn = mm.mixture_neighbor_list(
-            displacement_fn, box, experts, params, np.zeros(n_atoms, int), mm.regions.fixed(owner)
+            displacement_fn,
+            box,
+            mm.experts.potentials(experts, params),
+            np.zeros(n_atoms, int),
+            mm.regions.fixed(owner),
         )
         neighbors = neighbor_fn.allocate(position)
         gradient = jax.grad(energy_fn)

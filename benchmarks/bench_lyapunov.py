@@ -58,7 +58,7 @@ def measure(name: str, system, temperature_K: float, timestep_fs: float, n_steps
     box = atoms.cell.lengths()
     displacement_fn, shift_fn = space.periodic(jnp.asarray(box, jnp.float32))
     neighbor_fn, energy_fn = mm.mixture_neighbor_list(
-        displacement_fn, box, experts, params, species, region, capacity_multiplier=1.5
+        displacement_fn, box, mm.experts.potentials(experts, params), species, region, capacity_multiplier=1.5
     )
     masses = atoms.get_masses()
     before = simulate.run(

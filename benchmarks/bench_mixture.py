@@ -74,7 +74,7 @@ def step_case(position, edges, experts, params, species, region, chunk_size: int
     """One step of velocity Verlet as a program of `(state, neighbors)`."""
     displacement_fn, shift_fn = space.periodic(edges)
     neighbor_fn, energy_fn = mm.mixture_neighbor_list(
-        displacement_fn, edges, experts, params, species, region, chunk_size=chunk_size
+        displacement_fn, edges, mm.experts.potentials(experts, params), species, region, chunk_size=chunk_size
     )
     _, apply_fn = simulate.nve(energy_fn, shift_fn, TIMESTEP_FS * mm.units.fs)
 

@@ -127,9 +127,7 @@ def simulate_one(name: str, run: Run, arguments) -> dict:
     displacement_fn, shift_fn = space.periodic(jnp.asarray(box, run.dtype))
     region = region_of(run, atoms, model.experts[1].cutoff)
     species = np.array([known.index(s) for s in atoms.symbols])
-    neighbor_fn, energy_fn = mm.mixture_neighbor_list(
-        displacement_fn, box, model.experts, model.params, species, region
-    )
+    neighbor_fn, energy_fn = mm.mixture_neighbor_list(displacement_fn, box, model.potentials, species, region)
     if not run.slope:
 
         def energy_fn(R, neighbor, **_):

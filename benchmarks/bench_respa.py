@@ -98,8 +98,7 @@ def conservation(model, inner_potentials: dict, arguments) -> Iterator[dict]:
         fns = mm.mixture_neighbor_list(
             displacement_fn,
             box,
-            model.experts,
-            model.params,
+            model.potentials,
             species,
             region,
             inner_potential=inner_potential,
@@ -187,13 +186,12 @@ def speed(model, inner_potential, arguments) -> dict:
     alone = mm.regions.fixed(np.zeros(len(position), int), n_experts=1)
     counts = {"all expensive": 1, "all cheap": 1}
     cases = {
-        "all expensive": case(build(experts=model.experts[:1], params=model.params[:1], region=alone), 1),
-        "all cheap": case(build(experts=model.experts[1:], params=model.params[1:], region=alone), 1),
+        "all expensive": case(build(potentials=model.potentials[:1], region=alone), 1),
+        "all cheap": case(build(potentials=model.potentials[1:], region=alone), 1),
     }
     for share in arguments.shares:
         fns = build(
-            experts=model.experts,
-            params=model.params,
+            potentials=model.potentials,
             region=upper_share(position, share),
             inner_potential=inner_potential,
         )

@@ -69,8 +69,7 @@ class Chunk(harness.Case):
         neighbor_fn, energy_fn = mm.mixture_neighbor_list(
             displacement_fn,
             edges,
-            model.experts[:2],
-            model.params[:2],
+            model.potentials[:2],
             species,
             upper_share(position, share),
             chunk_size=chunk_size,

@@ -56,8 +56,7 @@ def prepare(checkpoint: str, size: tuple[int, int, int]):
     fns = mm.mixture_neighbor_list(
         displacement_fn,
         np.asarray(box),
-        model.experts,
-        model.params,
+        model.potentials,
         np.array([known.index(s) for s in atoms.symbols]),
         mm.regions.around(seeds, model.experts[1].cutoff, R_BLEND),
     )

@@ -87,7 +87,7 @@ def moe_md_case(experts, params, region, problem: Problem) -> Built:
     displacement_fn, _ = space.periodic(problem.edges)
     species = np.full(len(problem.position), experts[0].species.index("Pt"))
     neighbor_fn, energy_fn = mm.mixture_neighbor_list(
-        displacement_fn, problem.edges, experts, params, species, region
+        displacement_fn, problem.edges, mm.experts.potentials(experts, params), species, region
     )
     position = jnp.asarray(problem.position)
     neighbors = neighbor_fn.allocate(position)

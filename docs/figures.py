@@ -168,8 +168,7 @@ def conservation() -> Figure:
     neighbor_fn, energy_fn = mm.mixture_neighbor_list(
         displacement_fn,
         box,
-        experts,
-        [e.init(None) for e in experts],
+        mm.experts.potentials(experts, [e.init(None) for e in experts]),
         species,
         region,
         capacity_multiplier=1.6,

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from moe_md.checkpoint import load as load
     from moe_md.checkpoint import save as save
     from moe_md.compilation_cache import use_compilation_cache as use_compilation_cache
+    from moe_md.experts import Potential as Potential
     from moe_md.mixture import mixture_neighbor_list as mixture_neighbor_list
     from moe_md.training.cotrain import cotrain as cotrain
 
 # Module in which each public name is defined; None for a module itself.
 _HOME = {
     "Checkpoint": "checkpoint",
+    "Potential": "experts",
     "cotrain": "training.cotrain",
     "derivatives": None,
     "distributed": None,

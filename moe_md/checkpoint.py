@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_md.experts.base import Expert, Params, build
+from moe_md.experts.base import Expert, Params, Potential, build, potentials
 from moe_md.files import read, signature, write
 
 FORMAT = 1
@@ -24,6 +24,21 @@ class Checkpoint(NamedTuple):
     params: tuple[Params, ...]
     settings: dict  # what training was told
     record: dict  # what training measured
+
+    @property
+    def potentials(self) -> tuple[Potential, ...]:
+        """Each expert with its parameters, the most expensive first."""
+        return potentials(self.experts, self.params)
+
+    @property
+    def expensive(self) -> Potential:
+        """The first potential."""
+        return self.potentials[0]
+
+    @property
+    def cheap(self) -> Potential:
+        """The last potential."""
+        return self.potentials[-1]
 
 
 def names() -> list[str]:

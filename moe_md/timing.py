@@ -12,7 +12,7 @@ from ase import Atoms
 from moe_md import lazy_jax_md as jax_md
 from moe_md import regions, simulate, units
 from moe_md.checkpoint import Checkpoint
-from moe_md.experts.base import Expert
+from moe_md.experts.base import Expert, potentials
 from moe_md.mixture.energy import mixture_neighbor_list
 
 SKIN = 0.4  # Å, of the neighbour list
@@ -84,8 +84,7 @@ class Stepper:
         self._neighbor_fn, energy_fn = mixture_neighbor_list(
             displacement_fn,
             system.box,
-            experts,
-            params,
+            potentials(experts, params),
             system.species,
             region,
             dr_threshold=SKIN,

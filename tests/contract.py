@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax_md import space
 
+import moe_md as mm
 from moe_md.experts import Expert, allegro, embedded_atom, lennard_jones, nequip, power_spectrum
 from moe_md.mixture import mixture_neighbor_list
 from moe_md.neighbors.rows import Neighborhood
@@ -187,8 +188,7 @@ def mixture_potential(experts, params, region_of=fixed, **kwargs) -> Potential:
         neighbor_fn, energy_fn = mixture_neighbor_list(
             displacement_fn,
             BOX,
-            experts,
-            params,
+            mm.experts.potentials(experts, params),
             np.array(species),
             region_of(np.array(owner)),
             per_particle=True,

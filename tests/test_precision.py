@@ -8,6 +8,7 @@ import pytest
 from contract import ATOMS, BOX, OWNERS, POSITION, cluster_rows, randomized
 from jax_md import space
 
+import moe_md as mm
 from moe_md.experts import chunked_atom_energies, energies_and_partial_forces
 from moe_md.mixture import mixture_neighbor_list
 from moe_md.regions import fixed
@@ -102,7 +103,9 @@ def mixture(dtype, box=BOX):
     displacement_fn, _ = space.periodic(box)
     pair = [contract.small_power_spectrum(), contract.small_lennard_jones()]
     params = [cast(randomized(e), dtype) for e in pair]
-    neighbor_fn, energy_fn = mixture_neighbor_list(displacement_fn, box, pair, params, ATOMS, fixed(OWNERS))
+    neighbor_fn, energy_fn = mixture_neighbor_list(
+        displacement_fn, box, mm.experts.potentials(pair, params), ATOMS, fixed(OWNERS)
+    )
     position = jnp.asarray(POSITION, dtype)
     nbrs = neighbor_fn.allocate(position)
     return jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(energy_fn))(position, nbrs))

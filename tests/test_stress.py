@@ -10,6 +10,7 @@ from contract import close, randomized, small_allegro, small_lennard_jones, smal
 from depths import short
 from jax_md import space
 
+import moe_md as mm
 from moe_md import derivatives
 from moe_md.mixture import mixture_neighbor_list
 from moe_md.regions import around, fixed, nested
@@ -49,8 +50,7 @@ def built(box, region, n_experts, **kwargs):
     return mixture_neighbor_list(
         displacement_fn,
         box,
-        EXPERTS[-n_experts:],
-        PARAMS[-n_experts:],
+        mm.experts.potentials(EXPERTS[-n_experts:], PARAMS[-n_experts:]),
         ATOMS,
         region,
         dr_threshold=0.2,

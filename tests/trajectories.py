@@ -70,7 +70,12 @@ def crystal(
     pair = experts()
     params = tuple(e.init(None) for e in pair)
     fns = mm.mixture_neighbor_list(
-        displacement_fn, box, pair, params, np.zeros(len(atoms), int), region, dr_threshold=dr_threshold
+        displacement_fn,
+        box,
+        mm.experts.potentials(pair, params),
+        np.zeros(len(atoms), int),
+        region,
+        dr_threshold=dr_threshold,
     )
     mass = jnp.asarray(atoms.get_masses())
     momentum = rng.normal(size=position.shape) * np.sqrt(np.asarray(mass)[:, None] * units.kB * temperature_K)

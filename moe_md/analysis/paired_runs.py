@@ -185,8 +185,7 @@ def _system(checkpoint: Checkpoint, atoms: Atoms, n_experts: int, region):
     return mixture_neighbor_list(
         displacement_fn,
         atoms.cell.lengths(),
-        checkpoint.experts[first],
-        checkpoint.params[first],
+        checkpoint.potentials[first],
         species,
         region,
     )

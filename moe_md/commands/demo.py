@@ -165,8 +165,7 @@ def run(settings: DemoSettings, folder, say: Callable[[str], None] = print) -> d
     neighbor_fn, atom_energy_fn = mixture_neighbor_list(
         displacement_fn,
         system.box,
-        model.experts,
-        model.params,
+        model.potentials,
         system.species,
         system.region,
         dr_threshold=SKIN,

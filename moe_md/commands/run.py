@@ -68,8 +68,7 @@ def _run(settings: RunSettings, folder: Path, say: Callable) -> dict:
     neighbor_fn, energy_fn = mixture_neighbor_list(
         displacement_fn,
         box,
-        model.experts,
-        model.params,
+        model.potentials,
         species,
         region,
         fractional_coordinates=breathes,

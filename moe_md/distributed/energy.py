@@ -15,7 +15,7 @@ from moe_md import lazy_jax_md as jax_md
 from moe_md import units
 from moe_md.checks import check_not_negative, check_positive, check_value
 from moe_md.distributed.slabs import SLAB, Atoms, Cut, Lists, Sizes, State, which
-from moe_md.experts.base import Expert, Params, chunked_atom_energies
+from moe_md.experts.base import Potential, chunked_atom_energies
 from moe_md.mixture.energy import mixture_neighbor_list, warn_out_of_domain
 from moe_md.neighbors import neighbor_list as lists
 from moe_md.neighbors.rows import rows_from_neighbor_list
@@ -52,8 +52,7 @@ class SlabError(RuntimeError):
 
 def mixture(
     box,
-    experts: Sequence[Expert],
-    params: Sequence[Params],
+    potentials: Sequence[Potential],
     species,
     region: Region,
     *,
@@ -71,7 +70,7 @@ def mixture(
 
     Args:
         box: Å, a number, `[3]` edges, or columns of a right-angled box.
-        experts, params, species, capacity_multiplier, chunk_size: as in
+        potentials, species, capacity_multiplier, chunk_size: as in
             `mixture_neighbor_list`.
         region: `fixed`, `slab` or `sphere`, or `around` few seeds: of each,
             every device is told the position.
@@ -99,14 +98,14 @@ def mixture(
     mixture_neighbor_list(
         one_device,
         edges,
-        experts,
-        params,
+        potentials,
         species,
         region,
         dr_threshold=dr_threshold,
         capacity_multiplier=capacity_multiplier,
         chunk_size=chunk_size,
     )
+    experts, params = (tuple(column) for column in zip(*potentials))
     devices = list(jax.devices() if devices is None else devices)
     n_slabs, n_atoms, n_experts = len(devices), len(species), len(experts)
     check_positive("dr_threshold", dr_threshold)

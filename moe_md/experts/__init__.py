@@ -8,10 +8,12 @@ partial forces g = dE_i / d displacement of each row.
 from moe_md.experts.allegro import allegro
 from moe_md.experts.base import (
     Expert,
+    Potential,
     build,
     cast,
     chunked_atom_energies,
     energies_and_partial_forces,
+    potentials,
     register_expert,
 )
 from moe_md.experts.embedded_atom import embedded_atom
@@ -21,6 +23,7 @@ from moe_md.experts.power_spectrum import power_spectrum
 
 __all__ = [
     "Expert",
+    "Potential",
     "allegro",
     "build",
     "cast",
@@ -29,6 +32,7 @@ __all__ = [
     "energies_and_partial_forces",
     "lennard_jones",
     "nequip",
+    "potentials",
     "power_spectrum",
     "register_expert",
 ]

@@ -1,6 +1,6 @@
 """The contract of an expert, and what follows from it for all of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -39,6 +39,38 @@ class Expert(NamedTuple):
     config: dict  # builder name and keyword arguments: what a checkpoint stores
     num_hops: int = 1  # an energy depends on rows within num_hops - 1 neighbours of its centre
     pack_neighbors: bool = False  # a slot costs so much that a mixture hands it rows without the skin's
+
+
+class Potential(NamedTuple):
+    """An expert with its parameters."""
+
+    expert: Expert
+    params: Params
+
+
+def potentials(experts: Sequence[Expert], params: Sequence[Params]) -> tuple[Potential, ...]:
+    """Each expert with its parameters.
+
+    Args:
+        experts: the potentials' functions.
+        params: one parameter tree per expert.
+
+    Raises:
+        ValueError: these are not two sequences of one length.
+
+    >>> from moe_md.experts import lennard_jones
+    >>> expert = lennard_jones(("Ar",), 6.0)
+    >>> potentials([expert], [expert.init(None)])[0].expert.cutoff
+    6.0
+    """
+    for name, value in (("experts", experts), ("params", params)):
+        if not isinstance(value, (tuple, list)):
+            raise ValueError(f"{name} must be a tuple, one entry per expert, got {value!r:.80}.")
+    if len(experts) != len(params):
+        raise ValueError(
+            f"experts and params must be sequences of equal length, got {len(experts)} and {len(params)}."
+        )
+    return tuple(map(Potential, experts, params))
 
 
 def energies_and_partial_forces(expert: Expert, params: Params, rows: Neighborhood) -> tuple[Array, Array]:

@@ -23,7 +23,7 @@ import numpy as np
 from jax import Array
 
 from moe_md.checks import check_value
-from moe_md.experts.base import Expert, Params, chunked_atom_energies
+from moe_md.experts.base import Expert, Params, Potential, chunked_atom_energies
 from moe_md.neighbors import neighbor_list as lists
 from moe_md.neighbors.rows import Neighborhood, max_occupancy, rows_from_neighbor_list, rows_within_cutoff
 from moe_md.regions import NeighborRequest, Region, RegionNeighbors, check_region
@@ -121,8 +121,7 @@ class MixtureNeighborFns(NamedTuple):
 def mixture_neighbor_list(
     displacement_fn: Callable,
     box,
-    experts: Sequence[Expert],
-    params: Sequence[Params],
+    potentials: Sequence[Potential],
     species,
     region: Region,
     *,
@@ -138,8 +137,8 @@ def mixture_neighbor_list(
     Args:
         displacement_fn: from `jax_md.space`, `periodic` or `periodic_general`.
         box: Å, a number, `[3]` edges or `[3, 3]` columns.
-        experts: two or more (one works too), the most expensive first.
-        params: one parameter tree per expert.
+        potentials: experts with their parameters, `(expert, params)` each, the
+            most expensive first; `checkpoint.potentials` are some.
         species: `[n_atoms]` int, index into `Expert.species`.
         region: who owns what; expert 0 is inside.
         dr_threshold: Å, skin of the neighbour list.
@@ -171,20 +170,20 @@ def mixture_neighbor_list(
             a species index is unknown, the cutoff does not fit the box, or, on
             use, `box` is given without fractional coordinates.
     """
-    _check_builder_arguments(experts, params, region, dr_threshold, capacity_multiplier, chunk_size)
-    experts, params = tuple(experts), tuple(params)
-    species = _checked_species(experts, params, species)
+    experts, params = _checked_potentials(potentials)
+    _check_builder_arguments(region, dr_threshold, capacity_multiplier, chunk_size)
+    species = _checked_species(experts, species)
     n_atoms = species.shape[0]
     if inner_potential is not None:
         _check_inner_potential(inner_potential, experts)
-    potentials = experts if inner_potential is None else (*experts, inner_potential[0])
-    cutoffs = sorted({e.cutoff for e in potentials}, reverse=True)
-    level = [cutoffs.index(e.cutoff) for e in potentials]
+    every_expert = experts if inner_potential is None else (*experts, inner_potential[0])
+    cutoffs = sorted({e.cutoff for e in every_expert}, reverse=True)
+    level = [cutoffs.index(e.cutoff) for e in every_expert]
     if not dr_threshold >= 0:
         raise ValueError(f"dr_threshold must not be negative (Å), got {dr_threshold}.")
     _check_box(box, cutoffs[0])
     builder_region, builder_params = region, params
-    energies_of = [chunked_atom_energies(e, chunk_size) for e in potentials]
+    energies_of = [chunked_atom_energies(e, chunk_size) for e in every_expert]
     list_fns = lists.neighbor_list(
         displacement_fn,
         box,
@@ -221,14 +220,14 @@ def mixture_neighbor_list(
         needed = jnp.concatenate([jnp.sum(held, axis=0), jnp.stack([jnp.sum(mask) for mask in halos])])
         return centers, halo, jnp.any(needed > jnp.asarray([*centers_sizes, *halo_sizes]))
 
-    packed = [potential.pack_neighbors and potential.num_hops == 1 for potential in potentials]
+    packed = [potential.pack_neighbors and potential.num_hops == 1 for potential in every_expert]
 
     def fullest(position, centers, full_list, **kwargs) -> list[Array | None]:
         """The most neighbours within its cutoff that a row of each potential with dear slots has."""
         moved, held = partial(displacement_fn, **kwargs), [*centers, centers[0]]
         return [
             max_occupancy(position, full_list.idx[level[e]], moved, held[e], p.cutoff) if packed[e] else None
-            for e, p in enumerate(potentials)
+            for e, p in enumerate(every_expert)
         ]
 
     def allocate(position, extra_capacity: int = 0, *, region: Region | None = None, **kwargs):
@@ -305,10 +304,10 @@ def mixture_neighbor_list(
         idx, no, max_neighbors = neighbors.list.idx[level[e]], jnp.zeros((), bool), neighbors.max_neighbors[e]
         if max_neighbors is not None:
             rows, n = rows_within_cutoff(
-                position, species, idx, moved, centers, potentials[e].cutoff, max_neighbors
+                position, species, idx, moved, centers, every_expert[e].cutoff, max_neighbors
             )
             return rows, n > max_neighbors
-        if potentials[e].num_hops == 1:
+        if every_expert[e].num_hops == 1:
             return rows_from_neighbor_list(position, species, idx, moved, centers), no
         centers = jnp.concatenate([centers, neighbors.halo[e]])
         rows = rows_from_neighbor_list(position, species, idx, moved, centers)
@@ -328,7 +327,7 @@ def mixture_neighbor_list(
             return jnp.zeros(n_atoms, R.dtype), wanted > 0
         weighted = weight.at[centers, of].get(mode="fill", fill_value=0.0) > 0
         only = {}
-        if is_dynamic and potentials[e].num_hops == 1:
+        if is_dynamic and every_expert[e].num_hops == 1:
             # Rows of the margin, and those held in reserve, come last and are left out.
             order = jnp.argsort(~weighted)
             centers, weighted, only = centers[order], weighted[order], {"wanted": jnp.sum(weighted)}
@@ -459,16 +458,28 @@ def _structure_of(init: Callable):
     return jax.tree.structure(jax.eval_shape(init, jax.random.key(0)))
 
 
-def _check_builder_arguments(experts, params, region, dr_threshold, capacity_multiplier, chunk_size) -> None:
-    if not isinstance(experts, (tuple, list)) or not all(isinstance(e, Expert) for e in experts):
-        raise ValueError(f"experts must be a tuple of experts, got {experts!r:.80}.")
-    if not isinstance(params, (tuple, list)):
-        raise ValueError(f"params must be a tuple, one tree for each expert, got {params!r:.80}.")
+def _checked_potentials(potentials) -> tuple[tuple[Expert, ...], tuple[Params, ...]]:
+    """The experts and their parameters."""
+    if not (isinstance(potentials, (tuple, list)) and potentials and all(map(_is_potential, potentials))):
+        raise ValueError(f"potentials must be pairs (expert, params), at least one, got {potentials!r:.80}.")
+    experts, params = (tuple(column) for column in zip(*potentials))
+    if len({e.species for e in experts}) > 1:
+        raise ValueError(
+            f"potentials must share one species tuple, got {' and '.join(str(e.species) for e in experts)}."
+        )
     for n, (expert, tree) in enumerate(zip(experts, params)):
         if jax.tree.structure(tree) != _structure_of(expert.init):
             raise ValueError(
                 f"params must fit the experts, those of expert {n} are {jax.tree.structure(tree)!s:.80}."
             )
+    return experts, params
+
+
+def _is_potential(value) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and isinstance(value[0], Expert)
+
+
+def _check_builder_arguments(region, dr_threshold, capacity_multiplier, chunk_size) -> None:
     check_region(region)
     check_value("dr_threshold", dr_threshold, float)
     check_value("capacity_multiplier", capacity_multiplier, float)
@@ -478,11 +489,7 @@ def _check_builder_arguments(experts, params, region, dr_threshold, capacity_mul
 
 
 def _check_inner_potential(inner_potential, experts) -> None:
-    if not (
-        isinstance(inner_potential, (tuple, list))
-        and len(inner_potential) == 2
-        and isinstance(inner_potential[0], Expert)
-    ):
+    if not _is_potential(inner_potential):
         raise ValueError(
             f"inner_potential must be an expert and its parameters, got {inner_potential!r:.80}."
         )
@@ -499,16 +506,7 @@ def _check_inner_potential(inner_potential, experts) -> None:
         )
 
 
-def _checked_species(experts, params, species) -> Array:
-    if len(experts) == 0 or len(experts) != len(params):
-        raise ValueError(
-            "experts and params must be sequences of equal length, at least 1, "
-            f"got {len(experts)} and {len(params)}."
-        )
-    if len({e.species for e in experts}) > 1:
-        raise ValueError(
-            f"experts must share one species tuple, got {' and '.join(str(e.species) for e in experts)}."
-        )
+def _checked_species(experts, species) -> Array:
     try:
         values = np.asarray(species)
     except ValueError:  # rows of unequal length

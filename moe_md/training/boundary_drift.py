@@ -26,7 +26,7 @@ from moe_md import lazy_jax_md as jax_md
 from moe_md import regions, units
 from moe_md.checks import check_count, check_positive
 from moe_md.data.crystals import fcc_supercell
-from moe_md.experts.base import Expert, Params
+from moe_md.experts.base import Expert, Params, potentials
 from moe_md.gradients.rollout import rollout
 from moe_md.mixture.energy import mixture_neighbor_list
 from moe_md.simulate.integrators import nve
@@ -85,7 +85,7 @@ def boundary_drift(
     params = tuple(e.init(jax.random.key(0)) for e in experts)
     species = np.full(n_atoms, experts[0].species.index(symbol))
     neighbor_fn, energy_fn = mixture_neighbor_list(
-        displacement_fn, edges, experts, params, species, region, dr_threshold=skin
+        displacement_fn, edges, potentials(experts, params), species, region, dr_threshold=skin
     )
     site = jnp.asarray(frame.positions, float)
     neighbors = neighbor_fn.allocate(site)

@@ -49,8 +49,7 @@ def test_the_cheap_expert_is_fitted_so_that_the_mixture_is_platinum():
     fns = mm.mixture_neighbor_list(
         space.periodic_general(box)[0],
         box,
-        experts,
-        (params[0], unravel(cheap)),
+        mm.experts.potentials(experts, (params[0], unravel(cheap))),
         np.zeros(len(atoms), int),
         mm.regions.fixed(owner),
         fractional_coordinates=True,

@@ -42,7 +42,7 @@ def test_forces_are_those_of_the_mixture(system):
     species = np.array([experts[0].species.index(s) for s in frames[0].symbols])
     for region in (mm.regions.around(SEEDS, 1.5, 1.8), mm.regions.fixed(np.zeros(32, int))):
         neighbor_fn, energy_fn = mm.mixture_neighbor_list(
-            displacement_fn, box, experts, params, species, region
+            displacement_fn, box, mm.experts.potentials(experts, params), species, region
         )
         gradient = jax.jit(jax.grad(energy_fn))  # whole: eagerly, each operation is a program of its own
         wanted = [-gradient(R, neighbor_fn.allocate(R)) for R in stored.position]

@@ -887,8 +887,7 @@ def test_arguments_of_experts(case, value):
 
 MIXTURE_BASE = {
     "box": 10.0,
-    "experts": PAIR,
-    "params": tuple(e.init(jax.random.key(0)) for e in PAIR),
+    "potentials": tuple((e, e.init(jax.random.key(0))) for e in PAIR),
     "species": SPECIES_OF,
     "region": mm.regions.fixed([0, 1, 1, 0]),
     "dr_threshold": 0.4,

@@ -71,7 +71,11 @@ def system(region=None, kind="analytic"):
     experts, params = pair(kind)
     species = np.array([SPECIES.index(s) for s in atoms.symbols])
     owner = np.random.default_rng(0).integers(0, 2, len(atoms))
-    return atoms, (experts, params, species, mm.regions.fixed(owner) if region is None else region)
+    return atoms, (
+        mm.experts.potentials(experts, params),
+        species,
+        mm.regions.fixed(owner) if region is None else region,
+    )
 
 
 def on_one_device(atoms, arguments):
@@ -320,17 +324,17 @@ def test_langevin_dynamics_reach_their_temperature(found):
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):
-    _, (experts, params, species, region) = system()
-    given = {"box": BOX, "experts": experts, "params": params, "species": species, "region": region} | change
+    _, (potentials, species, region) = system()
+    given = {"box": BOX, "potentials": potentials, "species": species, "region": region} | change
     with pytest.raises(ValueError, match=message):
         distributed.mixture(**given)
 
 
 def test_experts_that_pass_messages_are_refused():
-    atoms, (experts, params, species, region) = system()
-    experts = [experts[0]._replace(num_hops=2), experts[1]]
+    _, ((first, second), species, region) = system()
+    passing = first._replace(expert=first.expert._replace(num_hops=2))
     with pytest.raises(ValueError, match="strictly local"):
-        distributed.mixture(BOX, experts, params, species, region)
+        distributed.mixture(BOX, (passing, second), species, region)
 
 
 def test_bad_atoms_and_integrators_are_refused():

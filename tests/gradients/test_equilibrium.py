@@ -48,7 +48,9 @@ def crystal_with_a_vacancy():
     region = mm.regions.around([1], r_core=2.5, r_blend=3.5)  # no shell of neighbours at its edges
     box = atoms.cell.lengths()
     displacement_fn, shift_fn = space.periodic(box)
-    fns = mm.mixture_neighbor_list(displacement_fn, box, *argon(), np.zeros(len(atoms), int), region)
+    fns = mm.mixture_neighbor_list(
+        displacement_fn, box, mm.experts.potentials(*argon()), np.zeros(len(atoms), int), region
+    )
     found = simulate.relax(*fns, shift_fn, atoms.positions, force_tolerance=1e-3, n_steps=400)
     assert found.converged
     return fns[1], found.position, found.neighbors, region, float(np.prod(box))
@@ -244,8 +246,7 @@ def test_a_perfect_crystal_three_ways():
     neighbor_fn, energy_fn = mm.mixture_neighbor_list(
         space.periodic(box)[0],
         box,
-        [expert],
-        [params],
+        (mm.Potential(expert, params),),
         np.zeros(len(atoms), int),
         mm.regions.fixed(np.zeros(len(atoms), int), 1),
     )
@@ -364,7 +365,7 @@ def adatom():
     region = mm.regions.around([n - 1], r_core=3.0, r_blend=3.0)
     displacement_fn, shift_fn = space.periodic(box)
     fns = mm.mixture_neighbor_list(
-        displacement_fn, box, *argon(6.9, 5.9, 1.01, 0.999), np.zeros(n, int), region
+        displacement_fn, box, mm.experts.potentials(*argon(6.9, 5.9, 1.01, 0.999)), np.zeros(n, int), region
     )
     return fns, places, held, region
 
@@ -458,8 +459,7 @@ def test_fractions_of_a_box():
     neighbor_fn, energy_fn = mm.mixture_neighbor_list(
         displacement_fn,
         box,
-        [expert],
-        [params],
+        (mm.Potential(expert, params),),
         np.zeros(len(atoms), int),
         mm.regions.fixed(np.zeros(len(atoms), int), 1),
         fractional_coordinates=True,
@@ -529,7 +529,7 @@ def test_an_overflow_is_no_structure(vacancy):
     tight, energy_fn = mm.mixture_neighbor_list(
         space.periodic(box)[0],
         box,
-        *argon(),
+        mm.experts.potentials(*argon()),
         np.zeros(len(atoms), int),
         region,
         capacity_multiplier=1.0,

@@ -72,8 +72,7 @@ def argon(temperature_K=400.0):
     neighbor_fn, energy_fn = mm.mixture_neighbor_list(
         displacement_fn,
         box,
-        [expert],
-        [expert.init(None)],
+        (mm.Potential(expert, expert.init(None)),),
         np.zeros(32, int),
         mm.regions.fixed(np.zeros(32, int), 1),
         capacity_multiplier=2.0,

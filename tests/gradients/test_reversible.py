@@ -166,8 +166,7 @@ def test_every_bit_comes_back_under_networks(n_steps):
     fns = mm.mixture_neighbor_list(
         displacement_fn,
         box,
-        model.experts,
-        model.params,
+        model.potentials,
         np.zeros(len(atoms), int),
         region,
         capacity_multiplier=2.0,

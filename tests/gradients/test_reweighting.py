@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import moe_md as mm
 from moe_md import units
 from moe_md.gradients.reweighting import (
     Frames,
@@ -167,8 +168,6 @@ def test_frames_of_a_mixture():
     """Their energies are those of the mixture, and gradients reach its parameters and its region."""
     from jax_md import space
 
-    import moe_md as mm
-
     experts = [mm.experts.lennard_jones(("Ar",), 5.0, epsilon=e, sigma=3.4) for e in (0.010, 0.012)]
     params = [e.init(None) for e in experts]
     rng = np.random.default_rng(0)
@@ -177,7 +176,7 @@ def test_frames_of_a_mixture():
     )
     region = mm.regions.around([13], 2.0, 3.0)
     neighbor_fn, mixture = mm.mixture_neighbor_list(
-        space.periodic(11.7)[0], 11.7, experts, params, np.zeros(27, int), region
+        space.periodic(11.7)[0], 11.7, mm.experts.potentials(experts, params), np.zeros(27, int), region
     )
     neighbors = neighbor_fn.allocate(R[0], extra_capacity=10)
 

@@ -123,7 +123,12 @@ def test_gradient_with_respect_to_the_box():
     displacement_fn, shift_fn = space.periodic_general(matrix)
     fraction = c.position / c.box[None]
     fns = mm.mixture_neighbor_list(
-        displacement_fn, matrix, experts(), c.params, np.zeros(32, int), c.region, fractional_coordinates=True
+        displacement_fn,
+        matrix,
+        mm.experts.potentials(experts(), c.params),
+        np.zeros(32, int),
+        c.region,
+        fractional_coordinates=True,
     )
     integrator = simulate.nve(shift_fn, 2.0)
     neighbors = fns[0].allocate(fraction, box=matrix)
@@ -368,7 +373,12 @@ def test_experts_that_are_networks():
     params = (expert.init(jax.random.key(0)), expert.init(jax.random.key(1)))
     displacement_fn, _ = space.periodic(jnp.asarray(c.box))
     fns = mm.mixture_neighbor_list(
-        displacement_fn, c.box, (expert, expert), params, np.zeros(32, int), c.region, chunk_size=16
+        displacement_fn,
+        c.box,
+        mm.experts.potentials((expert, expert), params),
+        np.zeros(32, int),
+        c.region,
+        chunk_size=16,
     )
     neighbors, integrator = fns[0].allocate(c.position), simulate.nve(c.shift_fn, 2.0)
     rng = np.random.default_rng(0)

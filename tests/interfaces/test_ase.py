@@ -120,8 +120,7 @@ def test_agrees_with_the_mixture(checkpoint):
     neighbor_fn, energy_fn = mm.mixture_neighbor_list(
         displacement_fn,
         np.diag(atoms.cell),
-        checkpoint.experts,
-        checkpoint.params,
+        checkpoint.potentials,
         np.full(len(atoms), 2),
         region,
         per_particle=True,

@@ -97,8 +97,7 @@ def test_agrees_with_the_mixture(checkpoint):
     fns = mm.mixture_neighbor_list(
         space.periodic(box)[0],
         box,
-        checkpoint.experts,
-        checkpoint.params,
+        checkpoint.potentials,
         np.full(len(atoms), 2),
         region,
         per_particle=True,

@@ -13,6 +13,7 @@ from contract import ATOMS, BOX, OWNERS, POSITION, close, cluster_rows, randomiz
 from depths import short
 from jax_md import minimize, simulate, space
 
+import moe_md as mm
 from moe_md import experts as mm_experts
 from moe_md.derivatives import forces, virial
 from moe_md.experts import energies_and_partial_forces
@@ -133,7 +134,7 @@ displacement_fn, shift_fn = space.periodic(BOX)
 
 def build(experts, params, region, *, species=ATOMS, position=POSITION, extra=0, **kwargs):
     neighbor_fn, energy_fn = mixture_neighbor_list(
-        displacement_fn, BOX, experts, params, species, region, **kwargs
+        displacement_fn, BOX, mm.experts.potentials(experts, params), species, region, **kwargs
     )
     # Compiled whole: eagerly, each operation is a program of its own.
     return neighbor_fn, jax.jit(energy_fn), neighbor_fn.allocate(jnp.asarray(position), extra)
@@ -205,7 +206,7 @@ def identical():
     """Three copies of one expert; assignments change without compiling."""
     region = fixed(np.zeros(6, int), n_experts=3)
     neighbor_fn, energy_fn = mixture_neighbor_list(
-        displacement_fn, BOX, [LJ] * 3, [randomized(LJ)] * 3, ATOMS, region
+        displacement_fn, BOX, mm.experts.potentials([LJ] * 3, [randomized(LJ)] * 3), ATOMS, region
     )
     nbrs = neighbor_fn.allocate(jnp.asarray(POSITION), 6)
     # Room for all atoms in every expert.
@@ -302,8 +303,7 @@ def test_a_shorter_cutoff_has_fewer_slots():
     neighbor_fn, _ = mixture_neighbor_list(
         space.periodic(edges)[0],
         edges,
-        pair,
-        [randomized(e) for e in pair],
+        mm.experts.potentials(pair, [randomized(e) for e in pair]),
         species,
         fixed(owner),
         dr_threshold=0.2,
@@ -331,7 +331,9 @@ def test_a_halo_gives_the_energies_of_the_full_evaluation(chain, num_layers):
     R, box, D, species, owner = chain
     expert = contract.small_nequip(num_layers)
     pair, params = (expert, SHORT), [randomized(expert), randomized(SHORT)]
-    make = partial(mixture_neighbor_list, D, box, pair, params, species, per_particle=True)
+    make = partial(
+        mixture_neighbor_list, D, box, mm.experts.potentials(pair, params), species, per_particle=True
+    )
 
     def evaluate(region, weights):
         neighbor_fn, energies_fn = make(region=region)
@@ -357,8 +359,7 @@ def test_a_halo_that_outgrows_its_rows_is_flagged(chain):
     neighbor_fn, _ = mixture_neighbor_list(
         D,
         box,
-        (expert, SHORT),
-        [randomized(expert), randomized(SHORT)],
+        (mm.Potential(expert, randomized(expert)), mm.Potential(SHORT, randomized(SHORT))),
         species,
         fixed(owner),
         capacity_multiplier=1.0,
@@ -402,7 +403,9 @@ def test_chunking_changes_nothing(chunk_size):
 def test_padding_and_jit_change_nothing():
     R = jnp.asarray(POSITION)
     _, energy_fn, tight = build(PAIR, PAIR_PARAMS, fixed(OWNERS))
-    _, eager_fn = mixture_neighbor_list(displacement_fn, BOX, PAIR, PAIR_PARAMS, ATOMS, fixed(OWNERS))
+    _, eager_fn = mixture_neighbor_list(
+        displacement_fn, BOX, mm.experts.potentials(PAIR, PAIR_PARAMS), ATOMS, fixed(OWNERS)
+    )
     more = jnp.full(2, len(ATOMS), jnp.int32)
     wide = replace(tight, centers=tuple(jnp.concatenate([c, more]) for c in tight.centers)).update(R)
     assert not wide.did_buffer_overflow
@@ -477,7 +480,7 @@ def test_mixture_is_the_sum_over_image_rows(strained):
     R, edges, species, owner, rows, g = strained
     D, _ = space.periodic(edges)
     neighbor_fn, energy_fn = mixture_neighbor_list(
-        D, edges, PAIR, PAIR_PARAMS, species, fixed(owner), per_particle=True
+        D, edges, mm.experts.potentials(PAIR, PAIR_PARAMS), species, fixed(owner), per_particle=True
     )
     nbrs = neighbor_fn.allocate(jnp.asarray(R % edges))
     rows = jax.tree.map(jnp.asarray, rows)
@@ -492,7 +495,9 @@ def test_mixture_is_the_sum_over_image_rows(strained):
 def test_strain_derivative_is_the_virial(strained):
     R, edges, species, owner, rows, g = strained
     D, _ = space.periodic(edges)
-    neighbor_fn, energy_fn = mixture_neighbor_list(D, edges, PAIR, PAIR_PARAMS, species, fixed(owner))
+    neighbor_fn, energy_fn = mixture_neighbor_list(
+        D, edges, mm.experts.potentials(PAIR, PAIR_PARAMS), species, fixed(owner)
+    )
     R = jnp.asarray(R % edges)
     nbrs = neighbor_fn.allocate(R)
     W = jnp.sum(virial(g, rows), axis=0)
@@ -512,8 +517,7 @@ def test_box_reaches_rows_and_gates(strained, region):
     D, _ = space.periodic_general(edges, fractional_coordinates=True)
     make = partial(
         mixture_neighbor_list,
-        experts=(LJ, SHORT),
-        params=[randomized(LJ)] * 2,
+        potentials=mm.experts.potentials((LJ, SHORT), [randomized(LJ)] * 2),
         species=species,
         region=region,
     )
@@ -640,16 +644,16 @@ def refused(
     with pytest.raises(ValueError, match=message):
         region = fixed(OWNERS) if region is None else region
         neighbor_fn, _ = mixture_neighbor_list(
-            displacement_fn, BOX, experts, params, species, region, **kwargs
+            displacement_fn, BOX, mm.experts.potentials(experts, params), species, region, **kwargs
         )
         neighbor_fn.allocate(jnp.asarray(position))
 
 
 def test_bad_experts_are_refused():
     other = mm_experts.lennard_jones(("C", "Pt"), 3.0)
-    refused(r"experts must share one species tuple, got .*'C', 'Pt'", experts=(LJ, other))
+    refused(r"potentials must share one species tuple, got .*'C', 'Pt'", experts=(LJ, other))
     refused("experts and params must be sequences of equal length.* got 2 and 1", params=[randomized(LJ)])
-    refused("experts and params must be sequences of equal length, at least 1, got 0 and 0", experts=())
+    refused(r"potentials must be pairs \(expert, params\), at least one, got \(\)", experts=())
 
 
 def test_bad_species_are_refused():
@@ -679,11 +683,19 @@ def test_a_box_too_small_for_the_cutoff_is_refused(box):
     with pytest.raises(
         ValueError, match=r"box must be wider than twice the cutoff, 2 x 3.0 Å, .* got widths"
     ):
-        mixture_neighbor_list(displacement_fn, box, (LJ, LJ), [randomized(LJ)] * 2, ATOMS, fixed(OWNERS))
+        mixture_neighbor_list(
+            displacement_fn, box, mm.experts.potentials((LJ, LJ), [randomized(LJ)] * 2), ATOMS, fixed(OWNERS)
+        )
 
 
 def test_a_box_just_wide_enough_is_taken():
-    mixture_neighbor_list(space.periodic(6.01)[0], 6.01, (LJ, LJ), [randomized(LJ)] * 2, ATOMS, fixed(OWNERS))
+    mixture_neighbor_list(
+        space.periodic(6.01)[0],
+        6.01,
+        mm.experts.potentials((LJ, LJ), [randomized(LJ)] * 2),
+        ATOMS,
+        fixed(OWNERS),
+    )
     # Columns are the vectors: perpendicular widths, not lengths.
     box = np.array([[4.0, 3.0, 0], [0, 4.0, 0], [0, 0, 5.0]])
     np.testing.assert_allclose(perpendicular_widths(box), [3.2, 4.0, 5.0])

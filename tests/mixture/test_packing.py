@@ -34,8 +34,7 @@ def crystal(experts=(ALLEGRO, CHEAP), **options):
     fns = mm.mixture_neighbor_list(
         displacement_fn,
         atoms.cell.lengths(),
-        experts,
-        params,
+        mm.experts.potentials(experts, params),
         np.zeros(len(atoms), int),
         region,
         dr_threshold=0.6,

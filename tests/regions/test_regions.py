@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax_md import space
 
+import moe_md as mm
 from moe_md.experts import lennard_jones
 from moe_md.mixture import mixture_neighbor_list
 from moe_md.neighbors.rows import rows_from_neighbor_list
@@ -216,7 +217,9 @@ FLUIDS = [{"epsilon": jnp.asarray(e), "sigma": jnp.asarray(1.8)} for e in (0.4, 
 def crystal(region, **kwargs):
     """A mixture of two Lennard-Jones fluids on that crystal."""
     D, _ = space.periodic(EDGES)
-    return D, *mixture_neighbor_list(D, EDGES, (LJ, LJ), FLUIDS, np.zeros(len(CUBIC), int), region, **kwargs)
+    return D, *mixture_neighbor_list(
+        D, EDGES, mm.experts.potentials((LJ, LJ), FLUIDS), np.zeros(len(CUBIC), int), region, **kwargs
+    )
 
 
 def shaken(seed, size=0.1):
@@ -338,7 +341,7 @@ def test_coordination_counts_neighbors():
     hole = np.delete(CUBIC, 100, axis=0)
     D, _ = space.periodic(EDGES)
     neighbor_fn, energy_fn = mixture_neighbor_list(
-        D, EDGES, (LJ, LJ), FLUIDS, np.zeros(len(hole), int), region
+        D, EDGES, mm.experts.potentials((LJ, LJ), FLUIDS), np.zeros(len(hole), int), region
     )
     nbrs = neighbor_fn.allocate(jnp.asarray(hole))
     near = RegionNeighbors(jnp.zeros(len(hole), int), nbrs.idx, 3.2, None)
@@ -360,8 +363,7 @@ def test_coordination_counts_neighbors():
         mixture_neighbor_list(
             D,
             EDGES,
-            (LJ, LJ),
-            FLUIDS,
+            mm.experts.potentials((LJ, LJ), FLUIDS),
             np.zeros(len(hole), int),
             coordination(4.0, 5.0, r_full=2.4, r_none=3.5),
         )[0].allocate(jnp.asarray(hole))

@@ -19,7 +19,12 @@ DISPLACEMENT, SHIFT = space.periodic(N * LATTICE)
 
 def mixture(region, **kwargs):
     return mm.mixture_neighbor_list(
-        DISPLACEMENT, N * LATTICE, (EXPERT, EXPERT), FLUIDS, np.zeros(len(CUBIC), int), region, **kwargs
+        DISPLACEMENT,
+        N * LATTICE,
+        mm.experts.potentials((EXPERT, EXPERT), FLUIDS),
+        np.zeros(len(CUBIC), int),
+        region,
+        **kwargs,
     )
 
 

@@ -202,8 +202,7 @@ def test_continues_bit_for_bit_and_compiles_nothing(tmp_path):
     neighbor_fn, energy_fn = mm.mixture_neighbor_list(
         displacement_fn,
         10.4,
-        experts,
-        [e.init(None) for e in experts],
+        mm.experts.potentials(experts, [e.init(None) for e in experts]),
         np.zeros(n, int),
         mm.regions.around([0], 3.0, 1.0),
     )

@@ -58,8 +58,7 @@ def build(case):
     fns = mm.mixture_neighbor_list(
         displacement_fn,
         box,
-        experts,
-        [e.init(None) for e in experts],
+        mm.experts.potentials(experts, [e.init(None) for e in experts]),
         np.array([species.index(s) for s in atoms.symbols]),
         region,
         capacity_multiplier=1.1,

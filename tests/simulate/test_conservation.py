@@ -26,7 +26,11 @@ class System:
         box = np.diag(atoms.cell)
         self.displacement_fn, self.shift_fn = space.periodic(jnp.asarray(box))
         self.neighbor_fn, self.energy_fn = mm.mixture_neighbor_list(
-            self.displacement_fn, box, experts, params, np.asarray(species), mm.regions.fixed(assignment)
+            self.displacement_fn,
+            box,
+            mm.experts.potentials(experts, params),
+            np.asarray(species),
+            mm.regions.fixed(assignment),
         )
         mixture = (self.neighbor_fn, self.energy_fn)
         relaxed = simulate.relax(*mixture, self.shift_fn, jnp.asarray(atoms.positions), force_tolerance=0.05)

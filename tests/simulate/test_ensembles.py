@@ -41,8 +41,7 @@ def mixture(atoms, region, experts=PAIR, params=PARAMS):
     neighbor_fn, energy_fn = mixture_neighbor_list(
         displacement_fn,
         box,
-        experts,
-        params,
+        mm.experts.potentials(experts, params),
         np.zeros(len(atoms), int),
         region,
         fractional_coordinates=True,

@@ -23,7 +23,11 @@ DISPLACEMENT, SHIFT = space.periodic(EDGES)
 @pytest.fixture(scope="module")
 def crystal():
     return mm.mixture_neighbor_list(
-        DISPLACEMENT, EDGES, (EXPERT, EXPERT), FLUIDS, np.zeros(len(CUBIC), int), REGION.region
+        DISPLACEMENT,
+        EDGES,
+        mm.experts.potentials((EXPERT, EXPERT), FLUIDS),
+        np.zeros(len(CUBIC), int),
+        REGION.region,
     )
 
 
@@ -108,7 +112,7 @@ def test_rows_that_run_out_are_healed():
     """From a few atoms in small spheres to many in large ones, in a run that goes on with the old lists."""
     small, large = (around([40, 300], r, 1.0) for r in (0.5, 3.0))
     fns = mm.mixture_neighbor_list(
-        DISPLACEMENT, EDGES, (EXPERT, EXPERT), FLUIDS, np.zeros(len(CUBIC), int), small
+        DISPLACEMENT, EDGES, mm.experts.potentials((EXPERT, EXPERT), FLUIDS), np.zeros(len(CUBIC), int), small
     )
     start = run(fns, 0, region=reassigned(small))
     state = start.state._replace(weights=None)

@@ -25,8 +25,7 @@ def pt_slab(*, epsilon=(0.60, 0.55), **options):
     neighbor_fn, energy_fn = mm.mixture_neighbor_list(
         displacement_fn,
         np.diag(atoms.cell),
-        experts,
-        [e.init(None) for e in experts],
+        mm.experts.potentials(experts, [e.init(None) for e in experts]),
         np.zeros(len(atoms), int),
         region,
         **options,
@@ -505,8 +504,7 @@ def test_relaxation_takes_no_long_step():
     neighbor_fn, energy_fn = mm.mixture_neighbor_list(
         displacement_fn,
         30.0,
-        (pair, pair),
-        (params, params),
+        (mm.Potential(pair, params), mm.Potential(pair, params)),
         np.zeros(2, int),
         mm.regions.fixed(np.zeros(2, int)),
     )
@@ -619,7 +617,11 @@ def test_an_atom_that_wanders_out_of_its_region_is_warned_of_once():
     kinds = np.zeros(len(position), int)
     kinds[carbon] = 1
     fns = mm.mixture_neighbor_list(
-        displacement_fn, box, experts, [e.init(None) for e in experts], kinds, mm.regions.fixed(owner)
+        displacement_fn,
+        box,
+        mm.experts.potentials(experts, [e.init(None) for e in experts]),
+        kinds,
+        mm.regions.fixed(owner),
     )
     velocity = np.zeros_like(position)
     velocity[carbon, 0] = 1.0

@@ -34,8 +34,7 @@ def crystal(moving: bool = False, experts=EXPERTS, inner_potential=GUIDE):
     fns = mm.mixture_neighbor_list(
         displacement_fn,
         atoms.cell.lengths(),
-        experts,
-        [e.init(None) for e in experts],
+        mm.experts.potentials(experts, [e.init(None) for e in experts]),
         np.zeros(len(atoms), int),
         region,
         inner_potential=None if inner_potential is None else (inner_potential, inner_potential.init(None)),
@@ -240,8 +239,7 @@ def test_guide_must_be_an_expert_with_parameters():
         return mm.mixture_neighbor_list(
             displacement_fn,
             atoms.cell.lengths(),
-            EXPERTS,
-            [e.init(None) for e in EXPERTS],
+            mm.experts.potentials(EXPERTS, [e.init(None) for e in EXPERTS]),
             *rest[1:],
             inner_potential=inner_potential,
         )
