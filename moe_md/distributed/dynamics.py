@@ -74,7 +74,7 @@ def run(
     check_count("n_steps", n_steps, 0)
     check_count("chunk_steps", chunk_steps, 1)
     frames, n_reallocations, done, in_domain = [], 0, 0, True
-    with interrupts.kept() as check_interrupt:
+    with interrupts.deferred_sigint() as check_interrupt:
         while True:
             check_interrupt()
             n = min(chunk_steps, n_steps - done) if frames else 0

@@ -1,9 +1,23 @@
 """Molecular dynamics and relaxation: a host loop over jitted chunks of steps."""
 
-from moe_md.failures import SimulationError
+from moe_md.failures import SimulationError, Status
 from moe_md.renamed import missing_attribute
-from moe_md.simulate.integrators import Evaluation, Integrator, langevin, nose_hoover, npt, nve
-from moe_md.simulate.run import Frame, Log, Relaxation, Result, State, relax, run
+from moe_md.simulate.integrators import (
+    Evaluation,
+    Integrator,
+    expert_friction,
+    langevin,
+    nose_hoover,
+    npt,
+    nve,
+    respa,
+)
+from moe_md.simulate.reassign import run_reassigned
+from moe_md.simulate.relax import Relaxation, relax
+from moe_md.simulate.run import run
+from moe_md.simulate.start import adopt, start
+from moe_md.simulate.state import Frame, Log, Result, State
+from moe_md.simulate.step import md_step
 
 __all__ = [
     "Evaluation",
@@ -14,12 +28,19 @@ __all__ = [
     "Result",
     "SimulationError",
     "State",
+    "Status",
+    "adopt",
+    "expert_friction",
     "langevin",
+    "md_step",
     "nose_hoover",
     "npt",
     "nve",
     "relax",
+    "respa",
     "run",
+    "run_reassigned",
+    "start",
 ]
 
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def kept() -> Generator[Callable[[], None]]:
-    """A long loop that ends by Ctrl-C, wherever it was when it came.
+def deferred_sigint() -> Generator[Callable[[], None]]:
+    """A long loop that Ctrl-C ends, wherever the signal arrives.
 
     `KeyboardInterrupt` is raised as ever. Yields `check`, to be called once in
     a while: it raises the one that was ignored. Changes nothing outside the

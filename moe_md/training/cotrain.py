@@ -184,7 +184,7 @@ def cotrain(
     batch = next(inputs)
     try:
         bar_of = partial(tqdm, initial=here.step, disable=not progress, desc="co-training", unit="step")
-        with interrupts.kept() as check_interrupt, bar_of(total=settings.steps) as bar:
+        with interrupts.deferred_sigint() as check_interrupt, bar_of(total=settings.steps) as bar:
             for step in range(here.step + 1, settings.steps + 1):
                 check_interrupt()
                 if _out_of_patience(here, settings):

@@ -26,14 +26,14 @@ def ignored(monkeypatch):
 
 
 def test_raised_at_once():
-    with pytest.raises(KeyboardInterrupt), interrupts.kept():
+    with pytest.raises(KeyboardInterrupt), interrupts.deferred_sigint():
         signal.raise_signal(signal.SIGINT)
         pytest.fail("it went on")
 
 
 def test_one_that_was_ignored_is_raised_at_the_next_look(ignored):
     seen = []
-    with pytest.raises(KeyboardInterrupt), interrupts.kept() as check:
+    with pytest.raises(KeyboardInterrupt), interrupts.deferred_sigint() as check:
         check()
         thing = Dying()
         del thing
@@ -46,7 +46,7 @@ def test_one_that_was_ignored_is_raised_at_the_next_look(ignored):
 
 def test_it_leaves_as_it_came():
     before = signal.getsignal(signal.SIGINT)
-    with interrupts.kept():
+    with interrupts.deferred_sigint():
         assert signal.getsignal(signal.SIGINT) is not before
     assert signal.getsignal(signal.SIGINT) is before is signal.default_int_handler
 
@@ -55,7 +55,7 @@ def test_other_handlers_stay():
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
         mine = signal.getsignal(signal.SIGINT)
-        with interrupts.kept() as check:
+        with interrupts.deferred_sigint() as check:
             assert signal.getsignal(signal.SIGINT) is mine
             signal.raise_signal(signal.SIGINT)
             check()
@@ -65,7 +65,7 @@ def test_other_handlers_stay():
 
 def test_other_threads_may_use_it():
     def work():
-        with interrupts.kept() as check:
+        with interrupts.deferred_sigint() as check:
             check()
             done.append(True)
 
