@@ -21,9 +21,7 @@ class Status(IntEnum):
 PROBLEMS = {
     Status.RUNNING: "",
     Status.CONVERGED: "",
-    Status.NON_FINITE: (
-        "energy, forces and positions must stay finite, got NaN or infinity at step {step}."
-    ),
+    Status.NON_FINITE: ("energy, forces and positions must stay finite, got NaN or infinity at step {step}."),
     Status.NEIGHBOR_OVERFLOW: (
         "neighbour lists must fit after max_reallocations = {max_reallocations} reallocations in one chunk, "
         "but they overflowed again at step {step}: atoms collapse onto each other, "

@@ -10,7 +10,7 @@ from ase.build import bulk
 from jax_md import space
 
 import moe_md as mm
-from moe_md import units
+from moe_md import simulate, units
 
 CUTOFF, ONSET = (
     3.45,
@@ -38,7 +38,7 @@ class Crystal(NamedTuple):
     def start(self, integrator, position=None, momentum=None, key=None):
         """The integrator's state."""
         position = self.position if position is None else position
-        return integrator.start(
+        return integrator.init(
             position, self.momentum if momentum is None else momentum, self.mass, key, None
         )
 
@@ -87,3 +87,18 @@ def slope(f, at: float, step: float) -> float:
     """df/dx by a central difference of fourth order."""
     near, far = f(at + step) - f(at - step), f(at + 2 * step) - f(at - 2 * step)
     return float((8 * near - far) / (12 * step))
+
+
+START = ("masses", "velocity", "temperature_K", "key", "box")
+
+
+def run_from(neighbor_fn, energy_fn, integrator, position=None, *, state=None, region=None, **options):
+    """`simulate.start` and `simulate.run` in one call; `run_reassigned` where `reassign_every` is given."""
+    begin = {name: options.pop(name) for name in START if name in options}
+    if state is None:
+        state = simulate.start(integrator, position, **begin)
+    elif begin:
+        state = simulate.adopt(integrator, state, **begin)
+    if "reassign_every" in options:
+        return simulate.run_reassigned(neighbor_fn, energy_fn, integrator, state, region, **options)
+    return simulate.run(neighbor_fn, energy_fn, integrator, state, region=region, **options)

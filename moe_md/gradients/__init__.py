@@ -24,7 +24,8 @@ from moe_md.gradients.isotropic import IsotropicEquilibrium, isotropic_equilibri
 from moe_md.gradients.lyapunov import TangentGrowth, lyapunov_exponent
 from moe_md.gradients.reversible import RoundTrip, reversible_rollout, round_trip
 from moe_md.gradients.reweighting import reweight
-from moe_md.gradients.rollout import Rollout, Snapshot, check_rollout, rollout
+from moe_md.gradients.rollout import rollout
+from moe_md.gradients.trajectory import Rollout, Snapshot, check_rollout
 from moe_md.renamed import missing_attribute
 
 __all__ = [

@@ -34,7 +34,7 @@ from jax.scipy.sparse import linalg
 from moe_md import units
 from moe_md.checks import check_count, check_positive
 from moe_md.gradients.isotropic import known
-from moe_md.gradients.rollout import moved_fractions
+from moe_md.gradients.trajectory import moved_fractions
 from moe_md.neighbors.neighbor_list import box_matrix
 
 ISOTROPIC_STRAIN = np.eye(3)[None]  # [1, 3, 3], for `strains`

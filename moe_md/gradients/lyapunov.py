@@ -21,8 +21,8 @@ import numpy as np
 from jax import Array
 
 from moe_md.checks import check_count
-from moe_md.gradients.rollout import step_once
-from moe_md.simulate.integrators import NVE, Evaluation
+from moe_md.simulate.integrators.nve import NVE
+from moe_md.simulate.step import md_step
 
 
 class TangentGrowth(NamedTuple):
@@ -129,19 +129,21 @@ def flow(energy_fn: Callable, integrator: NVE) -> tuple[Callable, Callable]:
     if type(integrator) is not NVE:
         raise ValueError(f"integrator must be from nve, got {type(integrator).__name__}.")
 
-    def force(R, neighbors):
-        return -jax.grad(lambda R: jnp.sum(energy_fn(R, neighbor=neighbors)))(R)
+    def evaluate(position, neighbors):
+        return integrator.evaluate(energy_fn, jnp.zeros((), int), position, neighbor=neighbors)
 
     def init(position, momentum, masses, neighbors):
-        state = integrator.start(position, momentum, jnp.asarray(masses, position.dtype), None, None)
-        return integrator.receive(state, Evaluation(jax.jit(force)(position, neighbors), None))
+        state = integrator.init(position, momentum, jnp.asarray(masses, position.dtype), None, None)
+        return integrator.set_forces(state, jax.jit(evaluate)(position, neighbors))
 
     def step(state, neighbors):
-        def force_at(position):
-            found = neighbors.update(jax.lax.stop_gradient(position))
-            return force(position, found), found
+        def update_and_evaluate(position, box):
+            del box
+            updated = neighbors.update(jax.lax.stop_gradient(position))
+            return evaluate(position, updated), updated
 
-        return step_once(integrator, state, force_at)
+        state, _, _, updated = md_step(integrator, state, None, update_and_evaluate)
+        return state, updated
 
     return init, step
 

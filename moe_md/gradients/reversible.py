@@ -33,8 +33,8 @@ import numpy as np
 from jax import Array
 
 from moe_md import units
-from moe_md.gradients.rollout import Rollout, Snapshot, check_arguments, nan_if
-from moe_md.simulate.integrators import NVE
+from moe_md.gradients.trajectory import Rollout, Snapshot, check_arguments, nan_if
+from moe_md.simulate.integrators.nve import NVE
 
 QUANTUM = 2.0**-44  # of positions in Å and of momenta in sqrt(amu eV); they reach 5e5
 

@@ -39,7 +39,7 @@ def md_step(
 
 
 def like(old, new):
-    """The new pytree in the dtypes of the old one: a float64 time step or box must not change a float32 state."""
+    """The new pytree in the dtypes of the old one; a float64 box must not change a float32 state."""
     return jax.tree.map(
         lambda a, b: b if b.dtype == a.dtype else b.astype(a.dtype),
         jax.tree.map(jnp.asarray, old),

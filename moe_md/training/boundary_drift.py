@@ -94,7 +94,7 @@ def boundary_drift(
     time = n_steps * timestep_fs * units.fs
 
     def drift(params) -> Array:
-        rest = integrator.start(site, jnp.zeros_like(site), jnp.full(n_atoms, mass, site.dtype), None, None)
+        rest = integrator.init(site, jnp.zeros_like(site), jnp.full(n_atoms, mass, site.dtype), None, None)
         out = rollout(
             energy_fn,
             integrator,

@@ -157,10 +157,10 @@ def dynamics(found):
     one = simulate.run(
         *fns,
         integrator,
-        jnp.asarray(atoms.positions),
+        simulate.start(
+            integrator, jnp.asarray(atoms.positions), masses=atoms.get_masses(), velocity=velocity
+        ),
         n_steps=200,
-        masses=atoms.get_masses(),
-        velocity=velocity,
         chunk_steps=20,
     )
     apart = np.asarray(slabs.gather(result.state).position) - np.asarray(one.state.position)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache, partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -134,7 +135,7 @@ def test_gradient_with_respect_to_the_box():
     neighbors = fns[0].allocate(fraction, box=matrix)
 
     def value(box):
-        state = integrator.start(fraction, c.momentum, c.mass, None, box)
+        state = integrator.init(fraction, c.momentum, c.mass, None, box)
         out = gradients.rollout(
             fns[1], integrator, state, neighbors, 40, box=box, observe=lambda s: s.energy, observe_every=10
         )
@@ -167,19 +168,17 @@ def test_the_same_path_as_run():
         ran = simulate.run(
             *fns,
             integrator,
-            c.position,
-            masses=c.mass,
-            velocity=c.momentum / c.mass[:, None],
-            key=KEY,
+            simulate.start(
+                integrator, c.position, masses=c.mass, velocity=c.momentum / c.mass[:, None], key=KEY
+            ),
             n_steps=20,
         )
         begun = simulate.run(
             *fns,
             integrator,
-            c.position,
-            masses=c.mass,
-            velocity=c.momentum / c.mass[:, None],
-            key=KEY,
+            simulate.start(
+                integrator, c.position, masses=c.mass, velocity=c.momentum / c.mass[:, None], key=KEY
+            ),
             n_steps=0,
         )
         out = jax.jit(lambda s, n, by=integrator: gradients.rollout(c.energy_fn, by, s, n, 20))(
@@ -401,21 +400,26 @@ def test_what_does_not_fit_is_refused():
     nve, neighbors = simulate.nve(c.shift_fn, 2.0), c.allocate()
     good = dict(energy_fn=c.energy_fn, integrator=nve, state=c.start(nve), neighbors=neighbors, n_steps=12)
     npt = simulate.npt(c.shift_fn, 2.0, 100.0)
+    inner = SimpleNamespace(inner_energy=c.energy_fn, inner_outer_split=c.energy_fn)
     bad = [
         ("region must have smooth gates", dict(region=mm.regions.reassigned(c.region))),
         (
             "region must have smooth gates",
             dict(region=mm.regions.union(c.region, mm.regions.reassigned(c.region))),
         ),
-        ("integrator must hold the box", dict(integrator=npt)),
+        ("integrator must keep the box fixed", dict(integrator=npt)),
         (
             "integrator must have outer_every = 1",
-            dict(integrator=simulate.nve(c.shift_fn, 2.0, outer_every=2)),
+            dict(integrator=simulate.respa(nve, inner, 2)),
         ),
         ("integrator must be from", dict(integrator="nve")),
         (
             "integrator must have a friction for each atom",
-            dict(integrator=simulate.langevin(c.shift_fn, 2.0, 100.0, (0.0, 0.01), per_expert=True)),
+            dict(
+                integrator=simulate.langevin(
+                    c.shift_fn, 2.0, 100.0, friction_fn=simulate.expert_friction(c.neighbor_fn, (0.0, 0.01))
+                )
+            ),
         ),
         (
             "state must be a NVTLangevinState",

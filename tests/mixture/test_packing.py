@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from jax_md import space
+from trajectories import run_from
 
 import moe_md as mm
 from moe_md import simulate
@@ -119,7 +120,7 @@ def test_a_run_outgrows_its_slots():
     atoms, _, shift_fn, neighbor_fn, energy_fn = crystal(capacity_multiplier=1.0)
     start = dict(masses=atoms.get_masses(), temperature_K=900.0, key=jax.random.key(0))
     frames = []
-    result = simulate.run(
+    result = run_from(
         neighbor_fn,
         energy_fn,
         simulate.nve(shift_fn, 2.0),

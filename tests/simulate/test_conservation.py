@@ -38,10 +38,9 @@ class System:
         self.warm = simulate.run(
             *mixture,
             langevin,
-            relaxed.position,
-            masses=masses,
-            temperature_K=500.0,
-            key=jax.random.key(0),
+            simulate.start(
+                langevin, relaxed.position, masses=masses, temperature_K=500.0, key=jax.random.key(0)
+            ),
             n_steps=equilibrate,
         )
 
@@ -66,7 +65,7 @@ class System:
             self.neighbor_fn,
             energy_fn,
             simulate.nve(self.shift_fn, timestep_fs),
-            state=self.warm.state,
+            self.warm.state,
             neighbors=self.warm.neighbors if region is None else None,
             region=region,
             n_steps=n_steps,

@@ -13,6 +13,7 @@ from ase.optimize import BFGS
 from depths import short
 from jax_md import simulate as jax_md_simulate
 from jax_md import space
+from trajectories import run_from
 
 import moe_md as mm
 from moe_md import simulate, units
@@ -58,7 +59,7 @@ def run(system, integrator, n_steps, *, shift=0.0, **kwargs):
     fraction, box, _, neighbor_fn, energy_fn = system
     masses = np.full(len(fraction), MASS)
     start = {"temperature_K": 600.0, "key": jax.random.key(0), "chunk_steps": 10, **kwargs}
-    return simulate.run(
+    return run_from(
         neighbor_fn,
         energy_fn,
         integrator,
@@ -168,8 +169,8 @@ def test_a_run_goes_on_under_another_ensemble_in_the_box_it_reached():
         neighbor_fn,
         energy_fn,
         simulate.nve(shift_fn, 1.0),
+        pressed.state,
         n_steps=50,
-        state=pressed.state,
         neighbors=pressed.neighbors,
     )
     np.testing.assert_allclose(on.log.volume, volume, rtol=1e-12)
@@ -179,8 +180,8 @@ def test_a_run_goes_on_under_another_ensemble_in_the_box_it_reached():
         neighbor_fn,
         energy_fn,
         simulate.npt(shift_fn, 2.0, 300.0),
+        on.state,
         n_steps=2,
-        state=on.state,
         neighbors=on.neighbors,
         chunk_steps=1,
     )
@@ -309,14 +310,12 @@ def test_a_barostat_needs_a_box():
     fraction, box, shift_fn, neighbor_fn, energy_fn = mixture(atoms, half(atoms))
     start = {"masses": np.full(108, MASS), "temperature_K": 1.0, "key": jax.random.key(0), "n_steps": 1}
     with pytest.raises(ValueError, match="box must be given .* got None"):
-        simulate.run(neighbor_fn, energy_fn, simulate.npt(shift_fn, 1.0, 300.0), fraction, **start)
+        run_from(neighbor_fn, energy_fn, simulate.npt(shift_fn, 1.0, 300.0), fraction, **start)
     with pytest.raises(ValueError, match="box must be a number, three edges or three independent columns"):
-        simulate.run(
-            neighbor_fn, energy_fn, simulate.nve(shift_fn, 1.0), fraction, box=np.ones((3, 3)), **start
-        )
-    still = simulate.run(neighbor_fn, energy_fn, simulate.nve(shift_fn, 1.0), fraction, **start)
+        run_from(neighbor_fn, energy_fn, simulate.nve(shift_fn, 1.0), fraction, box=np.ones((3, 3)), **start)
+    still = run_from(neighbor_fn, energy_fn, simulate.nve(shift_fn, 1.0), fraction, **start)
     with pytest.raises(ValueError, match="state must know its box"):
-        simulate.run(neighbor_fn, energy_fn, simulate.npt(shift_fn, 1.0, 300.0), state=still.state, n_steps=1)
+        simulate.run(neighbor_fn, energy_fn, simulate.npt(shift_fn, 1.0, 300.0), still.state, n_steps=1)
     with pytest.raises(ValueError, match="box must be given where relax_cell = True"):
         simulate.relax(neighbor_fn, energy_fn, shift_fn, fraction, relax_cell=True)
     with pytest.raises(ValueError, match=r"cell_mask must be a symmetric \[3, 3\] array of zeros and ones"):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax_md import space
+from trajectories import run_from
 
 import moe_md as mm
 from moe_md import simulate
@@ -38,8 +39,8 @@ def run(crystal, n_steps, timestep_fs=2.0, **kwargs):
         temperature_K=1500.0,
         key=jax.random.key(0),
     )
-    given = dict(region=REGION, reassign_steps=10, chunk_steps=25) | kwargs
-    return simulate.run(
+    given = dict(region=REGION, reassign_every=10, chunk_steps=25) | kwargs
+    return run_from(
         *crystal,
         simulate.nve(SHIFT, timestep_fs),
         n_steps=n_steps,
@@ -65,7 +66,7 @@ def test_energy_less_work_is_conserved(crystal):
             crystal,
             int(1200 / timestep_fs),
             timestep_fs,
-            reassign_steps=int(40 / timestep_fs),
+            reassign_every=int(40 / timestep_fs),
             chunk_steps=int(20 / timestep_fs),
         ).log
         assert np.abs(log.work).max() > 1.0 and len(set(log.work)) > 10
@@ -127,10 +128,10 @@ def test_rows_that_run_out_are_healed():
     [
         (
             {"region": None},
-            "region must be given, one of regions.reassigned, where reassign_steps is, got None",
+            "region must be given, one of regions.reassigned, where reassign_every is, got None",
         ),
         ({"region": REGION.region}, "region must be given, one of regions.reassigned"),
-        ({"reassign_steps": 0}, "reassign_steps must be a whole number, at least 1, got 0"),
+        ({"reassign_every": 0}, "reassign_every must be a whole number, at least 1, got 0"),
     ],
 )
 def test_bad_input(crystal, change, message):
@@ -142,4 +143,4 @@ def test_no_region_is_refused(crystal):
     with pytest.raises(ValueError, match="region must have a gate"):
         reassigned(3)
     with pytest.raises(ValueError, match="region must have dealt its atoms out"):
-        run(crystal, 10, reassign_steps=None)
+        run(crystal, 10, reassign_every=None)

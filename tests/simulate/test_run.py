@@ -8,10 +8,11 @@ import pytest
 from ase.build import fcc111
 from jax_md import minimize, space
 from jax_md import simulate as integrators
+from trajectories import run_from
 
 import moe_md as mm
 from moe_md import simulate, units
-from moe_md.simulate.run import _advance
+from moe_md.simulate.advance import advance_chunk
 
 CUTOFF = 4.3
 
@@ -43,7 +44,7 @@ def warm(slab):
     """A run at 500 K that others continue."""
     atoms, neighbor_fn, energy_fn, shift_fn = slab
     start = dict(masses=atoms.get_masses(), temperature_K=900.0, key=jax.random.key(0))
-    return simulate.run(
+    return run_from(
         neighbor_fn,
         energy_fn,
         simulate.nve(shift_fn, 2.0),
@@ -86,9 +87,7 @@ def test_drops_into_jax_md(slab, warm):
         neighbor_fn,
         energy_fn,
         simulate.nve(shift_fn, 2.0),
-        R,
-        masses=masses,
-        velocity=start.velocity,
+        simulate.start(simulate.nve(shift_fn, 2.0), R, masses=masses, velocity=start.velocity),
         n_steps=100,
     )
     apart = space.distance(
@@ -114,9 +113,12 @@ def test_log_and_frames(slab):
         neighbor_fn,
         energy_fn,
         simulate.nve(shift_fn, 0.5),
-        jnp.asarray(atoms.positions),
-        masses=atoms.get_masses(),
-        velocity=0.01 * drifting,
+        simulate.start(
+            simulate.nve(shift_fn, 0.5),
+            jnp.asarray(atoms.positions),
+            masses=atoms.get_masses(),
+            velocity=0.01 * drifting,
+        ),
         n_steps=25,
         chunk_steps=10,
         reporters=[frames.append],
@@ -146,10 +148,13 @@ def test_every_force_sees_every_pair():
         neighbor_fn,
         energy_fn,
         simulate.nve(shift_fn, 5.0),
-        jnp.asarray(atoms.positions),
-        masses=atoms.get_masses(),
-        temperature_K=2000.0,
-        key=jax.random.key(3),
+        simulate.start(
+            simulate.nve(shift_fn, 5.0),
+            jnp.asarray(atoms.positions),
+            masses=atoms.get_masses(),
+            temperature_K=2000.0,
+            key=jax.random.key(3),
+        ),
         n_steps=40,
         chunk_steps=1,
         reporters=[frames.append],
@@ -175,10 +180,13 @@ def test_overflow_heals(thermostat):
             neighbor_fn,
             energy_fn,
             integrator,
-            jnp.asarray(atoms.positions) * jnp.asarray([[1.0, 1.0, 0.97]]),  # compressed
-            masses=atoms.get_masses(),
-            temperature_K=1500.0,
-            key=jax.random.key(4),
+            simulate.start(
+                integrator,
+                jnp.asarray(atoms.positions) * jnp.asarray([[1.0, 1.0, 0.97]]),
+                masses=atoms.get_masses(),
+                temperature_K=1500.0,
+                key=jax.random.key(4),
+            ),
             n_steps=120,
         )
 
@@ -225,10 +233,13 @@ def test_stops_with_the_last_good_state(slab):
             neighbor_fn,
             fragile,
             simulate.nve(shift_fn, 2.0),
-            origin,
-            masses=atoms.get_masses(),
-            temperature_K=1000.0,
-            key=jax.random.key(5),
+            simulate.start(
+                simulate.nve(shift_fn, 2.0),
+                origin,
+                masses=atoms.get_masses(),
+                temperature_K=1000.0,
+                key=jax.random.key(5),
+            ),
             n_steps=1000,
             chunk_steps=5,
             reporters=[keeper],
@@ -243,9 +254,12 @@ def test_stops_with_the_last_good_state(slab):
             neighbor_fn,
             lambda R, neighbor: jnp.nan * jnp.sum(R),
             simulate.nve(shift_fn, 1.0),
-            origin,
-            masses=atoms.get_masses(),
-            velocity=np.zeros(origin.shape),
+            simulate.start(
+                simulate.nve(shift_fn, 1.0),
+                origin,
+                masses=atoms.get_masses(),
+                velocity=np.zeros(origin.shape),
+            ),
             n_steps=1,
         )
 
@@ -261,10 +275,11 @@ def test_compiles_once(slab, warm):
             neighbor_fn,
             energy_fn,
             simulate.langevin(shift_fn, timestep_fs, temperature_K, 0.01),
-            state=state,
+            simulate.adopt(
+                simulate.langevin(shift_fn, timestep_fs, temperature_K, 0.01), state, key=jax.random.key(6)
+            ),
             neighbors=warm.neighbors,
             params=params,
-            key=jax.random.key(6),
             n_steps=n_steps,
             chunk_steps=10,
             reporters=[frames.append],
@@ -280,12 +295,12 @@ def test_compiles_once(slab, warm):
     jax.monitoring.register_event_duration_secs_listener(listener)
     jax.jit(lambda x: x * 1.25)(1.0)
     assert len(compilations) == 1  # the listener hears
-    size = _advance._cache_size()
+    size = advance_chunk._cache_size()
     second = go(0.5, 500.0, 27, first.state, jax.tree.map(lambda p: 0.99 * p, params))
     fresh = second.state._replace(dynamics=second.state.dynamics.set(position=jnp.asarray(atoms.positions)))
     compilations.clear()
     go(0.25, 200.0, 33, fresh, params)
-    assert compilations == [] and _advance._cache_size() == size
+    assert compilations == [] and advance_chunk._cache_size() == size
 
 
 def test_atoms_that_change_hands_compile_nothing(slab, warm):
@@ -293,10 +308,10 @@ def test_atoms_that_change_hands_compile_nothing(slab, warm):
     _, neighbor_fn, energy_fn, shift_fn = slab
     region = mm.regions.around([40], 2.6, 1.2)
     given = dict(region=region, chunk_steps=10)
-    first = simulate.run(
+    first = run_from(
         neighbor_fn, energy_fn, simulate.nve(shift_fn, 2.0), state=warm.state, n_steps=10, **given
     )
-    size, owned = _advance._cache_size(), set()
+    size, owned = advance_chunk._cache_size(), set()
 
     def look(state, neighbors):
         owned.add(tuple(tuple(np.asarray(c).tolist()) for c in neighbors.centers))
@@ -307,7 +322,7 @@ def test_atoms_that_change_hands_compile_nothing(slab, warm):
 
         on_state = staticmethod(look)
 
-    out = simulate.run(
+    out = run_from(
         neighbor_fn,
         energy_fn,
         simulate.nve(shift_fn, 2.0),
@@ -318,7 +333,7 @@ def test_atoms_that_change_hands_compile_nothing(slab, warm):
         **given,
     )
     assert len(owned) >= 3 and out.log.n_reallocations[-1] == 0
-    assert _advance._cache_size() == size
+    assert advance_chunk._cache_size() == size
 
 
 def test_params_and_region_are_arguments(slab):
@@ -328,10 +343,10 @@ def test_params_and_region_are_arguments(slab):
     R = jnp.asarray(atoms.positions)
     params = [{"epsilon": 0.50, "sigma": 2.5446}, {"epsilon": 0.3, "sigma": 2.0}]
     everywhere = mm.regions.fixed(np.zeros(len(atoms), int))
-    given = simulate.run(
+    given = run_from(
         neighbor_fn, energy_fn, simulate.nve(shift_fn, 1.0), R, params=params, region=everywhere, **start
     )
-    built = simulate.run(other_fn, other_energy_fn, simulate.nve(shift_fn, 1.0), R, **start)
+    built = run_from(other_fn, other_energy_fn, simulate.nve(shift_fn, 1.0), R, **start)
     np.testing.assert_allclose(given.state.position, built.state.position, atol=1e-10)
     np.testing.assert_allclose(given.log.potential, built.log.potential, rtol=1e-10)
 
@@ -343,7 +358,7 @@ def test_continues_where_it_stopped(slab, warm, thermostat):
 
     def on(from_, n_steps, **kwargs):
         kwargs.setdefault("neighbors", from_.neighbors)
-        return simulate.run(neighbor_fn, energy_fn, integrator, state=from_.state, n_steps=n_steps, **kwargs)
+        return run_from(neighbor_fn, energy_fn, integrator, state=from_.state, n_steps=n_steps, **kwargs)
 
     key = jax.random.key(8) if thermostat else None
     whole = on(warm, 60, key=key, chunk_steps=20)
@@ -353,9 +368,7 @@ def test_continues_where_it_stopped(slab, warm, thermostat):
     np.testing.assert_array_equal(whole.log.step, [120, 140, 160])
     if thermostat:  # its momentum is removed when energy is to be conserved
         assert whole.log.momentum[-1] > 1e-3
-        after = simulate.run(
-            neighbor_fn, energy_fn, simulate.nve(shift_fn, 1.0), state=whole.state, n_steps=5
-        )
+        after = simulate.run(neighbor_fn, energy_fn, simulate.nve(shift_fn, 1.0), whole.state, n_steps=5)
         assert after.log.momentum[-1] < 1e-12
 
 
@@ -365,9 +378,8 @@ def test_langevin_holds_the_temperature(slab, warm):
         neighbor_fn,
         energy_fn,
         simulate.langevin(shift_fn, 4.0, 500.0, 0.02),
-        state=warm.state,
+        simulate.adopt(simulate.langevin(shift_fn, 4.0, 500.0, 0.02), warm.state, key=jax.random.key(9)),
         neighbors=warm.neighbors,
-        key=jax.random.key(9),
         n_steps=2200,
         chunk_steps=5,
     )
@@ -382,25 +394,20 @@ def test_a_thermostat_on_one_experts_atoms(slab, warm):
     lower = atoms.positions[:, 2] < np.median(atoms.positions[:, 2])
     start = dict(state=warm.state, neighbors=warm.neighbors, key=jax.random.key(11))
     strong = simulate.langevin(shift_fn, 4.0, 800.0, 0.02 * lower)
-    one = simulate.run(neighbor_fn, energy_fn, strong, n_steps=1, **start)
+    one = run_from(neighbor_fn, energy_fn, strong, n_steps=1, **start)
     free = simulate.run(
-        neighbor_fn,
-        energy_fn,
-        simulate.nve(shift_fn, 4.0),
-        state=warm.state,
-        neighbors=warm.neighbors,
-        n_steps=1,
+        neighbor_fn, energy_fn, simulate.nve(shift_fn, 4.0), warm.state, neighbors=warm.neighbors, n_steps=1
     )
     apart = np.abs(np.asarray(one.state.position - free.state.position)).max(axis=1)
     assert apart[~lower].max() < 1e-9 and apart[lower].min() > 1e-6
-    out = simulate.run(neighbor_fn, energy_fn, strong, n_steps=2200, chunk_steps=5, **start)
+    out = run_from(neighbor_fn, energy_fn, strong, n_steps=2200, chunk_steps=5, **start)
     blocks = out.log.temperature_K[40:].reshape(10, -1).mean(axis=1)
     error = blocks.std(ddof=1) / np.sqrt(10)
     assert error < 30 and abs(blocks.mean() - 800) < 4 * error
     with pytest.raises(
         ValueError, match="friction_per_fs must be a number or one for each of 72 atoms, got 3"
     ):
-        simulate.run(
+        run_from(
             neighbor_fn, energy_fn, simulate.langevin(shift_fn, 4.0, 800.0, np.ones(3)), n_steps=1, **start
         )
     for rates in (np.zeros(72), -np.ones(72), np.ones((72, 3)), [np.nan] * 72):
@@ -418,14 +425,15 @@ def test_a_thermostat_on_an_expert_is_one_on_its_atoms(slab, warm):
             neighbor_fn,
             energy_fn,
             thermostat,
-            state=warm.state,
+            simulate.adopt(thermostat, warm.state, key=jax.random.key(11)),
             neighbors=warm.neighbors,
-            key=jax.random.key(11),
             n_steps=20,
         ).state.position
         for thermostat in (
             simulate.langevin(shift_fn, 4.0, 800.0, 0.02 * lower),
-            simulate.langevin(shift_fn, 4.0, 800.0, (0.0, 0.02), per_expert=True),
+            simulate.langevin(
+                shift_fn, 4.0, 800.0, friction_fn=simulate.expert_friction(neighbor_fn, (0.0, 0.02))
+            ),
         )
     ]
     assert (np.asarray(runs[0]) == np.asarray(runs[1])).all()
@@ -437,8 +445,10 @@ def test_a_thermostat_follows_its_region(slab, warm):
     region, rates = mm.regions.around([70], 2.0, 3.0), (0.0, 0.05)
     neighbors = neighbor_fn.allocate(warm.state.position, region=region)
     options = dict(region=region, key=jax.random.key(12))
-    follows = simulate.langevin(shift_fn, 4.0, 800.0, rates, per_expert=True)
-    whole = simulate.run(
+    follows = simulate.langevin(
+        shift_fn, 4.0, 800.0, friction_fn=simulate.expert_friction(neighbor_fn, rates)
+    )
+    whole = run_from(
         neighbor_fn,
         energy_fn,
         follows,
@@ -454,7 +464,7 @@ def test_a_thermostat_follows_its_region(slab, warm):
         frictions.append(np.asarray(weight) @ rates)
         by_hand = simulate.langevin(shift_fn, 4.0, 800.0, frictions[-1])
         given = options if part == 0 else {"region": region}
-        result = simulate.run(
+        result = run_from(
             neighbor_fn, energy_fn, by_hand, state=state, neighbors=neighbors, n_steps=20, **given
         )
         state, neighbors = result.state, result.neighbors
@@ -464,11 +474,17 @@ def test_a_thermostat_follows_its_region(slab, warm):
 
 def test_a_thermostat_wants_a_rate_for_each_expert(slab, warm):
     _, neighbor_fn, energy_fn, shift_fn = slab
-    three = simulate.langevin(shift_fn, 4.0, 800.0, (0.0, 0.1, 0.2), per_expert=True)
-    with pytest.raises(ValueError, match="friction_per_fs must have a rate for each of 2 experts, got 3"):
-        simulate.run(neighbor_fn, energy_fn, three, state=warm.state, key=jax.random.key(0), n_steps=1)
-    with pytest.raises(ValueError, match="friction_per_fs must be rates"):
-        simulate.langevin(shift_fn, 4.0, 800.0, 0.1, per_expert=True)
+    three = simulate.langevin(
+        shift_fn, 4.0, 800.0, friction_fn=simulate.expert_friction(neighbor_fn, (0.0, 0.1, 0.2))
+    )
+    with pytest.raises(ValueError, match="rates_per_fs must have a rate for each of 2 experts, got 3"):
+        simulate.run(
+            neighbor_fn, energy_fn, three, simulate.adopt(three, warm.state, key=jax.random.key(0)), n_steps=1
+        )
+    with pytest.raises(ValueError, match="rates_per_fs must be rates"):
+        simulate.expert_friction(neighbor_fn, 0.1)
+    with pytest.raises(ValueError, match="give either friction_per_fs or friction_fn, got neither"):
+        simulate.langevin(shift_fn, 4.0, 800.0)
 
 
 def test_velocities_are_maxwell_boltzmann(slab):
@@ -480,10 +496,13 @@ def test_velocities_are_maxwell_boltzmann(slab):
                 neighbor_fn,
                 energy_fn,
                 simulate.nve(shift_fn, 1.0),
-                jnp.asarray(atoms.positions),
-                masses=masses,
-                temperature_K=400.0,
-                key=jax.random.key(seed),
+                simulate.start(
+                    simulate.nve(shift_fn, 1.0),
+                    jnp.asarray(atoms.positions),
+                    masses=masses,
+                    temperature_K=400.0,
+                    key=jax.random.key(seed),
+                ),
                 n_steps=0,
             ).state.velocity
             for seed in range(20)
@@ -541,10 +560,13 @@ def test_float32_stays_float32(slab):
             neighbor_fn,
             energy_fn,
             integrator,
-            relaxed.position,
-            masses=atoms.get_masses(),
-            temperature_K=300.0,
-            key=jax.random.key(0),
+            simulate.start(
+                integrator,
+                relaxed.position,
+                masses=atoms.get_masses(),
+                temperature_K=300.0,
+                key=jax.random.key(0),
+            ),
             n_steps=60,
         )
         kinds = {x.dtype for x in (out.state.position, out.state.velocity, out.state.dynamics.force)}
@@ -581,7 +603,7 @@ def test_bad_input(slab, change, message):
         n_steps=1,
     )
     with pytest.raises(ValueError, match=message):
-        simulate.run(None, None, simulate.nve(shift_fn, 1.0), **{**good, **change})
+        run_from(None, None, simulate.nve(shift_fn, 1.0), **{**good, **change})
 
 
 def test_bad_settings(slab, warm):
@@ -595,9 +617,9 @@ def test_bad_settings(slab, warm):
     with pytest.raises(ValueError, match="force_tolerance must be positive"):
         simulate.relax(None, None, shift_fn, np.zeros((1, 3)), force_tolerance=0.0)
     with pytest.raises(ValueError, match="state must come alone"):
-        simulate.run(None, None, simulate.nve(shift_fn, 1.0), np.zeros((1, 3)), state=warm.state, n_steps=1)
+        simulate.run(None, None, simulate.nve(shift_fn, 1.0), warm.state, n_steps=1)
     with pytest.raises(ValueError, match="key must be a random key for Langevin"):
-        simulate.run(None, None, simulate.langevin(shift_fn, 1.0, 300.0, 0.01), state=warm.state, n_steps=1)
+        simulate.run(None, None, simulate.langevin(shift_fn, 1.0, 300.0, 0.01), warm.state, n_steps=1)
 
 
 def test_an_atom_that_wanders_out_of_its_region_is_warned_of_once():
@@ -631,18 +653,18 @@ def test_an_atom_that_wanders_out_of_its_region_is_warned_of_once():
         simulate.run(
             *fns,
             simulate.nve(shift_fn, 1.0),
-            jnp.asarray(position),
-            masses=masses,
-            velocity=velocity,
+            simulate.start(
+                simulate.nve(shift_fn, 1.0), jnp.asarray(position), masses=masses, velocity=velocity
+            ),
             n_steps=5,
         )
         assert not [w for w in told if "outside its domain" in str(w.message)]
         simulate.run(
             *fns,
             simulate.nve(shift_fn, 1.0),
-            jnp.asarray(position),
-            masses=masses,
-            velocity=velocity,
+            simulate.start(
+                simulate.nve(shift_fn, 1.0), jnp.asarray(position), masses=masses, velocity=velocity
+            ),
             n_steps=80,
             chunk_steps=10,
         )

@@ -80,7 +80,7 @@ class Integrator(Protocol):
         ...
 
     def evaluate(self, energy_fn: Callable, step: Array, position: Array, **given) -> Evaluation:
-        """Energy and forces of step number `step` of a run; `given` are `neighbor`, `params`, `region`, `box`."""
+        """Energy and forces at step number `step`; `given` are `neighbor`, `params`, `region`, `box`."""
         ...
 
     def set_forces(self, state, evaluation: Evaluation) -> Any:

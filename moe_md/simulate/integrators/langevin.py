@@ -110,7 +110,7 @@ def langevin(
         check_positive("friction_per_fs", friction_per_fs)
         friction = float(friction_per_fs)
     else:
-        friction = _checked_rates(friction_per_fs)
+        friction = _checked_rates("friction_per_fs", friction_per_fs)
     return Langevin(float(timestep_fs), float(temperature_K), friction, shift_fn, friction_fn)
 
 
@@ -129,7 +129,7 @@ def expert_friction(neighbor_fn, rates_per_fs) -> Callable:
     """
     if not callable(getattr(neighbor_fn, "gate", None)):
         raise ValueError(f"neighbor_fn must be of mixture_neighbor_list, got {neighbor_fn!r:.80}.")
-    rates = _checked_rates(rates_per_fs)
+    rates = _checked_rates("rates_per_fs", rates_per_fs)
 
     def friction_fn(position: Array, neighbors, **given) -> Array:
         gate = neighbor_fn.gate(position, neighbors, **given)
@@ -142,7 +142,7 @@ def expert_friction(neighbor_fn, rates_per_fs) -> Callable:
     return friction_fn
 
 
-def _checked_rates(values) -> Array:
+def _checked_rates(name: str, values) -> Array:
     rates = np.asarray(values)
     if (
         rates.ndim != 1
@@ -151,6 +151,6 @@ def _checked_rates(values) -> Array:
         or not 0 < rates.max(initial=0) < np.inf
     ):
         raise ValueError(
-            f"friction must be rates that are finite, not negative and not all zero, got {values!r:.80}."
+            f"{name} must be rates that are finite, not negative and not all zero, got {values!r:.80}."
         )
     return jnp.asarray(rates, float)
