@@ -34,7 +34,7 @@ from moe_md.analysis.errors import compare
 from moe_md.data.dataset import dataset_from_frames
 from moe_md.reporters.trajectory import drift
 from moe_md.settings import LossWeights, TrainSettings
-from moe_md.simulate.run import _advance, _Energies
+from moe_md.simulate.advance import advance_chunk
 
 GUIDE = {
     "builder": "power_spectrum",
@@ -170,15 +170,14 @@ def speed(model, inner_potential, arguments) -> dict:
 
     def case(fns, every: int) -> harness.Case:
         """`every` inner steps."""
-        start = dict(masses=masses, temperature_K=300.0, key=jax.random.key(0))
-        begun = simulate.run(
-            *fns, simulate.nve(shift_fn, 1.0, outer_every=every), jnp.asarray(position), n_steps=0, **start
+        integrator = simulate.respa(simulate.nve(shift_fn, 1.0), fns[0], every)
+        start = simulate.start(
+            integrator, jnp.asarray(position), masses=masses, temperature_K=300.0, key=jax.random.key(0)
         )
-        energies = _Energies(fns[1], fns[0].inner_energy, fns[0].inner_outer_split)
-        dynamics = simulate.nve(shift_fn, 1.0, outer_every=every)
+        begun = simulate.run(*fns, integrator, start, n_steps=0)
 
         def advance(carry):
-            chunk = _advance(energies, dynamics, *carry, None, None, None, False, every, 0.0)
+            chunk = advance_chunk(fns[1], integrator, *carry, None, None, None, False, every)
             return chunk.state, chunk.neighbors
 
         return harness.Case(advance, (begun.state.dynamics, begun.neighbors))

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,12 @@ import numpy as np
 from ase import Atoms
 
 from moe_md import lazy_jax_md as jax_md
-from moe_md import regions, simulate, units
+from moe_md import regions, simulate
 from moe_md.checkpoint import Checkpoint
-from moe_md.experts.base import Expert, potentials
+from moe_md.experts.base import Potential
+from moe_md.failures import SimulationError, Status
 from moe_md.mixture.energy import mixture_neighbor_list
+from moe_md.simulate.advance import Chunk, advance_chunk
 
 SKIN = 0.4  # Å, of the neighbour list
 
@@ -67,71 +69,65 @@ class Timings(NamedTuple):
 
 
 class Stepper:
-    """One step of velocity Verlet as a compiled program, with or without a mixture.
+    """One step of a constant-energy run, with or without a mixture: the program that `simulate.run` uses.
 
     Args:
         system: atoms, box and species.
-        experts, params: one expert, or a mixture.
-        region: who owns what.
+        potentials: one, or those of a mixture.
+        region: which expert computes which atom.
         timestep_fs: positive.
         chunk_size: rows computed at a time.
     """
 
     def __init__(
-        self, system: System, experts: Sequence[Expert], params, region, timestep_fs: float, chunk_size: int
+        self, system: System, potentials: Sequence[Potential], region, timestep_fs: float, chunk_size: int
     ):
         displacement_fn, shift_fn = jax_md.space.periodic(jnp.asarray(system.box))
-        self._neighbor_fn, energy_fn = mixture_neighbor_list(
+        self._neighbor_fn, self._energy_fn = mixture_neighbor_list(
             displacement_fn,
             system.box,
-            potentials(experts, params),
+            potentials,
             system.species,
             region,
             dr_threshold=SKIN,
             chunk_size=chunk_size,
         )
-        _, apply_fn = jax_md.simulate.nve(energy_fn, shift_fn, timestep_fs * units.fs)
-
-        def step(state, neighbors):
-            neighbors = neighbors.update(state.position)
-            return apply_fn(state, neighbor=neighbors), neighbors
-
-        self._step = jax.jit(step)
-        self._mass = jnp.asarray(system.atoms.get_masses()[:, None], system.position.dtype)
-        self._carry: Any = None
+        self._integrator = simulate.nve(shift_fn, timestep_fs)
+        self._mass = jnp.asarray(system.atoms.get_masses(), system.position.dtype)
+        self._state: Any = None
+        self._neighbors: Any = None
 
     def start(self, position, velocity) -> float:
         """Compile and take the first step; returns its seconds."""
         position = jnp.asarray(position, self._mass.dtype)
-        momentum = self._mass * jnp.asarray(velocity, self._mass.dtype)
-        self._carry = (
-            cast(Any, jax_md.simulate.NVEState)(position, momentum, jnp.zeros_like(position), self._mass),
-            self._neighbor_fn.allocate(position),
-        )
+        momentum = self._mass[:, None] * jnp.asarray(velocity, self._mass.dtype)
+        self._state = self._integrator.init(position, momentum, self._mass, None, None)
+        self._neighbors = self._neighbor_fn.allocate(position)
         return self.advance()
 
     def advance(self) -> float:
         """One step; returns its seconds."""
         started = time.perf_counter()
-        self._carry = jax.block_until_ready(self._step(*self._carry))
+        chunk = jax.block_until_ready(self._chunk(self._state, self._neighbors, False, 1))
         seconds = time.perf_counter() - started
-        if bool(self._carry[1].did_buffer_overflow):
-            raise simulate.SimulationError(
-                "neighbour lists must fit while timing, but they overflowed.", self._carry[0]
-            )
+        if int(chunk.status) == Status.NEIGHBOR_OVERFLOW:
+            raise SimulationError("neighbour lists must fit while timing, but they overflowed.", self._state)
+        self._state, self._neighbors = chunk.state, chunk.neighbors
         return seconds
 
     def forces(self, position) -> np.ndarray:
         """Forces at some positions, `[n_atoms, 3]` eV/Å; by the program that is timed."""
         position = jnp.asarray(position, self._mass.dtype)
-        rest = jnp.zeros_like(position)
-        state = cast(Any, jax_md.simulate.NVEState)(
-            position, rest, rest, self._mass
-        )  # at rest and without force: stays
-        stepped, neighbors = self._step(state, self._carry[1])
-        if bool(neighbors.did_buffer_overflow):
-            stepped, _ = self._step(state, self._neighbor_fn.allocate(position))
-        return np.asarray(stepped.force)
+        state = self._integrator.init(position, jnp.zeros_like(position), self._mass, None, None)
+        chunk = self._chunk(state, self._neighbors, True, 0)
+        if int(chunk.status) == Status.NEIGHBOR_OVERFLOW:
+            chunk = self._chunk(state, self._neighbor_fn.allocate(position), True, 0)
+        return np.asarray(chunk.force)
+
+    def _chunk(self, state, neighbors, first: bool, n_steps: int) -> Chunk:
+        return advance_chunk(
+            self._energy_fn, self._integrator, state, neighbors, None, None, None, first, n_steps
+        )
 
 
 def steppers(model: Checkpoint, system: System, timestep_fs: float, chunk_size: int) -> dict[str, Stepper]:
@@ -143,7 +139,7 @@ def steppers(model: Checkpoint, system: System, timestep_fs: float, chunk_size: 
     alone = regions.fixed(np.zeros(len(system.atoms), int), n_experts=1)
 
     def make(which: slice, region) -> Stepper:
-        return Stepper(system, model.experts[which], model.params[which], region, timestep_fs, chunk_size)
+        return Stepper(system, model.potentials[which], region, timestep_fs, chunk_size)
 
     return {
         "expensive": make(slice(0, 1), alone),

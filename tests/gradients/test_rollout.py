@@ -14,7 +14,7 @@ from trajectories import crystal, experts, slope
 
 import moe_md as mm
 from moe_md import gradients, simulate
-from moe_md.gradients.rollout import _levels, _root
+from moe_md.gradients.checkpointing import _root, levels_for
 
 KEY = jax.random.key(7)
 
@@ -304,20 +304,20 @@ def test_memory_grows_as_the_root():
     assert longer < 2.2 * root  # four times as long
 
 
-def test_levels():
+def testlevels_for():
     assert (
         [_root(n, 2) for n in (1, 4, 5, 9, 10)] == [1, 2, 3, 3, 4]
         and _root(1000, 3) == 10
         and _root(1001, 3) == 11
     )
     assert (
-        _levels(None, 100, 1) == 0
-        and _levels("sqrt", 100, 1) == 2
-        and _levels(100, 100, 1) == 1
-        and _levels(15, 100, 1) == 3
+        levels_for(None, 100, 1) == 0
+        and levels_for("sqrt", 100, 1) == 2
+        and levels_for(100, 100, 1) == 1
+        and levels_for(15, 100, 1) == 3
     )
     with pytest.raises(ValueError, match="checkpoint must be at least 14 states for 100 steps"):
-        _levels(13, 100, 1)
+        levels_for(13, 100, 1)
 
 
 def test_lists_that_do_not_hold_turn_everything_into_nan():
