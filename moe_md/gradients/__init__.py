@@ -11,20 +11,13 @@
 """
 
 from moe_md.gradients import reweighting
-from moe_md.gradients.equilibrium import (
-    ANY_STRAIN,
-    ISOTROPIC_STRAIN,
-    Equilibrium,
-    cg,
-    dense,
-    equilibrium,
-    gmres,
-)
+from moe_md.gradients.equilibrium import ANY_STRAIN, ISOTROPIC_STRAIN, Equilibrium, equilibrium
 from moe_md.gradients.isotropic import IsotropicEquilibrium, isotropic_equilibrium
 from moe_md.gradients.lyapunov import TangentGrowth, lyapunov_exponent
 from moe_md.gradients.reversible import RoundTrip, reversible_rollout, round_trip
 from moe_md.gradients.reweighting import reweight
 from moe_md.gradients.rollout import rollout
+from moe_md.gradients.solvers import cg, dense, gmres
 from moe_md.gradients.trajectory import Rollout, Snapshot, check_rollout
 from moe_md.renamed import missing_attribute
 

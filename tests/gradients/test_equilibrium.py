@@ -387,7 +387,7 @@ def test_adsorption_energy_and_barrier(adatom):
 
         def energy(name, held, solver):
             options = dict(params=params, region=moving, newton_steps=40, force_tolerance=1e-10)
-            return equilibrium(energy_fn, places[name], near[name], held=held, solver=solver, **options)
+            return equilibrium(energy_fn, places[name], near[name], fixed_mask=held, solver=solver, **options)
 
         hollow, bridge = energy("hollow", held, cg), energy("bridge", held, dense)
         away = energy("gone", gone, cg)
@@ -414,7 +414,7 @@ def test_it_is_a_saddle_and_solvers_agree(adatom):
         energy_fn,
         places["bridge"],
         neighbors,
-        held=held,
+        fixed_mask=held,
         solver=dense,
         newton_steps=40,
         force_tolerance=1e-10,
@@ -427,9 +427,9 @@ def test_it_is_a_saddle_and_solvers_agree(adatom):
 
     def height(r_core, solver):
         moving = mm.regions.Around(region.seeds, r_core, region.r_blend)
-        return equilibrium(energy_fn, start, neighbors, region=moving, held=held, solver=solver).position[
-            -1, 2
-        ]
+        return equilibrium(
+            energy_fn, start, neighbors, region=moving, fixed_mask=held, solver=solver
+        ).position[-1, 2]
 
     slopes = [jax.grad(height)(region.r_core, solver) for solver in (dense, gmres)]
     np.testing.assert_allclose(slopes[0], slopes[1], rtol=1e-7)
@@ -443,7 +443,7 @@ def test_held_atoms_take_others_along(adatom):
     def top(shift):
         start = places["hollow"] + jnp.where(held[:, None], shift, 0.0)
         return equilibrium(
-            energy_fn, start, neighbors, held=held, newton_steps=40, force_tolerance=1e-9
+            energy_fn, start, neighbors, fixed_mask=held, newton_steps=40, force_tolerance=1e-9
         ).position[-1]
 
     np.testing.assert_allclose(jax.jacrev(top)(jnp.zeros(3)), np.eye(3), atol=1e-7)
@@ -510,10 +510,12 @@ def test_what_is_not_at_rest_is_refused(vacancy):
     energy_fn, position, neighbors, _, _ = vacancy
     moved = position.at[3, 0].add(0.05)
     with pytest.raises(
-        ValueError, match=r"position must be at rest.*force_tolerance = 1e-06 eV/Å, got 0\.0\d+ eV/Å"
+        ValueError, match=r"position must be near equilibrium.*force_tolerance = 1e-06 eV/Å, got 0\.0\d+ eV/Å"
     ):
         equilibrium(energy_fn, moved, neighbors, newton_steps=0)
-    with pytest.raises(ValueError, match="position must be at rest"):  # also where it is differentiated
+    with pytest.raises(
+        ValueError, match="position must be near equilibrium"
+    ):  # also where it is differentiated
         jax.grad(lambda R: jnp.sum(equilibrium(energy_fn, R, neighbors, newton_steps=0).position))(moved)
     found = jax.jit(lambda R: equilibrium(energy_fn, R, neighbors, newton_steps=0))(moved)
     assert not found.converged and found.max_force > 0.01
@@ -583,7 +585,7 @@ def test_a_residual_that_is_too_large_is_nan(vacancy):
             r"position must be floating point of shape \[n_atoms, 3\], got float64 \(2,\)",
             dict(position=[0.0, 1.0]),
         ),
-        (r"held must be \[1\] booleans, got float64 \(1,\)", dict(held=[0.5])),
+        (r"fixed_mask must be \[1\] booleans, got float64 \(1,\)", dict(fixed_mask=[0.5])),
         ("volume must be given where strains are", dict(strains=ISOTROPIC_STRAIN)),
         (
             r"strains must be symmetric, of shape \[n, 3, 3\], got shape \(3, 3\)",
