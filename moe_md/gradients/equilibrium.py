@@ -219,7 +219,8 @@ def _refuse(found: Equilibrium, force_tolerance: float, newton_steps: int) -> No
     cell = "" if np.isnan(found.cell_force) else f" and {float(found.cell_force):.3g} eV on the cell"
     raise ValueError(
         f"position must be near equilibrium: after at most newton_steps = {newton_steps} "
-        f"the largest force must not exceed force_tolerance = {force_tolerance} eV/Å, got {float(found.max_force):.3g} eV/Å{cell}. "
+        f"the largest force must not exceed force_tolerance = {force_tolerance} eV/Å, "
+        f"got {float(found.max_force):.3g} eV/Å{cell}. "
         "Relax it further (simulate.relax with a smaller force_tolerance); "
         "at a saddle point, solver=gmres or dense."
     )

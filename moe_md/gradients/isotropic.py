@@ -16,9 +16,9 @@ LONGEST_STRAIN = 0.02  # in one of Newton's steps
 
 
 class IsotropicEquilibrium(NamedTuple):
-    """A crystal at rest under a pressure, of one free length. NaN where there is none."""
+    """Equilibrium of a crystal with one free length under a pressure; NaN where there is none."""
 
-    scale: Array  # lattice constant over that of the cell given
+    scale: Array  # lattice constant over that of the given cell
     energy: Array  # eV, without p V
     bulk_modulus_GPa: Array  # -V dp/dV
     converged: Array  # bool
@@ -33,11 +33,11 @@ def isotropic_equilibrium(
     n_steps: int = 50,
     tolerance: float = 1e-12,
 ) -> IsotropicEquilibrium:
-    """The crystal of least enthalpy among those that are larger or smaller copies of one.
+    """The crystal of lowest enthalpy among isotropically scaled copies of one.
 
-    With E(s) the energy at displacements exp(s) times those given, and V(s) = V exp(3 s),
-    it is where dE/ds + 3 p V = 0, and -V dp/dV = (E'' - 3 E') / 9 V. One root in one
-    unknown: for cubic crystals whose atoms need not move within their cell.
+    With E(s) the energy at displacements exp(s) times those given and V(s) = V exp(3 s),
+    dE/ds + 3 p V = 0 and -V dp/dV = (E'' - 3 E') / 9 V there. One root in one unknown:
+    for cubic crystals whose atoms are fixed by symmetry.
 
     Args:
         energy_fn: `energy_fn(F, *args)` in eV, the energy of a cell whose
@@ -106,7 +106,7 @@ def _isotropic_equilibrium(
 
     def miss(s):
         at, curvature = with_slope(s, *frozen)
-        # Away from a minimum walk downhill.
+        # Where the curvature is not positive, take a step along the gradient.
         return jnp.where(curvature > 0, at / curvature, jnp.sign(at) * LONGEST_STRAIN), curvature
 
     def step(carry):
@@ -129,7 +129,7 @@ def _isotropic_equilibrium(
 
 
 def known(value) -> bool:
-    """Whether it is a number and not a name for one, under jit or vmap."""
+    """Whether a value is concrete, not a tracer of jit or vmap."""
     try:
         np.asarray(value)
     except jax.errors.JAXTypeError:

@@ -1,7 +1,7 @@
-"""How fast neighbouring trajectories part: the largest Lyapunov exponent, by tangent dynamics.
+"""The largest Lyapunov exponent, by tangent dynamics.
 
-A tangent vector is carried along with the state, dx' = (d step / dx) dx, exactly (forward-mode
-differentiation), and made short again every few steps, its growth booked:
+A tangent vector follows the state, dx' = (d step / dx) dx, exactly (forward-mode
+differentiation). It is renormalised every few steps, and its growth is accumulated:
 
     lambda = lim 1/t ln |dx(t)| / |dx(0)|.
 
@@ -26,13 +26,13 @@ from moe_md.simulate.step import md_step
 
 
 class TangentGrowth(NamedTuple):
-    """Of a tangent vector, per step."""
+    """Growth of a tangent vector, per step."""
 
-    steps: np.ndarray  # [n] int, 1 and more
+    steps: np.ndarray  # [n] int, from 1
     log_growth: np.ndarray  # [n], ln |dx| over |dx| at the start
-    exponent: float  # of growth in a step, from the later part
-    error: float  # of that, one standard error from blocks; NaN where there are too few
-    state: Any  # where the trajectory ended
+    exponent: float  # growth per step, from the later part
+    error: float  # standard error of the exponent from blocks; NaN where there are too few
+    state: Any  # last state of the trajectory
     carry: Any
 
 
@@ -53,7 +53,8 @@ def lyapunov_exponent(
         step_fn: `(state, carry) -> (state, carry)`, one step; only the state is
             differentiated.
         state: a pytree of floating point arrays.
-        tangent: alike; where the vector starts. Any but an exceptional one turns to the fastest growth.
+        tangent: of the same structure, the first vector. Almost any turns towards the fastest
+            growth.
         n_steps: a multiple of `every`.
         every: steps between two renormalisations.
         carry: what goes along, as neighbour lists.
@@ -112,7 +113,7 @@ def lyapunov_exponent(
 
 
 def flow(energy_fn: Callable, integrator: NVE) -> tuple[Callable, Callable]:
-    """A trajectory at constant energy as `lyapunov_exponent` takes it, the carry being neighbours.
+    """Functions of a constant-energy trajectory for `lyapunov_exponent`; the carry are neighbours.
 
     Args:
         energy_fn: `energy_fn(R, neighbor=...)` in eV.
@@ -149,7 +150,7 @@ def flow(energy_fn: Callable, integrator: NVE) -> tuple[Callable, Callable]:
 
 
 def of_positions(tangent) -> Array:
-    """The size of the positions' part alone: that of d position(t) / d position(0)."""
+    """Norm of the positions' part of a tangent: that of d position(t) / d position(0)."""
     return jnp.sqrt(jnp.sum(tangent.position**2))
 
 

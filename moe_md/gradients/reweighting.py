@@ -1,15 +1,15 @@
-"""Averages at other parameters, from frames that were sampled at these: trajectory reweighting.
+"""Averages at other parameters than those of sampling: trajectory reweighting.
 
-Frames x_i of the canonical ensemble of U_0 at T_0 stand for that of U at T with the weights
+Frames x_i of the canonical ensemble of U_0 at T_0 represent that of U at T with the factors
 
     w_i ~ exp(-U(x_i) / kT + U_0(x_i) / kT_0),    sum_i w_i = 1,
 
-and the derivative of an average, <dO/dt> - (<O dU/dt> - <O><dU/dt>) / kT, is what
-automatic differentiation makes of the weights: nothing runs backward through
-the dynamics, so no length of a trajectory is too long, and chaos does not
-matter. It holds as long as the ensembles overlap. How many frames still count is
-the effective sample size exp(-sum_i w_i ln w_i): where it falls below a share
-of the frames (the source has 0.9), sample anew at the parameters of now.
+and the derivative of an average, <dO/dt> - (<O dU/dt> - <O><dU/dt>) / kT, follows
+from automatic differentiation of the factors. Nothing is differentiated through
+the dynamics, so the length of the trajectory and chaos do not matter. The method
+holds as long as the ensembles overlap. The effective sample size is
+exp(-sum_i w_i ln w_i): where it falls below a share of the frames (the source has
+0.9), sample again at the current parameters.
 
 Source: Thaler and Zavadlav, Nat. Commun. 12, 6884 (2021), doi:10.1038/s41467-021-27241-4 (DiffTRe).
 """
@@ -27,7 +27,7 @@ from moe_md.checks import check_positive
 
 
 class Frames(NamedTuple):
-    """What was sampled, and where."""
+    """Sampled frames with their energies and temperature."""
 
     position: Any  # [n_frames, ...], an array or a pytree of them
     energy: Array  # [n_frames] eV, at the parameters of sampling
@@ -35,9 +35,9 @@ class Frames(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """What each frame counts."""
+    """Reweighting factors of frames."""
 
-    weight: Array  # [n_frames], of sum 1
+    weight: Array  # [n_frames], sum 1
     effective_size: Array  # between 1 and n_frames; NaN where an energy is not finite
     enough: Array  # bool, effective_size is at least the share asked for
 
@@ -47,21 +47,21 @@ def frame_energies(energy_fn: Callable, position, *args, remat: bool = True) -> 
 
     Args:
         energy_fn: `energy_fn(position, *args)` in eV, of one frame. With a neighbour
-            list, it updates it: `energy_fn(R, nbrs.update(R), params=params)`; frames
-            that a list does not hold are the caller's to find.
+            list, the function updates it: `energy_fn(R, nbrs.update(R), params=params)`;
+            the caller checks for overflow.
         position: `[n_frames, ...]`, an array or a pytree of them.
-        *args: parameters and the like.
-        remat: compute each frame again for the gradient, instead of storing what led to its energy.
+        *args: parameters and other arguments of `energy_fn`.
+        remat: recompute each frame for the gradient, instead of storing intermediate values.
 
     Returns:
-        `[n_frames]` eV, differentiable in everything.
+        `[n_frames]` eV, differentiable in all arguments.
     """
     of_one = jax.checkpoint(energy_fn) if remat else energy_fn
     return jax.lax.map(lambda R: of_one(R, *args), position)
 
 
 def sampled(energy_fn: Callable, position, *args, temperature_K) -> Frames:
-    """Frames of an ensemble with the energies they had in it, which are constants from now on.
+    """Frames of an ensemble with their energies at the parameters of sampling, as constants.
 
     Args:
         energy_fn, position, *args: as in `frame_energies`; the parameters are those of sampling.
@@ -78,13 +78,13 @@ def sampled(energy_fn: Callable, position, *args, temperature_K) -> Frames:
 
 
 def reweight(frames: Frames, energy, *, temperature_K=None, least_share: float = 0.9) -> Weights:
-    """The weights of frames where energies are now others.
+    """The factors of frames at other energies.
 
     Args:
-        frames: as they were sampled.
-        energy: `[n_frames]` eV, of the same frames now; the weights are differentiable in it.
-        temperature_K: of now; default that of sampling. Differentiable too.
-        least_share: of the frames that must still count for `enough`, in (0, 1].
+        frames: from `sampled`.
+        energy: `[n_frames]` eV, of the same frames at the current parameters; factors are differentiable in it.
+        temperature_K: of the new ensemble; default that of sampling. Differentiable too.
+        least_share: smallest effective share of the frames for `enough`, in (0, 1].
 
     Returns:
         Weights, all finite, or all NaN where an energy is not finite.
@@ -93,7 +93,7 @@ def reweight(frames: Frames, energy, *, temperature_K=None, least_share: float =
         ValueError: lengths do not match, or a number is out of range.
 
     >>> frames = Frames(jnp.zeros(4), jnp.zeros(4), jnp.asarray(300.0))
-    >>> float(reweight(frames, jnp.full(4, 2.0)).effective_size)  # a constant does not matter
+    >>> float(reweight(frames, jnp.full(4, 2.0)).effective_size)  # a constant shift changes nothing
     4.0
     """
     check_positive("least_share", least_share)
@@ -107,8 +107,7 @@ def reweight(frames: Frames, energy, *, temperature_K=None, least_share: float =
     kT_0 = units.kB * frames.temperature_K
     kT = kT_0 if temperature_K is None else units.kB * temperature_K
     log_ratio = frames.energy / kT_0 - energy / kT
-    # One number that is not finite makes all of them NaN:
-    # an average without a frame would be of another ensemble.
+    # One non-finite value makes all NaN: an average without a frame would belong to another ensemble.
     log_ratio = log_ratio + jnp.where(jnp.all(jnp.isfinite(log_ratio)), 0.0, jnp.nan)
     log_weight = jax.nn.log_softmax(log_ratio)
     weight = jnp.exp(log_weight)
@@ -118,7 +117,7 @@ def reweight(frames: Frames, energy, *, temperature_K=None, least_share: float =
 
 
 def average(weights: Weights, observable) -> Any:
-    """The mean of what each frame shows: leaves `[n_frames, ...]` of a pytree become `[...]`."""
+    """Mean of an observable: leaves `[n_frames, ...]` of a pytree become `[...]`."""
     return jax.tree.map(lambda x: jnp.tensordot(weights.weight, x, 1), observable)
 
 
@@ -127,7 +126,7 @@ def require_enough(weights: Weights, *, least_share: float = 0.9) -> None:
 
     Raises:
         ValueError: the effective sample size is below `least_share` of the
-            frames, or not a number: sample anew with the parameters of now.
+            frames, or not finite: sample again at the current parameters.
     """
     n = weights.weight.shape[0]
     size = float(weights.effective_size)
@@ -137,7 +136,7 @@ def require_enough(weights: Weights, *, least_share: float = 0.9) -> None:
         raise ValueError(
             "frames must overlap with the ensemble of the parameters: "
             f"their effective sample size must be at least least_share = {least_share} of {n}, "
-            f"got {size:.1f}. Sample anew with the parameters of now."
+            f"got {size:.1f}. Sample again at the current parameters."
         )
 
 
