@@ -82,7 +82,8 @@ def reweight(frames: Frames, energy, *, temperature_K=None, least_share: float =
 
     Args:
         frames: from `sampled`.
-        energy: `[n_frames]` eV, of the same frames at the current parameters; factors are differentiable in it.
+        energy: `[n_frames]` eV, of the same frames at the current parameters; the
+            factors are differentiable in it.
         temperature_K: of the new ensemble; default that of sampling. Differentiable too.
         least_share: smallest effective share of the frames for `enough`, in (0, 1].
 

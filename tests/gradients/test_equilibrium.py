@@ -231,6 +231,7 @@ def test_the_enthalpy_answers_pressure_with_the_volume(vacancy):
     np.testing.assert_allclose(slope, volume * jnp.linalg.det(jnp.eye(3) + found(0.05).strain), rtol=1e-10)
 
 
+@pytest.mark.thorough
 def test_a_perfect_crystal_three_ways():
     """Lattice constant and bulk modulus: `isotropic_equilibrium`, `equilibrium` and the host's search."""
     from moe_md.analysis.bulk import relax_fcc
@@ -322,6 +323,7 @@ def test_uniform_by_its_closed_form():
     np.testing.assert_allclose(-pressed.scale / (3 * slope), pressed.bulk_modulus_GPa, rtol=1e-9)
 
 
+@pytest.mark.thorough
 def test_a_crystal_of_a_network_against_central_differences():
     from contract import randomized, small_power_spectrum
 

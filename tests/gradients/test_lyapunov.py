@@ -89,6 +89,7 @@ def argon(temperature_K=400.0):
     return lambda R: init(R, state.momentum, masses, neighbors), step, state, moved, neighbors
 
 
+@pytest.mark.thorough
 def test_it_is_the_gradient_through_the_trajectory():
     """Without renormalisation, by one jvp of all steps: the same size,
     and central differences of the positions say so.

@@ -202,6 +202,7 @@ def gradient_memory(c, integrator, neighbors, n_steps, **options) -> int:
     )
 
 
+@pytest.mark.thorough
 def test_memory_does_not_grow():
     c = crystal()
     integrator, neighbors = simulate.nve(c.shift_fn, 2.0), c.allocate()

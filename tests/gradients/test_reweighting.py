@@ -113,7 +113,7 @@ def test_it_tells_when_frames_no_longer_count(frames):
     require_enough(near)
     with pytest.raises(
         ValueError,
-        match=r"effective sample size must be at least least_share = 0.9 of 40000, got [\d.]+\. Sample anew",
+        match=r"effective sample size must be at least least_share = 0.9 of 40000, got [\d.]+\. Sample again",
     ):
         require_enough(far)
     require_enough(far, least_share=0.05)
@@ -164,6 +164,7 @@ def test_a_fit_that_samples_anew():
     np.testing.assert_allclose(jnp.exp(log_k), 6.0, rtol=0.03)
 
 
+@pytest.mark.thorough
 def test_frames_of_a_mixture():
     """Their energies are those of the mixture, and gradients reach its parameters and its region."""
     from jax_md import space

@@ -274,6 +274,7 @@ def test_forward_mode_and_hessian_vector_products():
     np.testing.assert_allclose(product, expected, rtol=1e-5, atol=1e-6 * jnp.abs(expected).max())
 
 
+@pytest.mark.thorough
 def test_memory_grows_as_the_root():
     c = crystal()
     integrator = simulate.nve(c.shift_fn, 2.0)
@@ -304,7 +305,7 @@ def test_memory_grows_as_the_root():
     assert longer < 2.2 * root  # four times as long
 
 
-def testlevels_for():
+def test_levels():
     assert (
         [_root(n, 2) for n in (1, 4, 5, 9, 10)] == [1, 2, 3, 3, 4]
         and _root(1000, 3) == 10
@@ -365,6 +366,7 @@ def test_lists_that_do_not_hold_turn_everything_into_nan():
         gradients.check_rollout(out._replace(energy=jnp.nan))
 
 
+@pytest.mark.thorough
 def test_experts_that_are_networks():
     """Parameters of power spectra after 200 steps, by central differences along a direction."""
     c = crystal()
@@ -444,6 +446,7 @@ def test_what_does_not_fit_is_refused():
             gradients.rollout(**{**good, **change})
 
 
+@pytest.mark.thorough
 def test_no_steps_and_many_at_once():
     c = crystal()
     integrator = simulate.langevin(c.shift_fn, 2.0, 100.0, 0.01)
