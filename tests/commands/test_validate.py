@@ -169,7 +169,7 @@ def test_wrong_settings_are_named_with_their_value(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"metal": "C"}, "metal must be in the domain of the cheap expert, .* got 'C'"),
+        ({"metal": "C"}, "metal must be among the allowed_species of the cheap expert, .* got 'C'"),
         ({"adsorbate": "unobtainium"}, "adsorbate must be a molecule that ASE knows, got 'unobtainium'"),
         ({"adsorbate": "NO"}, "adsorbate must be of the species .* got 'NO'"),
         (
