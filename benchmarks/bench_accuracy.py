@@ -19,7 +19,7 @@ import numpy as np
 import moe_md as mm
 from moe_md import units
 from moe_md.analysis import errors
-from moe_md.analysis.bulk import fcc_report
+from moe_md.analysis.crystal_report import fcc_report
 from moe_md.analysis.environments import top_layers
 from moe_md.analysis.expert_boundary import ghost_force_report, stress_jump
 from moe_md.data import PACKAGED, Frame, dataset_from_frames, load_dataset, split_by_group
@@ -86,10 +86,10 @@ def held_out(model: mm.Checkpoint, name: str) -> list[Frame]:
     )
 
 
-def errors_of(compared: Sequence[errors.Compared]) -> dict:
+def errors_of(compared: Sequence[errors.ComparedFrame]) -> dict:
     """Of each expert, and of mixture and expensive expert in the region and elsewhere."""
     report = errors.report(compared, lambda frame: np.full(len(frame.symbols), "bulk"))["all"]
-    seams = [c for c in compared if c.has_seam]
+    seams = [c for c in compared if c.has_expert_boundary]
     return {
         "frames": len(compared),
         **{

@@ -29,7 +29,7 @@ from jax_md import space
 
 import moe_md as mm
 from moe_md import simulate
-from moe_md.analysis.bulk import fcc_report
+from moe_md.analysis.crystal_report import fcc_report
 from moe_md.analysis.environments import near_other_species
 from moe_md.analysis.expert_boundary import ghost_force_report, stress_jump
 from moe_md.data import PACKAGED, frame_from_atoms, load_dataset, split_by_group, summary

@@ -1,14 +1,14 @@
-"""What a halo costs an expert that passes messages.
+"""What does a halo cost for an expert that passes messages?
 
     python benchmarks/bench_halo.py [--rounds 5] [--layers 2] [--smoke]
 
 A Pt(111) slab whose top layers belong to jax-md's NequIP and the rest to a
 power spectrum, random parameters: energies and forces of the mixture against
-those of NequIP on all atoms. The rows of the halo are paid for like owned ones,
-so with f the share of owned and h of halo rows the bound is
-S_max = 1 / (f + h + (1 - f) / r), r being the cost of an atom on NequIP, all
-atoms at once, over that of one on the power spectrum. Results are appended to
-`benchmarks/results/halo.jsonl`. That the mixture is exact is for the tests.
+those of NequIP on all atoms. Rows of the halo cost as much as owned rows. With f the
+share of owned and h that of halo rows, the bound is S_max = 1 / (f + h + (1 - f) / r),
+where r is the cost of an atom on NequIP, with all atoms on it, over that of an atom on
+the power spectrum. Results are appended to `benchmarks/results/halo.jsonl`. Tests
+check that the mixture is exact.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ase import Atoms
 from ase.build import fcc111
 from jax_md import space
 
@@ -27,31 +28,21 @@ import moe_md as mm
 CUTOFF, FEATURES = 4.0, "16x0e + 8x1o + 4x2e"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=2, help="message-passing layers of NequIP (default 2)")
-    parser.add_argument("--columns", type=int, default=6)
-    parser.add_argument("--slab-layers", type=int, default=16)
-    parser.add_argument("--smoke", action="store_true", help="a small slab and one round: shows that it runs")
-    parser.add_argument("--results", type=Path, default=harness.RESULTS)
-    arguments = parser.parse_args(arguments)
-    if arguments.smoke:
-        arguments.columns, arguments.slab_layers, arguments.rounds = 4, 4, 1
-    atoms = fcc111(
-        "Pt",
-        (arguments.columns, arguments.columns, arguments.slab_layers),
-        a=3.98,
-        vacuum=6.0,
-        orthogonal=True,
-    )
+def slab(columns: int, layers: int) -> Atoms:
+    """A rattled Pt(111) slab."""
+    atoms = fcc111("Pt", (columns, columns, layers), a=3.98, vacuum=6.0, orthogonal=True)
     atoms.rattle(0.05, seed=0)
+    return atoms
+
+
+def mixture_cases(atoms: Atoms, num_layers: int) -> tuple[dict[str, harness.Case], dict[str, list[int]]]:
+    """Programs for all atoms on NequIP, the mixture, all on the power spectrum; their owned and halo rows."""
     n_atoms, top = len(atoms), np.unique(np.round(atoms.positions[:, 2], 0))[-1]
     box = atoms.cell.lengths().astype(np.float32)
     displacement_fn, _ = space.periodic(box)
     experts = (
         mm.experts.nequip(
-            ("Pt",), CUTOFF, num_layers=arguments.layers, hidden_irreps=FEATURES, avg_num_neighbors=18.0
+            ("Pt",), CUTOFF, num_layers=num_layers, hidden_irreps=FEATURES, avg_num_neighbors=18.0
         ),
         mm.experts.power_spectrum(("Pt",), CUTOFF, avg_num_neighbors=18.0),
     )
@@ -77,11 +68,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         def step(carry, gradient=gradient):
             R, neighbors = carry
             neighbors = neighbors.update(R)
-            # Another position each time, within the skin.
+            # Positions change at every call, within the skin.
             return R + 1e-6 * jnp.tanh(gradient(R, neighbors)), neighbors
 
         cases[name] = harness.Case(step, (position, neighbors))
         rows[name] = [int(np.sum(np.asarray(x) < n_atoms)) for x in (neighbors.centers[0], neighbors.halo[0])]
+    return cases, rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=2, help="message-passing layers of NequIP (default 2)")
+    parser.add_argument("--columns", type=int, default=6)
+    parser.add_argument("--slab-layers", type=int, default=16)
+    parser.add_argument("--smoke", action="store_true", help="a small slab and one round")
+    parser.add_argument("--results", type=Path, default=harness.RESULTS)
+    arguments = parser.parse_args(arguments)
+    if arguments.smoke:
+        arguments.columns, arguments.slab_layers, arguments.rounds = 4, 4, 1
+    atoms = slab(arguments.columns, arguments.slab_layers)
+    n_atoms = len(atoms)
+    cases, rows = mixture_cases(atoms, arguments.layers)
     timings = harness.interleave(cases, repeats=arguments.rounds)
     seconds = {name: t.median for name, t in timings.items()}
     r = seconds["expensive"] / seconds["cheap"]

@@ -1,17 +1,16 @@
-"""How soon do neighbouring trajectories part, and gradients through them explode?
+"""How fast do neighbouring trajectories diverge, and gradients through them grow?
 
     python benchmarks/bench_lyapunov.py [--temperatures 300 900] [--argon-temperatures 40 120]
         [--steps 8000] [--argon-steps 20000] [--smoke]
 
-Constant energy after a Langevin run to the temperature, velocity Verlet. A
-tangent vector is carried along (`moe_md.gradients.lyapunov`): its positions'
-part is what the gradient of the last positions with respect to the first does to a random
-direction. It starts as that one and grows
-as exp(t / Lyapunov time) once it has turned. `grown_by_ps` is when it had grown 10^3 and
-10^6 times. Argon is Lennard-Jones at the density of the solid at rest (below) and of the
-liquid; Pt + CO is `ptco-small`, a slab of three layers with two CO and spheres
-about them on the expensive expert. float32: tangents are linear, and the trajectory is as good
-as any other that passes by.
+Velocity Verlet at constant energy, after a Langevin run to the temperature. A tangent
+vector is propagated with the trajectory (`moe_md.gradients.lyapunov`): its position
+part is the derivative of the positions along a random initial displacement. After a
+transient it grows as exp(t / Lyapunov time). `grown_by_ps` are the times at which it
+has grown by 10^3 and 10^6. Argon is a Lennard-Jones crystal at its equilibrium density,
+or a liquid. Pt + CO is `ptco-small`: a slab of three layers with two CO, and spheres
+around them on the expensive expert. float32 suffices, as tangents are linear and any
+trajectory of the system will do.
 """
 
 import argparse
@@ -33,7 +32,7 @@ LIQUID = 5.72  # Å, of fcc argon at the density of the liquid near its triple p
 
 
 def argon(lattice_constant: float, repeat: int):
-    """Lennard-Jones argon."""
+    """Lennard-Jones argon: atoms, experts, parameters, species and region."""
     atoms = bulk("Ar", a=lattice_constant, cubic=True).repeat(repeat)
     expert = mm.experts.lennard_jones(("Ar",), 7.0 if repeat > 2 else 5.0, epsilon=0.0104, sigma=3.4)
     region = mm.regions.fixed(np.zeros(len(atoms), int), 1)
@@ -41,11 +40,11 @@ def argon(lattice_constant: float, repeat: int):
 
 
 def platinum(tiny: bool):
-    """A slab with two CO under `ptco-small`."""
+    """A slab with two CO under `ptco-small`: atoms, experts, parameters, species and region."""
     atoms = fcc111("Pt", (5, 6, 3) if not tiny else (4, 4, 2), a=3.98, vacuum=7.0, orthogonal=True)
     atoms.pbc = True
-    for place in ((1, 1), (3, 4)) if not tiny else ((1, 1),):
-        add_adsorbate(atoms, molecule("CO"), 1.85, "ontop", offset=place, mol_index=1)
+    for offset in ((1, 1), (3, 4)) if not tiny else ((1, 1),):
+        add_adsorbate(atoms, molecule("CO"), 1.85, "ontop", offset=offset, mol_index=1)
     pair = harness.two_experts("ptco-small", tiny=tiny)
     species = np.array([pair.experts[0].species.index(symbol) for symbol in atoms.symbols])
     seeds = np.flatnonzero(atoms.numbers != 78)
@@ -53,7 +52,7 @@ def platinum(tiny: bool):
 
 
 def measure(name: str, system, temperature_K: float, timestep_fs: float, n_steps: int, n_before: int) -> dict:
-    """One system at one temperature."""
+    """Lyapunov exponent of one system at one temperature."""
     atoms, experts, params, species, region = system
     box = atoms.cell.lengths()
     displacement_fn, shift_fn = space.periodic(jnp.asarray(box, jnp.float32))
@@ -61,45 +60,34 @@ def measure(name: str, system, temperature_K: float, timestep_fs: float, n_steps
         displacement_fn, box, mm.experts.potentials(experts, params), species, region, capacity_multiplier=1.5
     )
     masses = atoms.get_masses()
+    thermostat = simulate.langevin(
+        shift_fn, timestep_fs=timestep_fs, temperature_K=temperature_K, friction_per_fs=0.005
+    )
     before = simulate.run(
         neighbor_fn,
         energy_fn,
-        simulate.langevin(
-            shift_fn, timestep_fs=timestep_fs, temperature_K=temperature_K, friction_per_fs=0.005
-        ),
+        thermostat,
         jnp.asarray(atoms.positions, jnp.float32),
         n_steps=n_before,
         masses=masses,
         temperature_K=temperature_K,
         key=jax.random.key(0),
+    ).state
+    neighbors = neighbor_fn.allocate(before.position)
+    step, start, tangent = tangent_of(
+        energy_fn, simulate.nve(shift_fn, timestep_fs), before, masses, neighbors
     )
-    position, neighbors = before.state.position, neighbor_fn.allocate(before.state.position)
-    init, step = flow(energy_fn, simulate.nve(shift_fn, timestep_fs))
-    momentum = before.state.dynamics.momentum
-    momentum = momentum - jnp.sum(momentum, axis=0) * (masses / masses.sum())[:, None].astype(np.float32)
-    direction = jax.random.normal(jax.random.key(1), position.shape, position.dtype)
-
-    def at(position):
-        return init(position, momentum, masses, neighbors)
-
-    start, tangent = jax.jvp(at, (position,), (direction,))
     started = time.perf_counter()
     found = lyapunov_exponent(
         step, start, tangent, n_steps=n_steps, every=10, carry=neighbors, size_fn=of_positions, skip=0.3
     )
     seconds = time.perf_counter() - started
     if bool(found.carry.did_buffer_overflow):
-        raise RuntimeError("a list overflowed; the trajectory means nothing.")
-    last = found.state
-    kinetic = float(np.sum(np.asarray(last.momentum, float) ** 2 / (2 * masses[:, None])))
+        raise RuntimeError(
+            "a neighbour list overflowed, so the trajectory is not valid: raise capacity_multiplier."
+        )
+    kinetic = float(np.sum(np.asarray(found.state.momentum, float) ** 2 / (2 * masses[:, None])))
     per_ps = 1000.0 / timestep_fs
-    time_ps = found.steps / per_ps
-
-    def grown_by(factor: float) -> float | None:
-        beyond = found.log_growth >= np.log(factor)
-        return float(time_ps[np.argmax(beyond)]) if beyond.any() else None
-
-    thin = slice(None, None, max(1, len(time_ps) // 50))
     return {
         "name": name,
         "atoms": len(atoms),
@@ -110,10 +98,35 @@ def measure(name: str, system, temperature_K: float, timestep_fs: float, n_steps
         "exponent_per_ps": found.exponent * per_ps,
         "error_per_ps": found.error * per_ps,
         "lyapunov_time_fs": timestep_fs / found.exponent,
+        **growth(found.steps / per_ps, found.log_growth),
+        "seconds": seconds,
+    }
+
+
+def tangent_of(energy_fn, integrator, before: simulate.State, masses, neighbors):
+    """Step function, initial state without total momentum, and tangent along random displacements."""
+    init, step = flow(energy_fn, integrator)
+    momentum = before.dynamics.momentum
+    momentum = momentum - jnp.sum(momentum, axis=0) * (masses / masses.sum())[:, None].astype(np.float32)
+    direction = jax.random.normal(jax.random.key(1), before.position.shape, before.position.dtype)
+    start, tangent = jax.jvp(
+        lambda position: init(position, momentum, masses, neighbors), (before.position,), (direction,)
+    )
+    return step, start, tangent
+
+
+def growth(time_ps: np.ndarray, log_growth: np.ndarray) -> dict:
+    """Times at which the tangent has grown by 10^3 and 10^6, None if it has not, and about 50 points."""
+
+    def grown_by(factor: float) -> float | None:
+        beyond = log_growth >= np.log(factor)
+        return float(time_ps[np.argmax(beyond)]) if beyond.any() else None
+
+    thin = slice(None, None, max(1, len(time_ps) // 50))
+    return {
         "grown_by_ps": {"1e3": grown_by(1e3), "1e6": grown_by(1e6)},
         "time_ps": [round(float(t), 4) for t in time_ps[thin]],
-        "log_growth": [round(float(g), 3) for g in found.log_growth[thin]],
-        "seconds": seconds,
+        "log_growth": [round(float(g), 3) for g in log_growth[thin]],
     }
 
 
@@ -141,10 +154,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for temperature in arguments.argon_temperatures:
         system = argon(5.3 if temperature < 84 else LIQUID, repeat)
         rows.append(measure("argon", system, temperature, 5.0, arguments.argon_steps, 4 * before))
-        print(_told(rows[-1]), flush=True)
+        print(_summary(rows[-1]), flush=True)
     for temperature in arguments.temperatures:
         rows.append(measure("Pt + CO", platinum(arguments.smoke), temperature, 1.0, arguments.steps, before))
-        print(_told(rows[-1]), flush=True)
+        print(_summary(rows[-1]), flush=True)
     harness.append(
         arguments.results,
         "lyapunov",
@@ -159,7 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
 
 
-def _told(row: dict) -> str:
+def _summary(row: dict) -> str:
+    """One line for people."""
     return (
         f"{row['name']}, {row['atoms']} atoms, {row['temperature_K']:.0f} K: "
         f"{row['exponent_per_ps']:.2f} ± {row['error_per_ps']:.2f} /ps, "

@@ -1,26 +1,27 @@
-"""CO driven over a terrace, the expensive expert in balls that follow it: is energy conserved?
+"""Is energy conserved when CO moves over a terrace and the expensive expert follows it?
 
     python benchmarks/bench_moving.py [--checkpoint ptco-small] [--runs NAME ...] [--smoke]
 
 A Pt(111) terrace with CO molecules on top sites, periodic, at constant energy.
-Every `--kick-every` ps each molecule is given lateral energy, and the metal the
-opposite momentum; the work of a kick is what the kinetic energy gains. Energy
-less work of the kicks is to be conserved. One line of results per run:
+Every `--kick-every` ps each molecule gets a lateral momentum and the metal the opposite
+one. The work of a kick is the change of the kinetic energy. The energy minus the work
+of all kicks should be conserved. One line of results per run:
 
-    moving         every molecule is followed, float64, 1 fs
+    moving         dynamic spheres around every molecule, float64, 1 fs
     half step      the same with 0.5 fs
-    no slope       the same as the first without dw/dR in the forces, the negative control
+    no slope       the first run without dw/dR in the forces, the negative control
     one            one molecule alone
-    none           nothing is followed: the two top layers and the molecules are the expensive expert's for
-    good hard           atoms change hands at once, every 20 steps, and the work is booked
-    float32        the same as the first in float32
+    none           a static region: the two top layers and the molecules
+    reassigned     atoms switch expert every 20 steps; the switching work is accumulated
+    float32        the first run in float32
 
-The fluctuation is the standard deviation about the line of the drift.
+The fluctuation is the standard deviation of the energy about the line of the drift.
 """
 
 import argparse
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import harness
@@ -37,24 +38,35 @@ from moe_md.reporters.blending import BlendWatch
 from moe_md.reporters.trajectory import drift
 
 LATTICE = 3.98  # Å
-R_BLEND = 1.5  # Å; the core is as wide as what the cheap expert sees
-CHUNK_FS, REASSIGN = 10.0, 20  # fs between frames; steps
+R_BLEND = 1.5  # Å; the core radius is the cheap expert's cutoff
+CHUNK_FS, REASSIGN = 10.0, 20  # fs between frames; steps between reassignments
 
 
 class Run(NamedTuple):
-    """One of the runs."""
+    """Options of one run."""
 
     timestep_fs: float = 1.0
     dtype: str = "float64"
-    region: str = "balls"  # about the molecules; hard: the same, at once; layers: nothing moves
-    molecules: int | None = None  # default what the command line says
-    slope: bool = True  # dw/dR in the forces
+    region: str = "spheres"  # spheres or reassigned: around the molecules; layers: static
+    molecules: int | None = None  # default `--molecules`
+    gate_gradient: bool = True  # dw/dR in the forces
+
+
+class Stored(NamedTuple):
+    """Values of one frame, or arrays over all frames."""
+
+    time_ps: float | np.ndarray
+    conserved: float | np.ndarray  # eV, without the work of the kicks
+    temperature_K: float | np.ndarray
+    momentum: float | np.ndarray
+    work: float | np.ndarray  # eV, switching work
+    position: np.ndarray  # [n_atoms, 3] Å
 
 
 RUNS = {
     "moving": Run(),
     "half step": Run(timestep_fs=0.5),
-    "no slope": Run(slope=False),
+    "no slope": Run(gate_gradient=False),
     "one": Run(molecules=1),
     "none": Run(region="layers"),
     "reassigned": Run(region="reassigned"),
@@ -63,14 +75,14 @@ RUNS = {
 
 
 def terrace(size: tuple[int, int, int], n_molecules: int) -> Atoms:
-    """Pt(111), of so many columns, rows and layers, upright CO on top sites along the long edge."""
+    """Pt(111) of `size` columns, rows and layers, with upright CO on top sites along the long edge."""
     atoms = fcc111("Pt", size, a=LATTICE, vacuum=7.0, orthogonal=True)
     width = atoms.cell.lengths()[:2]
     top = atoms.positions[atoms.get_tags() == 1, :2]
     for n in range(n_molecules):
-        wanted = width * [(n + 0.5) / n_molecules, 0.5 + 0.25 * (-1) ** n]
+        target = width * [(n + 0.5) / n_molecules, 0.5 + 0.25 * (-1) ** n]
         add_adsorbate(
-            atoms, molecule("CO"), 1.85, top[np.argmin(np.linalg.norm(top - wanted, axis=1))], mol_index=1
+            atoms, molecule("CO"), 1.85, top[np.argmin(np.linalg.norm(top - target, axis=1))], mol_index=1
         )
     atoms.pbc = True
     atoms.positions[:, 2] -= atoms.positions[:, 2].min() - 7.0
@@ -78,7 +90,7 @@ def terrace(size: tuple[int, int, int], n_molecules: int) -> Atoms:
 
 
 class Kicks:
-    """Lateral momentum for each molecule, taken from the metal."""
+    """Adds lateral momentum to each molecule and the opposite momentum to the metal."""
 
     def __init__(self, atoms: Atoms, energy_eV: float, seed: int = 0):
         symbols = np.array(atoms.get_chemical_symbols())
@@ -88,21 +100,21 @@ class Kicks:
         self.work = 0.0
 
     def __call__(self, state: simulate.State) -> simulate.State:
-        """The state after a kick; books its work."""
+        """The state after a kick, whose work is added to `work`."""
         momentum = np.asarray(state.dynamics.momentum, float).copy()
         before = self._kinetic(momentum)
         for pair in self.pairs:
-            angle = self._rng.uniform(-0.5, 0.5)  # about along x
+            angle = self._rng.uniform(-0.5, 0.5)  # from the x axis
             mass = self._mass[pair]
-            given = (
+            added = (
                 mass
                 / mass.sum()
                 * np.sqrt(2 * mass.sum() * self._energy)
                 * np.array([np.cos(angle), np.sin(angle), 0.0])
             )
-            momentum[pair] += given
+            momentum[pair] += added
             momentum[self._metal] -= (
-                given.sum(axis=0) * self._mass[self._metal] / self._mass[self._metal].sum()
+                added.sum(axis=0) * self._mass[self._metal] / self._mass[self._metal].sum()
             )
         kicked = jnp.asarray(momentum, state.position.dtype)
         self.work += self._kinetic(np.asarray(kicked, float)) - before
@@ -113,86 +125,45 @@ class Kicks:
 
 
 def region_of(run: Run, atoms: Atoms, cutoff: float) -> mm.regions.Region:
-    """What the run says."""
+    """The region of a run."""
     if run.region == "layers":
         return mm.regions.fixed((atoms.get_tags() > 2).astype(int), 2)
     return mm.regions.around(np.flatnonzero(atoms.numbers != 78), cutoff, R_BLEND)
 
 
 def simulate_one(name: str, run: Run, arguments) -> dict:
-    """A run, and what became of its energy."""
+    """Record of one run: its drift, fluctuation, momentum, blend and cost."""
     model = mm.load(arguments.checkpoint)
     atoms = terrace(tuple(arguments.size), run.molecules or arguments.molecules)
-    box, known = atoms.cell.lengths(), model.experts[0].species
+    box = atoms.cell.lengths()
     displacement_fn, shift_fn = space.periodic(jnp.asarray(box, run.dtype))
     region = region_of(run, atoms, model.experts[1].cutoff)
-    species = np.array([known.index(s) for s in atoms.symbols])
+    species = np.array([model.experts[0].species.index(s) for s in atoms.symbols])
     neighbor_fn, energy_fn = mm.mixture_neighbor_list(displacement_fn, box, model.potentials, species, region)
-    if not run.slope:
-
-        def energy_fn(R, neighbor, **_):
-            weight, energy = neighbor_fn.parts(R, neighbor)
-            return jnp.sum(jax.lax.stop_gradient(weight) * energy)
-
+    if not run.gate_gradient:
+        energy_fn = partial(energy_at_constant_gate, neighbor_fn)
     kicks = Kicks(atoms, arguments.kick_eV)
-    integrator = simulate.nve(shift_fn, run.timestep_fs)
-    steps = round(1e3 * arguments.ps / run.timestep_fs)
-    between = round(1e3 * arguments.kick_every / run.timestep_fs)
     switches = {"region": mm.regions.reassigned(region)} if run.region == "reassigned" else {}
     watch = BlendWatch(neighbor_fn, atomic_volume=LATTICE**3 / 4, **switches)
-    kept: list[tuple] = []
+    stored: list[Stored] = []
 
-    def keep(frame: simulate.Frame) -> None:
-        kept.append(
-            (
-                frame.time_ps,
-                frame.conserved - kicks.work,
-                frame.temperature_K,
-                frame.momentum,
-                frame.work,
-                frame.position,
-            )
+    def store(frame: simulate.Frame) -> None:
+        conserved = frame.conserved - kicks.work
+        stored.append(
+            Stored(frame.time_ps, conserved, frame.temperature_K, frame.momentum, frame.work, frame.position)
         )
 
-    options = dict(chunk_steps=round(CHUNK_FS / run.timestep_fs), reporters=[keep, watch])
-    if switches:
-        options |= switches | {"reassign_steps": REASSIGN}
-    result = simulate.run(
-        neighbor_fn, energy_fn, integrator, jnp.asarray(atoms.positions, run.dtype), n_steps=0,
-        masses=atoms.get_masses(), temperature_K=arguments.temperature_K, key=jax.random.key(0), **options,
-    )  # fmt: skip
-    started = time.perf_counter()
-    while (done := result.state.step) < steps:
-        state = kicks(result.state)
-        result = simulate.run(
-            neighbor_fn,
-            energy_fn,
-            integrator,
-            state=state,
-            neighbors=result.neighbors,
-            n_steps=min(between, steps - done),
-            **options,
-        )
-        print(
-            f"{name}: {result.state.time_ps:6.2f} ps, {time.perf_counter() - started:6.0f} s, "
-            f"{kept[-1][1]:.6f} eV, {kept[-1][2]:.0f} K",
-            flush=True,
-        )
-    seconds = time.perf_counter() - started
-    times, energy, temperature, momentum, work, position = (np.array(column) for column in zip(*kept))
+    options = {
+        "chunk_steps": round(CHUNK_FS / run.timestep_fs),
+        "reporters": [store, watch],
+        **switches,
+        **({"reassign_steps": REASSIGN} if switches else {}),
+    }
+    system = (neighbor_fn, energy_fn, simulate.nve(shift_fn, run.timestep_fs))
+    state, seconds = run_with_kicks(name, run, system, atoms, kicks, options, stored, arguments)
+    columns = Stored(*(np.array(column) for column in zip(*stored)))
     if arguments.trajectory:
-        np.savez_compressed(
-            arguments.trajectory,
-            position=position.astype(np.float32),
-            symbols=atoms.get_chemical_symbols(),
-            time_ps=times,
-            cell=box,
-            share=watch.log.share,
-            conserved=energy,
-            kicks=kicks.work,
-        )
-    slope = drift(times[1:], energy[1:], len(atoms))
-    rest = energy[1:] - np.polyval(np.polyfit(times[1:], energy[1:], 1), times[1:])
+        save_trajectory(arguments.trajectory, columns, atoms, watch.log.share, kicks.work)
     return {
         "benchmark": "moving",
         **harness.environment(),
@@ -207,21 +178,83 @@ def simulate_one(name: str, run: Run, arguments) -> dict:
         "kick_eV": arguments.kick_eV,
         "kick_every_ps": arguments.kick_every,
         "kicks_work_eV": kicks.work,
-        "farthest": farthest(position[:, kicks.pairs[:, 0]], box),
-        "temperature_K": float(np.mean(temperature)),
-        "drift_meV_per_atom_per_ps": slope.slope,
-        "drift_stderr": slope.standard_error,
-        "fluctuation_meV": 1e3 * float(np.std(rest)),
-        "momentum": float(np.max(momentum)),
-        "switching_work_eV": float(work[-1]),
+        "farthest": farthest(columns.position[:, kicks.pairs[:, 0]], box),
+        **energy_and_momentum(columns, len(atoms)),
         "blend": watch.summary(),
-        "n_reallocations": result.state.n_reallocations,
-        "ms_per_step": 1e3 * seconds / steps,
+        "n_reallocations": state.n_reallocations,
+        "ms_per_step": 1e3 * seconds / state.step,
     }
 
 
+def energy_at_constant_gate(neighbor_fn, R, neighbor, **_):
+    """Energy of the mixture, whose gradient leaves out that of the gate: not conservative."""
+    gate, energy = neighbor_fn.parts(R, neighbor)
+    return jnp.sum(jax.lax.stop_gradient(gate) * energy)
+
+
+def run_with_kicks(
+    name: str, run: Run, system, atoms: Atoms, kicks: Kicks, options: dict, stored: list[Stored], arguments
+) -> tuple[simulate.State, float]:
+    """The dynamics, with a kick every `--kick-every` ps; its last state and the seconds it took."""
+    steps = round(1e3 * arguments.ps / run.timestep_fs)
+    between = round(1e3 * arguments.kick_every / run.timestep_fs)
+    result = simulate.run(
+        *system,
+        jnp.asarray(atoms.positions, run.dtype),
+        n_steps=0,
+        masses=atoms.get_masses(),
+        temperature_K=arguments.temperature_K,
+        key=jax.random.key(0),
+        **options,
+    )
+    started = time.perf_counter()
+    while (done := result.state.step) < steps:
+        result = simulate.run(
+            *system,
+            state=kicks(result.state),
+            neighbors=result.neighbors,
+            n_steps=min(between, steps - done),
+            **options,
+        )
+        print(
+            f"{name}: {result.state.time_ps:6.2f} ps, {time.perf_counter() - started:6.0f} s, "
+            f"{stored[-1].conserved:.6f} eV, {stored[-1].temperature_K:.0f} K",
+            flush=True,
+        )
+    return result.state, time.perf_counter() - started
+
+
+def energy_and_momentum(columns: Stored, n_atoms: int) -> dict:
+    """Drift and fluctuation of the energy, temperature, momentum and switching work."""
+    times, energy = columns.time_ps[1:], columns.conserved[1:]
+    slope = drift(times, energy, n_atoms)
+    residual = energy - np.polyval(np.polyfit(times, energy, 1), times)
+    return {
+        "temperature_K": float(np.mean(columns.temperature_K)),
+        "drift_meV_per_atom_per_ps": slope.slope,
+        "drift_stderr": slope.standard_error,
+        "fluctuation_meV": 1e3 * float(np.std(residual)),
+        "momentum": float(np.max(columns.momentum)),
+        "switching_work_eV": float(columns.work[-1]),
+    }
+
+
+def save_trajectory(path: str, columns: Stored, atoms: Atoms, share, kicks_work: float) -> None:
+    """Write the frames of a run as `.npz`."""
+    np.savez_compressed(
+        path,
+        position=columns.position.astype(np.float32),
+        symbols=atoms.get_chemical_symbols(),
+        time_ps=columns.time_ps,
+        cell=atoms.cell.lengths(),
+        share=share,
+        conserved=columns.conserved,
+        kicks=kicks_work,
+    )
+
+
 def farthest(carbon: np.ndarray, box: np.ndarray) -> float:
-    """Å, the longest way of a molecule over the surface, over all periodic images."""
+    """Å, the largest lateral displacement of a molecule; `carbon`: `[n_frames, n_molecules, 3]` Å."""
     moved = np.diff(carbon, axis=0)
     path = np.cumsum(moved - box * np.round(moved / box), axis=0)
     return float(np.linalg.norm(path[..., :2], axis=-1).max()) if len(path) else 0.0
@@ -233,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--checkpoint", default="ptco-small", help="name or path")
     parser.add_argument("--runs", nargs="+", choices=list(RUNS), default=list(RUNS))
-    # Wider than twice the balls, or the weights of atoms between two images of a ball have a kink.
+    # Wider than twice the spheres, so that the gates of atoms between two images of a sphere are smooth.
     parser.add_argument(
         "--size", type=int, nargs=3, default=(8, 8, 4), help="columns, rows (even), layers of Pt"
     )

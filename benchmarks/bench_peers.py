@@ -3,14 +3,13 @@
     python benchmarks/bench_peers.py [--peer-python torch=PATH mlip=PATH lammps=PATH] [--plots DIR]
 
 Energy and forces of the same rattled Pt crystals, given a neighbour list, in
-float32 where a program offers it, by each of `peers.CASES`. PyTorch's Allegro
-and ours have equal weights, and their forces are compared before anything is
-timed; other networks have random parameters and like sizes. Each group of
-cases runs in a process of its own, with the Python named for it (default: this
-one), and is left out where that lacks a package. All get the same number of
-threads and are asked in turn, one evaluation at a time; slow ones are left out
-of some rounds and still take part in three. A case that would need more memory
-than there is or more than `--longest` seconds, judged by a smaller size, is left out.
+float32 where a program offers it, by each of `peers.CASES`. Allegro in PyTorch and in
+moe_md have equal parameters, and their forces are compared before anything is timed.
+Other networks have random parameters and similar sizes. Each group of cases runs in
+its own process, with the Python named for it (default: this one), and is left out
+where a package is missing. All use the same number of threads and are timed in turn,
+one evaluation at a time; slow cases take part in at least three rounds. A case is left
+out where a smaller size predicts more memory than is free or more than `--longest` seconds.
 """
 
 import argparse
@@ -25,11 +24,12 @@ from pathlib import Path
 import harness
 import numpy as np
 from bench_mixture import crystal
-from peers import ALLEGRO, CASES, CUTOFF, IRREPS, MACE, NEQUIP, SHARE
+from peers import CASES
+from peers_problem import ALLEGRO, CUTOFF, IRREPS, MACE, NEQUIP, SHARE
 
 OURS = "Allegro, moe_md"
-FORCE_TOLERANCE = 1e-4  # of the longest force, float32 on both sides
-LEAST_ROUNDS = 3
+FORCE_TOLERANCE = 1e-4  # relative to the longest force, both in float32
+MIN_ROUNDS = 3
 
 
 class Worker:
@@ -50,6 +50,7 @@ class Worker:
             )
 
     def ask(self, **request) -> dict:
+        """Send a request; returns the answer, or `{"failed": reason}` where the process has ended."""
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
@@ -59,6 +60,7 @@ class Worker:
         return json.loads(answer) if answer else {"failed": f"its process ended with {self.process.wait()}"}
 
     def close(self) -> None:
+        """End the process and wait for it."""
         self.process.stdin.close()
         self.process.wait()
 
@@ -66,7 +68,7 @@ class Worker:
 def measure(
     n_atoms: int, workers: dict[str, Worker], folder: Path, before: list[dict], arguments
 ) -> tuple[list[dict], dict]:
-    """All cases of one size, given the rows of smaller ones; what could not run, and why."""
+    """Rows of all cases of one size, and reasons of cases left out; `before`: rows of smaller sizes."""
     position, edges = crystal(n_atoms)
     atoms = folder / f"atoms-{len(position)}.npz"
     np.savez(atoms, position=position, edges=edges)
@@ -74,7 +76,7 @@ def measure(
     for name, case in CASES.items():
         if arguments.only and name not in arguments.only:
             continue
-        reason = too_large(name, len(position), before, arguments.longest)
+        answer, reason = {}, too_large(name, len(position), before, arguments.longest)
         if reason is None:
             answer = workers[case.group].ask(build=name, atoms=str(atoms), tiny=arguments.smoke)
             reason = answer.get("failed") or ("missing" in answer and f"no {answer['missing']}")
@@ -84,16 +86,7 @@ def measure(
             left_out[name] = reason
             print(f"{name}: left out, {reason}", flush=True)
             continue
-        with np.load(folder / "result.npz") as result:
-            energies[name], forces[name] = float(result["energy"]), result["forces"]
-        if (
-            forces[name].shape != position.shape
-            or not np.isfinite(forces[name]).all()
-            or not forces[name].any()
-        ):
-            raise RuntimeError(
-                f"{name}: forces are not those of {len(position)} atoms; its time means nothing."
-            )
+        energies[name], forces[name] = read_result(name, folder, position.shape)
         rows[name] = {"name": name, "group": case.group, **answer}
         print(
             f"{name}: built in {answer['build_s']:.1f} s, "
@@ -119,8 +112,23 @@ def measure(
     return list(rows.values()), left_out
 
 
+def read_result(name: str, folder: Path, shape: tuple[int, ...]) -> tuple[float, np.ndarray]:
+    """Energy, eV, and forces, eV/Å, that a worker wrote.
+
+    Raises:
+        RuntimeError: the forces do not have the shape `[n_atoms, 3]`, are not finite or all zero.
+    """
+    with np.load(folder / "result.npz") as result:
+        energy, forces = float(result["energy"]), result["forces"]
+    if forces.shape != shape or not np.isfinite(forces).all() or not forces.any():
+        raise RuntimeError(
+            f"{name}: forces must be finite, not zero and of shape {shape}, got {forces.shape}."
+        )
+    return energy, forces
+
+
 def too_large(name: str, n_atoms: int, before: list[dict], longest: float) -> str | None:
-    """Why a case would not fit into memory or time; None where it would or nobody knows."""
+    """Why a case needs too much memory or time; None where it does not, or no smaller size was timed."""
     rows = [row for row in before if row["name"] == name]
     if not rows:
         return None
@@ -136,7 +144,7 @@ def too_large(name: str, n_atoms: int, before: list[dict], longest: float) -> st
 
 
 def free_memory() -> float | None:
-    """MB, where the system tells."""
+    """Free memory, MB; None where the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -145,10 +153,10 @@ def free_memory() -> float | None:
 
 
 def compare(name: str, energies: dict, forces: dict) -> dict:
-    """Differences from our Allegro, which must be rounding.
+    """Relative differences from moe_md's Allegro.
 
     Raises:
-        RuntimeError: they are not.
+        RuntimeError: a difference is larger than `FORCE_TOLERANCE`.
     """
     difference = float(np.abs(forces[name] - forces[OURS]).max() / np.abs(forces[OURS]).max())
     energy = abs(energies[name] - energies[OURS]) / abs(energies[OURS])
@@ -161,13 +169,14 @@ def compare(name: str, energies: dict, forces: dict) -> dict:
 
 
 def timed(rows: dict, workers: dict[str, Worker], arguments) -> dict[str, list[float]]:
-    """Seconds per evaluation, in rounds;
-    a case's rounds are spread evenly over all and take about `--seconds`.
+    """Seconds of each evaluation of each case.
+
+    The evaluations of a case take about `--seconds` and are spread evenly over the rounds.
     """
     turns = {}
     for name, row in rows.items():
         count = int(
-            np.clip(arguments.seconds / row["seconds"], min(LEAST_ROUNDS, arguments.rounds), arguments.rounds)
+            np.clip(arguments.seconds / row["seconds"], min(MIN_ROUNDS, arguments.rounds), arguments.rounds)
         )
         turns[name] = set(np.linspace(0, arguments.rounds - 1, count).round().astype(int).tolist())
     names, seconds = list(rows), {name: [] for name in rows}
@@ -183,7 +192,7 @@ def timed(rows: dict, workers: dict[str, Worker], arguments) -> dict[str, list[f
 
 
 def describe(record: dict) -> str:
-    """The result, for people."""
+    """The result as text."""
     lines = []
     for row in record["rows"]:
         low, high = row["quartiles_s"]
@@ -196,7 +205,7 @@ def describe(record: dict) -> str:
 
 
 def draw(record: dict, folder: Path) -> Path:
-    """Time against atoms, one line for each case."""
+    """Plot the time over the number of atoms, one line for each case; returns the picture's path."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -244,17 +253,17 @@ def draw(record: dict, folder: Path) -> Path:
     return path
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def parsed(arguments: Sequence[str] | None, groups: list[str]) -> argparse.Namespace:
+    """Arguments of the command line, with `pythons`: a path for some groups."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    groups = list(dict.fromkeys(case.group for case in CASES.values()))
     parser.add_argument(
         "--peer-python",
         nargs="*",
         default=[],
         metavar="GROUP=PATH",
-        help=f"whose Python runs a group of {groups}",
+        help=f"path of the Python that runs a group, one of {groups}",
     )
     parser.add_argument("--atoms", type=int, nargs="+", default=(1000, 3000, 8000))
     parser.add_argument("--only", nargs="*", help="names of cases; ours must be among them")
@@ -264,27 +273,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--seconds",
         type=float,
         default=15.0,
-        help="of a case at a size; it takes part in three rounds at least",
+        help="seconds for all evaluations of a case at one size; at least three evaluations",
     )
-    parser.add_argument("--longest", type=float, default=60.0, help="seconds that one evaluation may take")
+    parser.add_argument(
+        "--longest", type=float, default=60.0, help="largest number of seconds of one evaluation"
+    )
     parser.add_argument("--plots", type=Path, help="folder for a picture of the results")
     parser.add_argument("--redraw", action="store_true", help="draw the newest record, measure nothing")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
     parser.add_argument("--smoke", action="store_true", help="one small size, tiny models, two rounds")
     arguments = parser.parse_args(arguments)
-    pythons = dict(value.split("=", 1) for value in arguments.peer_python)
-    if unknown := set(pythons) - set(groups):
+    arguments.pythons = dict(value.split("=", 1) for value in arguments.peer_python)
+    if unknown := set(arguments.pythons) - set(groups):
         parser.error(f"groups must be of {groups}, got {sorted(unknown)}.")
-    if arguments.redraw:
-        record = [r for r in harness.read(arguments.results, "peers") if not r["smoke"]][-1]
-        print(draw(record, arguments.plots))
-        return
     if arguments.smoke:
         vars(arguments).update(atoms=(108,), rounds=2)
+    return arguments
+
+
+def measure_all(arguments, groups: list[str]) -> tuple[list[dict], dict]:
+    """Rows of all cases and sizes, and the cases left out with reasons."""
     rows, left_out = [], {}
     with tempfile.TemporaryDirectory() as folder:
         workers = {
-            group: Worker(pythons.get(group, sys.executable), Path(folder), group, arguments.threads)
+            group: Worker(
+                arguments.pythons.get(group, sys.executable), Path(folder), group, arguments.threads
+            )
             for group in groups
         }
         try:
@@ -298,6 +312,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         finally:
             for worker in workers.values():
                 worker.close()
+    return rows, left_out
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    groups = list(dict.fromkeys(case.group for case in CASES.values()))
+    arguments = parsed(arguments, groups)
+    if arguments.redraw:
+        record = [r for r in harness.read(arguments.results, "peers") if not r["smoke"]][-1]
+        print(draw(record, arguments.plots))
+        return
+    rows, left_out = measure_all(arguments, groups)
     record = {
         "benchmark": "peers",
         **harness.environment(),

@@ -1,12 +1,12 @@
-"""What does it cost to follow many atoms in a large crystal?
+"""What do dynamic spheres around many atoms cost in a large crystal?
 
     python benchmarks/bench_regions.py [--atoms 10000 100000 1000000] [--seeds 10 100 1000] [--smoke]
 
-Balls about seeds in a rattled fcc crystal, float32: a look at whether the list
-of what is near the seeds still holds, its rebuild, and the gate with the
-gradient of its sum. The gate of a seed meets about 130 atoms, whatever the
-crystal; beside its time stands that of one pass over all positions (their sum
-of squares and its gradient), which no step can do without.
+Spheres around seeds in a rattled fcc crystal, float32. Timed are the check of the
+seeds' neighbour list (`update`), its rebuild, and the gate with the gradient of its
+sum. The gate of a seed includes about 130 atoms in a crystal of any size. For
+comparison `touch` is one pass over all positions (their sum of squares and its
+gradient), which every step needs.
 """
 
 import argparse
@@ -27,34 +27,34 @@ R_CORE, R_BLEND, SKIN = 6.0, 1.5, 0.4  # Å
 
 
 def measure(n_atoms: int, n_seeds: int, repeats: int) -> dict:
-    """One size."""
+    """Times for one number of atoms and seeds."""
     position, edges = crystal(n_atoms)
     n_atoms, position = len(position), jnp.asarray(position)
     displacement_fn, _ = space.periodic(edges)
     region = mm.regions.around(
         np.random.default_rng(1).choice(n_atoms, n_seeds, replace=False), R_CORE, R_BLEND
     )
-    wanted = region.required_neighbors(SKIN)
+    request = region.required_neighbors(SKIN)
     fns = lists.neighbor_list(displacement_fn, edges, [R_CORE], dr_threshold=SKIN)
-    near = fns.allocate(position, cutoffs=[wanted.reach], centers=wanted.centers)
+    near = fns.allocate(position, cutoffs=[request.reach], centers=request.centers)
 
     def update(carry):
         R, nbrs = carry
-        return R, fns.update(R, nbrs, cutoffs=wanted.reach[None], centers=wanted.centers)
+        return R, fns.update(R, nbrs, cutoffs=request.reach[None], centers=request.centers)
 
     def rebuild(carry):
         R, nbrs = carry
-        R = jnp.mod(R + 0.5 * edges, edges)  # all atoms leave their place
-        return R, fns.update(R, nbrs, cutoffs=wanted.reach[None], centers=wanted.centers)
+        R = jnp.mod(R + 0.5 * edges, edges)  # displaces all atoms by more than the skin
+        return R, fns.update(R, nbrs, cutoffs=request.reach[None], centers=request.centers)
 
     def gate(carry):
         R, nbrs = carry
-        slope = jax.grad(
+        gradient = jax.grad(
             lambda R: jnp.sum(
                 region.gate(R, displacement_fn, RegionNeighbors(None, None, R_CORE, nbrs))[:, 0]
             )
         )(R)
-        return R + 1e-9 * slope, nbrs
+        return R + 1e-9 * gradient, nbrs
 
     def touch(carry):
         R, nbrs = carry
@@ -63,7 +63,7 @@ def measure(n_atoms: int, n_seeds: int, repeats: int) -> dict:
     cases = {f.__name__: harness.Case(f, (position, near)) for f in (update, rebuild, gate, touch)}
     timings = harness.interleave(cases, repeats=repeats)
     if any(bool(case.state[1].did_buffer_overflow) for case in cases.values()):
-        raise RuntimeError("a list overflowed; its time means nothing.")
+        raise RuntimeError("a neighbour list overflowed, so its time is not valid: raise its capacity.")
     return {
         "atoms": n_atoms,
         "seeds": n_seeds,

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import optax
 from bench_public_dft import HAS_PEER, PEER, SPECIES, torch_allegro, torch_loss
-from peers import inductor_settings
+from peers_torch import inductor_settings
 
 from moe_md.data import Batch, batches, load_dataset, prepare, ptco_fm, reference_energies
 from moe_md.settings import TrainSettings

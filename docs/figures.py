@@ -136,7 +136,8 @@ def seam_of_pairs() -> Figure:
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     panel = figure.subplots()
     for label, (experts, params, colour) in pairs.items():
-        crystal, owner = expert_boundary.seams("Pt", LATTICE, max(e.cutoff for e in experts))["100"]
+        cutoff = max(e.cutoff for e in experts)
+        crystal, owner = expert_boundary.bisected_crystals("Pt", LATTICE, cutoff)["100"]
         ghost = expert_boundary.ghost_force(experts, params, crystal, owner)
         spacing = LATTICE / 2
         layer = np.rint(crystal.positions[:, 2] / spacing).astype(int)

@@ -6,6 +6,16 @@ Code written for an earlier version is answered with the new name.
 # Attributes of `moe_md` and of its packages.
 PYTHON = {
     "moe_md.adjoint": "moe_md.gradients",
+    "moe_md.analysis.errors.Compared": "moe_md.analysis.errors.ComparedFrame",
+    "moe_md.analysis.errors.Outcome": "moe_md.analysis.errors.FramePrediction",
+    "moe_md.analysis.errors.WHO": "moe_md.analysis.errors.POTENTIALS",
+    "moe_md.analysis.errors.seam_report": "moe_md.analysis.errors.boundary_report",
+    "moe_md.analysis.bulk.fcc_report": "moe_md.analysis.crystal_report.fcc_report",
+    "moe_md.analysis.bulk.phonons": "moe_md.analysis.phonons.phonons",
+    "moe_md.analysis.expert_boundary.seams": "moe_md.analysis.expert_boundary.bisected_crystals",
+    "moe_md.analysis.region_design.centres": "moe_md.analysis.region_design.center_shares",
+    "moe_md.analysis.seam": "moe_md.analysis.expert_boundary",
+    "moe_md.analysis.validation_report": "moe_md.commands.validate_report",
     "moe_md.implicit": "moe_md.gradients",
     "moe_md.reweighting": "moe_md.gradients.reweighting",
     "moe_md.gradients.at_rest": "moe_md.gradients.equilibrium",
@@ -30,6 +40,9 @@ KEYS = {
     "slow_every": "outer_every",
     "soft_force": "force_downweight_above",
 }
+
+# Sections of `moe-md validate` and of `validation.json`.
+SECTIONS = {"seam": "expert_boundary"}
 
 
 def missing_attribute(module: str, name: str) -> AttributeError:

@@ -1,6 +1,6 @@
-"""Lattice constant and bulk modulus of a crystal as differentiable functions of its parameters.
+"""Lattice constant and bulk modulus of an fcc crystal as differentiable functions of parameters.
 
-What `bulk.relax_fcc` finds on the host, under jit, by `gradients.isotropic_equilibrium`.
+The values of `bulk.relax_fcc`, computed under jit by `gradients.isotropic_equilibrium`.
 """
 
 from collections.abc import Callable
@@ -11,30 +11,30 @@ from ase.build import bulk
 from jax import Array
 
 from moe_md import gradients
-from moe_md.analysis.bulk import Crystal
+from moe_md.analysis.bulk import Crystal, check_symbol
 from moe_md.checks import check_positive
 from moe_md.experts.base import Expert
 from moe_md.neighbors.rows import rows_from_images
 
 
 def fcc_crystal(expert: Expert, symbol: str = "Pt", *, guess: float, window: float = 0.15) -> Callable:
-    """The fcc crystal of least energy, as a function of the expert's parameters.
+    """The fcc crystal of minimum energy, as a function of the expert's parameters.
 
     Args:
         expert: the potential.
         symbol: an element of `expert.species`.
-        guess: Å, a lattice constant near the answer.
-        window: neighbours are known down to `guess * (1 - window)`.
+        guess: Å, an approximate lattice constant.
+        window: neighbours are listed for lattice constants of at least `guess * (1 - window)`.
 
     Returns:
-        `(params, pressure_GPa=0.0) -> Crystal`, under jit or not, of arrays:
-        lattice constant, energy per atom, bulk modulus. Differentiable, forward and in
-        reverse and again. NaN where no crystal is found in the window. In
-        the dtype jax runs in.
+        `(params, pressure_GPa=0.0) -> Crystal` of scalar arrays: lattice constant,
+        energy per atom, bulk modulus. Works with and without jit. Differentiable to
+        any order, in forward and reverse mode. NaN where the window holds no
+        minimum. Computed in the default float dtype.
 
     Raises:
-        ValueError: the expert does not know the element, an argument is out of
-            range; outside of jit, no crystal was found.
+        ValueError: the element is not in `expert.species`, or an argument is out of
+            range; outside of jit, no minimum was found.
 
     >>> from moe_md.experts import lennard_jones
     >>> expert = lennard_jones(("Ar",), 8.5, epsilon=0.0104, sigma=3.4)
@@ -48,20 +48,20 @@ def fcc_crystal(expert: Expert, symbol: str = "Pt", *, guess: float, window: flo
 
 
 def mixed_fcc_crystal(experts, shares, symbol: str = "Pt", *, guess: float, window: float = 0.15) -> Callable:
-    """The same of a crystal whose atoms are shared out among experts, each atom at its lattice point.
+    """The same for a crystal whose atoms are assigned to several experts, each atom at its lattice point.
 
-    All atoms of a uniformly strained crystal see the same row, whoever owns
-    them: its energy per atom is the mean of the experts', weighted by the
-    shares. Only the relaxation of atoms near a seam is left out, which
-    `gradients.equilibrium` of the whole crystal has.
+    All rows of an isotropically strained crystal are equal, whichever expert owns
+    them. The energy per atom is therefore the mean of the experts' energies,
+    weighted by the shares. Only the relaxation of atoms near an expert boundary is
+    left out; `gradients.equilibrium` of the full crystal includes it.
 
     Args:
         experts: any number.
-        shares: of the atoms that each owns, positive or zero; their sum is one.
+        shares: share of the atoms that each expert owns, not negative; their sum is one.
         symbol, guess, window: as in `fcc_crystal`.
 
     Returns:
-        `(params, pressure_GPa=0.0) -> Crystal`, params one tree for each expert.
+        `(params, pressure_GPa=0.0) -> Crystal`; `params` holds one tree for each expert.
 
     Raises:
         ValueError: as `fcc_crystal`.
@@ -79,8 +79,7 @@ def mixed_fcc_crystal(experts, shares, symbol: str = "Pt", *, guess: float, wind
             f"shares must be one for each expert, of sum 1, and window below 1, got {shares} and {window}."
         )
     for expert in experts:
-        if symbol not in expert.species:
-            raise ValueError(f"symbol must be one of the expert's species {expert.species}, got {symbol!r}.")
+        check_symbol(expert, symbol)
     atoms = bulk(symbol, "fcc", a=guess)
     all_rows = [
         rows_from_images(
@@ -94,11 +93,11 @@ def mixed_fcc_crystal(experts, shares, symbol: str = "Pt", *, guess: float, wind
     ]
 
     def energy_fn(F, params):
-        def of(expert, tree, rows):
+        def expert_energy(expert, tree, rows):
             return expert.atom_energies(tree, rows._replace(displacement=rows.displacement @ F.T))[0]
 
         return sum(
-            share * of(*each)
+            share * expert_energy(*each)
             for share, *each in zip(shares, experts, params, all_rows, strict=True)
             if share > 0
         )
@@ -107,8 +106,12 @@ def mixed_fcc_crystal(experts, shares, symbol: str = "Pt", *, guess: float, wind
         found = gradients.isotropic_equilibrium(
             energy_fn, list(params), volume=guess**3 / 4, pressure_GPa=pressure_GPa
         )
-        # Beyond the window neighbours are missing.
-        inside = jax.numpy.where(found.scale >= 1 - window, 0.0, jax.numpy.nan)
-        return Crystal(guess * found.scale + inside, found.energy + inside, found.bulk_modulus_GPa + inside)
+        # NaN below the window, where the rows lack neighbours.
+        nan_outside = jax.numpy.where(found.scale >= 1 - window, 0.0, jax.numpy.nan)
+        return Crystal(
+            guess * found.scale + nan_outside,
+            found.energy + nan_outside,
+            found.bulk_modulus_GPa + nan_outside,
+        )
 
     return crystal

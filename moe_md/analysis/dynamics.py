@@ -1,8 +1,8 @@
-"""What a trajectory looks like: structure, motion, vibration, each with an error bar.
+"""Structure, displacements and vibrations of a trajectory, each with an error bar.
 
-A trajectory is cut into blocks of equal length. Each block gives a curve; the
-curve is their mean, its error the standard error of that mean. Blocks shorter
-than a correlation time claim too small an error.
+A trajectory is divided into blocks of equal length. Each block gives a curve. The
+result is the mean of these curves, its error the standard error of that mean. The
+error is too small where blocks are shorter than a correlation time.
 
     g(r)   pairs at r over those of an ideal gas of the same density
     MSD(t) mean over atoms and origins of |R(t0 + t) - R(t0)|^2
@@ -28,16 +28,16 @@ class Curve(NamedTuple):
 
 
 class Deviation(NamedTuple):
-    """How far two curves are apart, in units of the combined error of a point."""
+    """Difference of two curves, in units of the combined error of a point."""
 
-    largest: float
-    at: float  # the x of the largest
+    largest: float  # over all points
+    at: float  # x of the largest difference
     rms: float  # root mean square over points, about 1 where the curves agree
-    by_chance: float  # median of the largest were all points independent and equal in truth
+    by_chance: float  # median of `largest` for independent points of two equal curves
 
 
 def unwrap(position, box) -> np.ndarray:
-    """Positions that do not jump from one side of the box to the other.
+    """Positions without jumps across the periodic boundaries.
 
     Args:
         position: `[n_frames, n_atoms, 3]` Å; between frames no atom moves by
@@ -45,7 +45,7 @@ def unwrap(position, box) -> np.ndarray:
         box: Å, `[3]` edges or `[3, 3]` columns.
 
     Returns:
-        The same shape; the first frame as it was.
+        The same shape; the first frame is unchanged.
     """
     position, box = _trajectory(position, "position"), _columns(box)
     step = np.diff(position, axis=0)
@@ -56,20 +56,20 @@ def unwrap(position, box) -> np.ndarray:
 def radial_distribution(
     position, box, centers=None, neighbors=None, *, r_max: float, n_bins: int = 100, n_blocks: int = 5
 ) -> Curve:
-    """Radial distribution function of one group of atoms around another.
+    """Radial distribution function of the atoms of one group around those of another.
 
     Args:
         position: `[n_frames, n_atoms, 3]` Å, wrapped or not.
         box: Å, `[3]` edges or `[3, 3]` columns; periodic in all directions.
-        centers, neighbors: `[n_atoms]` bool, default all atoms. An atom is no
-            neighbour of itself.
+        centers, neighbors: `[n_atoms]` bool, default all atoms. An atom is not
+            its own neighbour.
         r_max: Å, at most half the width of the box.
-        n_bins: of equal width.
-        n_blocks: see above.
+        n_bins: number of bins of equal width.
+        n_blocks: number of blocks for the error.
 
     Returns:
-        g at the middle of each bin, Å. Normalised by the density of the
-        neighbours in the whole box, vacuum included, where there is any.
+        g at the middle of each bin, Å. It is normalised by the density of the
+        neighbours in the full box, vacuum included.
 
     Raises:
         ValueError: shapes do not match, `r_max` is too large, a group is empty,
@@ -90,19 +90,19 @@ def radial_distribution(
         )
     first, second = _group(centers, n_atoms, "centers"), _group(neighbors, n_atoms, "neighbors")
     edges = np.linspace(0.0, r_max, n_bins + 1)
-    itself = np.equal.outer(first, second)
+    same_atom = np.equal.outer(first, second)
 
     def count(frame):
-        apart = (frame[None, second] - frame[first, None]) @ inverse.T
-        apart = (apart - np.round(apart)) @ box.T
-        square = np.where(itself, np.inf, np.einsum("ijd,ijd->ij", apart, apart))
+        displacement = (frame[None, second] - frame[first, None]) @ inverse.T
+        displacement = (displacement - np.round(displacement)) @ box.T
+        square = np.where(same_atom, np.inf, np.einsum("ijd,ijd->ij", displacement, displacement))
         return np.histogram(np.sqrt(square[square < (1 + 1e-9) * r_max**2]), edges)[0]
 
     shells = 4 / 3 * np.pi * np.diff(edges**3)
-    pairs = itself.size - itself.sum()
+    pairs = same_atom.size - same_atom.sum()
     if pairs == 0:
         raise ValueError(
-            f"neighbors must hold an atom beside the centers, got {len(second)} that are all their own."
+            f"neighbors must hold an atom beside the centers, got {len(second)} atoms, each its own center."
         )
     ideal = pairs * shells / abs(np.linalg.det(box))
     values = [
@@ -114,17 +114,17 @@ def radial_distribution(
 def mean_square_displacement(
     position, interval_ps: float, atoms=None, *, n_lags: int | None = None, n_blocks: int = 5
 ) -> Curve:
-    """Mean square displacement, over origins within each block.
+    """Mean square displacement, averaged over atoms and over time origins within each block.
 
     Args:
         position: `[n_frames, n_atoms, 3]` Å, unwrapped (`unwrap`).
-        interval_ps: between frames.
+        interval_ps: time between frames.
         atoms: `[n_atoms]` bool, default all.
         n_lags: longest lag in frames; default half a block.
-        n_blocks: see above.
+        n_blocks: number of blocks for the error.
 
     Returns:
-        Å^2 against ps, from zero.
+        Å^2 against the lag in ps, starting at zero.
 
     Raises:
         ValueError: shapes do not match, the group is empty, the interval is not
@@ -145,14 +145,14 @@ def mean_square_displacement(
             f"n_lags must be at least 1 and less than the frames of a block, {length}, got {n_lags}."
         )
 
-    def of_block(block):
+    def block_curve(block):
         lags = [
             np.mean(np.sum((block[lag:] - block[: length - lag]) ** 2, axis=-1))
             for lag in range(1, n_lags + 1)
         ]
         return np.array([0.0, *lags])
 
-    return _averaged(interval_ps * np.arange(n_lags + 1), [of_block(block) for block in blocks])
+    return _averaged(interval_ps * np.arange(n_lags + 1), [block_curve(block) for block in blocks])
 
 
 def vibrational_density_of_states(
@@ -162,60 +162,60 @@ def vibrational_density_of_states(
 
     Args:
         velocity: `[n_frames, n_atoms, 3]`, any unit.
-        interval_ps: between frames; motion faster than 1 / (2 interval) is
-            folded back.
+        interval_ps: time between frames; frequencies above 1 / (2 interval) are
+            aliased.
         masses: `[n_atoms]`, any unit; default equal.
         atoms: `[n_atoms]` bool, default all.
         max_THz: highest frequency returned; default all.
-        n_blocks: see above. The resolution is about two over the length of a
-            block.
+        n_blocks: number of blocks for the error. The resolution is about two over
+            the length of a block.
 
     Returns:
-        1/THz against THz, of area one over all frequencies;
-        `THZ_TO_INVERSE_CM` times a frequency is its wave number in 1/cm.
+        1/THz against THz, normalised to area one over all frequencies. Multiply a
+        frequency by `THZ_TO_INVERSE_CM` for its wave number in 1/cm.
 
     Raises:
         ValueError: shapes do not match, the group is empty, the interval is not
-            positive, blocks are shorter than 4 frames, or nothing moves.
+            positive, blocks are shorter than 4 frames, or all velocities of a block are zero.
     """
     velocity = _trajectory(velocity, "velocity")
     _check_interval(interval_ps)
     n_atoms = velocity.shape[1]
-    chosen = _group(atoms, n_atoms, "atoms")
+    selected = _group(atoms, n_atoms, "atoms")
     masses = np.ones(n_atoms) if masses is None else np.asarray(masses, float)
     if masses.shape != (n_atoms,):
         raise ValueError(f"masses must have shape [{n_atoms}], got {masses.shape}.")
-    weighted = np.sqrt(masses[chosen])[:, None] * velocity[:, chosen]
-    blocks = _blocks(weighted, n_blocks, 4)
+    mass_weighted = np.sqrt(masses[selected])[:, None] * velocity[:, selected]
+    blocks = _blocks(mass_weighted, n_blocks, 4)
     length = len(blocks[0])
     frequency = np.fft.rfftfreq(2 * length, interval_ps)
     window = np.cos(0.5 * np.pi * np.arange(length) / length) ** 2
 
-    def of_block(block):
+    def block_curve(block):
         power = np.sum(np.abs(np.fft.rfft(block, 2 * length, axis=0)) ** 2, axis=(1, 2))
         correlation = np.fft.irfft(power)[:length] * window
         density = 2 * np.fft.rfft(correlation, 2 * length).real - correlation[0]
         area = np.trapezoid(density, frequency)
         if not area > 0:
-            raise ValueError("velocity must not be zero throughout a block, got atoms at rest.")
+            raise ValueError("velocity must not be zero throughout a block, got a block of zeros.")
         return density / area
 
-    kept = frequency <= (np.inf if max_THz is None else max_THz)
-    return _averaged(frequency[kept], [of_block(block)[kept] for block in blocks])
+    in_range = frequency <= (np.inf if max_THz is None else max_THz)
+    return _averaged(frequency[in_range], [block_curve(block)[in_range] for block in blocks])
 
 
 def compare(a: Curve, b: Curve) -> Deviation:
-    """Where two curves differ most, in units of their combined error.
+    """Differences of two curves, in units of their combined error.
 
-    Errors from few blocks scatter themselves: the ratio follows Student's t,
-    and the largest of many is not small. `by_chance` says how large, as if
-    points were independent.
+    Errors estimated from few blocks are themselves uncertain: the ratio follows
+    Student's t distribution, and the largest of many ratios is not small.
+    `by_chance` is its median for equal curves with independent points.
 
     Args:
-        a, b: at the same x.
+        a, b: curves at the same x.
 
     Returns:
-        The deviation. Points at which both are exact and equal are left out.
+        The deviation. Points where both curves are equal and without error are left out.
 
     Raises:
         ValueError: the curves have different x.
@@ -223,27 +223,28 @@ def compare(a: Curve, b: Curve) -> Deviation:
     if a.x.shape != b.x.shape or not np.allclose(a.x, b.x):
         raise ValueError(f"curves must have the same x, got {len(a.x)} and {len(b.x)} points.")
     difference, error = a.value - b.value, np.hypot(a.error, b.error)
-    told = (error > 0) | (difference != 0)
-    if not told.any():
+    counted = (error > 0) | (difference != 0)
+    if not counted.any():
         return Deviation(0.0, float(a.x[0]), 0.0, 0.0)
     with np.errstate(divide="ignore"):
-        ratio = np.abs(difference[told]) / error[told]
-    freedom, n = a.n_blocks + b.n_blocks - 2, int(told.sum())
+        ratio = np.abs(difference[counted]) / error[counted]
+    freedom, n = a.n_blocks + b.n_blocks - 2, int(counted.sum())
     by_chance = stats.t.ppf(0.5 * (1 + 0.5 ** (1 / n)), freedom)
     worst = int(np.argmax(ratio))
     return Deviation(
-        float(ratio[worst]), float(a.x[told][worst]), float(np.sqrt(np.mean(ratio**2))), float(by_chance)
+        float(ratio[worst]), float(a.x[counted][worst]), float(np.sqrt(np.mean(ratio**2))), float(by_chance)
     )
 
 
 def _averaged(x: np.ndarray, values) -> Curve:
+    """Mean of the blocks' curves `[n_blocks, m]` and its standard error."""
     values = np.asarray(values)
     n = len(values)
     return Curve(x, values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(n), n)
 
 
 def _blocks(values: np.ndarray, n_blocks: int, shortest: int) -> np.ndarray:
-    """`[n_blocks, length, ...]`; the oldest frames that fill no whole block are left out."""
+    """`[n_blocks, length, ...]`; the first frames are left out where they do not fill a block."""
     if n_blocks < 2:
         raise ValueError(f"n_blocks must be at least 2, got {n_blocks}.")
     length = len(values) // n_blocks
@@ -251,11 +252,12 @@ def _blocks(values: np.ndarray, n_blocks: int, shortest: int) -> np.ndarray:
         raise ValueError(
             f"n_frames must be at least {shortest} per block, {shortest * n_blocks}, got {len(values)}."
         )
-    kept = values[len(values) - n_blocks * length :]
-    return kept.reshape(n_blocks, length, *values.shape[1:])
+    last = values[len(values) - n_blocks * length :]
+    return last.reshape(n_blocks, length, *values.shape[1:])
 
 
 def _trajectory(values, name: str) -> np.ndarray:
+    """The values as floats; raises `ValueError` unless they have the shape of a trajectory."""
     values = np.asarray(values, float)
     if values.ndim != 3 or values.shape[2] != 3 or not np.isfinite(values).all():
         raise ValueError(
@@ -265,6 +267,7 @@ def _trajectory(values, name: str) -> np.ndarray:
 
 
 def _columns(box) -> np.ndarray:
+    """The box as `[3, 3]` columns; raises `ValueError` where it is not a box."""
     box = np.asarray(box, float)
     if box.shape not in ((3,), (3, 3)) or not np.isfinite(box).all():
         raise ValueError(f"box must be three edges or [3, 3] columns (Å), got shape {box.shape}.")
@@ -275,6 +278,7 @@ def _columns(box) -> np.ndarray:
 
 
 def _group(mask, n_atoms: int, name: str) -> np.ndarray:
+    """Indices of the atoms of a mask, all atoms for None; raises `ValueError` for a wrong or empty mask."""
     mask = np.ones(n_atoms, bool) if mask is None else np.asarray(mask)
     if mask.shape != (n_atoms,) or mask.dtype != bool or not mask.any():
         raise ValueError(

@@ -1,16 +1,16 @@
-"""What the atoms of a frame are, which expert a rule gives them to, and how far they are from the seam.
+"""Environments of atoms, rules that assign atoms to experts, and distances to the expert boundary.
 
-Metal atoms are told apart by coordination. Two are neighbours where they are
-nearer than `bond`, by custom 1.2 times the nearest-neighbour distance: half way
-between the first two shells of an fcc crystal.
+Metal atoms are classified by coordination. Two are neighbours where their distance
+is below `bond_cutoff`, usually 1.2 times the nearest-neighbour distance: half way
+between the first two neighbour shells of an fcc crystal.
 
-    adsorbate    any atom that is not metal, gas-phase molecules too
-    surface      fewer than 12 neighbours (vacancies, steps and adatoms have such atoms too)
-    subsurface   12 or more, one of them a surface atom
-    bulk         12 or more, none of them a surface atom
+    adsorbate    not a metal atom (on the surface or in the gas phase)
+    surface      fewer than 12 neighbours (also at vacancies, steps and adatoms)
+    subsurface   12 or more neighbours, at least one of them a surface atom
+    bulk         12 or more neighbours, none of them a surface atom
 
-A rule is a function of a frame that returns the expert of each atom, `[n_atoms]`
-int, 0 for the expensive one.
+A rule is a function of a frame that returns the owner of each atom, `[n_atoms]`
+int: the number of its expert, 0 for the expensive one.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,52 +21,53 @@ from moe_md.data.extxyz import Frame
 from moe_md.neighbors.rows import image_pairs
 
 ENVIRONMENTS = ("bulk", "subsurface", "surface", "adsorbate")
-SHELL = 1.2  # of the nearest-neighbour distance: what counts as a bond
-FULL = 12  # neighbours of an fcc atom
-LAYER_GAP = 0.35  # of the nearest-neighbour distance: parts two layers
-VACUUM = 2.5  # nearest-neighbour distances without atoms: a slab ends
+# Lengths in nearest-neighbour distances of the metal.
+BOND_CUTOFF_FACTOR = 1.2  # largest length of a bond
+LAYER_GAP_FACTOR = 0.35  # smallest difference in height of two layers
+VACUUM_FACTOR = 2.5  # smallest height without atoms that separates two slabs
+FCC_COORDINATION = 12
 
 Rule = Callable[[Frame], np.ndarray]
 
 
-def environments(frame: Frame, metal: Sequence[str], bond: float) -> np.ndarray:
-    """The environment of each atom.
+def environments(frame: Frame, metal: Sequence[str], bond_cutoff: float) -> np.ndarray:
+    """Classify each atom by its environment.
 
     Args:
         frame: any structure.
-        metal: chemical symbols of what counts as metal.
-        bond: Å, metal atoms nearer than this are neighbours, images included.
+        metal: chemical symbols of the metals.
+        bond_cutoff: Å, metal atoms nearer than this are neighbours, images included.
 
     Returns:
-        `[n_atoms]` of `ENVIRONMENTS`.
+        `[n_atoms]` strings, each one of `ENVIRONMENTS`.
 
     Raises:
-        ValueError: `bond` is not positive.
+        ValueError: `bond_cutoff` is not positive.
 
     >>> from moe_md.data.crystals import fcc_slab
     >>> slab = fcc_slab("Pt", 3.98, (1, 1, 5))
-    >>> environments(slab, ("Pt",), SHELL * 3.98 / 2**0.5).tolist()
+    >>> environments(slab, ("Pt",), BOND_CUTOFF_FACTOR * 3.98 / 2**0.5).tolist()
     ['surface', 'subsurface', 'bulk', 'subsurface', 'surface']
     """
-    if not 0 < bond < np.inf:
-        raise ValueError(f"bond must be positive (Å), got {bond}.")
+    if not 0 < bond_cutoff < np.inf:
+        raise ValueError(f"bond_cutoff must be positive (Å), got {bond_cutoff}.")
     is_metal = np.isin(frame.symbols, list(metal))
-    i, j, _ = image_pairs(frame.positions, frame.cell, frame.pbc, bond)
-    both = is_metal[i] & is_metal[j]
-    i, j = i[both], j[both]
-    exposed = np.bincount(i, minlength=len(is_metal)) < FULL
-    beside = np.zeros(len(is_metal), bool)
-    beside[i[exposed[j]]] = True
-    return np.select([~is_metal, exposed, beside], ["adsorbate", "surface", "subsurface"], "bulk")
+    i, j, _ = image_pairs(frame.positions, frame.cell, frame.pbc, bond_cutoff)
+    both_metal = is_metal[i] & is_metal[j]
+    i, j = i[both_metal], j[both_metal]
+    at_surface = np.bincount(i, minlength=len(is_metal)) < FCC_COORDINATION
+    next_to_surface = np.zeros(len(is_metal), bool)
+    next_to_surface[i[at_surface[j]]] = True
+    return np.select([~is_metal, at_surface, next_to_surface], ["adsorbate", "surface", "subsurface"], "bulk")
 
 
 def near_other_species(domain: Sequence[str], distance: float) -> Rule:
-    """The expensive expert owns what the cheap one may not meet, and all atoms near it.
+    """Rule that gives the expensive expert all out-of-domain species and all atoms near them.
 
     Args:
-        domain: species that the cheap expert may meet.
-        distance: Å, from any other species; the cheap expert's cutoff and some
-            room for atoms to move.
+        domain: species that the cheap expert may meet, its `allowed_species`.
+        distance: Å from any other species within which atoms are the expensive
+            expert's; the cheap expert's cutoff and a margin for moving atoms.
     """
 
     def rule(frame: Frame) -> np.ndarray:
@@ -81,15 +82,16 @@ def near_other_species(domain: Sequence[str], distance: float) -> Rule:
 
 
 def top_layers(domain: Sequence[str], n_layers: int, nearest: float) -> Rule:
-    """The expensive expert owns what the cheap one may not meet, and the uppermost layers of a slab.
+    """Rule that gives the expensive expert all out-of-domain species and the uppermost layers of a slab.
 
-    A frame is a slab where `VACUUM` nearest-neighbour distances along its third
-    axis hold no metal; its layers are parted by gaps of `LAYER_GAP` such
-    distances. In other frames the cheap expert owns all that it may meet.
+    A frame is a slab where at least `VACUUM_FACTOR` nearest-neighbour distances
+    along its third axis contain no metal. Two layers differ in height by more than
+    `LAYER_GAP_FACTOR` such distances. In other frames the cheap expert owns all
+    atoms of its species.
 
     Args:
-        domain: species that the cheap expert may meet.
-        n_layers: layers of metal of the expensive expert, from the top.
+        domain: species that the cheap expert may meet, its `allowed_species`.
+        n_layers: number of metal layers on the expensive expert, from the top.
         nearest: Å, nearest-neighbour distance of the metal.
     """
 
@@ -99,7 +101,7 @@ def top_layers(domain: Sequence[str], n_layers: int, nearest: float) -> Rule:
         height = _heights_in_slab(frame, metal, nearest)
         if height is not None and n_layers > 0:
             order = np.argsort(-height)
-            layer = np.cumsum(np.append(0, -np.diff(height[order]) > LAYER_GAP * nearest))
+            layer = np.cumsum(np.append(0, -np.diff(height[order]) > LAYER_GAP_FACTOR * nearest))
             owner[metal[order[layer < n_layers]]] = 0
         return owner
 
@@ -107,7 +109,7 @@ def top_layers(domain: Sequence[str], n_layers: int, nearest: float) -> Rule:
 
 
 def _heights_in_slab(frame: Frame, metal: np.ndarray, nearest: float) -> np.ndarray | None:
-    """Heights of metal atoms over the vacuum below them, `[n]` Å; None where there is no vacuum."""
+    """Heights of metal atoms above the vacuum below the slab, `[n]` Å; None where there is no vacuum."""
     if len(metal) == 0 or not np.any(frame.cell[2]):
         return None
     normal = np.cross(frame.cell[0], frame.cell[1])
@@ -118,54 +120,55 @@ def _heights_in_slab(frame: Frame, metal: np.ndarray, nearest: float) -> np.ndar
     if not frame.pbc[2]:
         return height
     period = abs(frame.cell[2] @ normal)
-    ladder = np.sort(height % period)
-    gaps = np.diff(ladder, append=ladder[0] + period)
+    sorted_height = np.sort(height % period)
+    gaps = np.diff(sorted_height, append=sorted_height[0] + period)
     widest = int(np.argmax(gaps))
-    if gaps[widest] < VACUUM * nearest:
+    if gaps[widest] < VACUUM_FACTOR * nearest:
         return None
-    return (height - ladder[(widest + 1) % len(ladder)] + 1e-6) % period
+    return (height - sorted_height[(widest + 1) % len(sorted_height)] + 1e-6) % period
 
 
-def boundary_distance(frame: Frame, owner: np.ndarray, *, reach: float = 12.0) -> np.ndarray:
+def boundary_distance(frame: Frame, owner: np.ndarray, *, max_distance: float = 12.0) -> np.ndarray:
     """Signed distance of each atom to the nearest atom of the other expert, images included.
 
     Args:
         frame: the structure.
         owner: `[n_atoms]` int, 0 inside the region.
-        reach: Å, how far to look.
+        max_distance: Å, distances are searched up to this one.
 
     Returns:
         `[n_atoms]` Å: positive inside the region, negative outside, infinite
-        (with that sign) where no atom of the other expert is within `reach`.
+        (with that sign) where no atom of the other expert is within `max_distance`.
 
     Raises:
         ValueError: `owner` is not one number per atom.
     """
-    owner = _checked(owner, frame)
-    i, j, D = image_pairs(frame.positions, frame.cell, frame.pbc, reach)
+    owner = _checked_owner(owner, frame)
+    i, j, D = image_pairs(frame.positions, frame.cell, frame.pbc, max_distance)
     across = owner[i] != owner[j]
     nearest = np.full(len(owner), np.inf)
     np.minimum.at(nearest, i[across], np.linalg.norm(D[across], axis=1))
     return np.where(owner == 0, nearest, -nearest)
 
 
-def bonds_across(frame: Frame, owner: np.ndarray, bond: float) -> int:
-    """Bonds that join atoms of different experts.
+def bonds_across(frame: Frame, owner: np.ndarray, bond_cutoff: float) -> int:
+    """Number of bonds between atoms of different experts.
 
     Args:
         frame: the structure.
         owner: `[n_atoms]` int.
-        bond: Å, atoms nearer than this are bonded, images included.
+        bond_cutoff: Å, atoms nearer than this are bonded, images included.
 
     Raises:
         ValueError: `owner` is not one number per atom.
     """
-    owner = _checked(owner, frame)
-    i, j, _ = image_pairs(frame.positions, frame.cell, frame.pbc, bond)
+    owner = _checked_owner(owner, frame)
+    i, j, _ = image_pairs(frame.positions, frame.cell, frame.pbc, bond_cutoff)
     return int(np.sum(owner[i] != owner[j])) // 2
 
 
-def _checked(owner, frame: Frame) -> np.ndarray:
+def _checked_owner(owner, frame: Frame) -> np.ndarray:
+    """`owner` as an array; raises `ValueError` unless it holds one number per atom."""
     owner = np.asarray(owner)
     if owner.shape != (len(frame.symbols),):
         raise ValueError(f"owner must have shape [{len(frame.symbols)}], one per atom, got {owner.shape}.")

@@ -1,14 +1,14 @@
 """Errors on labelled frames: of each expert, and of the mixture with a region.
 
-    by kind of frame         energy, forces, stress
-    by species, environment  forces
-    by distance to the seam  forces, beside the expensive expert's on the same atoms
+    by kind of frame                    energy, forces, stress
+    by species, environment             forces
+    by distance to the expert boundary  forces, beside the expensive expert's on the same atoms
 
-The cheap expert counts on frames wholly in its domain, as in the loss. The
-mixture counts where it is one: on frames in which both experts own atoms; beside
-it stands the expensive expert on the same frames (`expensive_where_mixed`). Root
-mean squares run over components (nine of a stress), as in training. A missing
-label counts nowhere.
+The cheap expert is scored on frames that are entirely in its domain, as in the
+loss. The mixture is scored on frames in which both experts own atoms. The
+expensive expert is also scored on these frames alone (`expensive_where_mixed`).
+Root mean squares are over components (nine of a stress), as in training. A
+missing label is left out.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,150 +24,152 @@ from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Batch, pack_batch, packs, prepare
 from moe_md.data.dataset import Dataset, dataset_from_frames
 from moe_md.data.extxyz import Frame
+from moe_md.renamed import missing_attribute
 from moe_md.training.evaluation import QUANTITIES
 from moe_md.training.losses import frames_in_domain, mix, predict, rows_in_domain
 
-WHO = ("expensive", "cheap", "mixed", "expensive_where_mixed")
-UNITS = QUANTITIES["expensive"]
+POTENTIALS = ("expensive", "cheap", "mixed", "expensive_where_mixed")
+UNITS = QUANTITIES["expensive"]  # from eV and Å to the unit in each key
 
 
-class Outcome(NamedTuple):
-    """What one potential says of one frame."""
+class FramePrediction(NamedTuple):
+    """Prediction of one potential for one frame."""
 
     energy: float  # eV
     forces: np.ndarray  # [n_atoms, 3] eV/Å
     stress: np.ndarray | None  # [3, 3] eV/Å^3; None where the frame is not fully periodic
 
 
-class Compared(NamedTuple):
-    """A labelled frame, and what the experts and their mixture say of it."""
+class ComparedFrame(NamedTuple):
+    """A labelled frame with the predictions of both experts and of their mixture."""
 
     frame: Frame
     owner: np.ndarray  # [n_atoms] int, 0 for the expensive expert
-    in_domain: bool  # the cheap expert may meet all of it
-    expensive: Outcome
-    cheap: Outcome
-    mixed: Outcome
+    in_domain: bool  # the entire frame is in the cheap expert's domain
+    expensive: FramePrediction
+    cheap: FramePrediction
+    mixed: FramePrediction
 
     @property
-    def has_seam(self) -> bool:
+    def has_expert_boundary(self) -> bool:
         """Whether both experts own atoms."""
         return bool(np.ptp(self.owner))
 
-    def outcome(self, who: str) -> Outcome | None:
-        """What one of `WHO` says; None where it does not count."""
-        counts = {"expensive": True, "cheap": self.in_domain}.get(who, self.has_seam)
-        return getattr(self, who.removesuffix("_where_mixed")) if counts else None
+    def prediction(self, potential: str) -> FramePrediction | None:
+        """Prediction of one of `POTENTIALS`; None where this frame is not scored for it."""
+        scored = {"expensive": True, "cheap": self.in_domain}.get(potential, self.has_expert_boundary)
+        return getattr(self, potential.removesuffix("_where_mixed")) if scored else None
 
 
 def compare(
     checkpoint: Checkpoint, dataset: Dataset, rule: Rule, *, max_atoms: int = 64, dtype=np.float32
-) -> list[Compared]:
-    """Both experts and their mixture on every frame.
+) -> list[ComparedFrame]:
+    """Evaluate both experts and their mixture on every frame.
 
     Args:
         checkpoint: two experts that pass no messages, the expensive one first.
         dataset: frames; labels may be missing.
-        rule: which expert owns which atom of a frame.
-        max_atoms: rows per batch; a larger frame gets a batch of its own.
+        rule: assigns each atom of a frame to an expert.
+        max_atoms: atoms per batch; a larger frame gets a batch of its own.
         dtype: of the computation. Energies of atoms are added up in float64.
 
     Returns:
         One entry per frame, in their order.
 
     Raises:
-        ValueError: the checkpoint has not two such experts, there is no frame,
-            or a species is unknown.
+        ValueError: the checkpoint does not hold two such experts, there is no
+            frame, or a species is unknown.
     """
     check_two(checkpoint)
     dataset = dataset_from_frames(dataset.frames, checkpoint.experts[0].species)
     prepared = prepare(dataset, max(e.cutoff for e in checkpoint.experts), dtype=dtype)
     owners = [_checked_owner(rule(frame), frame, k) for k, frame in enumerate(dataset.frames)]
-    outcomes_fn = jax.jit(partial(_outcomes, checkpoint.experts))
-    found: dict[int, Compared] = {}
+    predict_fn = jax.jit(partial(_predictions, checkpoint.experts))
+    compared: dict[int, ComparedFrame] = {}
     for shape, pack in packs(prepared, max_atoms=max_atoms):
         batch = pack_batch(prepared, shape, pack)
+        on_expensive = np.concatenate([owners[k] for k in pack]) == 0
         owned = np.zeros(shape.n_rows, bool)
-        here = np.concatenate([owners[k] for k in pack]) == 0
-        owned[: len(here)] = here
-        predictions, in_domain = jax.device_get(outcomes_fn(tuple(checkpoint.params), batch, owned))
+        owned[: len(on_expensive)] = on_expensive
+        predictions, in_domain = jax.device_get(predict_fn(tuple(checkpoint.params), batch, owned))
         start = 0
         for position, k in enumerate(pack):
             frame = dataset.frames[k]
             rows = slice(start, start + len(frame.symbols))
-            three = (_outcome(p, rows, position, frame) for p in predictions)
-            found[k] = Compared(frame, owners[k], bool(in_domain[position]), *three)
+            of_frame = (_frame_prediction(p, rows, position, frame) for p in predictions)
+            compared[k] = ComparedFrame(frame, owners[k], bool(in_domain[position]), *of_frame)
             start = rows.stop
-    return [found[k] for k in range(len(dataset.frames))]
+    return [compared[k] for k in range(len(dataset.frames))]
 
 
-def report(compared: Sequence[Compared], environment_fn: Callable[[Frame], np.ndarray]) -> dict:
-    """Errors in numbers fit for JSON.
+def report(compared: Sequence[ComparedFrame], environment_fn: Callable[[Frame], np.ndarray]) -> dict:
+    """Errors as a dictionary that JSON can store.
 
     Args:
         compared: from `compare`.
-        environment_fn: the environment of each atom of a frame.
+        environment_fn: returns the environment of each atom of a frame.
 
     Returns:
         `"all"` and each entry of `"kinds"` hold `frames` and, for each of
-        `WHO`, `energy_meV_per_atom`, `forces_meV_per_A` and `stress_GPa`; each
-        entry of `"species"` and `"environments"` holds `atoms` and for each of
-        `WHO` the forces. An error is `{"rmse", "mae", "count"}`, the last the
-        numbers averaged over; None where nothing counts. `"seam"`: see
-        `seam_report`.
+        `POTENTIALS`, `energy_meV_per_atom`, `forces_meV_per_A` and `stress_GPa`.
+        Each entry of `"species"` and `"environments"` holds `atoms` and, for each of
+        `POTENTIALS`, the error of the forces. An error is
+        `{"rmse", "mae", "count"}`, `count` being the number of values averaged;
+        None where there is none. `"expert_boundary"`: see `boundary_report`.
     """
     environment = [environment_fn(c.frame) for c in compared]
     symbols = [np.array(c.frame.symbols) for c in compared]
     names = [c.frame.kind or "unnamed" for c in compared]
     kinds = {
-        kind: _of_frames([c for c, name in zip(compared, names) if name == kind])
+        kind: _frame_errors([c for c, name in zip(compared, names) if name == kind])
         for kind in sorted(set(names))
     }
     species = sorted({s for c in compared for s in c.frame.symbols})
     return {
-        "all": _of_frames(compared),
+        "all": _frame_errors(compared),
         "kinds": kinds,
-        "species": {s: _of_atoms(compared, [x == s for x in symbols]) for s in species},
+        "species": {s: _force_errors(compared, [x == s for x in symbols]) for s in species},
         "environments": {
-            name: _of_atoms(compared, [x == name for x in environment]) for name in ENVIRONMENTS
+            name: _force_errors(compared, [x == name for x in environment]) for name in ENVIRONMENTS
         },
-        "seam": seam_report(compared),
+        "expert_boundary": boundary_report(compared),
     }
 
 
-def seam_report(compared: Sequence[Compared], *, width: float = 1.0, reach: float = 12.0) -> dict:
+def boundary_report(
+    compared: Sequence[ComparedFrame], *, width: float = 1.0, max_distance: float = 12.0
+) -> dict:
     """Forces of the mixture beside those of the expensive expert, on the same atoms.
 
     Args:
-        compared: from `compare`; frames without a seam count nowhere.
-        width: Å, of a bin of distance to the seam (`boundary_distance`).
-        reach: Å, atoms farther than this from the seam are in no bin.
+        compared: from `compare`; frames without an expert boundary are left out.
+        width: Å, width of a bin of the distance to the boundary (`boundary_distance`).
+        max_distance: Å, atoms farther than this from the boundary are in no bin.
 
     Returns:
-        `"whole"`, `"inside"` and `"outside"` the region, and a list `"bins"`
-        with their `"from"` and `"to"` (Å, negative outside). Each holds
-        `atoms` (labelled ones), root mean square errors `expensive` and
-        `mixed` against the labels, `excess` = mixed - expensive, and `change`,
-        the root mean square difference of the two potentials (which needs no
-        labels); meV/Å, None where there is nothing to average. And `frames`,
-        those with a seam.
+        `frames`, the number of frames with an expert boundary, and `atoms` in them;
+        `"all"`, `"inside"` and `"outside"` the region; and a list `"bins"` with
+        their limits `"from"` and `"to"` (Å, negative outside). Each of these
+        holds `atoms` (labelled ones), the root mean square errors `expensive` and
+        `mixed` against the labels, `excess` = mixed - expensive, and `change`, the
+        root mean square difference between the forces of the two potentials, which
+        needs no labels; meV/Å, None where there is no value.
     """
-    found = [c for c in compared if c.has_seam]
-    distance = [boundary_distance(c.frame, c.owner, reach=reach) for c in found]
-    everything = np.concatenate(distance) if found else np.zeros(0)
-    edges = width * np.arange(np.floor(-reach / width), np.ceil(reach / width) + 1)
+    compared = [c for c in compared if c.has_expert_boundary]
+    distance = [boundary_distance(c.frame, c.owner, max_distance=max_distance) for c in compared]
+    edges = width * np.arange(np.floor(-max_distance / width), np.ceil(max_distance / width) + 1)
     bins = []
     for low, high in pairwise(edges):
-        # A distance is never zero; bins are open at zero and closed at their far end.
-        chosen = [(d >= low) & (d < high) if high <= 0 else (d > low) & (d <= high) for d in distance]
-        if any(c.any() for c in chosen):
-            bins.append({"from": float(low), "to": float(high), **_mixed_and_expensive(found, chosen)})
+        # A distance is never zero. Each bin is closed at the edge farther from zero, open at the other.
+        selected = [(d >= low) & (d < high) if high <= 0 else (d > low) & (d <= high) for d in distance]
+        if any(s.any() for s in selected):
+            bins.append({"from": float(low), "to": float(high), **_mixed_and_expensive(compared, selected)})
     return {
-        "frames": len(found),
-        "atoms": len(everything),
-        "whole": _mixed_and_expensive(found, [np.ones(len(d), bool) for d in distance]),
-        "inside": _mixed_and_expensive(found, [d > 0 for d in distance]),
-        "outside": _mixed_and_expensive(found, [d < 0 for d in distance]),
+        "frames": len(compared),
+        "atoms": sum(len(d) for d in distance),
+        "all": _mixed_and_expensive(compared, [np.ones(len(d), bool) for d in distance]),
+        "inside": _mixed_and_expensive(compared, [d > 0 for d in distance]),
+        "outside": _mixed_and_expensive(compared, [d < 0 for d in distance]),
         "bins": bins,
     }
 
@@ -183,47 +185,50 @@ def check_two(checkpoint: Checkpoint) -> None:
         )
 
 
-def _outcomes(experts, params, batch: Batch, owned):
-    """Predictions of the experts and the mixture, and the frames in the cheap one's domain."""
+def _predictions(experts, params, batch: Batch, owned):
+    """Predictions of both experts and the mixture for a batch, and which frames the cheap expert may meet."""
     first, second = (predict(e, p, batch) for e, p in zip(experts, params, strict=True))
     three = (first, second, mix(first, second, owned, batch))
-    inside = frames_in_domain(rows_in_domain(experts[1], batch), batch)
-    return [(p.atom_energies, p.forces, p.stress) for p in three], inside
+    in_domain = frames_in_domain(rows_in_domain(experts[1], batch), batch)
+    return [(p.atom_energies, p.forces, p.stress) for p in three], in_domain
 
 
-def _outcome(prediction, rows: slice, position: int, frame: Frame) -> Outcome:
+def _frame_prediction(prediction, rows: slice, position: int, frame: Frame) -> FramePrediction:
+    """The part of a batch's prediction that belongs to the frame at `position`, whose atoms are `rows`."""
     energies, forces, stress = prediction
     periodic = bool(np.all(frame.pbc))
-    return Outcome(
+    return FramePrediction(
         float(np.sum(energies[rows], dtype=float)),
         np.asarray(forces[rows], float),
         np.asarray(stress[position], float) if periodic else None,
     )
 
 
-def _of_frames(compared: Sequence[Compared]) -> dict:
+def _frame_errors(compared: Sequence[ComparedFrame]) -> dict:
+    """Errors of energy, forces and stress of each potential, over some frames."""
     entry: dict = {"frames": len(compared)}
-    for who in WHO:
-        counted = [(c.frame, outcome) for c in compared if (outcome := c.outcome(who)) is not None]
-        energies = [(o.energy - f.energy) / len(f.symbols) for f, o in counted if f.energy is not None]
-        forces = [o.forces - f.forces for f, o in counted if f.forces is not None]
-        stress = [o.stress - f.stress for f, o in counted if f.stress is not None and o.stress is not None]
-        entry[who] = {
-            name: _score(differences, unit)
-            for (name, unit), differences in zip(UNITS.items(), (energies, forces, stress))
+    for name in POTENTIALS:
+        scored = [(c.frame, p) for c in compared if (p := c.prediction(name)) is not None]
+        energies = [(p.energy - f.energy) / len(f.symbols) for f, p in scored if f.energy is not None]
+        forces = [p.forces - f.forces for f, p in scored if f.forces is not None]
+        stress = [p.stress - f.stress for f, p in scored if f.stress is not None and p.stress is not None]
+        entry[name] = {
+            quantity: _score(differences, unit)
+            for (quantity, unit), differences in zip(UNITS.items(), (energies, forces, stress))
         }
     return entry
 
 
-def _of_atoms(compared: Sequence[Compared], chosen: Sequence[np.ndarray]) -> dict:
-    entry: dict = {"atoms": int(sum(c.sum() for c in chosen))}
-    for who in WHO:
+def _force_errors(compared: Sequence[ComparedFrame], selected: Sequence[np.ndarray]) -> dict:
+    """Errors of the forces of each potential on selected atoms, `[n_atoms]` bool for each frame."""
+    entry: dict = {"atoms": int(sum(s.sum() for s in selected))}
+    for name in POTENTIALS:
         differences = [
-            (outcome.forces - c.frame.forces)[pick]
-            for c, pick in zip(compared, chosen)
-            if c.frame.forces is not None and (outcome := c.outcome(who)) is not None
+            (prediction.forces - c.frame.forces)[pick]
+            for c, pick in zip(compared, selected)
+            if c.frame.forces is not None and (prediction := c.prediction(name)) is not None
         ]
-        entry[who] = _score(differences, UNITS["forces_meV_per_A"])
+        entry[name] = _score(differences, UNITS["forces_meV_per_A"])
     return entry
 
 
@@ -236,13 +241,14 @@ def _score(differences: Sequence, unit: float) -> dict | None:
     return {"rmse": rmse, "mae": float(unit * np.mean(np.abs(values))), "count": len(values)}
 
 
-def _mixed_and_expensive(compared: Sequence[Compared], chosen: Sequence[np.ndarray]) -> dict:
-    labelled = [(c, pick) for c, pick in zip(compared, chosen) if c.frame.forces is not None]
+def _mixed_and_expensive(compared: Sequence[ComparedFrame], selected: Sequence[np.ndarray]) -> dict:
+    """One entry of `boundary_report`, over selected atoms, `[n_atoms]` bool for each frame."""
+    labelled = [(c, pick) for c, pick in zip(compared, selected) if c.frame.forces is not None]
     rmse = {}
-    for who in ("expensive", "mixed"):
-        score = _score([(getattr(c, who).forces - c.frame.forces)[pick] for c, pick in labelled], 1e3)
-        rmse[who] = None if score is None else score["rmse"]
-    change = _score([(c.mixed.forces - c.expensive.forces)[pick] for c, pick in zip(compared, chosen)], 1e3)
+    for name in ("expensive", "mixed"):
+        score = _score([(getattr(c, name).forces - c.frame.forces)[pick] for c, pick in labelled], 1e3)
+        rmse[name] = None if score is None else score["rmse"]
+    change = _score([(c.mixed.forces - c.expensive.forces)[pick] for c, pick in zip(compared, selected)], 1e3)
     return {
         "atoms": int(sum(pick.sum() for _, pick in labelled)),
         **rmse,
@@ -252,6 +258,7 @@ def _mixed_and_expensive(compared: Sequence[Compared], chosen: Sequence[np.ndarr
 
 
 def _checked_owner(owner, frame: Frame, index: int) -> np.ndarray:
+    """The owners that a rule returned for a frame; raises `ValueError` where they are not valid."""
     owner = np.asarray(owner)
     if owner.shape != (len(frame.symbols),) or not np.isin(owner, (0, 1)).all():
         raise ValueError(
@@ -259,3 +266,7 @@ def _checked_owner(owner, frame: Frame, index: int) -> np.ndarray:
             f"got shape {owner.shape} of {np.unique(owner)[:5].tolist()}."
         )
     return owner
+
+
+def __getattr__(name: str):
+    raise missing_attribute(__name__, name)

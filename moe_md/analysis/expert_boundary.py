@@ -1,15 +1,15 @@
-"""Ghost forces and mismatch: how well two experts agree where they meet.
+"""Ghost forces, stress jumps and mismatch at the boundary between two experts.
 
-In a perfect crystal every force is zero by symmetry, under any one expert. Cut
-the crystal in two, give each side its expert, and what remains,
+In a perfect crystal every force is zero by symmetry, under any single expert. Cut the
+crystal in two parts and assign one expert to each. The forces that this causes,
 
-    F_k = sum_i (dE_i^{e(i)} / dR_k, summed over both sides),
+    F_k = -sum_i dE_i^{e(i)} / dR_k, i over the atoms of both parts,
 
-is the ghost force: an artefact of the seam and of nothing else. It vanishes
-for every seam if the partial forces g_ik of the experts agree.
+are the ghost forces: an artefact of the expert boundary alone. They vanish for every
+boundary if the partial forces g_ik of the experts agree.
 
-What is left of them in the mean is a stress of its own: under one strain the
-experts' crystals carry different stresses, and a seam carries the difference.
+Two experts can also differ in the stress of the same strained crystal. The stress
+jump is this difference; it acts across the expert boundary.
 """
 
 from collections.abc import Sequence
@@ -27,13 +27,14 @@ from moe_md.data.crystals import fcc_supercell
 from moe_md.data.extxyz import Frame, frame_from_atoms
 from moe_md.experts.base import Expert, Params, energies_and_partial_forces
 from moe_md.neighbors.rows import Neighborhood
+from moe_md.renamed import missing_attribute
 
 CHUNK = 64  # rows computed at a time
-STRAINS = (  # of the crystal in the middle of those asked for: name, strain
+STRAINS = (  # name and strain tensor [3, 3], applied to the crystal in the middle of the list
     ("stretched along [100] by 1 %", np.diag([0.01, 0.0, 0.0])),
-    ("squeezed along [100] by 1 %", np.diag([-0.01, 0.0, 0.0])),
+    ("compressed along [100] by 1 %", np.diag([-0.01, 0.0, 0.0])),
     ("stretched along [111] by 1 %", np.full((3, 3), 0.01 / 3)),
-    ("squeezed along [111] by 1 %", np.full((3, 3), -0.01 / 3)),
+    ("compressed along [111] by 1 %", np.full((3, 3), -0.01 / 3)),
     (
         "sheared, [010] planes along [100], by 1 %",
         np.array([[0.0, 0.005, 0.0], [0.005, 0.0, 0.0], [0.0, 0.0, 0.0]]),
@@ -43,38 +44,38 @@ STRAINS = (  # of the crystal in the middle of those asked for: name, strain
 
 
 class GhostForce(NamedTuple):
-    """Forces of a seam through a perfect crystal."""
+    """Forces on a perfect crystal that is assigned to several experts."""
 
     max: float  # eV/Å, the longest force
-    rms: float  # eV/Å, root mean square length over the atoms near the seam
+    rms: float  # eV/Å, root mean square length over `near` atoms
     forces: np.ndarray  # [n_atoms, 3] eV/Å
-    near: np.ndarray  # [n_atoms] bool, sees atoms of more than one expert
+    near: np.ndarray  # [n_atoms] bool, has neighbours on another expert
 
 
 class Mismatch(NamedTuple):
-    """Disagreement of two experts on each row."""
+    """Difference of two experts on each row."""
 
     energy: np.ndarray  # [n] eV, E_i^H - E_i^L
     partial_force: np.ndarray  # [n] eV/Å, root of sum_k |g_ik^H - g_ik^L|^2
-    in_domain: np.ndarray  # [n] bool, the row holds only species that both experts may meet
+    in_domain: np.ndarray  # [n] bool, all species of the row are in the domain of both experts
 
 
 def ghost_force(experts: Sequence[Expert], params: Sequence[Params], frame: Frame, assignment) -> GhostForce:
-    """Forces on a crystal whose atoms are shared out among experts.
+    """Forces on a crystal whose atoms are assigned to several experts.
 
     Args:
         experts: any number.
         params: one parameter tree per expert.
-        frame: a perfect crystal (on any other structure these are simply the
-            forces of the mixture), of any size: neighbours include images.
+        frame: a perfect crystal of any size; neighbours include images. For any
+            other structure the result is the forces of the mixture.
         assignment: `[n_atoms]` int, the expert of each atom.
 
     Returns:
-        The forces and their size. Atoms that see one expert only feel none of
-        it; they are left out of `rms`.
+        The forces and their size. The force on an atom whose neighbours all have its
+        own expert is zero; such atoms are left out of `rms`.
 
     Raises:
-        ValueError: lengths do not match, an expert does not exist, or a
+        ValueError: lengths do not match, an assigned expert does not exist, or a
             species is unknown.
 
     >>> from moe_md.experts import lennard_jones
@@ -90,11 +91,13 @@ def ghost_force(experts: Sequence[Expert], params: Sequence[Params], frame: Fram
     return _ghost_force(partials, rows, owner)
 
 
-def seams(symbol: str, lattice_constant: float, cutoff: float) -> dict[str, tuple[Frame, np.ndarray]]:
-    """Perfect fcc crystals, each cut in two.
+def bisected_crystals(
+    symbol: str, lattice_constant: float, cutoff: float
+) -> dict[str, tuple[Frame, np.ndarray]]:
+    """Perfect fcc crystals, each cut in two parts.
 
-    Planes come in pairs, as the crystals are periodic, and lie so far apart
-    that no atom sees both. The cells are one atom wide: neighbours are images.
+    Planes come in pairs, as the crystals are periodic. They are so far apart that no
+    atom has neighbours across both. The cells are one atom wide: neighbours are images.
 
     Args:
         symbol: chemical symbol.
@@ -102,39 +105,38 @@ def seams(symbol: str, lattice_constant: float, cutoff: float) -> dict[str, tupl
         cutoff: Å, the largest of the experts'.
 
     Returns:
-        For `"100"`, `"111"` (planes) and `"sphere"` (of radius `cutoff`, around
-        no lattice point) the crystal and its assignment, `[n_atoms]` int.
+        For `"100"`, `"111"` (planes) and `"sphere"` (of radius `cutoff`, its centre
+        not a lattice point) the crystal and the expert of each atom, `[n_atoms]` int.
     """
-    found = {}
+    crystals = {}
     for name, build, spacing, period in (("100", fcc100, 1 / 2, 2), ("111", fcc111, 3**-0.5, 3)):
         half = int(np.ceil(2 * cutoff / (spacing * lattice_constant)))
-        half += -half % period  # stacking closes on itself
+        half += -half % period  # the stacking sequence is periodic
         atoms = build(symbol, size=(1, 1, 2 * half), a=lattice_constant, periodic=True)
         layer = np.rint((atoms.positions[:, 2] - atoms.positions[:, 2].min()) / (spacing * lattice_constant))
-        found[name] = frame_from_atoms(atoms), (layer >= half).astype(np.int32)
+        crystals[name] = frame_from_atoms(atoms), (layer >= half).astype(np.int32)
     repeat = int(np.ceil(4 * cutoff / lattice_constant))
     crystal = fcc_supercell(symbol, lattice_constant, repeat)
     center = lattice_constant * (repeat / 2 + np.array([0.11, 0.23, 0.37]))
     distance = np.linalg.norm(crystal.positions - center, axis=1)
-    found["sphere"] = crystal, (distance > cutoff).astype(np.int32)
-    return found
+    crystals["sphere"] = crystal, (distance > cutoff).astype(np.int32)
+    return crystals
 
 
 def ghost_force_report(
     checkpoint: Checkpoint, lattice_constants: Sequence[float], *, symbol: str = "Pt"
 ) -> dict:
-    """Ghost forces of the first two experts, for planes and a sphere.
+    """Ghost forces between the first two experts, for two planes and a sphere.
 
     Args:
         checkpoint: at least two experts.
-        lattice_constants: Å, the crystals; usually the relaxed one and 2 % to
-            either side.
+        lattice_constants: Å, of the crystals; usually within 2 % of the relaxed one.
         symbol: the element of the crystal.
 
     Returns:
-        In meV/Å: `max` and `rms` for each of `"100"`, `"111"` and `"sphere"`,
-        a list over lattice constants; and over all of them `worst`, the
-        largest force, and `rms`. Fit for JSON.
+        A dictionary that JSON can store, in meV/Å: for each of `"100"`, `"111"` and
+        `"sphere"` the lists `max` and `rms` over lattice constants; over all of
+        them `worst`, the largest force, and `rms`. And `lattice_constants`, Å.
 
     Raises:
         ValueError: there are fewer than two experts, or no lattice constant.
@@ -145,18 +147,20 @@ def ghost_force_report(
         raise ValueError("lattice_constants must not be empty.")
     experts, params = checkpoint.experts[:2], checkpoint.params[:2]
     cutoff = max(e.cutoff for e in experts)
-    cuts = [(name, *cut) for a in lattice_constants for name, cut in seams(symbol, a, cutoff).items()]
-    # All crystals at once: one shape, so that each expert compiles once.
-    all_rows = _pad_slots([_rows(experts, frame) for _, frame, _ in cuts])
+    cuts = [
+        (name, *cut) for a in lattice_constants for name, cut in bisected_crystals(symbol, a, cutoff).items()
+    ]
+    # The rows of all crystals in one batch, so that each expert compiles once.
+    all_rows = _pad_to_same_width([_rows(experts, frame) for _, frame, _ in cuts])
     partials = [_on_rows(e, p, _concatenate(all_rows))[1] for e, p in zip(experts, params, strict=True)]
     report: dict = {name: {"max": [], "rms": []} for name, _, _ in cuts}
     start = 0
     for (name, frame, assignment), rows in zip(cuts, all_rows):
-        here = slice(start, start + len(frame.symbols))
-        ghost = _ghost_force([g[here] for g in partials], rows, assignment)
+        atoms = slice(start, start + len(frame.symbols))
+        ghost = _ghost_force([g[atoms] for g in partials], rows, assignment)
         report[name]["max"].append(1000 * ghost.max)
         report[name]["rms"].append(1000 * ghost.rms)
-        start = here.stop
+        start = atoms.stop
     report["worst"] = max(max(report[name]["max"]) for name, _, _ in cuts)
     report["rms"] = float(np.sqrt(np.mean([np.square(report[name]["rms"]) for name, _, _ in cuts])))
     report["lattice_constants"] = [float(a) for a in lattice_constants]
@@ -164,25 +168,26 @@ def ghost_force_report(
 
 
 def stress_jump(checkpoint: Checkpoint, lattice_constants: Sequence[float], *, symbol: str = "Pt") -> dict:
-    """Difference of the first two experts' stress in the same perfect crystal, expensive less cheap.
+    """Difference of the first two experts' stresses in the same perfect crystal, expensive minus cheap.
 
-    Across a planar seam the in-plane components jump by this; the component
-    along the normal cannot, and pushes the two sides instead until their
-    strains differ. A spherical seam in a crystal under isotropic strain is
-    pushed by the isotropic part, the pressure.
+    Across a planar expert boundary the in-plane components of the stress jump by this
+    difference. A difference of the normal component is not balanced: it moves the
+    atoms until the strains of the two parts differ. A spherical boundary in a crystal
+    under isotropic strain is displaced by the isotropic part, the pressure.
 
     Args:
         checkpoint: at least two experts.
         lattice_constants: Å, crystals under isotropic strain; the one in the
-            middle of the list is also strained as `STRAINS` says.
+            middle of the list also gets each strain of `STRAINS`.
         symbol: the element of the crystal.
 
     Returns:
-        In GPa, a stress as `[3][3]` numbers, the sign of ASE: for
+        A dictionary that JSON can store, in GPa with the sign of ASE, a stress as
+        `[3][3]` numbers: for
         `"isotropic"` the lists `lattice_constant` (Å), `stress` and `pressure`
         (minus a third of the trace), for `"strained"` the lists `name`,
         `strain`, `stress` and `pressure`; over all of them `worst`, the largest
-        absolute component, and `worst_pressure`. Fit for JSON.
+        absolute component, and `worst_pressure`.
 
     Raises:
         ValueError: there are fewer than two experts, no lattice constant, or
@@ -204,7 +209,7 @@ def stress_jump(checkpoint: Checkpoint, lattice_constants: Sequence[float], *, s
         atoms = bulk(symbol, "fcc", a=a)
         atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
         frames.append(frame_from_atoms(atoms))
-    rows = _concatenate(_pad_slots([_rows(experts, frame) for frame in frames]))
+    rows = _concatenate(_pad_to_same_width([_rows(experts, frame) for frame in frames]))
     virials = [
         np.asarray(derivatives.virial(_on_rows(e, p, rows)[1], rows))
         for e, p in zip(experts, params, strict=True)
@@ -231,7 +236,7 @@ def stress_jump(checkpoint: Checkpoint, lattice_constants: Sequence[float], *, s
 
 
 def mismatch(experts: Sequence[Expert], params: Sequence[Params], rows: Neighborhood) -> Mismatch:
-    """Disagreement of the first two experts, row by row.
+    """Differences of the first two experts, row by row.
 
     Args:
         experts: at least two; the first two are compared.
@@ -240,8 +245,8 @@ def mismatch(experts: Sequence[Expert], params: Sequence[Params], rows: Neighbor
 
     Returns:
         Differences of energies and of partial forces. Rows outside a domain
-        are compared like any other and marked: nobody asked the experts to
-        agree there.
+        are compared too; `in_domain` marks the others, for which co-training
+        makes the experts agree.
 
     Raises:
         ValueError: there are fewer than two experts.
@@ -255,37 +260,39 @@ def mismatch(experts: Sequence[Expert], params: Sequence[Params], rows: Neighbor
 
 
 def _rows(experts: Sequence[Expert], frame: Frame) -> Neighborhood:
+    """Rows of a frame with all neighbours within the largest cutoff, float64."""
     return frame_rows(frame, experts[0].species, max(e.cutoff for e in experts), dtype=np.float64)
 
 
-def _pad_slots(all_rows: Sequence[Neighborhood]) -> list[Neighborhood]:
+def _pad_to_same_width(all_rows: Sequence[Neighborhood]) -> list[Neighborhood]:
+    """Pad rows of several frames to the largest number of neighbours among them."""
     max_neighbors = max(rows.mask.shape[1] for rows in all_rows)
     padded = []
     for rows in all_rows:
-        n, room = rows.mask.shape[0], max_neighbors - rows.mask.shape[1]
+        n, missing = rows.mask.shape[0], max_neighbors - rows.mask.shape[1]
         padded.append(
             rows._replace(
-                displacement=np.pad(rows.displacement, [(0, 0), (0, room), (0, 0)], constant_values=1.0),
-                mask=np.pad(rows.mask, [(0, 0), (0, room)]),
-                neighbor_species=np.pad(rows.neighbor_species, [(0, 0), (0, room)]),
-                neighbor=np.pad(rows.neighbor, [(0, 0), (0, room)], constant_values=n),
+                displacement=np.pad(rows.displacement, [(0, 0), (0, missing), (0, 0)], constant_values=1.0),
+                mask=np.pad(rows.mask, [(0, 0), (0, missing)]),
+                neighbor_species=np.pad(rows.neighbor_species, [(0, 0), (0, missing)]),
+                neighbor=np.pad(rows.neighbor, [(0, 0), (0, missing)], constant_values=n),
             )
         )
     return padded
 
 
 def _concatenate(all_rows: Sequence[Neighborhood]) -> Neighborhood:
-    """Rows under each other; `neighbor` keeps counting within its own frame."""
+    """One batch of the rows of all frames; `neighbor` is still an index into the own frame."""
     return Neighborhood(*(np.concatenate(leaves) for leaves in zip(*all_rows)))
 
 
 def _on_rows(expert: Expert, params: Params, rows: Neighborhood) -> tuple[np.ndarray, np.ndarray]:
-    """Energies and partial forces of any number of rows, a chunk of fixed shape at a time."""
+    """Energies and partial forces of any number of rows, computed in chunks of fixed shape."""
     compute = jax.jit(partial(energies_and_partial_forces, expert))
     n = rows.mask.shape[0]
     energies, partials = [], []
     for start in range(0, n, CHUNK):
-        pick = np.arange(start, start + CHUNK) % n  # the last chunk is filled up with rows from the start
+        pick = np.arange(start, start + CHUNK) % n  # the last chunk is completed with rows from the start
         e, g = compute(params, Neighborhood(*(np.asarray(leaf)[pick] for leaf in rows)))
         energies.append(np.asarray(e))
         partials.append(np.asarray(g))
@@ -293,6 +300,7 @@ def _on_rows(expert: Expert, params: Params, rows: Neighborhood) -> tuple[np.nda
 
 
 def _ghost_force(partials: Sequence[np.ndarray], rows: Neighborhood, owner: np.ndarray) -> GhostForce:
+    """The ghost force from each expert's partial forces `[n_atoms, K, 3]` and the owners `[n_atoms]`."""
     n_atoms = len(owner)
     g = np.choose(owner[:, None, None], partials)
     forces = np.asarray(derivatives.forces(g, rows, np.arange(n_atoms), n_atoms))
@@ -311,6 +319,7 @@ def _in_domain(expert: Expert, rows: Neighborhood) -> np.ndarray:
 
 
 def _checked_assignment(assignment, n_atoms: int, n_experts: int) -> np.ndarray:
+    """The assignment as integers; raises `ValueError` where it is not valid."""
     owner = np.asarray(assignment)
     if owner.dtype == bool:
         owner = owner.astype(np.int32)
@@ -324,3 +333,7 @@ def _checked_assignment(assignment, n_atoms: int, n_experts: int) -> np.ndarray:
             f"assignment must lie between 0 and {n_experts - 1}, got {owner.min()} to {owner.max()}."
         )
     return owner
+
+
+def __getattr__(name: str):
+    raise missing_attribute(__name__, name)

@@ -1,20 +1,21 @@
 """A mixture against its expensive expert: two runs at constant energy from one state.
 
-The state comes from Langevin dynamics under the expensive expert. From it both
-runs start, with the same positions and velocities; they part ways, as chaos
-will have it, and are compared by what they measure: drift of the energy,
-structure, motion and vibration, with error bars.
+The state comes from Langevin dynamics under the expensive expert. Both runs start from
+it, with the same positions and velocities. Their trajectories diverge, as molecular
+dynamics is chaotic, so averages are compared: energy drift, structure, displacements
+and vibrations, with error bars.
 
-Drift arises at the seam or nowhere, so it is also given as a flux through the seam.
-Where the seam is a plane, its area is the cell's. Where it is not, bonds across
-it are counted: nearest neighbours at distance d in an fcc crystal cross a plane
-3 sqrt(2) / d^2 times per area on average over its orientation, so each bond
-stands for d^2 / (3 sqrt(2)) (a (111) plane, with 2 sqrt(3) / d^2, would come out
-18 % too small).
+Only the expert boundary can make the mixture drift more than its expensive expert, so
+the drift is also given as an energy flux through the boundary. A planar boundary has
+the area of the cell's cross-section. For any other boundary the bonds across it are
+counted: nearest-neighbour bonds of length d in an fcc crystal cross a plane 3 sqrt(2) / d^2
+times per area, averaged over its orientation, so each bond stands for an area of
+d^2 / (3 sqrt(2)). (For a (111) plane, with 2 sqrt(3) / d^2, this is 18 % too small.)
 """
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -25,39 +26,45 @@ from ase import Atoms
 from moe_md import lazy_jax_md as jax_md
 from moe_md import regions, simulate
 from moe_md.analysis import dynamics
-from moe_md.analysis.environments import SHELL, Rule, bonds_across, boundary_distance
+from moe_md.analysis.environments import BOND_CUTOFF_FACTOR, Rule, bonds_across, boundary_distance
 from moe_md.checkpoint import Checkpoint
-from moe_md.data.extxyz import frame_from_atoms
+from moe_md.data.extxyz import Frame, frame_from_atoms
 from moe_md.experts.base import Expert
 from moe_md.mixture.energy import mixture_neighbor_list
 from moe_md.reporters.trajectory import drift
 
-BIN = 0.05  # Å, of distances
+BIN_WIDTH = 0.05  # Å, of the radial distribution function
 FRICTION = 0.02  # 1/fs, of the equilibration
 
 
 class Trajectory(NamedTuple):
-    """What a run at constant energy leaves behind."""
+    """Log and frames of a run at constant energy."""
 
     log: simulate.Log
     position: np.ndarray  # [n_frames, n_atoms, 3] Å, unwrapped
     velocity: np.ndarray  # [n_frames, n_atoms, 3] ASE's unit
 
 
+class AtomGroup(NamedTuple):
+    """Atoms whose structure and motion are compared."""
+
+    label: str
+    mask: np.ndarray  # [n_atoms] bool
+
+
 def boundary_area(atoms: Atoms, owner: np.ndarray, nearest: float, *, planar: bool = False) -> float:
-    """Area of the seam, Å^2: the cell's cross-section where it is a plane, else by counting bonds.
+    """Area of the expert boundary, Å^2: the cell's cross-section where it is planar, else from bonds.
 
     Args:
         atoms: the structure.
-        owner: `[n_atoms]` int.
+        owner: `[n_atoms]` int, the expert of each atom.
         nearest: Å, nearest-neighbour distance of the metal.
-        planar: the seam is a plane across the third axis.
+        planar: the boundary is a plane across the third axis.
     """
     if planar:
         return float(np.linalg.norm(np.cross(*atoms.cell.array[:2])))
-    return float(
-        bonds_across(frame_from_atoms(atoms), owner, SHELL * nearest) * nearest**2 / (3 * np.sqrt(2))
-    )
+    n_bonds = bonds_across(frame_from_atoms(atoms), owner, BOND_CUTOFF_FACTOR * nearest)
+    return float(n_bonds * nearest**2 / (3 * np.sqrt(2)))
 
 
 def paired_runs(
@@ -75,151 +82,176 @@ def paired_runs(
     log_every: int = 4,
     n_blocks: int = 5,
     seed: int = 0,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> dict:
-    """Both runs, and what they measure.
+    """Run the expensive expert and the mixture from one state, and compare them.
 
     Args:
-        checkpoint: two experts; only the first runs alone.
-        atoms: where both start; a rectangular box wider than twice the cutoff.
-        rule: which expert of the mixture owns which atom. Asked once the slab is
-            warm; from then on each atom keeps its expert.
+        checkpoint: two experts, the expensive one first.
+        atoms: initial structure; a rectangular box wider than twice the cutoff.
+        rule: assigns each atom to an expert of the mixture. It is evaluated once,
+            after the equilibration; from then on each atom keeps its expert.
         nearest: Å, nearest-neighbour distance of the metal.
         planar: see `boundary_area`.
-        temperature_K, timestep_fs: of the equilibration, and of both.
-        relax_steps, equilibration_steps, production_steps: of each part.
+        temperature_K: of the equilibration.
+        timestep_fs: of the equilibration and of both runs.
+        relax_steps, equilibration_steps, production_steps: steps of each part.
         log_every: steps between frames; at most a quarter of the fastest period.
-        n_blocks: for error bars.
+        n_blocks: number of blocks for error bars.
         seed: of velocities and thermostat.
-        say: told about each stage.
+        log: called with a line of text after each stage.
 
     Returns:
-        Fit for JSON. `n_atoms`, `n_expensive`, `seam_area_A2`, `time_ps`;
-        `out_of_domain_fraction`, the share of frames in which the cheap expert met what its
-        domain does not hold; for `expensive` and `mixed` `temperature_K`,
-        `drift_meV_per_atom_per_ps`, `drift_stderr`, `seconds_per_step`, and of
-        the mixture also `flux_eV_per_ps_per_A2` and `flux_stderr`; `curves`, for
-        each a `label`, `x_label`, `y_label`, `x`, `expensive`, `expensive_error`,
-        `mixed`, `mixed_error` and `deviation`, what `dynamics.compare` says. In the dtype jax runs in.
+        A dictionary that JSON can store, computed in the default float dtype:
+
+        - `n_atoms`, `n_expensive`, `boundary_area_A2`, `time_ps`;
+        - `expensive` and `mixed`, each with `temperature_K`,
+          `drift_meV_per_atom_per_ps`, `drift_stderr` and `seconds_per_step`, the
+          mixture also with `flux_eV_per_ps_per_A2` and `flux_stderr`;
+        - `out_of_domain_fraction`, the share of frames in which a row of the cheap
+          expert was outside its domain;
+        - `curves`, each with a `label`, `x_label`, `y_label`, `x`, `expensive`,
+          `expensive_error`, `mixed`, `mixed_error` and `deviation`, the result of
+          `dynamics.compare`.
 
     Raises:
-        ValueError: an argument is out of range, an expert owns nothing, or a
+        ValueError: an argument is out of range, an expert owns no atom, or a
             species is unknown.
         SimulationError: the dynamics failed.
     """
     check_shared(rule(frame_from_atoms(atoms)))
-    if production_steps < 20 * n_blocks * log_every:
-        raise ValueError(
-            f"production_steps must be at least 20 x n_blocks x log_every = {20 * n_blocks * log_every}, "
-            f"got {production_steps}."
-        )
-    box = atoms.cell.lengths()
-    _, shift_fn = jax_md.space.periodic(box)
+    _check_length(production_steps, n_blocks, log_every)
     alone = _system(checkpoint, atoms, 1, regions.fixed(np.zeros(len(atoms), int), n_experts=1))
-    relaxed = simulate.relax(*alone, shift_fn, jnp.asarray(atoms.positions), n_steps=relax_steps)
-    warm = simulate.run(
-        *alone,
-        simulate.langevin(shift_fn, timestep_fs, temperature_K, friction_per_fs=FRICTION),
-        relaxed.position,
-        masses=atoms.get_masses(),
-        temperature_K=2 * temperature_K,  # half of it flows into vibration
-        key=jax.random.key(seed),
+    warm = _equilibrate(
+        alone,
+        atoms,
+        temperature_K=temperature_K,
+        timestep_fs=timestep_fs,
+        relax_steps=relax_steps,
         n_steps=equilibration_steps,
         chunk_steps=max(log_every, 25),
-        neighbors=relaxed.neighbors,
-    ).state
+        seed=seed,
+    )
     start = atoms.copy()
     start.positions = np.asarray(warm.position, float)
     frame = frame_from_atoms(start)
     owner = np.asarray(rule(frame))
     check_shared(owner)
-    say(
-        f"equilibrated for {warm.time_ps:.2f} ps; "
-        f"the expensive expert owns {np.sum(owner == 0)} of {len(owner)} atoms"
-    )
+    n_expensive = int(np.sum(owner == 0))
+    log(f"equilibrated {warm.time_ps:.2f} ps; the expensive expert owns {n_expensive} of {len(owner)} atoms")
     systems = {"expensive": alone, "mixed": _system(checkpoint, atoms, 2, regions.fixed(owner))}
-    area = boundary_area(start, owner, nearest, planar=planar)
-    report: dict = {
-        "n_atoms": len(atoms),
-        "n_expensive": int(np.sum(owner == 0)),
-        "seam_area_A2": area,
-        "time_ps": production_steps * timestep_fs * 1e-3,
-    }
-    found = {}
+    trajectories, summaries = {}, {}
     for name, system in systems.items():
-        begun = time.perf_counter()
-        run = _production(
-            system, simulate.nve(shift_fn, timestep_fs), warm, atoms, production_steps, log_every
+        trajectories[name], summaries[name] = _production(
+            system, warm, atoms, timestep_fs=timestep_fs, n_steps=production_steps, log_every=log_every
         )
-        slope = drift(run.log.time_ps, run.log.total, len(atoms))
-        report[name] = {
-            "temperature_K": float(run.log.temperature_K.mean()),
-            "drift_meV_per_atom_per_ps": slope.slope,
-            "drift_stderr": slope.standard_error,
-            "seconds_per_step": (time.perf_counter() - begun) / production_steps,
-        }
-        say(
-            f"{name}: {production_steps} steps, "
-            f"drift {slope.slope:+.5f} ± {slope.standard_error:.5f} meV/atom/ps"
+        log(f"{name}: {production_steps} steps, drift {_drift_text(summaries[name])}")
+    area = boundary_area(start, owner, nearest, planar=planar)
+    summaries["mixed"] |= _flux(summaries["mixed"], len(atoms), area)
+    groups, interval_ps = _groups(frame, owner, nearest), log_every * timestep_fs * 1e-3
+    return {
+        "n_atoms": len(atoms),
+        "n_expensive": n_expensive,
+        "boundary_area_A2": area,
+        "time_ps": production_steps * timestep_fs * 1e-3,
+        **summaries,
+        "out_of_domain_fraction": _out_of_domain_fraction(
+            trajectories["mixed"], atoms, owner, checkpoint.experts[1]
+        ),
+        "curves": _curves(trajectories, atoms, groups, interval_ps, n_blocks),
+    }
+
+
+def check_shared(owner: np.ndarray) -> None:
+    """Raise `ValueError` where one expert owns all atoms."""
+    if np.ptp(owner) == 0:
+        expert = ("expensive", "cheap")[int(owner[0])]
+        raise ValueError(
+            f"region must leave atoms to both experts, got all {len(owner)} of the slab on the {expert} one."
         )
-        found[name] = run
-    to_flux = 1e-3 * len(atoms) / area
-    report["mixed"]["flux_eV_per_ps_per_A2"] = to_flux * report["mixed"]["drift_meV_per_atom_per_ps"]
-    report["mixed"]["flux_stderr"] = to_flux * report["mixed"]["drift_stderr"]
-    report["out_of_domain_fraction"] = _out_of_domain_fraction(
-        found["mixed"], atoms, owner, checkpoint.experts[1]
-    )
-    distance = np.abs(boundary_distance(frame, owner))
-    metal = np.array(atoms.symbols) == _metal(atoms)
-    groups = {"metal": metal, "metal at the seam": metal & (distance < SHELL * nearest)}
-    interval_ps = log_every * timestep_fs * 1e-3
-    report["curves"] = _curves(found, box, atoms.get_masses(), groups, interval_ps, n_blocks)
-    return report
+
+
+def _check_length(production_steps: int, n_blocks: int, log_every: int) -> None:
+    shortest = 20 * n_blocks * log_every
+    if production_steps < shortest:
+        raise ValueError(
+            f"production_steps must be at least 20 x n_blocks x log_every = {shortest}, "
+            f"got {production_steps}."
+        )
 
 
 def _system(checkpoint: Checkpoint, atoms: Atoms, n_experts: int, region):
-    """`(neighbor_fn, energy_fn)` of the first experts."""
+    """`(neighbor_fn, energy_fn)` of the first `n_experts` experts."""
     displacement_fn, _ = jax_md.space.periodic(atoms.cell.lengths())
     species = [checkpoint.experts[0].species.index(s) for s in atoms.symbols]
-    first = slice(0, n_experts)
     return mixture_neighbor_list(
         displacement_fn,
         atoms.cell.lengths(),
-        checkpoint.potentials[first],
+        checkpoint.potentials[:n_experts],
         species,
         region,
     )
 
 
+def _equilibrate(
+    system,
+    atoms: Atoms,
+    *,
+    temperature_K: float,
+    timestep_fs: float,
+    relax_steps: int,
+    n_steps: int,
+    chunk_steps: int,
+    seed: int,
+) -> simulate.State:
+    """State after a relaxation and Langevin dynamics."""
+    _, shift_fn = jax_md.space.periodic(atoms.cell.lengths())
+    relaxed = simulate.relax(*system, shift_fn, jnp.asarray(atoms.positions), n_steps=relax_steps)
+    return simulate.run(
+        *system,
+        simulate.langevin(shift_fn, timestep_fs, temperature_K, friction_per_fs=FRICTION),
+        relaxed.position,
+        masses=atoms.get_masses(),
+        temperature_K=2 * temperature_K,  # half of the kinetic energy becomes potential energy
+        key=jax.random.key(seed),
+        n_steps=n_steps,
+        chunk_steps=chunk_steps,
+        neighbors=relaxed.neighbors,
+    ).state
+
+
 def _production(
-    system, integrator, start: simulate.State, atoms: Atoms, n_steps: int, log_every: int
-) -> Trajectory:
+    system, start: simulate.State, atoms: Atoms, *, timestep_fs: float, n_steps: int, log_every: int
+) -> tuple[Trajectory, dict]:
+    """A run at constant energy: its trajectory, and its temperature, drift and time per step."""
+    begun = time.perf_counter()
     positions, velocities = [], []
 
-    def keep(frame: simulate.Frame) -> None:
+    def store(frame: simulate.Frame) -> None:
         positions.append(frame.position)
         velocities.append(frame.velocity)
 
+    _, shift_fn = jax_md.space.periodic(atoms.cell.lengths())
     run = simulate.run(
         *system,
-        integrator,
+        simulate.nve(shift_fn, timestep_fs),
         start.position,
         masses=atoms.get_masses(),
         velocity=start.velocity,
         n_steps=n_steps,
         chunk_steps=log_every,
-        reporters=[keep],
+        reporters=[store],
     )
-    return Trajectory(run.log, dynamics.unwrap(positions, atoms.cell.lengths()), np.array(velocities, float))
-
-
-def check_shared(owner: np.ndarray) -> None:
-    """Raise `ValueError` where one expert owns everything."""
-    if np.ptp(owner) == 0:
-        which = ("expensive", "cheap")[int(owner[0])]
-        raise ValueError(
-            f"region must leave atoms to both experts, got all {len(owner)} of the slab on the {which} one."
-        )
+    slope = drift(run.log.time_ps, run.log.total, len(atoms))
+    trajectory = Trajectory(
+        run.log, dynamics.unwrap(positions, atoms.cell.lengths()), np.array(velocities, float)
+    )
+    return trajectory, {
+        "temperature_K": float(run.log.temperature_K.mean()),
+        "drift_meV_per_atom_per_ps": slope.slope,
+        "drift_stderr": slope.standard_error,
+        "seconds_per_step": (time.perf_counter() - begun) / n_steps,
+    }
 
 
 def _out_of_domain_fraction(run: Trajectory, atoms: Atoms, owner: np.ndarray, cheap: Expert) -> float:
@@ -233,42 +265,70 @@ def _out_of_domain_fraction(run: Trajectory, atoms: Atoms, owner: np.ndarray, ch
     return float(np.mean(np.any(np.linalg.norm(apart, axis=-1) < cheap.cutoff, axis=(1, 2))))
 
 
-def _metal(atoms: Atoms) -> str:
-    """The species that there is most of."""
-    return max(set(atoms.symbols), key=atoms.get_chemical_symbols().count)
+def _drift_text(summary: dict) -> str:
+    return f"{summary['drift_meV_per_atom_per_ps']:+.5f} ± {summary['drift_stderr']:.5f} meV/atom/ps"
 
 
-def _curves(found: dict[str, Trajectory], box, masses, groups, interval_ps: float, n_blocks: int) -> dict:
-    metal, r_max = groups["metal"], min(8.0, 0.5 * float(np.min(box)))
+def _flux(summary: dict, n_atoms: int, area: float) -> dict:
+    """Energy flux through the expert boundary of `area` Å^2 that corresponds to the drift."""
+    to_flux = 1e-3 * n_atoms / area
+    return {
+        "flux_eV_per_ps_per_A2": to_flux * summary["drift_meV_per_atom_per_ps"],
+        "flux_stderr": to_flux * summary["drift_stderr"],
+    }
 
-    def structure(run: Trajectory, group):
+
+def _groups(frame: Frame, owner: np.ndarray, nearest: float) -> dict[str, AtomGroup]:
+    """All metal atoms (the most frequent species), and those with a nearest neighbour on the other expert."""
+    symbols = list(frame.symbols)
+    metal = np.array(symbols) == max(set(symbols), key=symbols.count)
+    at_boundary = metal & (np.abs(boundary_distance(frame, owner)) < BOND_CUTOFF_FACTOR * nearest)
+    return {
+        "metal": AtomGroup("metal", metal),
+        "boundary": AtomGroup("metal at the expert boundary", at_boundary),
+    }
+
+
+def _curves(
+    runs: dict[str, Trajectory],
+    atoms: Atoms,
+    groups: dict[str, AtomGroup],
+    interval_ps: float,
+    n_blocks: int,
+) -> dict:
+    """Entry `curves` of `paired_runs`: three functions of each group of atoms, under both potentials."""
+    box, metal = atoms.cell.lengths(), groups["metal"].mask
+    r_max = min(8.0, 0.5 * float(np.min(box)))
+    masses = atoms.get_masses()
+
+    def radial_distribution(run: Trajectory, group):
         return dynamics.radial_distribution(
-            run.position, box, group, metal, r_max=r_max, n_bins=int(r_max / BIN), n_blocks=n_blocks
+            run.position, box, group, metal, r_max=r_max, n_bins=int(r_max / BIN_WIDTH), n_blocks=n_blocks
         )
 
-    def motion(run: Trajectory, group):
+    def displacement(run: Trajectory, group):
         return dynamics.mean_square_displacement(run.position, interval_ps, group, n_blocks=n_blocks)
 
-    def vibration(run: Trajectory, group):
+    def vibration(run: Trajectory, group, max_THz=None):
         return dynamics.vibrational_density_of_states(
-            run.velocity, interval_ps, masses, group, max_THz=top, n_blocks=n_blocks
+            run.velocity, interval_ps, masses, group, max_THz=max_THz, n_blocks=n_blocks
         )
 
-    top = None
-    whole = vibration(found["expensive"], metal)
-    # The band of the metal and half as much again; beyond there is nothing to compare.
-    top = 1.5 * float(whole.x[np.searchsorted(np.cumsum(whole.value), 0.95 * whole.value.sum())])
-    measures = (
-        ("radial_distribution", structure, "distance / Å", "g"),
-        ("mean_square_displacement", motion, "time / ps", "mean square displacement / Å²"),
-        ("vibration", vibration, "frequency / THz", "density of states / THz⁻¹"),
+    full = vibration(runs["expensive"], metal)
+    # 1.5 times the frequency below which 95 % of the density of states of the metal lies.
+    highest = np.searchsorted(np.cumsum(full.value), 0.95 * full.value.sum())
+    metal_band = partial(vibration, max_THz=1.5 * float(full.x[highest]))
+    functions = (
+        ("radial_distribution", radial_distribution, "distance / Å", "g"),
+        ("mean_square_displacement", displacement, "time / ps", "mean square displacement / Å²"),
+        ("vibration", metal_band, "frequency / THz", "density of states / THz⁻¹"),
     )
     curves = {}
-    for key, measure, x_label, y_label in measures:
-        for name, group in groups.items():
-            a, b = (measure(found[who], group) for who in ("expensive", "mixed"))
-            curves[f"{key}_{name.split()[-1]}"] = {
-                "label": name,
+    for key, function, x_label, y_label in functions:
+        for suffix, group in groups.items():
+            a, b = (function(runs[name], group.mask) for name in ("expensive", "mixed"))
+            curves[f"{key}_{suffix}"] = {
+                "label": group.label,
                 "x_label": x_label,
                 "y_label": y_label,
                 "x": a.x.tolist(),

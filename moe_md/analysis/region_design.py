@@ -1,13 +1,13 @@
-"""Regions against stored frames: error and cost as differentiable functions of a region.
+"""Error and cost of a region on stored frames, as differentiable functions of the region.
 
-What experts make of a frame does not depend on who owns what: energies E_ie and partial
-forces g_ie of every atom i under each of two experts e are computed once. The
-forces of any mixture of them are then
+The energies E_ie and partial forces g_ie of every atom i under each of two experts e
+do not depend on the region, so they are computed once per frame. The forces of any
+mixture are then
 
-    F_k = -sum_ie w_ie dE_ie/dR_k - sum_ie E_ie dw_ie/dR_k,
+    F_k = -sum_ie w_ie dE_ie/dR_k - sum_ie E_ie dw_ie/dR_k
 
-no network involved, so that radii and widths of a region can be optimised by gradients in
-seconds.
+with the gates w_ie. No network is evaluated, so radii and widths of a region can be
+optimised by gradients in seconds.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,12 +26,13 @@ from moe_md.data.extxyz import Frame
 from moe_md.experts.base import Expert, Params, energies_and_partial_forces
 from moe_md.neighbors.rows import Neighborhood, map_rows
 from moe_md.regions import Region
+from moe_md.renamed import missing_attribute
 
 CHUNK = 64  # rows computed at a time
 
 
 class StoredFrames(NamedTuple):
-    """Frames of the same atoms under two experts, each as if it owned all of them."""
+    """Frames of the same atoms with energies and partial forces of two experts for all atoms."""
 
     position: Array  # [n_frames, n_atoms, 3] Å
     energy: Array  # [n_frames, n_atoms, 2] eV
@@ -43,18 +44,18 @@ class StoredFrames(NamedTuple):
 def stored_frames(
     experts: Sequence[Expert], params: Sequence[Params], frames: Sequence[Frame]
 ) -> StoredFrames:
-    """Evaluate two experts on frames, once.
+    """Evaluate two experts on all atoms of some frames.
 
     Args:
         experts: two, the expensive one first; neither passes messages.
-        params: of each.
-        frames: of the same number of atoms, in the same order.
+        params: one parameter tree per expert.
+        frames: of the same atoms in the same order.
 
     Returns:
-        Energies, partial forces and what they belong to. In the dtype jax runs in.
+        Energies, partial forces and neighbours, computed in the default float dtype.
 
     Raises:
-        ValueError: not two experts, one passes messages, or frames differ in their atoms.
+        ValueError: there are not two experts, one passes messages, or frames differ in their atoms.
     """
     if len(experts) != 2 or any(e.num_hops > 1 for e in experts):
         raise ValueError(f"experts must be two that pass no messages, got {len(experts)}.")
@@ -62,11 +63,11 @@ def stored_frames(
         raise ValueError("frames must hold the same atoms in the same order, at least one frame.")
     cutoff, dtype = max(e.cutoff for e in experts), jnp.zeros(()).dtype
     all_rows = [frame_rows(frame, experts[0].species, cutoff, dtype=dtype) for frame in frames]
-    slots, n_atoms = max(rows.mask.shape[1] for rows in all_rows), len(frames[0].symbols)
+    max_neighbors, n_atoms = max(rows.mask.shape[1] for rows in all_rows), len(frames[0].symbols)
     energies, partials, neighbors = [], [], []
     compute = [jax.jit(partial(_on_rows, expert)) for expert in experts]
     for rows in all_rows:
-        rows = _with_slots(rows, slots)
+        rows = _padded(rows, max_neighbors)
         each = [fn(tree, rows) for fn, tree in zip(compute, params, strict=True)]
         energies.append(jnp.stack([energy for energy, _ in each], axis=1))
         partials.append(jnp.stack([g for _, g in each]))
@@ -75,15 +76,15 @@ def stored_frames(
     stored = StoredFrames(
         position, jnp.stack(energies), jnp.stack(partials), jnp.stack(neighbors), jnp.zeros_like(position)
     )
-    alone = jnp.zeros((n_atoms, 2), dtype).at[:, 0].set(1.0)
+    all_on_0 = jnp.zeros((n_atoms, 2), dtype).at[:, 0].set(1.0)
     force = jnp.stack(
-        [_pulls(alone, stored.partial_force[f], stored.neighbor[f]) for f in range(len(frames))]
+        [_gated_forces(all_on_0, stored.partial_force[f], stored.neighbor[f]) for f in range(len(frames))]
     )
     return stored._replace(force=force)
 
 
 def mixed_forces(stored: StoredFrames, displacement_fn: Callable, region: Region) -> Array:
-    """Forces of the mixture, the slope of the gate included: `[n_frames, n_atoms, 3]` eV/Å.
+    """Forces of the mixture, gate-gradient forces included: `[n_frames, n_atoms, 3]` eV/Å.
 
     They are differentiable in the region.
 
@@ -93,18 +94,18 @@ def mixed_forces(stored: StoredFrames, displacement_fn: Callable, region: Region
         region: of two experts, one that needs no lists (`around`, `custom`, static ones).
     """
 
-    def of_one(R, energy, g, neighbor):
-        weight = region.gate(R, displacement_fn)
-        slope = jax.grad(lambda R: jnp.sum(energy * region.gate(R, displacement_fn)))(R)
-        return _pulls(weight, g, neighbor) - slope
+    def frame_forces(R, energy, g, neighbor):
+        gate = region.gate(R, displacement_fn)
+        gate_gradient = jax.grad(lambda R: jnp.sum(energy * region.gate(R, displacement_fn)))(R)
+        return _gated_forces(gate, g, neighbor) - gate_gradient
 
     return jax.lax.map(
-        lambda x: of_one(*x), (stored.position, stored.energy, stored.partial_force, stored.neighbor)
+        lambda x: frame_forces(*x), (stored.position, stored.energy, stored.partial_force, stored.neighbor)
     )
 
 
 def force_error(stored: StoredFrames, displacement_fn: Callable, region: Region) -> Array:
-    """Root mean square of the components of the mixture's forces, less those of expert 0 alone: eV/Å."""
+    """Root mean square difference, over components, of the mixture's forces and expert 0's: eV/Å."""
     return jnp.sqrt(jnp.mean((mixed_forces(stored, displacement_fn, region) - stored.force) ** 2))
 
 
@@ -114,57 +115,60 @@ def expected_cost(
     region: Region,
     *,
     ratio: float,
-    least_weight: float = 1e-3,
+    half_cost_gate: float = 1e-3,
 ) -> Array:
-    """What a step costs, over that of expert 0 alone: sum_e of atoms with weight on e, times their cost.
+    """Cost of a step relative to all atoms on expert 0: sum over experts of active atoms times cost per atom.
 
-    An atom costs what it costs as soon as it has any weight. Instead of that step,
-    whose slope is zero or infinite, w / (w + `least_weight`): half an atom at that weight.
+    An expert computes an atom as soon as its gate w is above zero. The derivative of this
+    step function is zero or infinite, so it is replaced by w / (w + `half_cost_gate`).
 
     Args:
         stored, displacement_fn, region: as in `mixed_forces`.
-        ratio: cost of an atom on expert 0 over one on expert 1, above 1.
-        least_weight: positive; with 0 in the limit it is `centres`.
+        ratio: cost of an atom on expert 0 over its cost on expert 1, above 1.
+        half_cost_gate: gate at which an atom counts as half an atom, positive; towards zero the
+            result becomes exact, see `center_shares`.
 
     Returns:
-        A number from 1/ratio to 1 + 1/ratio; one over it is the bound of the speed-up.
+        A number from 1/ratio to 1 + 1/ratio; its inverse is the bound of the speed-up.
+
+    Raises:
+        ValueError: `ratio` or `half_cost_gate` is not positive.
     """
     check_positive("ratio", ratio)
-    check_positive("least_weight", least_weight)
+    check_positive("half_cost_gate", half_cost_gate)
 
-    def of_one(R):
-        weight = jnp.maximum(region.gate(R, displacement_fn), 0.0)
-        return jnp.mean(weight / (weight + least_weight), axis=0) @ jnp.array(
-            [1.0, 1.0 / ratio], weight.dtype
-        )
+    def frame_cost(R):
+        gate = jnp.maximum(region.gate(R, displacement_fn), 0.0)
+        return jnp.mean(gate / (gate + half_cost_gate), axis=0) @ jnp.array([1.0, 1.0 / ratio], gate.dtype)
 
-    return jnp.mean(jax.lax.map(of_one, stored.position))
+    return jnp.mean(jax.lax.map(frame_cost, stored.position))
 
 
-def centres(stored: StoredFrames, displacement_fn: Callable, region: Region) -> Array:
-    """`[2]`, the mean share of atoms with weight on each expert: no slope."""
+def center_shares(stored: StoredFrames, displacement_fn: Callable, region: Region) -> Array:
+    """`[2]`, share of atoms whose gate is above zero on each expert, averaged over frames; no gradient."""
     return jnp.mean(
         jax.lax.map(lambda R: jnp.mean(region.gate(R, displacement_fn) > 0, axis=0), stored.position), axis=0
     )
 
 
 def _on_rows(expert: Expert, params: Params, rows: Neighborhood) -> tuple[Array, Array]:
+    """Energies `[n]` and partial forces `[n, K, 3]`, computed in chunks."""
     return map_rows(lambda chunk: energies_and_partial_forces(expert, params, chunk), rows, CHUNK)
 
 
-def _pulls(weight: Array, g: Array, neighbor: Array) -> Array:
-    """Forces of weighted rows."""
+def _gated_forces(gate: Array, g: Array, neighbor: Array) -> Array:
+    """Forces `[n_atoms, 3]` at constant gates `[n_atoms, 2]`, from partial forces `[2, n_atoms, K, 3]`."""
     n_atoms = neighbor.shape[0]
-    mixed = jnp.einsum("ne,enka->nka", weight, g)
-    mask = neighbor < n_atoms
-    nothing = jnp.zeros(neighbor.shape, jnp.int32)
-    rows = Neighborhood(mixed, mask, nothing[:, 0], nothing, neighbor)
+    mixed = jnp.einsum("ne,enka->nka", gate, g)
+    no_species = jnp.zeros(neighbor.shape, jnp.int32)
+    rows = Neighborhood(mixed, neighbor < n_atoms, no_species[:, 0], no_species, neighbor)
     return derivatives.forces(mixed, rows, jnp.arange(n_atoms), n_atoms)
 
 
-def _with_slots(rows: Neighborhood, slots: int) -> Neighborhood:
-    n, room = rows.mask.shape[0], slots - rows.mask.shape[1]
-    pad = [(0, 0), (0, room)]
+def _padded(rows: Neighborhood, max_neighbors: int) -> Neighborhood:
+    """Rows with `max_neighbors` neighbour slots."""
+    n, missing = rows.mask.shape[0], max_neighbors - rows.mask.shape[1]
+    pad = [(0, 0), (0, missing)]
     return Neighborhood(
         jnp.asarray(np.pad(rows.displacement, [*pad, (0, 0)], constant_values=1.0)),
         jnp.asarray(np.pad(rows.mask, pad)),
@@ -172,3 +176,7 @@ def _with_slots(rows: Neighborhood, slots: int) -> Neighborhood:
         jnp.asarray(np.pad(rows.neighbor_species, pad)),
         jnp.asarray(np.pad(rows.neighbor, pad, constant_values=n)),
     )
+
+
+def __getattr__(name: str):
+    raise missing_attribute(__name__, name)

@@ -1,14 +1,14 @@
-"""Energies of vacancies, of surfaces, and of CO on them, under a mixture or one expert.
+"""Energies of vacancies, of surfaces, and of CO on surfaces, under one expert or a mixture.
 
-With e the energy per atom of the perfect crystal, all structures relaxed at its lattice constant,
+With e the energy per atom of the perfect crystal, and all structures relaxed at a given lattice constant,
 
     vacancy      E(N - 1) - (N - 1) e
     surface      (E(slab) - N e) / 2A
     adsorption   E(slab + CO) - E(slab) - E(CO)        (negative: bound)
 
-A region is an expert's number, or a function of the ASE atoms that returns the
-expert of each, `[n_atoms]` int. It is asked once for every structure, before that
-relaxes, so that the energy has no jumps.
+A region is the number of an expert, or a function of the ASE atoms that returns the
+expert of each atom, `[n_atoms]` int. The function is called once for every structure,
+before its relaxation, so that the energy has no discontinuities.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,44 +27,44 @@ from moe_md.checks import check_count, check_positive, check_value
 from moe_md.data.extxyz import frame_from_atoms
 from moe_md.interfaces.ase import MixtureCalculator
 
-Region = int | Callable[[Atoms], np.ndarray]
+AtomsRegion = int | Callable[[Atoms], np.ndarray]
 
-FORCE_LIMIT = 0.01  # eV/Å, a structure is relaxed when no force is longer
-MARGIN = 0.5  # Å, kept between an adsorbate and atoms on the cheap expert, beyond its cutoff
+FORCE_LIMIT = 0.01  # eV/Å, the longest force of a relaxed structure
+MARGIN = 0.5  # Å, added to the cheap expert's cutoff for the distance of its atoms from an adsorbate
 VACUUM = 10.0  # Å, on each side of a slab
 DISPLACEMENT = 0.01  # Å, of the finite differences of forces
-SOFT_CM1 = 30.0  # an imaginary mode below it is noise
+NOISE_CM1 = 30.0  # imaginary modes below it are not counted as unstable
 
-# Builder, and distance of layers in lattice constants.
+# ASE's builder of the facet, and the distance of its layers in lattice constants.
 _FACETS = {"111": (fcc111, 3**-0.5), "100": (fcc100, 0.5), "110": (fcc110, 8**-0.5)}
-# ASE's name of a site, metal atoms around it, height of C in Å.
+# ASE's name of the site, number of metal atoms around it, initial height of C in Å.
 _SITES = {
     "top": ("ontop", 1, 1.85),
     "bridge": ("bridge", 2, 1.45),
     "fcc": ("fcc", 3, 1.3),
     "hcp": ("hcp", 3, 1.3),
 }
-_GAS_BOND = 1.14  # Å, where relaxation of the molecule starts
-_OWNER = "moe_md_owner"  # name of the atoms' array that holds their experts
+_GAS_BOND = 1.14  # Å, initial bond length of the free molecule
+_OWNER = "moe_md_owner"  # name of the atoms' array with the expert of each atom
 
 
 def around_adsorbate(cutoff: float) -> Callable[[Atoms], np.ndarray]:
-    """The region that gives expert 0 all that an adsorbate of C and O is near to, and expert 1 the rest.
+    """Region that assigns all atoms near C and O to expert 0, and the others to expert 1.
 
     Args:
-        cutoff: Å, of expert 1; its atoms are this and half an ångström more
-            away from any C or O, so that it sees none.
+        cutoff: Å, of expert 1. Its atoms are at least 0.5 Å farther than this from any C or O,
+            so that C and O are never among their neighbours.
 
     Returns:
         A function of ASE atoms: `[n_atoms]` int. Distances are to the nearest
-        image, along directions that are periodic.
+        image along periodic directions.
 
     Raises:
         ValueError: the cutoff is not positive.
 
     >>> slab = fcc111("Pt", (2, 2, 4), a=3.98, vacuum=8.0)
     >>> add_adsorbate(slab, "C", 1.3, "fcc")
-    >>> by_layer = around_adsorbate(5.0)(slab).reshape(-1)[:16].reshape(4, 4)  # from below
+    >>> by_layer = around_adsorbate(5.0)(slab).reshape(-1)[:16].reshape(4, 4)  # bottom layer first
     >>> by_layer.sum(axis=1).tolist()
     [4, 4, 0, 0]
     """
@@ -79,29 +79,30 @@ def around_adsorbate(cutoff: float) -> Callable[[Atoms], np.ndarray]:
 
 def vacancy_energy(
     checkpoint: Checkpoint,
-    region: Region = 0,
+    region: AtomsRegion = 0,
     symbol: str = "Pt",
     *,
     lattice_constant: float,
     repeat: int = 3,
     max_steps: int = 300,
 ) -> dict:
-    """Energy to take one atom out of an fcc crystal, at constant volume.
+    """Energy to remove one atom from an fcc crystal, at constant volume.
 
     Args:
         checkpoint: the experts.
-        region: which computes what, as above; it is asked before the atom goes.
+        region: the expert of each atom, as above; evaluated before the atom is removed.
         symbol: chemical symbol.
         lattice_constant: Å.
         repeat: cubic 4-atom cells along each axis, at least 2.
-        max_steps: of the relaxation.
+        max_steps: largest number of steps of the relaxation.
 
     Returns:
-        `energy_eV` of the relaxed vacancy, `unrelaxed_energy_eV`, `n_atoms` left,
-        `converged` (no force above 0.01 eV/Å) and `steps`. Fit for JSON.
+        A dictionary that JSON can store: `energy_eV` of the relaxed vacancy,
+        `unrelaxed_energy_eV`, `n_atoms` without the removed one, `converged` (no
+        force above 0.01 eV/Å) and `steps`.
 
     Raises:
-        ValueError: an argument is out of range, or the region is none.
+        ValueError: an argument is out of range, or the region is not valid.
 
     >>> import moe_md as mm
     >>> expert = mm.experts.lennard_jones(("Pt",), 5.6, epsilon=0.6, sigma=2.5446)
@@ -114,7 +115,7 @@ def vacancy_energy(
     check_count("repeat", repeat, 2)
     check_count("max_steps", max_steps, 1)
     calculator = _calculator(checkpoint, region)
-    atoms = _owned(bulk(symbol, "fcc", a=lattice_constant, cubic=True) * repeat, region, calculator)
+    atoms = _assign_experts(bulk(symbol, "fcc", a=lattice_constant, cubic=True) * repeat, region, calculator)
     perfect = atoms.get_potential_energy() / len(atoms)
     del atoms[0]
     unrelaxed = atoms.get_potential_energy() - len(atoms) * perfect
@@ -130,7 +131,7 @@ def vacancy_energy(
 
 def surface_energies(
     checkpoint: Checkpoint,
-    region: Region = 0,
+    region: AtomsRegion = 0,
     symbol: str = "Pt",
     *,
     lattice_constant: float,
@@ -138,45 +139,49 @@ def surface_energies(
     thickness: float = 15.0,
     max_steps: int = 300,
 ) -> dict:
-    """Energy per area of clean surfaces that are not reconstructed.
+    """Energy per area of clean, unreconstructed surfaces.
 
-    Slabs are one atom wide, as their neighbours are images, and both of their
-    faces relax alike.
+    Slabs are one atom wide, with images as neighbours. Both of their faces relax.
 
     Args:
         checkpoint: the experts.
-        region: which computes what, as above.
+        region: the expert of each atom, as above.
         symbol: chemical symbol.
         lattice_constant: Å.
-        facets: of `"111"`, `"100"` and `"110"`.
-        thickness: Å, slabs are no thinner. Above three cutoffs the middle is
-            as in the crystal.
-        max_steps: of each relaxation.
+        facets: some of `"111"`, `"100"` and `"110"`.
+        thickness: Å, smallest thickness of a slab. Above three cutoffs the middle is
+            bulk-like.
+        max_steps: largest number of steps of each relaxation.
 
     Returns:
-        For each facet `energy_J_per_m2`, `unrelaxed_energy_J_per_m2`, `first_spacing_percent` (change
-        of the distance between the first two layers), `layers`, `converged`
-        (no force above 0.01 eV/Å) and `steps`. Fit for JSON.
+        A dictionary that JSON can store: for each facet `energy_J_per_m2`,
+        `unrelaxed_energy_J_per_m2`, `first_spacing_percent` (change of the distance
+        between the first two layers), `layers`, `converged` (no force above
+        0.01 eV/Å) and `steps`.
 
     Raises:
-        ValueError: an argument is out of range, or the region is none.
+        ValueError: an argument is out of range, or the region is not valid.
     """
     check_positive("lattice_constant", lattice_constant)
     check_positive("thickness", thickness)
     check_count("max_steps", max_steps, 1)
     _check_known("facets", facets, _FACETS)
     calculator = _calculator(checkpoint, region)
-    perfect = _owned(bulk(symbol, "fcc", a=lattice_constant), region, calculator).get_potential_energy()
-    found = {}
+    perfect = _assign_experts(
+        bulk(symbol, "fcc", a=lattice_constant), region, calculator
+    ).get_potential_energy()
+    energies = {}
     for facet in facets:
         build, spacing = _FACETS[facet]
         layers = int(np.ceil(thickness / (spacing * lattice_constant))) + 1
-        atoms = _owned(build(symbol, (1, 1, layers), a=lattice_constant, vacuum=VACUUM), region, calculator)
+        atoms = _assign_experts(
+            build(symbol, (1, 1, layers), a=lattice_constant, vacuum=VACUUM), region, calculator
+        )
         two_areas = 2 * np.linalg.norm(np.cross(*atoms.cell.array[:2])) * ase.units.J / ase.units.m**2
         unrelaxed = (atoms.get_potential_energy() - layers * perfect) / two_areas
         converged, steps = _relax(atoms, max_steps)
         height = np.sort(atoms.positions[:, 2])
-        found[facet] = {
+        energies[facet] = {
             "energy_J_per_m2": float((atoms.get_potential_energy() - layers * perfect) / two_areas),
             "unrelaxed_energy_J_per_m2": float(unrelaxed),
             "first_spacing_percent": float(
@@ -186,12 +191,12 @@ def surface_energies(
             "converged": converged,
             "steps": steps,
         }
-    return found
+    return energies
 
 
 def adsorption(
     checkpoint: Checkpoint,
-    region: Region | None = None,
+    region: AtomsRegion | None = None,
     symbol: str = "Pt",
     *,
     lattice_constant: float,
@@ -199,43 +204,44 @@ def adsorption(
     sites: Sequence[str] = ("top", "bridge", "fcc", "hcp"),
     max_steps: int = 300,
 ) -> dict:
-    """One CO per cell, carbon down, on the sites of an fcc (111) surface.
+    """Adsorption of one CO per cell, carbon down, on the sites of an fcc (111) surface.
 
-    Carbon stays above its site (it moves up and down only), so that a site that is no
-    minimum has an energy too; oxygen and the upper half of the layers are
-    free, the lower half is held. The free molecule and the clean slab are relaxed under
-    the same experts: where the region gives a clean slab to expert 1, the
-    adsorption energy includes what the experts differ by on the atoms that
-    change hands.
+    Carbon moves only perpendicular to the surface, so that a site that is not a minimum
+    has an energy too. Oxygen and the upper half of the layers are free, the lower half
+    is fixed. The free molecule and the clean slab are relaxed under the same region.
+    Where the region assigns a clean slab to expert 1, the adsorption energy includes
+    the difference of the experts' energies on the atoms that switch expert.
 
     Args:
         checkpoint: the experts.
-        region: which computes what, as above. Default `around_adsorbate` of
-            expert 1's cutoff, or expert 0 where there is no other.
+        region: the expert of each atom, as above. Default `around_adsorbate` of
+            expert 1's cutoff, or expert 0 where it is the only one.
         symbol: of the metal.
         lattice_constant: Å.
-        size: atoms along both directions of the surface, at least 2, and layers, at least 2.
-        sites: of `"top"`, `"bridge"`, `"fcc"` and `"hcp"`.
-        max_steps: of each relaxation.
+        size: atoms along both directions of the surface, and layers; each at least 2.
+        sites: some of `"top"`, `"bridge"`, `"fcc"` and `"hcp"`.
+        max_steps: largest number of steps of each relaxation.
 
     Returns:
-        Fit for JSON. `gas`: `bond_A`, `stretch_cm1`, `converged`, `steps`;
-        `clean`: `converged`, `steps`; `order`, the sites from the most bound;
-        and in that order `sites`, for each
+        A dictionary that JSON can store. `gas`: `bond_A`, `stretch_cm1`, `converged`,
+        `steps`; `clean`: `converged`, `steps`; `order`, the sites from the lowest
+        energy; and in that order `sites`, each with
 
         - `energy_eV` of adsorption, negative where bound;
         - `bond_A`, C to O, and `metal_carbon_A`, C to the nearest metal atom;
         - `height_A` of C above the mean plane of the first layer;
-        - `stretch_cm1` of C-O, harmonic, with the metal held;
-        - `unstable_modes` of C and O, imaginary ones beyond 30 cm-1: such a site is no minimum;
-        - `lateral_force_eV_per_A` that would move C off its site;
-        - `stayed`: C is within 0.3 Å, sideways, of the middle of the site's metal atoms and within 3 Å
+        - `stretch_cm1` of C-O, harmonic, with the metal fixed;
+        - `unstable_modes`, number of imaginary modes of C and O above 30 cm-1: not zero where the
+          site is not a minimum;
+        - `lateral_force_eV_per_A` on C, parallel to the surface;
+        - `stayed`: C is laterally within 0.3 Å of the centre of the site's metal atoms and within 3 Å
           of the metal, and CO is tilted by less than 30 degrees;
-        - `atoms_per_expert`, `converged` (no force above 0.01 eV/Å, but the one that holds C) and `steps`.
+        - `atoms_per_expert`, `converged` (no force above 0.01 eV/Å, except on constrained coordinates)
+          and `steps`.
 
     Raises:
-        ValueError: an argument is out of range, the region is none, or the expert of the
-            adsorbate, 0 or the region's, may not meet C, O and the metal.
+        ValueError: an argument is out of range, the region is not valid, or C, O or the metal
+            is outside the domain of the adsorbate's expert.
     """
     check_positive("lattice_constant", lattice_constant)
     if len(size) != 3:
@@ -247,53 +253,67 @@ def adsorption(
     if region is None:
         region = around_adsorbate(checkpoint.experts[1].cutoff) if len(checkpoint.experts) > 1 else 0
     calculator = _calculator(checkpoint, region)
-    domain = checkpoint.experts[0 if callable(region) else region].allowed_species
-    if not {symbol, "C", "O"} <= set(domain):
+    allowed_species = checkpoint.experts[0 if callable(region) else region].allowed_species
+    if not {symbol, "C", "O"} <= set(allowed_species):
         raise ValueError(
-            f"region must name an expert that may meet {symbol}, C and O, got {region} of domain {domain}."
+            f"region must name an expert that may meet {symbol}, C and O, got {region} with "
+            f"allowed_species {allowed_species}."
         )
-
-    gas = _owned(Atoms("CO", [[0, 0, 0], [0, 0, _GAS_BOND]]), region, calculator)
-    gas_converged, gas_steps = _relax(gas, max_steps)
-    bond = gas.get_distance(0, 1)
-    gas_report = {
-        "bond_A": float(bond),
-        "stretch_cm1": float(_wavenumbers(gas, [0, 1])[-1]),
-        "converged": gas_converged,
-        "steps": gas_steps,
-    }
-
-    clean = _owned(fcc111(symbol, tuple(size), a=lattice_constant, vacuum=VACUUM), region, calculator)
-    clean.set_constraint(
-        FixAtoms(mask=clean.get_tags() > (size[2] + 1) // 2)
-    )  # tags count layers from the top
+    gas = _assign_experts(Atoms("CO", [[0, 0, 0], [0, 0, _GAS_BOND]]), region, calculator)
+    gas_report = _relaxed_molecule(gas, max_steps)
+    clean = _assign_experts(
+        fcc111(symbol, tuple(size), a=lattice_constant, vacuum=VACUUM), region, calculator
+    )
+    lower_half = clean.get_tags() > (size[2] + 1) // 2  # tags count layers from the top
+    clean.set_constraint(FixAtoms(mask=lower_half))
     clean_converged, clean_steps = _relax(clean, max_steps)
-    apart = clean.get_potential_energy() + gas.get_potential_energy()
-
-    found = {}
+    reference = clean.get_potential_energy() + gas.get_potential_energy()
+    adsorbed = {}
     for site in sites:
         name, n_around, height = _SITES[site]
         atoms = clean.copy()
-        add_adsorbate(atoms, Atoms("CO", [[0, 0, 0], [0, 0, bond]]), height, name, mol_index=0)
-        found[site] = _adsorbed(_owned(atoms, region, calculator), n_around, apart, max_steps)
-    order = sorted(found, key=lambda site: found[site]["energy_eV"])
+        add_adsorbate(
+            atoms, Atoms("CO", [[0, 0, 0], [0, 0, gas.get_distance(0, 1)]]), height, name, mol_index=0
+        )
+        adsorbed[site] = _relaxed_site(
+            _assign_experts(atoms, region, calculator), n_around, reference, max_steps
+        )
+    order = sorted(adsorbed, key=lambda site: adsorbed[site]["energy_eV"])
     return {
         "gas": gas_report,
         "clean": {"converged": clean_converged, "steps": clean_steps},
         "order": order,
-        "sites": {site: found[site] for site in order},
+        "sites": {site: adsorbed[site] for site in order},
     }
 
 
-def _adsorbed(atoms: Atoms, n_around: int, apart: float, max_steps: int) -> dict:
-    """One site: `atoms` end with C and O above it; `apart` is the energy of slab and molecule."""
+def _relaxed_molecule(gas: Atoms, max_steps: int) -> dict:
+    """Entry `gas` of `adsorption`; relaxes `gas` in place."""
+    converged, steps = _relax(gas, max_steps)
+    return {
+        "bond_A": float(gas.get_distance(0, 1)),
+        "stretch_cm1": float(_wavenumbers(gas, [0, 1])[-1]),
+        "converged": converged,
+        "steps": steps,
+    }
+
+
+def _relaxed_site(atoms: Atoms, n_around: int, reference: float, max_steps: int) -> dict:
+    """Entry of one site in `adsorption`: relaxes `atoms`, of which C and O are the last two.
+
+    Args:
+        atoms: slab and molecule, with their experts.
+        n_around: number of metal atoms around the site.
+        reference: eV, energy of the clean slab and the free molecule.
+        max_steps: largest number of steps of the relaxation.
+    """
     carbon, oxygen = len(atoms) - 2, len(atoms) - 1
     metal = np.arange(carbon)
     first_layer = np.flatnonzero(atoms.get_tags() == 1)
     atoms.set_constraint([*atoms.constraints, FixCartesian(carbon, mask=(True, True, False))])
     around = np.argsort(np.linalg.norm(_to_nearest(atoms, carbon, metal), axis=1))[:n_around]
     converged, steps = _relax(atoms, max_steps)
-    energy = atoms.get_potential_energy() - apart
+    energy = atoms.get_potential_energy() - reference
     lateral_force = atoms.get_forces(apply_constraint=False)[carbon, :2]
     to_metal = _to_nearest(atoms, carbon, metal)
     closest = np.linalg.norm(to_metal, axis=1).min()
@@ -307,7 +327,7 @@ def _adsorbed(atoms: Atoms, n_around: int, apart: float, max_steps: int) -> dict
         "metal_carbon_A": float(closest),
         "height_A": float(atoms.positions[carbon, 2] - atoms.positions[first_layer, 2].mean()),
         "stretch_cm1": float(wavenumbers[-1]),
-        "unstable_modes": int(np.sum(wavenumbers < -SOFT_CM1)),
+        "unstable_modes": int(np.sum(wavenumbers < -NOISE_CM1)),
         "lateral_force_eV_per_A": float(np.linalg.norm(lateral_force)),
         "stayed": bool(off_site < 0.3 and closest < 3.0 and axis[2] > bond * np.cos(np.pi / 6)),
         "atoms_per_expert": np.bincount(atoms.get_array(_OWNER)).tolist(),
@@ -317,7 +337,7 @@ def _adsorbed(atoms: Atoms, n_around: int, apart: float, max_steps: int) -> dict
 
 
 def _to_nearest(atoms: Atoms, center: int, others: np.ndarray) -> np.ndarray:
-    """`[n, 3]` Å, from an atom to the nearest image of each of the others."""
+    """`[n, 3]` Å, displacements from an atom to the nearest image of each of the others."""
     vectors, _ = get_distances(
         atoms.positions[[center]], atoms.positions[others], cell=atoms.cell, pbc=atoms.pbc
     )
@@ -325,7 +345,7 @@ def _to_nearest(atoms: Atoms, center: int, others: np.ndarray) -> np.ndarray:
 
 
 def _wavenumbers(atoms: Atoms, moving: Sequence[int]) -> np.ndarray:
-    """1/cm, harmonic modes of some atoms while the others are held, rising; imaginary ones negative."""
+    """1/cm, harmonic modes of some atoms with the others fixed, ascending; imaginary ones negative."""
     hessian = []
     for atom in moving:
         for axis in range(3):
@@ -345,8 +365,11 @@ def _wavenumbers(atoms: Atoms, moving: Sequence[int]) -> np.ndarray:
     return np.sign(square) * np.sqrt(np.abs(square)) * hbar / ase.units.invcm
 
 
-def _calculator(checkpoint: Checkpoint, region: Region) -> MixtureCalculator:
-    """One calculator for all structures, so that they share compiled programs; atoms carry their experts."""
+def _calculator(checkpoint: Checkpoint, region: AtomsRegion) -> MixtureCalculator:
+    """One calculator for all structures, so that they share compiled programs.
+
+    It reads the expert of each atom from the atoms' array `_OWNER`.
+    """
     if not callable(region):
         check_value("region", region, int)
         if not 0 <= region < len(checkpoint.experts):
@@ -355,24 +378,26 @@ def _calculator(checkpoint: Checkpoint, region: Region) -> MixtureCalculator:
     return MixtureCalculator(checkpoint, lambda atoms: atoms.get_array(_OWNER))
 
 
-def _owned(atoms: Atoms, region: Region, calculator: MixtureCalculator) -> Atoms:
-    """The atoms with their experts, and the calculator that reads them."""
+def _assign_experts(atoms: Atoms, region: AtomsRegion, calculator: MixtureCalculator) -> Atoms:
+    """The same atoms, with the expert of each stored in their array `_OWNER` and a calculator attached."""
     owner = np.asarray(region(atoms) if callable(region) else region)
     if owner.ndim and owner.shape != (len(atoms),):
         raise ValueError(f"region must assign each of the {len(atoms)} atoms, got shape {owner.shape}.")
     atoms.set_array(_OWNER, None)
     atoms.set_array(_OWNER, np.broadcast_to(owner, len(atoms)).copy())
     atoms.calc = calculator
-    calculator.reset()  # the atoms may stand where others stood, under other experts
+    calculator.reset()  # equal positions may have another assignment
     return atoms
 
 
 def _relax(atoms: Atoms, max_steps: int) -> tuple[bool, int]:
+    """Relax the atoms in place; whether the relaxation converged, and its steps."""
     optimizer = BFGS(atoms, logfile=None)
     converged = optimizer.run(fmax=FORCE_LIMIT, steps=max_steps)
     return bool(converged), int(optimizer.nsteps)
 
 
 def _check_known(name: str, values: Sequence[str], known) -> None:
+    """Raise `ValueError` unless `values` is a sequence of some of the known names."""
     if isinstance(values, str) or not values or not set(values) <= set(known):
         raise ValueError(f"{name} must be some of {tuple(known)}, got {values!r}.")

@@ -213,7 +213,7 @@ def run_validate(parsed, say: Callable) -> dict:
         "data": settings_file.settings(DataSettings, "data", parsed).file,
         "split": split,
     }
-    settings = validate.small(settings) if parsed.small else settings
+    settings = validate.smoke_settings(settings) if parsed.small else settings
     _echo(parsed, {"data": settings_file.settings(DataSettings, "data", parsed), "validate": settings})
     return validate.run(model, dataset, settings, parsed.out, say, names=names)
 
@@ -481,7 +481,7 @@ def _parser() -> argparse.ArgumentParser:
         "validate",
         run_validate,
         "validation",
-        "Errors, properties, seam and dynamics of a checkpoint, as a report",
+        "Errors, properties, expert boundary and dynamics of a checkpoint, as a report",
         ValidateSettings,
     )
     sub.add_argument("checkpoint", help="name or path")

@@ -26,7 +26,7 @@ def pictures(section: str, found: dict) -> dict[str, Figure]:
         "errors": {"errors": errors_by_environment, "boundary_distance": errors_over_distance},
         "crystal": {"equation_of_state": equation_of_state, "phonons": phonons},
         "surfaces": {"adsorption": adsorption_sites},
-        "seam": {"seam": seam_over_strain},
+        "expert_boundary": {"expert_boundary": boundary_over_strain},
         "dynamics": {"dynamics": runs_side_by_side},
     }
     drawn = {name: draw(found) for name, draw in functions[section].items()}
@@ -81,7 +81,7 @@ def errors_by_environment(errors: dict) -> Figure | None:
 
 def errors_over_distance(errors: dict) -> Figure | None:
     """Force errors against distance to the seam, and what the mixture changes."""
-    bins = errors["seam"]["bins"]
+    bins = errors["expert_boundary"]["bins"]
     if not bins:
         return None
     middle = np.array([0.5 * (b["from"] + b["to"]) for b in bins])
@@ -215,7 +215,7 @@ def adsorption_sites(surfaces: dict) -> Figure | None:
     return figure
 
 
-def seam_over_strain(found: dict) -> Figure:
+def boundary_over_strain(found: dict) -> Figure:
     """Ghost force and stress jump against the strain of the crystal."""
     figure = Figure(figsize=(9.0, 3.7), layout="constrained")
     left, right = figure.subplots(1, 2)

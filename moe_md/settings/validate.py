@@ -1,31 +1,33 @@
-"""What validation is told."""
+"""Settings of `moe-md validate`."""
 
 from dataclasses import dataclass
 
+from moe_md import renamed
 from moe_md.checks import check_fields
 from moe_md.settings.option import option
 
-SECTIONS = ("errors", "crystal", "surfaces", "seam", "dynamics")
+SECTIONS = ("errors", "crystal", "surfaces", "expert_boundary", "dynamics")
 
 
 @dataclass(frozen=True)
 class ValidateSettings:
-    """What validation is told; keys of the `[validate]` table of a settings file."""
+    """Settings of a validation; keys of the `[validate]` table of a settings file."""
 
-    sections: str = option(",".join(SECTIONS), "which to do, as errors,seam")
-    metal: str = option("Pt", "fcc, in the domain of both experts")
-    adsorbate: str = option("CO", "on the slab of dynamics: a molecule that ASE knows; empty for none")
+    sections: str = option(",".join(SECTIONS), "sections of the report, as errors,expert_boundary")
+    metal: str = option("Pt", "an fcc metal in the domain of both experts")
+    adsorbate: str = option("CO", "molecule on the slab of dynamics, of ASE's names; empty for none")
     region: str = option(
         "near",
-        "near: what the cheap expert may not meet and all around it; top_layers: those of a slab instead",
+        "near: species outside the cheap expert's domain and all atoms near them; top_layers: these"
+        " species and the uppermost layers of a slab",
     )
-    region_margin: float = option(0.5, "Å, near: beyond the cheap expert's cutoff")
-    region_layers: int = option(3, "top_layers: how many")
-    max_atoms: int = option(64, "rows of a batch of labelled frames")
-    surface_steps: int = option(300, "at most, of each relaxation of a vacancy, surface or molecule")
-    strains: int = option(9, "of the crystal that is cut in two, odd: from -2 to 2 %")
+    region_margin: float = option(0.5, "Å, added to the cheap expert's cutoff where region is near")
+    region_layers: int = option(3, "number of layers where region is top_layers")
+    max_atoms: int = option(64, "atoms in a batch of labelled frames")
+    surface_steps: int = option(300, "largest number of steps of each relaxation in surfaces")
+    strains: int = option(9, "number of strains from -2 to 2 % in expert_boundary, odd")
     columns: int | None = option(
-        None, "metal atoms along x, of the slab of dynamics; default wider than twice the cutoff"
+        None, "metal atoms along x in the slab of dynamics; default wider than twice the cutoff"
     )
     rows: int | None = option(None, "rows of metal atoms along y, even; default as columns")
     layers: int = 6
@@ -36,16 +38,12 @@ class ValidateSettings:
     equilibration_steps: int = 1000
     production_steps: int = 4000
     log_every: int = option(4, "steps")
-    blocks: int = option(5, "a run is cut into, for error bars")
+    blocks: int = option(5, "number of blocks of a run, for error bars")
     seed: int = 0
 
     def __post_init__(self):
         check_fields(self)
-        for name in self.chosen:
-            if name not in SECTIONS:
-                raise ValueError(f"sections must be of {SECTIONS}, got {name!r}.")
-        if not self.chosen:
-            raise ValueError(f"sections must name at least one of {SECTIONS}, got {self.sections!r}.")
+        self._check_sections()
         if self.region not in ("near", "top_layers"):
             raise ValueError(f"region must be one of ('near', 'top_layers'), got {self.region!r}.")
         positive = (
@@ -66,19 +64,32 @@ class ValidateSettings:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         if self.rows is not None and self.rows % 2:
-            raise ValueError(f"rows must be even, or the slab does not close on itself, got {self.rows}.")
+            raise ValueError(f"rows must be even, so that the slab is periodic along y, got {self.rows}.")
         if self.strains < 3 or self.strains % 2 == 0:
-            raise ValueError(f"strains must be odd and at least 3, or none is zero, got {self.strains}.")
+            raise ValueError(
+                f"strains must be odd and at least 3, so that one of them is zero, got {self.strains}."
+            )
         if self.blocks < 2:
             raise ValueError(f"blocks must be at least 2, got {self.blocks}.")
         shortest = 20 * self.blocks * self.log_every
         if self.production_steps < shortest:
             raise ValueError(
-                f"production_steps must be at least 20 x blocks x log_every = {shortest}, or error bars mean"
-                f" nothing, got {self.production_steps}."
+                f"production_steps must be at least 20 x blocks x log_every = {shortest} for meaningful"
+                f" error bars, got {self.production_steps}."
             )
 
     @property
     def chosen(self) -> tuple[str, ...]:
-        """The sections, one by one."""
+        """Names of the sections to compute."""
         return tuple(name.strip() for name in self.sections.split(",") if name.strip())
+
+    def _check_sections(self) -> None:
+        for name in self.chosen:
+            if name in renamed.SECTIONS:
+                raise ValueError(
+                    f"sections must be of {SECTIONS}, got {name!r}: it is now {renamed.SECTIONS[name]!r}."
+                )
+            if name not in SECTIONS:
+                raise ValueError(f"sections must be of {SECTIONS}, got {name!r}.")
+        if not self.chosen:
+            raise ValueError(f"sections must name at least one of {SECTIONS}, got {self.sections!r}.")

@@ -14,7 +14,9 @@ from ase.data import atomic_masses
 from ase.phonons import Phonons as AsePhonons
 
 from moe_md import experts, units
-from moe_md.analysis.bulk import elastic_constants, equation_of_state, fcc_report, phonons, relax_fcc
+from moe_md.analysis.bulk import elastic_constants, equation_of_state, relax_fcc
+from moe_md.analysis.crystal_report import fcc_report
+from moe_md.analysis.phonons import phonons
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import frame_rows
 from moe_md.data.crystals import fcc_supercell
@@ -22,7 +24,7 @@ from moe_md.interfaces.ase import MixtureCalculator
 
 SIGMA, EPSILON, CUTOFF = 2.5446, 0.6, 6.0
 MASS = atomic_masses[78]
-A_SQUEEZED = 3.75  # Å, where neither potential below is at rest
+A_COMPRESSED = 3.75  # Å, where both potentials below are under pressure
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def crystal():
 
 @pytest.fixture(scope="module")
 def angular():
-    """An expert that knows angles, and any parameters: a crystal under it is under pressure."""
+    """An expert with angular terms and random parameters; its crystal is under pressure."""
     expert = experts.power_spectrum(
         ("C", "Pt"), 3.3, l_max=2, num_bessels=4, num_channels=4, hidden=(8,), avg_num_neighbors=6.0
     )
@@ -73,11 +75,13 @@ def ase_energy_per_atom(lattice_constant: float) -> float:
     return atoms.get_potential_energy() / len(atoms)
 
 
-def test_agrees_with_ase(crystal):
+def test_equilibrium_agrees_with_ase(crystal):
     a0, h = crystal.lattice_constant, 2e-3
     low, middle, high = (ase_energy_per_atom(a0 * np.exp(s)) for s in (-h, 0.0, h))
     assert middle == pytest.approx(crystal.energy, abs=1e-9)
-    assert abs(high - low) / (2 * h) < 1e-3 * 9  # dE/ds: (a^3 / 4) 3 P, zero up to the difference's own error
+    assert (
+        abs(high - low) / (2 * h) < 1e-3 * 9
+    )  # dE/ds = (a^3 / 4) 3 P, zero within the error of the finite difference
     curvature = (high - 2 * middle + low) / h**2
     assert crystal.bulk_modulus_GPa == pytest.approx(curvature / (9 * a0**3 / 4) / units.GPa, rel=1e-3)
 
@@ -102,7 +106,7 @@ def test_independent_of_the_guess(crystal):
 
 
 def passing_messages(cutoff: float = 3.2):
-    """Pairs, each weighed by the neighbour's own density: two hops."""
+    """Pair energies weighted by the neighbour's density: two hops."""
 
     def atom_energies(params, rows):
         r2 = jnp.sum(rows.displacement**2, axis=-1)
@@ -114,15 +118,13 @@ def passing_messages(cutoff: float = 3.2):
     return experts.Expert(lambda key: 100.0, atom_energies, cutoff, ("Pt",), ("Pt",), {}, num_hops=2), 100.0
 
 
-def test_an_expert_that_passes_messages():
-    """Neighbours in a primitive cell are images of its one row: energies of a larger cell,
-    sound of the right speed.
-    """
+def test_message_passing_in_a_primitive_cell():
+    """Energies agree with a larger cell, and phonons with the speed of sound."""
     expert, params = passing_messages()
     rows = frame_rows(fcc_supercell("Pt", 3.9, 1), ("Pt",), expert.cutoff, dtype=float)
     (energy,) = equation_of_state(expert, params, lattice_constants=[3.9])["energy_eV_per_atom"]
     np.testing.assert_allclose(expert.atom_energies(params, rows), energy, rtol=1e-12)
-    assert_sound_of_the_right_speed((expert, params), 3.9)
+    assert_speed_of_sound((expert, params), 3.9)
 
 
 def test_equation_of_state_agrees_with_ase(crystal):
@@ -137,37 +139,37 @@ def test_equation_of_state_agrees_with_ase(crystal):
     assert abs(curve["pressure_GPa"][1]) < 1e-5 < curve["pressure_GPa"][0] < curve["pressure_GPa"][3]
 
 
-@pytest.mark.parametrize("pressed", [False, True])
-def test_elastic_constants_agree_with_finite_strains_of_ase(crystal, pressed):
-    a = A_SQUEEZED if pressed else crystal.lattice_constant
+@pytest.mark.parametrize("compressed", [False, True])
+def test_elastic_constants_agree_with_finite_strains_of_ase(crystal, compressed):
+    a = A_COMPRESSED if compressed else crystal.lattice_constant
     elastic = elastic_constants(*lennard_jones(), lattice_constant=a)
     stretched = finite_strain(ase_lennard_jones(), a, STRETCH)
     sheared = finite_strain(ase_lennard_jones(), a, SHEAR)
     assert pytest.approx(stretched[0], rel=1e-6) == elastic.C11
     assert pytest.approx(stretched[1], rel=1e-6) == elastic.C12
     assert pytest.approx(sheared[3], rel=1e-6) == elastic.C44
-    # Pairs at rest have C12 = C44 (Cauchy); under pressure, C12 - C44 = 2 P.
+    # Pair potentials at zero pressure have C12 = C44 (Cauchy); under pressure, C12 - C44 = 2 P.
     (pressure,) = equation_of_state(*lennard_jones(), lattice_constants=[a])["pressure_GPa"]
     assert pytest.approx(2 * pressure, abs=1e-5 * elastic.C12) == elastic.C12 - elastic.C44
-    if not pressed:
+    if not compressed:
         assert elastic.bulk_modulus == pytest.approx(crystal.bulk_modulus_GPa, rel=1e-8)
 
 
-def test_elastic_constants_of_angles_agree_with_finite_strains(angular):
-    elastic = elastic_constants(*angular, lattice_constant=A_SQUEEZED)
+def test_elastic_constants_with_angular_terms_agree_with_finite_strains(angular):
+    elastic = elastic_constants(*angular, lattice_constant=A_COMPRESSED)
     expert, params = angular
     calculator = MixtureCalculator(Checkpoint((expert,), (params,), {}, {}), 0)
-    stretched = finite_strain(calculator, A_SQUEEZED, STRETCH)
+    stretched = finite_strain(calculator, A_COMPRESSED, STRETCH)
     assert elastic[:2] == pytest.approx(stretched[:2], rel=1e-5)
-    assert pytest.approx(finite_strain(calculator, A_SQUEEZED, SHEAR)[3], rel=1e-5) == elastic.C44
+    assert pytest.approx(finite_strain(calculator, A_COMPRESSED, SHEAR)[3], rel=1e-5) == elastic.C44
 
 
 def test_the_bulk_modulus_is_the_slope_of_the_pressure(angular):
     h = 1e-4
-    curve = equation_of_state(*angular, lattice_constants=[A_SQUEEZED * (1 - h), A_SQUEEZED * (1 + h)])
+    curve = equation_of_state(*angular, lattice_constants=[A_COMPRESSED * (1 - h), A_COMPRESSED * (1 + h)])
     slope = np.diff(curve["pressure_GPa"]) / np.diff(np.log(curve["volume_A3_per_atom"]))
-    elastic = elastic_constants(*angular, lattice_constant=A_SQUEEZED)
-    # Where measures of strain differ: by a third of the pressure in the bulk modulus.
+    elastic = elastic_constants(*angular, lattice_constant=A_COMPRESSED)
+    # The pressure is large enough to tell measures of strain apart (a third of it in the bulk modulus).
     assert min(np.abs(curve["pressure_GPa"])) > 1e-2 * abs(elastic.bulk_modulus)
     assert elastic.bulk_modulus == pytest.approx(-slope[0], rel=1e-5)
 
@@ -195,9 +197,9 @@ def pair_frequencies(q_points, lattice_constant: float) -> np.ndarray:
     return np.sqrt(np.abs(w2)) * ase_units.fs * 1e3 / (2 * np.pi)  # per time unit of ASE to THz
 
 
-def test_phonons_of_pairs_are_the_closed_form(crystal):
+def test_phonons_of_a_pair_potential_agree_with_the_closed_form(crystal):
     waves = phonons(*lennard_jones(), lattice_constant=crystal.lattice_constant, n_points=9)
-    # The reference's second differences have noise of 1e-16 eV / h^2 = 1e-8 of a spring constant.
+    # Rounding in the second differences of the reference: 1e-16 eV / h^2, 1e-8 of a force constant.
     expected = pair_frequencies(waves.q_points, crystal.lattice_constant)
     np.testing.assert_allclose(waves.frequencies_THz, expected, atol=1e-4)
     assert waves.frequencies_THz.max() > 4
@@ -207,13 +209,13 @@ def test_phonons_of_pairs_are_the_closed_form(crystal):
     assert np.diff(waves.distance).min() > 0
 
 
-def test_phonons_of_angles_agree_with_ase(angular, tmp_path):
-    """The same supercell, its atom displaced by ASE."""
+def test_phonons_with_angular_terms_agree_with_ase(angular, tmp_path):
+    """ASE displaces an atom of the same supercell."""
     expert, params = angular
-    waves = phonons(expert, params, lattice_constant=A_SQUEEZED, repeat=5, n_points=4)
+    waves = phonons(expert, params, lattice_constant=A_COMPRESSED, repeat=5, n_points=4)
     calculator = MixtureCalculator(Checkpoint((expert,), (params,), {}, {}), 0)
     ase_phonons = AsePhonons(
-        bulk("Pt", "fcc", a=A_SQUEEZED),
+        bulk("Pt", "fcc", a=A_COMPRESSED),
         calculator,
         supercell=(5, 5, 5),
         delta=2e-3,
@@ -221,37 +223,37 @@ def test_phonons_of_angles_agree_with_ase(angular, tmp_path):
     )
     ase_phonons.run()
     ase_phonons.read(acoustic=True)
-    # ASE's are energies h f, imaginary ones negative, as phonopy's.
+    # ASE returns energies h f, imaginary ones negative as in phonopy.
     expected = ase_phonons.band_structure(waves.q_points) / (ase_units._hplanck * ase_units.J) * 1e-12
     np.testing.assert_allclose(waves.frequencies_THz, np.sort(expected, axis=1), atol=2e-3)
     assert np.abs(waves.frequencies_THz).max() > 0.5
 
 
-def assert_sound_of_the_right_speed(potential, a: float):
-    """Along Γ-X, M w^2 = V C44 q^2 twice and V C11 q^2: Birch's constants, also under pressure."""
+def assert_speed_of_sound(potential, a: float):
+    """Near Γ along Γ-X, M w^2 = V C44 q^2 (twice) and V C11 q^2 with Birch's constants at any pressure."""
     waves = phonons(*potential, lattice_constant=a, n_points=101)
     elastic = elastic_constants(*potential, lattice_constant=a)
     speed = waves.frequencies_THz[1] / waves.distance[1] * 2 * np.pi / (ase_units.fs * 1e3)
     modulus = MASS * speed**2 / (a**3 / 4) / units.GPa
-    # w is a sine where it is straight: less by a part (q a / 2)^2 / 6 = 4e-5, twice that in the square.
+    # w is proportional to a sine: smaller by a relative (q a / 2)^2 / 6 = 4e-5, twice that in the square.
     assert modulus == pytest.approx(sorted([elastic.C44, elastic.C44, elastic.C11]), rel=1e-3)
 
 
-def test_slow_waves_go_at_the_speed_of_sound():
-    assert_sound_of_the_right_speed(lennard_jones(), A_SQUEEZED)
+def test_long_waves_have_the_speed_of_sound():
+    assert_speed_of_sound(lennard_jones(), A_COMPRESSED)
 
 
-def test_phonons_say_that_phonopy_is_missing(monkeypatch):
+def test_missing_phonopy_names_the_extra_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "phonopy", None)
     with pytest.raises(ImportError, match="validate"):
         phonons(*lennard_jones(), lattice_constant=3.9)
 
 
 def test_report_of_a_stiffer_expert():
-    """Energies 10 % up: the same lattice, constants 10 % up, frequencies by the root of that."""
+    """Energies 10 % larger: equal lattice constants, moduli 10 % larger, frequencies by sqrt(1.1)."""
     pair = [experts.lennard_jones(("Pt",), 4.2, epsilon=e, sigma=SIGMA) for e in (0.5, 0.55)]
     checkpoint = Checkpoint(tuple(pair), tuple(e.init(None) for e in pair), {}, {})
-    with jax.enable_x64(False):  # the report chooses for itself
+    with jax.enable_x64(False):  # the report is computed in float64 anyway
         report = fcc_report(checkpoint)
     assert json.loads(json.dumps(report)) == report
     differences = report["differences"]
@@ -270,12 +272,12 @@ def test_report_of_a_stiffer_expert():
     assert all(min(first["frequencies_THz"][name]) > 0 for name in ("X", "K", "L"))
 
 
-def test_report_of_one_expert_and_of_one_that_may_not():
+def test_report_of_one_expert_and_of_an_element_outside_a_domain():
     expert = experts.lennard_jones(("Pt", "C"), 4.5, sigma=SIGMA)
     assert fcc_report(Checkpoint((expert,), (expert.init(None),), {}, {}))["differences"] is None
-    stranger = experts.lennard_jones(("Pt", "C"), 4.5, sigma=SIGMA, allowed_species=("C",))
+    out_of_domain = experts.lennard_jones(("Pt", "C"), 4.5, sigma=SIGMA, allowed_species=("C",))
     with pytest.raises(ValueError, match=r"domain of every expert, \('C',\) of expert 1, got 'Pt'"):
-        fcc_report(Checkpoint((expert, stranger), (expert.init(None),) * 2, {}, {}))
+        fcc_report(Checkpoint((expert, out_of_domain), (expert.init(None),) * 2, {}, {}))
 
 
 def test_bad_input():

@@ -1,4 +1,4 @@
-"""A crystal's numbers as functions of parameters: what a fit to an experiment needs."""
+"""Lattice constant and bulk modulus as differentiable functions of parameters, fitted to experiment."""
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ from jax_md import space
 import moe_md as mm
 from moe_md.analysis.bulk_gradients import fcc_crystal, mixed_fcc_crystal
 
-WANTED = np.array([3.923, 280.0])  # Å, GPa: platinum by experiment
-CUTOFF, ONSET = 5.3, 5.0  # between the third shell of neighbours and the fourth, also of strained crystals
+TARGET = np.array([3.923, 280.0])  # Å, GPa: platinum by experiment
+CUTOFF, ONSET = 5.3, 5.0  # between the third and the fourth neighbour shell, also in strained crystals
 
 
 def two_experts():
@@ -22,10 +22,10 @@ def two_experts():
     ]
 
 
-def test_the_cheap_expert_is_fitted_so_that_the_mixture_is_platinum():
-    """Newton's method on lattice constant and bulk modulus; then the mixture, atom by atom, has them."""
+def test_the_cheap_expert_is_fitted_to_targets_of_the_mixture():
+    """Newton's method on lattice constant and bulk modulus; the full mixture then has these values."""
     experts = two_experts()
-    atoms = bulk("Pt", a=WANTED[0], cubic=True).repeat(3)
+    atoms = bulk("Pt", a=TARGET[0], cubic=True).repeat(3)
     owner = (atoms.get_distances(0, range(len(atoms)), mic=True) > 3.0).astype(int)
     share = float(np.mean(owner == 0))
     assert np.sum(owner == 0) == 13
@@ -33,17 +33,17 @@ def test_the_cheap_expert_is_fitted_so_that_the_mixture_is_platinum():
     crystal = mixed_fcc_crystal(experts, [share, 1 - share], guess=3.95)
 
     @jax.jit
-    def numbers(cheap):
-        found = crystal((params[0], cheap))
-        return jnp.stack([found.lattice_constant, found.bulk_modulus_GPa])
+    def properties(cheap):
+        result = crystal((params[0], cheap))
+        return jnp.stack([result.lattice_constant, result.bulk_modulus_GPa])
 
     cheap, unravel = jax.flatten_util.ravel_pytree(params[1])
-    assert np.abs(numbers(params[1]) / WANTED - 1).max() > 0.05
+    assert np.abs(properties(params[1]) / TARGET - 1).max() > 0.05
     for _ in range(8):
         cheap -= jnp.linalg.solve(
-            jax.jacrev(lambda x: numbers(unravel(x)))(cheap), numbers(unravel(cheap)) - WANTED
+            jax.jacrev(lambda x: properties(unravel(x)))(cheap), properties(unravel(cheap)) - TARGET
         )
-    np.testing.assert_allclose(numbers(unravel(cheap)), WANTED, rtol=1e-10)
+    np.testing.assert_allclose(properties(unravel(cheap)), TARGET, rtol=1e-10)
 
     box = np.diag(atoms.cell.lengths())
     fns = mm.mixture_neighbor_list(
@@ -58,19 +58,19 @@ def test_the_cheap_expert_is_fitted_so_that_the_mixture_is_platinum():
     neighbors = fns[0].allocate(fraction)
 
     def energy(a):
-        scaled = jnp.asarray(box * a / WANTED[0])
+        scaled = jnp.asarray(box * a / TARGET[0])
         return fns[1](fraction, neighbors.update(fraction, box=scaled), box=scaled) / 27
 
     h = 2e-3
-    e = {n: float(energy(WANTED[0] + n * h)) for n in range(-2, 3)}
+    e = {n: float(energy(TARGET[0] + n * h)) for n in range(-2, 3)}
     slope = (8 * (e[1] - e[-1]) - (e[2] - e[-2])) / (12 * h)
     curvature = (16 * (e[1] + e[-1]) - (e[2] + e[-2]) - 30 * e[0]) / (12 * h**2)
     assert abs(slope) < 1e-6  # eV/Å
     # V d^2E/dV^2 with V = a^3 and dE/da = 0.
-    np.testing.assert_allclose(curvature / (9 * WANTED[0]) / GPa, WANTED[1], rtol=1e-5)
+    np.testing.assert_allclose(curvature / (9 * TARGET[0]) / GPa, TARGET[1], rtol=1e-5)
 
 
-def test_all_atoms_on_one_expert_are_its_crystal():
+def test_all_atoms_on_one_expert_give_its_crystal():
     experts = two_experts()
     params = [e.init(None) for e in experts]
     for n, shares in enumerate(([1.0, 0.0], [0.0, 1.0])):

@@ -20,7 +20,7 @@ BOX = np.array([[9.0, 2.0, 0.0], [0.0, 8.0, 1.0], [0.0, 0.0, 10.0]])  # columns
 
 
 def test_ideal_gas_in_a_skewed_box():
-    """g is one at every distance, within error bars that mean what they say."""
+    """g is one at every distance, and its errors have the size of the deviations."""
     gas = np.random.default_rng(0).uniform(-1, 2, (100, 60, 3)) @ BOX.T  # some outside the box
     g = radial_distribution(gas, BOX, r_max=3.8, n_bins=20, n_blocks=10)
     score = (g.value - 1) / g.error
@@ -31,7 +31,7 @@ def test_ideal_gas_in_a_skewed_box():
     np.testing.assert_allclose(between.value[3:], 1.0, atol=0.1)
 
 
-def test_crystal_against_ase():
+def test_radial_distribution_of_a_crystal_agrees_with_ase():
     atoms = ase.build.bulk("Pt", a=3.92, cubic=True) * 3
     rng = np.random.default_rng(1)
     frames = [atoms.positions + 0.1 * rng.normal(size=atoms.positions.shape) for _ in range(4)]
@@ -48,14 +48,14 @@ def test_crystal_against_ase():
     assert neighbours == pytest.approx(12.0)
 
 
-def test_unwrap_follows_atoms_through_the_faces():
+def test_unwrap_removes_jumps_across_periodic_boundaries():
     rng = np.random.default_rng(2)
     walk = np.cumsum(rng.normal(0, 0.4, (200, 5, 3)), axis=0)
     wrapped = (walk @ np.linalg.inv(BOX).T % 1.0) @ BOX.T
     np.testing.assert_allclose(unwrap(wrapped, BOX) - wrapped[0], walk - walk[0], atol=1e-10)
 
 
-def test_brownian_motion():
+def test_mean_square_displacement_of_brownian_motion():
     D, interval = 0.3, 0.02  # Å^2/ps, ps
     steps = np.random.default_rng(3).normal(0, np.sqrt(2 * D * interval), (2000, 40, 3))
     msd = mean_square_displacement(np.cumsum(steps, axis=0), interval, n_lags=20, n_blocks=8)
@@ -67,7 +67,7 @@ def test_brownian_motion():
     np.testing.assert_allclose(still.value, (0.2 * still.x) ** 2, atol=1e-12)
 
 
-def test_oscillators_ring_at_their_frequencies():
+def test_density_of_states_of_oscillators_peaks_at_their_frequencies():
     interval, rng = 0.01, np.random.default_rng(4)
     t, frequency = interval * np.arange(3000), np.array([3.0, 12.0])
     phase = rng.uniform(0, 2 * np.pi, (2, 3))
@@ -77,7 +77,7 @@ def test_oscillators_ring_at_their_frequencies():
     low = both.x < 7
     assert both.x[np.argmax(np.where(low, both.value, 0))] == pytest.approx(3.0, abs=both.x[1])
     assert both.x[np.argmax(np.where(low, 0, both.value))] == pytest.approx(12.0, abs=both.x[1])
-    # Energy is shared as mass times velocity squared.
+    # Areas are proportional to mass times velocity squared.
     assert np.trapezoid(both.value[low], both.x[low]) == pytest.approx(0.75, abs=0.01)
     one = vibrational_density_of_states(velocity, interval, atoms=np.array([False, True]), max_THz=20.0)
     assert one.x[np.argmax(one.value)] == pytest.approx(12.0, abs=one.x[1]) and one.x[-1] <= 20.0
@@ -85,7 +85,7 @@ def test_oscillators_ring_at_their_frequencies():
 
 
 def test_vibration_is_the_transform_of_the_autocorrelation():
-    """By the plain sum, without any FFT."""
+    """Against a direct sum, without FFT."""
     velocity = np.random.default_rng(5).normal(size=(40, 3, 3)).cumsum(axis=0)
     found = vibrational_density_of_states(velocity, 0.1, n_blocks=2)
     expected = []
@@ -98,7 +98,7 @@ def test_vibration_is_the_transform_of_the_autocorrelation():
     np.testing.assert_allclose(found.error, np.abs(np.subtract(*expected)) / 2, atol=1e-12)
 
 
-def test_deviations_of_equal_curves_are_as_large_as_chance_says():
+def test_largest_deviation_of_equal_curves_has_the_stated_median():
     rng, x = np.random.default_rng(6), np.arange(30.0)
 
     def noisy(n_blocks, shift=0.0):

@@ -1,4 +1,4 @@
-"""Environments, regions by rule and distances to the seam, against ASE's structures and brute force."""
+"""Environments, rules and distances to the expert boundary, against ASE structures and brute force."""
 
 import numpy as np
 import pytest
@@ -51,15 +51,15 @@ def test_environments_of_defects():
     add_adsorbate(step, "C", 1.2)
     found = environments(frame_from_atoms(step), ("Pt",), BOND)
     assert found[-1] == "adsorbate" and found[np.argmax(step.positions[:-1, 2])] == "surface"
-    with pytest.raises(ValueError, match="bond must be positive"):
+    with pytest.raises(ValueError, match="bond_cutoff must be positive"):
         environments(frame_from_atoms(step), ("Pt",), 0.0)
 
 
 @pytest.mark.parametrize("periodic", [True, False])
-def test_rules(periodic):
+def test_rules_assign_top_layers_and_atoms_near_other_species(periodic):
     atoms = slab(rattle=0.1)
     atoms.pbc = (True, True, periodic)
-    atoms.positions[:, 2] -= 12.0  # across the face of the cell
+    atoms.positions[:, 2] -= 12.0  # across the periodic boundary
     if periodic:
         atoms.wrap()
     layer = np.append(np.repeat(np.arange(6)[::-1], 4), [-1, -1])  # 0 on top
@@ -70,18 +70,18 @@ def test_rules(periodic):
     assert (
         (near_other_species(("Pt",), 4.0)(frame_from_atoms(atoms)) == 0) == (distance.min(axis=1) < 4.0)
     ).all()
-    # Without vacuum there are no layers, without atoms of other species no sphere.
+    # Without vacuum there are no layers; without other species nothing is near them.
     crystal = frame_from_atoms(bulk("Pt", a=A0, cubic=True) * 2)
     for rule in (top_layers(("Pt",), 2, NEAREST), near_other_species(("Pt",), 5.0)):
         assert (rule(crystal) == 1).all()
         assert (rule(frame_from_atoms(Atoms("CO", [[0, 0, 0], [0, 0, 1.1]]))) == 0).all()
 
 
-def test_distance_to_the_seam():
+def test_distance_to_the_expert_boundary_is_that_to_the_nearest_image():
     atoms = bulk("Pt", a=A0, cubic=True) * (2, 2, 4)
     atoms.rattle(0.1, seed=1)
     owner = (atoms.positions[:, 2] > 7.5).astype(int)
-    found = boundary_distance(frame_from_atoms(atoms), owner, reach=7.0)
+    found = boundary_distance(frame_from_atoms(atoms), owner, max_distance=7.0)
     distance = atoms.get_all_distances(mic=True)  # the nearest image of each
     nearest = np.where(owner[:, None] != owner[None], distance, np.inf).min(axis=1)
     assert (nearest < 7.0).all()
@@ -93,6 +93,6 @@ def test_distance_to_the_seam():
 
 
 def test_bonds_across_planes():
-    """Three bonds for each atom of a (111) plane, at both seams of a periodic crystal."""
+    """Three bonds for each atom of a (111) plane, at both boundaries in a periodic crystal."""
     atoms = fcc111("Pt", (3, 4, 6), a=A0, orthogonal=False, periodic=True)
     assert bonds_across(frame_from_atoms(atoms), (np.arange(72) >= 36).astype(int), BOND) == 2 * 3 * 12

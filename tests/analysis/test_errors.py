@@ -1,4 +1,4 @@
-"""Errors on labelled frames: two ways to the same numbers, and labels that are not there."""
+"""Errors on labelled frames: against the ASE calculator and `evaluate`, and with missing labels."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from moe_md.interfaces.ase import MixtureCalculator
 from moe_md.training import evaluation
 
 SPECIES, CUTOFF, A0 = ("Pt", "C", "O"), 4.0, 3.92
-RULE = near_other_species(("Pt",), CUTOFF)  # as the loss has it
+RULE = near_other_species(("Pt",), CUTOFF)  # the assignment of the loss
 
 
 @pytest.fixture(scope="module")
@@ -62,30 +62,30 @@ def environment_fn(frame):
 
 
 @pytest.mark.filterwarnings("ignore:region gives expert")
-def test_predictions_are_those_of_the_ase_calculator(model, dataset, compared):
-    for frame, found in zip(dataset.frames, compared, strict=True):
-        assert found.frame is frame
+def test_predictions_agree_with_the_ase_calculator(model, dataset, compared):
+    for frame, comparison in zip(dataset.frames, compared, strict=True):
+        assert comparison.frame is frame
         atoms = frame_to_atoms(frame)
-        for who, region in (("expensive", 0), ("cheap", 1), ("mixed", RULE(frame))):
+        for potential, region in (("expensive", 0), ("cheap", 1), ("mixed", RULE(frame))):
             atoms.calc = MixtureCalculator(model, region=region)
-            outcome = getattr(found, who)
-            assert outcome.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-9)
-            np.testing.assert_allclose(outcome.forces, atoms.get_forces(), atol=1e-9)
-            assert (outcome.stress is None) == (not atoms.pbc.all())
-            if outcome.stress is not None:
-                np.testing.assert_allclose(outcome.stress, atoms.get_stress(voigt=False), atol=1e-9)
+            predicted = getattr(comparison, potential)
+            assert predicted.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-9)
+            np.testing.assert_allclose(predicted.forces, atoms.get_forces(), atol=1e-9)
+            assert (predicted.stress is None) == (not atoms.pbc.all())
+            if predicted.stress is not None:
+                np.testing.assert_allclose(predicted.stress, atoms.get_stress(voigt=False), atol=1e-9)
 
 
-def test_totals_are_those_of_evaluate(model, dataset, compared):
+def test_errors_by_kind_agree_with_evaluate(model, dataset, compared):
     report = errors.report(compared, environment_fn)
     expected = evaluation.evaluate_by_kind(model.experts, model.params, dataset)
     for kind, entry in (("all", report["all"]), *report["kinds"].items()):
         assert entry["frames"] == expected[kind]["frames"]
-        for who in ("expensive", "cheap", "mixed"):
-            for name, value in expected[kind][who].items():
-                score = entry[who][name]
-                assert (score is None) == (value is None), (kind, who, name)
-                assert value is None or score["rmse"] == pytest.approx(value, rel=1e-4), (kind, who, name)
+        for potential in ("expensive", "cheap", "mixed"):
+            for name, value in expected[kind][potential].items():
+                score, case = entry[potential][name], (kind, potential, name)
+                assert (score is None) == (value is None), case
+                assert value is None or score["rmse"] == pytest.approx(value, rel=1e-4), case
     assert set(report["kinds"]) == {"bulk", "slab-co", "unnamed"}
 
 
@@ -103,22 +103,23 @@ def test_every_atom_is_in_one_environment_and_one_bin(compared, dataset):
             report["all"]["expensive"]["forces_meV_per_A"]["rmse"] ** 2 * sum(counts)
         )
     assert report["environments"]["adsorbate"]["cheap"] is None
-    seam = report["seam"]
-    assert seam["frames"] == 2 and seam["atoms"] == seam["whole"]["atoms"] == 36
-    assert sum(b["atoms"] for b in seam["bins"]) == seam["inside"]["atoms"] + seam["outside"]["atoms"] == 36
+    boundary = report["expert_boundary"]
+    assert boundary["frames"] == 2 and boundary["atoms"] == boundary["all"]["atoms"] == 36
+    assert boundary["inside"]["atoms"] + boundary["outside"]["atoms"] == 36
+    assert sum(b["atoms"] for b in boundary["bins"]) == 36
     assert report["all"]["expensive_where_mixed"]["forces_meV_per_A"]["rmse"] == pytest.approx(
-        seam["whole"]["expensive"]
+        boundary["all"]["expensive"]
     )
-    for b in (*seam["bins"], seam["whole"]):
+    for b in (*boundary["bins"], boundary["all"]):
         assert b["excess"] == pytest.approx(b["mixed"] - b["expensive"])
-        # Beyond the cutoff from the seam the mixture is the expensive expert.
+        # Inside the region, farther than the cutoff from the boundary, the mixture is the expensive expert.
         if b.get("from", -1.0) >= CUTOFF:
             assert b["change"] == pytest.approx(0.0, abs=1e-9)
-    assert all(b["change"] > 0 for b in seam["bins"] if b["to"] < 0)
+    assert all(b["change"] > 0 for b in boundary["bins"] if b["to"] < 0)
 
 
-def test_missing_labels_count_nowhere(model, dataset):
-    """Frames that lack labels change nothing but the number of frames."""
+def test_missing_labels_are_left_out(model, dataset):
+    """Frames without labels change the number of frames and no error."""
     bare = [
         f._replace(energy=None, forces=None, stress=None, group=f"bare {f.group}") for f in dataset.frames
     ]
@@ -130,19 +131,22 @@ def test_missing_labels_count_nowhere(model, dataset):
         )
         for frames in (dataset.frames, (*dataset.frames, *bare), (*dataset.frames, half))
     ]
-    for who in errors.WHO:
+    for potential in errors.POTENTIALS:
         for name in errors.UNITS:
-            first, second, third = (r["all"][who][name] for r in reports)
+            first, second, third = (r["all"][potential][name] for r in reports)
             assert (first is None) == (second is None)
             assert first is None or second == pytest.approx(first, rel=1e-9)
             if name != "energy_meV_per_atom":
                 assert third is None or third == pytest.approx(first, rel=1e-9)
         assert reports[2]["all"]["mixed"]["energy_meV_per_atom"]["count"] == 3
-    assert reports[1]["seam"]["whole"]["atoms"] == reports[0]["seam"]["whole"]["atoms"]
-    assert reports[1]["seam"]["frames"] == 2 * reports[0]["seam"]["frames"]
-    nothing = errors.report(errors.compare(model, dataset._replace(frames=tuple(bare)), RULE), environment_fn)
-    assert nothing["all"]["expensive"] == dict.fromkeys(errors.UNITS)
-    assert nothing["seam"]["whole"]["mixed"] is None and nothing["seam"]["whole"]["change"] > 0
+    assert reports[1]["expert_boundary"]["all"]["atoms"] == reports[0]["expert_boundary"]["all"]["atoms"]
+    assert reports[1]["expert_boundary"]["frames"] == 2 * reports[0]["expert_boundary"]["frames"]
+    unlabelled = errors.report(
+        errors.compare(model, dataset._replace(frames=tuple(bare)), RULE), environment_fn
+    )
+    assert unlabelled["all"]["expensive"] == dict.fromkeys(errors.UNITS)
+    assert unlabelled["expert_boundary"]["all"]["mixed"] is None
+    assert unlabelled["expert_boundary"]["all"]["change"] > 0
 
 
 def test_bad_input(model, dataset):

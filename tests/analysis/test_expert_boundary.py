@@ -1,4 +1,4 @@
-"""Ghost forces: zero where experts agree, the pair sum where they do not."""
+"""Ghost forces are zero for identical experts and a pair sum for Lennard-Jones experts; stress jumps."""
 
 import json
 
@@ -11,10 +11,10 @@ from ase.units import GPa
 from moe_md import experts
 from moe_md.analysis.expert_boundary import (
     STRAINS,
+    bisected_crystals,
     ghost_force,
     ghost_force_report,
     mismatch,
-    seams,
     stress_jump,
 )
 from moe_md.checkpoint import Checkpoint
@@ -38,33 +38,33 @@ def two(first: float, second: float) -> Checkpoint:
 
 
 @pytest.mark.parametrize("name", ["100", "111", "sphere"])
-def test_seams_are_perfect_crystals_cut_in_two(name):
-    frame, assignment = seams("Pt", A0, CUTOFF)[name]
+def test_bisected_crystals_are_perfect_and_have_two_parts(name):
+    frame, assignment = bisected_crystals("Pt", A0, CUTOFF)[name]
     assert set(assignment) == {0, 1}
     _, _, D = image_pairs(frame.positions, frame.cell, frame.pbc, 0.9 * A0)
-    assert len(D) == 12 * len(frame.symbols)  # fcc everywhere, across the cell's own faces too
+    assert len(D) == 12 * len(frame.symbols)  # fcc everywhere, also across periodic boundaries
     np.testing.assert_allclose(np.linalg.norm(D, axis=1), A0 / np.sqrt(2), rtol=1e-12)
     if name != "sphere":
         i, j, _ = image_pairs(frame.positions, frame.cell, frame.pbc, CUTOFF)
         near = np.unique(i[assignment[i] != assignment[j]])
-        assert 0 < len(near) < len(assignment)  # no atom sees both seams
+        assert 0 < len(near) < len(assignment)  # no atom has neighbours across both planes
 
 
 @pytest.mark.parametrize("make", ["lennard_jones", "power_spectrum"])
-def test_identical_experts_feel_no_seam(make):
+def test_identical_experts_have_no_ghost_force(make):
     if make == "lennard_jones":
         expert, params = lennard_jones(0.6)
     else:
         expert = experts.power_spectrum(SPECIES, CUTOFF, l_max=2, num_bessels=4, num_channels=4, hidden=(8,))
         params = expert.init(jax.random.key(0))
-    for frame, assignment in seams("Pt", A0, CUTOFF).values():
+    for frame, assignment in bisected_crystals("Pt", A0, CUTOFF).values():
         ghost = ghost_force([expert, expert], [params, params], frame, assignment)
         assert ghost.max < 1e-12
         assert ghost.near.any()
 
 
 def pair_sum(frame: Frame, assignment: np.ndarray, epsilons) -> np.ndarray:
-    """Direct sum: a pair is half the expert of one end, half that of the other."""
+    """Direct sum over pairs; the energy of a pair is the mean of its two atoms' experts."""
     i, j, D = image_pairs(frame.positions, frame.cell, frame.pbc, CUTOFF)
     r = np.linalg.norm(D, axis=1)
     onset = 0.8 * CUTOFF
@@ -84,7 +84,7 @@ def pair_sum(frame: Frame, assignment: np.ndarray, epsilons) -> np.ndarray:
 def test_ghost_force_of_lennard_jones_is_the_pair_sum(name):
     epsilons = (0.6, 0.5)
     checkpoint = two(*epsilons)
-    frame, assignment = seams("Pt", A0, CUTOFF)[name]
+    frame, assignment = bisected_crystals("Pt", A0, CUTOFF)[name]
     ghost = ghost_force(checkpoint.experts, checkpoint.params, frame, assignment)
     expected = pair_sum(frame, assignment, epsilons)
     np.testing.assert_allclose(ghost.forces, expected, atol=1e-12)
@@ -96,19 +96,19 @@ def test_ghost_force_of_lennard_jones_is_the_pair_sum(name):
         assert abs(expected[:, :2]).max() < 1e-12  # by symmetry along the normal
 
 
-def test_report_repeats_the_single_calls():
+def test_report_agrees_with_single_calls():
     checkpoint = two(0.6, 0.5)
     report = ghost_force_report(checkpoint, [A0, 1.02 * A0])
     for name in ("100", "111", "sphere"):
         for k, a in enumerate((A0, 1.02 * A0)):
-            frame, assignment = seams("Pt", a, CUTOFF)[name]
+            frame, assignment = bisected_crystals("Pt", a, CUTOFF)[name]
             ghost = ghost_force(checkpoint.experts, checkpoint.params, frame, assignment)
             assert report[name]["max"][k] == pytest.approx(1000 * ghost.max)
             assert report[name]["rms"][k] == pytest.approx(1000 * ghost.rms)
     assert report["worst"] == max(max(report[name]["max"]) for name in ("100", "111", "sphere"))
 
 
-def test_mismatch_and_domain():
+def test_mismatch_marks_rows_outside_a_domain():
     full, cheap = lennard_jones(0.6), lennard_jones(0.5, allowed_species=("Pt",))
     slab = fcc_slab("Pt", A0, (2, 2, 6), vacuum=8.0)
     top = slab.positions[np.argmax(slab.positions[:, 2])]

@@ -1,4 +1,4 @@
-"""Forces of stored frames are the mixture's; error and cost have their gradients; a region is optimised."""
+"""Forces of stored frames agree with the mixture; gradients of error and cost; a region is optimised."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,13 @@ from contract import randomized, small_allegro, small_power_spectrum
 from jax_md import space
 
 import moe_md as mm
-from moe_md.analysis.region_design import centres, expected_cost, force_error, mixed_forces, stored_frames
+from moe_md.analysis.region_design import (
+    center_shares,
+    expected_cost,
+    force_error,
+    mixed_forces,
+    stored_frames,
+)
 from moe_md.data.extxyz import frame_from_atoms
 from moe_md.regions import Around
 
@@ -37,22 +43,22 @@ def around(radii):
     return Around(jnp.asarray(SEEDS), radii[0], radii[1])
 
 
-def test_forces_are_those_of_the_mixture(system):
+def test_forces_agree_with_the_mixture(system):
     experts, params, frames, box, displacement_fn, stored = system
     species = np.array([experts[0].species.index(s) for s in frames[0].symbols])
     for region in (mm.regions.around(SEEDS, 1.5, 1.8), mm.regions.fixed(np.zeros(32, int))):
         neighbor_fn, energy_fn = mm.mixture_neighbor_list(
             displacement_fn, box, mm.experts.potentials(experts, params), species, region
         )
-        gradient = jax.jit(jax.grad(energy_fn))  # whole: eagerly, each operation is a program of its own
-        wanted = [-gradient(R, neighbor_fn.allocate(R)) for R in stored.position]
-        found = jax.jit(mixed_forces, static_argnums=1)(stored, displacement_fn, region)
-        np.testing.assert_allclose(found, np.stack(wanted), atol=1e-11)
-    np.testing.assert_allclose(stored.force, np.stack(wanted), atol=1e-11)
+        gradient = jax.jit(jax.grad(energy_fn))  # without jit each operation is compiled separately
+        expected = [-gradient(R, neighbor_fn.allocate(R)) for R in stored.position]
+        forces = jax.jit(mixed_forces, static_argnums=1)(stored, displacement_fn, region)
+        np.testing.assert_allclose(forces, np.stack(expected), atol=1e-11)
+    np.testing.assert_allclose(stored.force, np.stack(expected), atol=1e-11)
     assert force_error(stored, displacement_fn, region) < 1e-12
 
 
-def test_error_and_cost_have_their_gradients(system):
+def test_gradients_of_error_and_cost_agree_with_finite_differences(system):
     *_, displacement_fn, stored = system
     at = jnp.array([1.5, 1.8])
     for fn in (
@@ -60,28 +66,28 @@ def test_error_and_cost_have_their_gradients(system):
         lambda x: expected_cost(stored, displacement_fn, around(x), ratio=8.0),
     ):
         h = 1e-5
-        wanted = [(fn(at + h * e) - fn(at - h * e)) / (2 * h) for e in np.eye(2)]
-        np.testing.assert_allclose(jax.grad(fn)(at), wanted, rtol=1e-6)
+        expected = [(fn(at + h * e) - fn(at - h * e)) / (2 * h) for e in np.eye(2)]
+        np.testing.assert_allclose(jax.grad(fn)(at), expected, rtol=1e-6)
 
 
-def test_cost_from_nothing_to_everything(system):
+def test_cost_of_static_and_dynamic_regions(system):
     *_, displacement_fn, stored = system
-    all_dear, all_cheap = (mm.regions.fixed(np.full(32, e)) for e in (0, 1))
-    for region, cost, share in ((all_dear, 1.0, [1, 0]), (all_cheap, 1 / 8, [0, 1])):
+    all_expensive, all_cheap = (mm.regions.fixed(np.full(32, e)) for e in (0, 1))
+    for region, cost, share in ((all_expensive, 1.0, [1, 0]), (all_cheap, 1 / 8, [0, 1])):
         np.testing.assert_allclose(expected_cost(stored, displacement_fn, region, ratio=8.0), cost, rtol=2e-3)
-        np.testing.assert_array_equal(centres(stored, displacement_fn, region), share)
+        np.testing.assert_array_equal(center_shares(stored, displacement_fn, region), share)
     shared = mm.regions.around(SEEDS, 1.5, 1.8)
-    dear, cheap = centres(stored, displacement_fn, shared)
-    assert dear + cheap > 1 and dear < 1
+    expensive, cheap = center_shares(stored, displacement_fn, shared)
+    assert expensive + cheap > 1 and expensive < 1
     np.testing.assert_allclose(
-        expected_cost(stored, displacement_fn, shared, ratio=8.0, least_weight=1e-12),
-        dear + cheap / 8,
+        expected_cost(stored, displacement_fn, shared, ratio=8.0, half_cost_gate=1e-12),
+        expensive + cheap / 8,
         rtol=1e-3,
     )
 
 
 def test_a_region_is_optimised(system):
-    """Downhill from two starts, error against cost; a higher price of cost gives a smaller region."""
+    """Minimise error plus price times cost from two starts; a higher price gives a smaller region."""
     *_, displacement_fn, stored = system
     scale = force_error(stored, displacement_fn, around(jnp.array([0.5, 0.5])))
 

@@ -1,4 +1,4 @@
-"""Defects, surfaces and adsorbates of the Lennard-Jones potential against closed forms and ASE's own."""
+"""Vacancies, surfaces and adsorption with the Lennard-Jones potential, against closed forms and ASE."""
 
 import json
 
@@ -23,11 +23,11 @@ from moe_md.analysis.surfaces import (
 )
 
 SIGMA, EPSILON, CUTOFF = 2.5446, 0.6, 5.2
-A = 3.95  # Å, close to rest
+A = 3.95  # Å, close to equilibrium
 SPECIES = ("Pt", "C", "O")
 EXPERT = mm.experts.lennard_jones(SPECIES, CUTOFF, epsilon=EPSILON, sigma=SIGMA)
 J_PER_M2 = ase.units.J / ase.units.m**2
-# Energies of structures relaxed to 0.01 eV/Å, under springs of more than 1 eV/Å^2 per atom.
+# Error of relaxed energies: forces up to 0.01 eV/Å, curvatures above 1 eV/Å^2 per atom.
 RELAXED_EV = 2e-3
 
 
@@ -36,14 +36,14 @@ def checkpoint(*experts):
 
 
 def ase_relaxed(atoms) -> float:
-    """eV, under ASE's potential, by another optimiser, tighter."""
+    """Energy, eV, under ASE's potential, relaxed by another optimiser to smaller forces."""
     atoms.calc = LennardJones(sigma=SIGMA, epsilon=EPSILON, rc=CUTOFF, ro=0.8 * CUTOFF, smooth=True)
     assert FIRE(atoms, logfile=None).run(fmax=0.003, steps=500)
     return atoms.get_potential_energy()
 
 
 def pair_energies(R):
-    """eV, of one pair at each of the distances."""
+    """Pair energies, eV, at displacements `[n, 3]`."""
     o2, c2 = (0.8 * CUTOFF) ** 2, CUTOFF**2
     r2 = np.sum(R**2, axis=-1)
     switch = np.where(r2 < o2, 1.0, (c2 - r2) ** 2 * (c2 + 2 * r2 - 3 * o2) / (c2 - o2) ** 3)
@@ -52,7 +52,7 @@ def pair_energies(R):
 
 
 def lattice():
-    """`[n, 3]` Å, from an atom of the crystal to all that it may see."""
+    """`[n, 3]` Å, displacements from an atom of the crystal to all atoms within the cutoff and beyond."""
     n = np.stack(np.meshgrid(*[np.arange(-4, 5)] * 3, indexing="ij"), -1).reshape(-1, 3)
     return n[np.any(n != 0, axis=1)] @ bulk("Pt", "fcc", a=A).cell.array
 
@@ -65,7 +65,9 @@ def one():
 def test_vacancy(one):
     found = vacancy_energy(one, lattice_constant=A, repeat=2)
     per_atom = pair_energies(lattice()).sum() / 2
-    assert found["unrelaxed_energy_eV"] == pytest.approx(-per_atom, rel=1e-9)  # an atom's bonds are worth 2 e
+    assert found["unrelaxed_energy_eV"] == pytest.approx(
+        -per_atom, rel=1e-9
+    )  # the bonds of one atom have energy 2 e
     atoms = bulk("Pt", "fcc", a=A, cubic=True) * 2
     del atoms[5]  # any
     assert found["energy_eV"] == pytest.approx(ase_relaxed(atoms) - 31 * per_atom, abs=RELAXED_EV)
@@ -86,11 +88,11 @@ def test_surfaces(one):
     ):
         here = found[facet]
         assert here["converged"] and here["layers"] > 5
-        # Per volume, each bond R is cut |R.n| deep: half of it goes to each face.
+        # A plane cuts |R.n| bonds R per volume; half of their energy belongs to each face.
         cut = np.abs(R @ np.array(normal)) / np.linalg.norm(normal)
         closed_form = -(pair * cut).sum() / (4 * A**3 / 4) / J_PER_M2
         assert here["unrelaxed_energy_J_per_m2"] == pytest.approx(closed_form, rel=1e-9)
-        # Another thickness and width: the middle is as in the crystal.
+        # Another thickness and width; the middle is bulk-like in both.
         atoms = build("Pt", (1, 2, layers), a=A, vacuum=6.0)
         area = np.linalg.norm(np.cross(*atoms.cell.array[:2]))
         relaxed = (ase_relaxed(atoms) - len(atoms) * per_atom) / (2 * area) / J_PER_M2
@@ -105,14 +107,13 @@ def test_surfaces(one):
 
 def test_adsorption(one):
     found = adsorption(one, lattice_constant=A, sites=("top", "fcc"))
-    # Two atoms: at the minimum of the pair, whose curvature is k = 72 eps / 2^(1/3) sigma^2. A force of 0.01
-    # eV/Å
-    # is 2e-3 Å away, where the curvature is another by 21 / bond times that.
+    # The minimum of the pair energy has curvature k = 72 eps / 2^(1/3) sigma^2. A force of 0.01 eV/Å
+    # corresponds to 2e-3 Å; the curvature changes by a relative 21 / bond times this distance.
     assert found["gas"]["bond_A"] == pytest.approx(2 ** (1 / 6) * SIGMA, abs=2e-3)
     reduced = 12.011 * 15.999 / (12.011 + 15.999) * ase.units._amu
     frequency = np.sqrt(72 * EPSILON / 2 ** (1 / 3) / SIGMA**2 * ase.units._e * 1e20 / reduced) / (2 * np.pi)
     assert found["gas"]["stretch_cm1"] == pytest.approx(frequency / (100 * ase.units._c), rel=7e-3)
-    # More neighbours, more bound.
+    # Sites with more neighbours have lower energies.
     assert found["order"] == list(found["sites"]) == ["fcc", "top"]
     fcc, top = found["sites"].values()
     assert fcc["energy_eV"] < top["energy_eV"] < 0
@@ -137,7 +138,7 @@ def test_adsorption(one):
 def test_wavenumbers_agree_with_ase(tmp_path):
     atoms = fcc111("Pt", (2, 2, 2), a=A, vacuum=7.0)
     add_adsorbate(atoms, Atoms("CO", [[0, 0, 0], [0.2, 0, 2.7]]), 2.4, "bridge", mol_index=0)
-    atoms.set_constraint(FixCartesian(8, (True, True, False)))  # which modes do not feel
+    atoms.set_constraint(FixCartesian(8, (True, True, False)))  # constraints do not affect the modes
     atoms.calc = LennardJones(sigma=SIGMA, epsilon=EPSILON, rc=CUTOFF, ro=0.8 * CUTOFF, smooth=True)
     ours = _wavenumbers(atoms, [8, 9])
     atoms.set_constraint()
@@ -148,14 +149,14 @@ def test_wavenumbers_agree_with_ase(tmp_path):
     assert ours[0] < -1 and ours[-1] > 100
 
 
-def test_what_experts_differ_by_on_atoms_that_change_hands():
-    """Equal forces, energies apart by a constant: the clean slab is expert 1's,
-    later some atoms are expert 0's.
+def test_adsorption_energy_includes_the_difference_on_atoms_that_switch_expert():
+    """Equal forces, energies that differ by a constant per atom: the clean slab is owned by expert 1,
+    with CO on it some atoms are owned by expert 0.
     """
-    apart = 0.01
+    difference = 0.01
     energies = EXPERT.atom_energies
     other = EXPERT._replace(
-        atom_energies=lambda params, rows: energies(params, rows) + apart, allowed_species=("Pt",)
+        atom_energies=lambda params, rows: energies(params, rows) + difference, allowed_species=("Pt",)
     )
     kwargs = {"lattice_constant": A, "size": (2, 2, 5), "sites": ("fcc",)}
     mixed = adsorption(checkpoint(EXPERT, other), around_adsorbate(CUTOFF), **kwargs)["sites"]["fcc"]
@@ -163,12 +164,14 @@ def test_what_experts_differ_by_on_atoms_that_change_hands():
     owned, rest = mixed.pop("atoms_per_expert")
     assert owned + rest == 22 and 2 < owned < 20
     assert alone.pop("atoms_per_expert") == [22]
-    assert mixed.pop("energy_eV") == pytest.approx(alone.pop("energy_eV") - (owned - 2) * apart, abs=1e-9)
+    assert mixed.pop("energy_eV") == pytest.approx(
+        alone.pop("energy_eV") - (owned - 2) * difference, abs=1e-9
+    )
     assert mixed == pytest.approx(alone, rel=1e-6, abs=1e-8)
 
 
-def test_around_adsorbate_sees_images():
-    """Against every image of a skewed cell no wider than the region."""
+def test_around_adsorbate_includes_images():
+    """Against all images of a skewed cell that is narrower than the region."""
     rng = np.random.default_rng(0)
     atoms = Atoms("Pt60CO", rng.uniform(0, 1, (62, 3)), cell=np.eye(3), pbc=(True, True, False))
     atoms.set_cell([[5.0, 0, 0], [2.3, 4.5, 0], [0, 0, 25.0]], scale_atoms=True)
@@ -183,21 +186,23 @@ def test_around_adsorbate_sees_images():
         around_adsorbate(0)
 
 
-def test_a_molecule_that_leaves_is_told():
-    """Nothing but repulsion, of the metal and C or O."""
+def test_stayed_is_false_for_a_molecule_that_desorbs():
+    """The metal repels C and O."""
 
     def energies(params, rows):
         r2 = jnp.sum(rows.displacement**2, axis=-1)
-        out_of_domain = (rows.center_species[:, None] > 0) != (rows.neighbor_species > 0)
-        push = jnp.where(rows.mask & out_of_domain & (r2 < CUTOFF**2), (1 - r2 / CUTOFF**2) ** 3, 0.0)
-        return EXPERT.atom_energies(params, rows) + 20 * jnp.sum(push, axis=1)
+        metal_and_molecule = (rows.center_species[:, None] > 0) != (rows.neighbor_species > 0)
+        repulsion = jnp.where(
+            rows.mask & metal_and_molecule & (r2 < CUTOFF**2), (1 - r2 / CUTOFF**2) ** 3, 0.0
+        )
+        return EXPERT.atom_energies(params, rows) + 20 * jnp.sum(repulsion, axis=1)
 
-    hostile = checkpoint(EXPERT._replace(atom_energies=energies))
-    found = adsorption(hostile, lattice_constant=A, sites=("top",), max_steps=60)["sites"]["top"]
+    repulsive = checkpoint(EXPERT._replace(atom_energies=energies))
+    found = adsorption(repulsive, lattice_constant=A, sites=("top",), max_steps=60)["sites"]["top"]
     assert not found["stayed"] and found["metal_carbon_A"] > 3
 
 
-def test_steps_run_out(one):
+def test_converged_is_false_where_max_steps_is_reached(one):
     kwargs = {"lattice_constant": A, "max_steps": 1}
     assert not vacancy_energy(one, repeat=2, **kwargs)["converged"]
     assert not surface_energies(one, facets=("110",), **kwargs)["110"]["converged"]
@@ -207,7 +212,7 @@ def test_steps_run_out(one):
 
 
 def test_the_shipped_mixture():
-    """PBE's order of CO on Pt(111), and the bond that weakens with coordination."""
+    """The order of sites of PBE, and a C-O stretch that decreases with coordination."""
     found = adsorption(mm.load("ptco"), lattice_constant=3.985, size=(2, 2, 3), sites=("top", "fcc"))
     assert found["gas"]["bond_A"] == pytest.approx(1.14, abs=0.01)
     assert found["order"] == ["fcc", "top"]
@@ -245,5 +250,5 @@ def test_bad_input(one):
     with pytest.raises(ValueError, match="size must be three numbers"):
         adsorption(one, lattice_constant=A, size=(2, 2))
     metal = EXPERT._replace(allowed_species=("Pt",))
-    with pytest.raises(ValueError, match="may meet Pt, C and O, got 1 of domain"):
+    with pytest.raises(ValueError, match="may meet Pt, C and O, got 1 with allowed_species"):
         adsorption(checkpoint(EXPERT, metal), 1, lattice_constant=A)

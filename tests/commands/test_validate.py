@@ -1,4 +1,4 @@
-"""Validation: settings, a small one of a Lennard-Jones checkpoint, and the runs behind it."""
+"""Validation: its settings, all sections for a Lennard-Jones checkpoint, and the paired runs."""
 
 import json
 
@@ -42,26 +42,26 @@ def frames():
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def validated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("validate")
-    said = []
-    settings = validate.small(
+    lines = []
+    settings = validate.smoke_settings(
         ValidateSettings(adsorbate="", region="top_layers", region_layers=2, temperature_K=100.0)
     )
-    names = {"checkpoint": "two springs", "data": "some frames", "split": "all"}
+    names = {"checkpoint": "two potentials", "data": "some frames", "split": "all"}
     content = validate.run(
-        lennard_jones(), Dataset(tuple(frames()), SPECIES), settings, folder, said.append, names=names
+        lennard_jones(), Dataset(tuple(frames()), SPECIES), settings, folder, lines.append, names=names
     )
-    return folder, content, said
+    return folder, content, lines
 
 
-def test_all_sections_are_written(whole):
-    folder, content, said = whole
+def test_report_shows_all_sections_and_pictures(validated):
+    folder, content, lines = validated
     assert json.loads((folder / "validation.json").read_text()) == content
     assert set(validate.SECTIONS) <= set(content)
     report = (folder / "report.md").read_text()
     for word in (
-        "two springs",
+        "two potentials",
         "some frames",
         "split “all”",
         "only on frames all of whose atoms are in its domain",
@@ -72,26 +72,26 @@ def test_all_sections_are_written(whole):
     assert shown == {p.name for p in folder.glob("*.png")} and len(shown) >= 6
     assert all((folder / name).stat().st_size > 5000 for name in shown)
     assert "None" not in report and "nan" not in report
-    assert any("dynamics: done" in line for line in said)
+    assert any("dynamics: done" in line for line in lines)
 
 
-def test_what_the_sections_say(whole):
-    _, content, _ = whole
-    # Two Lennard-Jones crystals of one shape: depths differ by 1 / 60, and so do moduli.
+def test_sections_hold_the_values_of_lennard_jones(validated):
+    _, content, _ = validated
+    # Two Lennard-Jones experts with equal sigma: well depths differ by 1 / 60, and so do moduli.
     first, second = content["crystal"]["experts"]
     assert second["bulk_modulus_GPa"] / first["bulk_modulus_GPa"] == pytest.approx(0.59 / 0.6)
-    pressure = content["seam"]["stress_jump"]["isotropic"]["pressure"]
+    pressure = content["expert_boundary"]["stress_jump"]["isotropic"]["pressure"]
     assert pressure[1] == pytest.approx(0.0, abs=1e-6) and pressure[0] > 0 > pressure[-1]
-    vacancy = {who: found["energy_eV"] for who, found in content["surfaces"]["vacancy"].items()}
-    assert vacancy["cheap"] / vacancy["expensive"] == pytest.approx(
-        0.59 / 0.6, rel=1e-2
-    )  # relaxed by a few steps
+    vacancy = {name: entry["energy_eV"] for name, entry in content["surfaces"]["vacancy"].items()}
+    # The tolerance allows for relaxations of a few steps.
+    assert vacancy["cheap"] / vacancy["expensive"] == pytest.approx(0.59 / 0.6, rel=1e-2)
     assert set(content["surfaces"]["adsorption"]) == {"expensive", "mixed"}
-    assert content["seam"]["ghost_force"]["lattice_constants"][1] == pytest.approx(
+    assert content["expert_boundary"]["ghost_force"]["lattice_constants"][1] == pytest.approx(
         content["about"]["lattice_constant"]
     )
-    seam = content["errors"]["seam"]
-    assert seam["frames"] == 2 and seam["inside"]["atoms"] == 18 and seam["outside"]["atoms"] == 16
+    boundary = content["errors"]["expert_boundary"]
+    assert boundary["frames"] == 2
+    assert boundary["inside"]["atoms"] == 18 and boundary["outside"]["atoms"] == 16
     dynamics = content["dynamics"]
     assert (
         dynamics["n_atoms"] == 4 * 6 * 4
@@ -99,10 +99,10 @@ def test_what_the_sections_say(whole):
         and dynamics["out_of_domain_fraction"] == 0.0
     )
     a = content["about"]["lattice_constant"]
-    assert dynamics["seam_area_A2"] == pytest.approx(4 * a / np.sqrt(2) * 6 * a * np.sqrt(3 / 8))
+    assert dynamics["boundary_area_A2"] == pytest.approx(4 * a / np.sqrt(2) * 6 * a * np.sqrt(3 / 8))
     mixed = dynamics["mixed"]
     assert abs(mixed["drift_meV_per_atom_per_ps"]) < 5 * mixed["drift_stderr"] + 0.05
-    to_flux = 1e-3 * dynamics["n_atoms"] / dynamics["seam_area_A2"]
+    to_flux = 1e-3 * dynamics["n_atoms"] / dynamics["boundary_area_A2"]
     assert mixed["flux_eV_per_ps_per_A2"] == pytest.approx(to_flux * mixed["drift_meV_per_atom_per_ps"])
     assert len(dynamics["curves"]) == 6
     for curve in dynamics["curves"].values():
@@ -110,10 +110,10 @@ def test_what_the_sections_say(whole):
         assert len(lengths) == 1 and lengths.pop() > 3
 
 
-def test_a_few_sections_by_command_line(capsys, tmp_path):
+def test_sections_chosen_by_command_line(capsys, tmp_path):
     checkpoint.save(tmp_path / "model.msgpack", lennard_jones())
     ase.io.write(tmp_path / "frames.extxyz", [frame_to_atoms(f) for f in frames()])
-    (tmp_path / "settings.toml").write_text('[validate]\nsections = "seam"\nregion_margin = 0.0\n')
+    (tmp_path / "settings.toml").write_text('[validate]\nsections = "expert_boundary"\nregion_margin = 0.0\n')
     arguments = [
         "validate",
         tmp_path / "model.msgpack",
@@ -130,13 +130,13 @@ def test_a_few_sections_by_command_line(capsys, tmp_path):
     )
     assert code == 0, capsys.readouterr().err
     content = json.loads((tmp_path / "out" / "validation.json").read_text())
-    assert "errors" in content and "seam" not in content
+    assert "errors" in content and "expert_boundary" not in content
     assert content["about"]["split"] == "all" and content["about"]["frames"] == 2
     assert content["settings"]["region_margin"] == 0.0
     assert content["errors"]["kinds"]["slab-clean"]["cheap"]["forces_meV_per_A"]["count"] == 48
     code = cli.main([str(a) for a in (*arguments, "--split", "validation")])
     assert code == 2 and "validation_fraction must be given" in capsys.readouterr().err
-    (tmp_path / "settings.toml").write_text("[validate]\nsection = 'seam'\n")
+    (tmp_path / "settings.toml").write_text("[validate]\nsection = 'expert_boundary'\n")
     code = cli.main([str(a) for a in (*arguments, "--settings", tmp_path / "settings.toml")])
     err = capsys.readouterr().err
     assert code == 2 and "'section'" in err and "[validate]" in err and "sections" in err
@@ -146,6 +146,7 @@ def test_a_few_sections_by_command_line(capsys, tmp_path):
     ("changes", "message"),
     [
         ({"sections": "errors,magic"}, "sections must be of .* got 'magic'"),
+        ({"sections": "errors,seam"}, "sections must be of .* got 'seam': it is now 'expert_boundary'"),
         ({"sections": " "}, "sections must name at least one"),
         ({"region": "sphere"}, "region must be one of .* got 'sphere'"),
         ({"region_margin": -1.0}, "region_margin must not be negative, got -1.0"),
@@ -160,7 +161,7 @@ def test_a_few_sections_by_command_line(capsys, tmp_path):
         ({"temperature_K": "hot"}, "temperature_K must be of type float, got 'hot'"),
     ],
 )
-def test_settings_say_what_is_wrong(changes, message):
+def test_wrong_settings_are_named_with_their_value(changes, message):
     with pytest.raises(ValueError, match=message):
         ValidateSettings(**changes)
 
@@ -168,7 +169,7 @@ def test_settings_say_what_is_wrong(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"metal": "C"}, "metal must be in the domain of the cheap expert, .* got 'C'"),
+        ({"metal": "C"}, "metal must be among the allowed_species of the cheap expert, .* got 'C'"),
         ({"adsorbate": "unobtainium"}, "adsorbate must be a molecule that ASE knows, got 'unobtainium'"),
         ({"adsorbate": "NO"}, "adsorbate must be of the species .* got 'NO'"),
         (
@@ -179,7 +180,7 @@ def test_settings_say_what_is_wrong(changes, message):
         ({"columns": 2}, "columns must make the slab wider than twice the cutoff, 2 x 4.0 Å, got 2 for 5"),
     ],
 )
-def test_checked_before_any_work(changes, message, tmp_path):
+def test_checkpoint_and_slab_are_checked_before_the_first_section(changes, message, tmp_path):
     settings = ValidateSettings(sections="errors,dynamics", **changes)
     with pytest.raises(ValueError, match=message):
         validate.run(
@@ -189,8 +190,8 @@ def test_checked_before_any_work(changes, message, tmp_path):
 
 
 @pytest.mark.parametrize(("cutoff", "columns", "rows"), [(4.0, 4, 6), (6.0, 5, 6), (8.0, 6, 8)])
-def test_the_slab_is_wide_enough_for_any_cutoff(cutoff, columns, rows):
-    settings = validate._sized(ValidateSettings(), A0 / np.sqrt(2), cutoff)
+def test_the_slab_is_wider_than_twice_the_cutoff(cutoff, columns, rows):
+    settings = validate._with_slab_size(ValidateSettings(), A0 / np.sqrt(2), cutoff)
     assert (settings.columns, settings.rows) == (columns, rows)
     atoms = structures.slab_with_adsorbate("Pt", A0, (columns, rows, 3))
     assert atoms.cell.lengths()[:2].min() > 2 * cutoff
@@ -213,8 +214,8 @@ def test_slab_with_adsorbate():
         structures.slab_with_adsorbate("Pt", A0, (2, 3, 3))
 
 
-def test_area_of_a_seam():
-    """Counting bonds gives a (111) plane too small by sqrt(6) / 3, and a large sphere right."""
+def test_boundary_area_of_a_plane_and_a_sphere():
+    """Counting bonds gives sqrt(6) / 3 of the area of a (111) plane, and the area of a large sphere."""
     nearest = A0 / np.sqrt(2)
     atoms = structures.slab_with_adsorbate("Pt", A0, (4, 6, 6))
     owner = top_layers(("Pt",), 3, nearest)(frame_from_atoms(atoms))
@@ -228,8 +229,8 @@ def test_area_of_a_seam():
     assert area == pytest.approx(4 * np.pi * radius**2, rel=0.05)
 
 
-def test_a_molecule_that_moves_is_noticed():
-    """The cheap expert's share of a run in which it met what it may not."""
+def test_out_of_domain_fraction_is_a_share_of_frames():
+    """A molecule moves towards the cheap expert's atoms in one of four frames."""
     atoms = structures.slab_with_adsorbate("Pt", A0, (4, 6, 4))
     owner = near_other_species(("Pt",), CUTOFF + 0.5)(frame_from_atoms(atoms))
     position = np.repeat(atoms.positions[None], 4, axis=0)
@@ -238,8 +239,8 @@ def test_a_molecule_that_moves_is_noticed():
     assert paired_runs._out_of_domain_fraction(run, atoms, owner, lennard_jones().experts[1]) == 0.25
 
 
-def test_no_picture_of_nothing(whole):
-    _, content, _ = whole
-    empty = {**content["errors"], "seam": {**content["errors"]["seam"], "bins": []}}
+def test_sections_without_values_have_no_picture(validated):
+    _, content, _ = validated
+    empty = {**content["errors"], "expert_boundary": {**content["errors"]["expert_boundary"], "bins": []}}
     assert set(validation_plots.pictures("errors", empty)) == {"errors"}
     assert set(validation_plots.pictures("surfaces", {})) == set()
