@@ -135,8 +135,8 @@ def _callback(lmp, potential: "RankPotential", fix_id: str, skin: float) -> Call
     def callback(_, step, n_local, tag, x, f):
         del tag, x
         try:
-            n_held = n_local + lmp.extract_setting("nghost")
-            position, types, ids = (copy_of_atoms(lmp, name, n_held) for name in ("x", "type", "id"))
+            n_all = n_local + lmp.extract_setting("nghost")
+            position, types, ids = (copy_of_atoms(lmp, name, n_all) for name in ("x", "type", "id"))
             if last_step[0] != step - 1:
                 # A run begins. A minimiser calls several times in one step, when ghosts have moved.
                 margin = skin if last_step[0] != step else 0.0
@@ -204,9 +204,9 @@ class RankPotential:
         """Energies and forces of owned atoms, and their part of the virial.
 
         Args:
-            position: `[n_held, 3]` Å, of owned atoms, then of ghosts.
-            types: `[n_held]` int, LAMMPS's, from 1.
-            ids: `[n_held]` int, LAMMPS's, from 1.
+            position: `[n_all, 3]` Å, of owned atoms, then of ghosts.
+            types: `[n_all]` int, LAMMPS's, from 1.
+            ids: `[n_all]` int, LAMMPS's, from 1.
             n_local: number of owned atoms.
 
         Returns:
@@ -235,24 +235,24 @@ class RankPotential:
 
     def _padded_geometry(self, position: np.ndarray, types: np.ndarray) -> ReferenceGeometry:
         """Owned atoms and ghosts, not periodic, and one or more padded atoms far away from them."""
-        n_held = len(position)
+        n_all = len(position)
         previous_size = len(self._cache.geometry.position) if self._cache else 0
-        size = cached_rows.reuse_bucket(cached_rows.bucket_size(n_held + 1), previous_size)
-        padding = np.zeros((size - n_held, 3))
+        size = cached_rows.reuse_bucket(cached_rows.bucket_size(n_all + 1), previous_size)
+        padding = np.zeros((size - n_all, 3))
         padding[:, 0] = PADDING_POSITION + 1e3 * np.arange(len(padding))
         species = np.pad(self._species_of_type[types - 1], (0, len(padding)))
         return ReferenceGeometry(np.concatenate([position, padding]), np.eye(3), np.zeros(3, bool), species)
 
     def _build_cache(
-        self, geometry: ReferenceGeometry, n_held: int, ids: np.ndarray, n_local: int
+        self, geometry: ReferenceGeometry, n_all: int, ids: np.ndarray, n_local: int
     ) -> "_RankCache":
         """Rows whose energies may depend on owned atoms until atoms have moved by half the skin."""
         previous, skin = self._cache, self._skin
         experts = self.checkpoint.experts
         n = len(geometry.position)
-        region = lammps_gates.of_held(self.region, np.pad(ids - 1, (0, n - n_held), constant_values=-1))
+        region = lammps_gates.of_held(self.region, np.pad(ids - 1, (0, n - n_all), constant_values=-1))
         max_cutoff = max([*(e.cutoff for e in experts), self._neighbor_cutoff])
-        pairs = image_pairs(geometry.position[:n_held], geometry.cell, geometry.pbc, max_cutoff + skin)
+        pairs = image_pairs(geometry.position[:n_all], geometry.cell, geometry.pbc, max_cutoff + skin)
         idx, complete_within = ase_gates.gate_neighbors(geometry, pairs, self._neighbor_cutoff, skin)
         distance_to_owned = np.zeros(n)
         owned = cKDTree(geometry.position[:n_local])
@@ -374,7 +374,7 @@ class _RankCache(NamedTuple):
     """
 
     n_local: int  # owned atoms
-    ids: np.ndarray  # [n_held] int, LAMMPS's, from 1
+    ids: np.ndarray  # [n_all] int, LAMMPS's, from 1
     geometry: ReferenceGeometry  # of n atoms
     region: Region  # of n atoms
     idx: np.ndarray  # [n, K] int, neighbours that gates are computed from

