@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from moe_md.interfaces.cached_rows import roomy
+from moe_md.interfaces.cached_rows import bucket_size
 from moe_md.regions.combined import Complement, Nested, Union
 from moe_md.regions.described import Descriptor
 from moe_md.regions.following import Around
@@ -74,7 +74,7 @@ def of_held(region: Region, index: np.ndarray) -> Region:
             return replace(region, weights=np.asarray(region.weights)[index])
         case Around():
             seeds = np.flatnonzero(np.isin(index, np.asarray(region.seeds))).astype(np.int32)
-            spare = (0, roomy(len(seeds) + 1) - len(seeds))
+            spare = (0, bucket_size(len(seeds) + 1) - len(seeds))
             return replace(region, seeds=np.pad(seeds, spare, constant_values=len(index) - 1))
         case Complement():
             return replace(region, region=of_held(region.region, index))
