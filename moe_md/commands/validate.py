@@ -13,6 +13,7 @@ Each is a section of its own and can be left out. What is found goes to
 import importlib.util
 import json
 import time
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -23,21 +24,24 @@ import jax
 import numpy as np
 from ase import Atoms
 
+from moe_md import checkpoint as checkpoints
 from moe_md.analysis import errors, expert_boundary, paired_runs, surfaces, validation_report
 from moe_md.analysis.bulk import fcc_report, relax_fcc
 from moe_md.analysis.environments import SHELL, Rule, environments, near_other_species, top_layers
 from moe_md.checkpoint import Checkpoint
+from moe_md.commands import frames, settings_file
 from moe_md.data import structures
 from moe_md.data.dataset import Dataset, digest
 from moe_md.data.extxyz import frame_from_atoms
 from moe_md.files import write_atomic
 from moe_md.plots import validation as validation_plots
 from moe_md.settings import SECTIONS, ValidateSettings
+from moe_md.settings.data import DATA
 
 LARGEST_STRAIN = 0.02  # of the crystals that are cut in two
 
 
-def small(settings: ValidateSettings) -> ValidateSettings:
+def smoke_settings(settings: ValidateSettings) -> ValidateSettings:
     """The same in little time: few steps. For tests."""
     dynamics = {
         "layers": 4,
@@ -132,6 +136,31 @@ def _check_slab(shared: Plan) -> None:
                 f" {getattr(settings, name)} for {edge:.2f} Å."
             )
     paired_runs.check_shared(shared.rule(frame_from_atoms(shared.slab)))
+
+
+def command(settings: ValidateSettings, parsed: Namespace, log: Callable) -> dict:
+    """Run `moe-md validate`.
+
+    Args:
+        settings: the `[validate]` table.
+        parsed: further options of the command.
+        log: takes lines of text.
+
+    Returns:
+        The content of `validation.json`.
+    """
+    model = checkpoints.load(parsed.checkpoint)
+    data = frames.data_settings(parsed)
+    split = parsed.split
+    if split is None:
+        recorded = parsed.validation_fraction or model.settings.get("validation_fraction")
+        split = "validation" if data.file == DATA and recorded else "all"
+    dataset = frames.load(data, model.experts[0].species)
+    dataset = frames.split(dataset, model, split, parsed.validation_fraction)
+    settings = smoke_settings(settings) if parsed.small else settings
+    settings_file.echo(parsed.out, {"data": data, "validate": settings}, parsed.typed)
+    names = {"checkpoint": str(parsed.checkpoint), "data": data.file, "split": split}
+    return run(model, dataset, settings, parsed.out, log, names=names)
 
 
 def run(

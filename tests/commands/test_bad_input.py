@@ -32,7 +32,7 @@ from jax_md import space
 import moe_md as mm
 import moe_md.data
 from moe_md import checkpoint, files
-from moe_md.commands import bench, demo, settings_file
+from moe_md.commands import bench, demo, frames, settings_file, train
 from moe_md.commands import main as cli
 from moe_md.commands import run as md
 from moe_md.data import dataset as datasets
@@ -481,7 +481,7 @@ def test_malformed_settings(folder, lab, text, table):
 
 @lru_cache
 def slow_to_make():
-    return cli._parser(), datasets.dataset_from_frames(read_frames(datasets.ptco_pbe())[:2])
+    return cli.make_parser(), datasets.dataset_from_frames(read_frames(datasets.ptco_pbe())[:2])
 
 
 def run_stubbed(*arguments):
@@ -502,11 +502,11 @@ def run_stubbed(*arguments):
         contextlib.redirect_stderr(err),
         contextlib.redirect_stdout(io.StringIO()),
     ):
-        patch.setattr(cli, "_parser", lambda: parser)
+        patch.setattr(cli, "make_parser", lambda: parser)
         patch.setattr(md, "run", lambda settings, *_: keep(settings))
         patch.setattr(bench, "run", lambda settings, *_: keep(settings))
         patch.setattr(
-            cli.settings_file,
+            settings_file,
             "echo",
             lambda folder, content, typed: tomllib.loads(settings_file.written(content)),
         )
@@ -514,14 +514,10 @@ def run_stubbed(*arguments):
             demo, "run", lambda settings, *_: keep(settings) or dict.fromkeys(demo.SUMMARY_KEYS, 1.0)
         )
         patch.setattr(cotrain, "cotrain", trained)
-        patch.setattr(mm.data, "split_by_group", lambda dataset, **_: (dataset, dataset))
-        patch.setattr(
-            cli,
-            "_dataset",
-            lambda parsed: check_settings(settings_file.settings(DataSettings, "data", parsed)) or small,
-        )
+        patch.setattr(train.data, "split_by_group", lambda dataset, **_: (dataset, dataset))
+        patch.setattr(frames, "load", lambda settings: check_settings(settings) or small)
         patch.setattr(checkpoint, "save", lambda *_: None)
-        patch.setattr(cli, "write_json", lambda *_: None)
+        patch.setattr(train, "write_json", lambda *_: None)
         before = content_of(Path(arguments[-1]))
         code = cli.main([str(a) for a in arguments])
         assert content_of(Path(arguments[-1])) == before

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moe_md import checkpoint, experts, regions, timing
-from moe_md.commands import demo
+from moe_md.commands import demo, demo_slab
 from moe_md.data import structures
 from moe_md.neighbors.rows import image_pairs
 from moe_md.settings import DemoSettings
@@ -58,9 +58,9 @@ def test_slab_fits_its_box():
 @pytest.mark.parametrize("cutoff", [4.0, 5.0, 6.0])
 def test_cheap_expert_sees_no_molecule(cutoff):
     atoms = structures.co_covered_slab("Pt", 3.98, 4, 8, 8)
-    region = regions.slab(atoms.positions, lower=demo.lower_plane(atoms, cutoff))
+    region = regions.slab(atoms.positions, lower=demo_slab.lower_plane(atoms, cutoff))
     cheap = np.asarray(region.assignment) == 1
-    i, j, _ = image_pairs(atoms.positions, atoms.cell.array, atoms.pbc, cutoff + demo.MARGIN)
+    i, j, _ = image_pairs(atoms.positions, atoms.cell.array, atoms.pbc, cutoff + demo_slab.MARGIN)
     out_of_domain = np.array(atoms.symbols) != "Pt"
     assert not cheap[out_of_domain].any()
     assert not (cheap[i] & out_of_domain[j]).any()
@@ -74,7 +74,7 @@ def test_cheap_expert_sees_no_molecule(cutoff):
 def test_too_thin_a_slab():
     atoms = structures.co_covered_slab("Pt", 3.98, 4, 8, 2)
     with pytest.raises(ValueError, match="layers must be more than 2, .* got 2"):
-        demo.lower_plane(atoms, 5.0)
+        demo_slab.lower_plane(atoms, 5.0)
 
 
 def test_settings_say_what_is_wrong():
@@ -84,22 +84,22 @@ def test_settings_say_what_is_wrong():
         DemoSettings(production_steps=100)
     with pytest.raises(ValueError, match="trajectory_every must be a multiple of log_every = 10, got 25"):
         DemoSettings(trajectory_every=25)
-    assert demo.small(DemoSettings(seed=3)).seed == 3
+    assert demo.smoke_settings(DemoSettings(seed=3)).seed == 3
 
 
 def test_experts_must_fit(metal_like):
     one = metal_like._replace(experts=metal_like.experts[:1])
-    with pytest.raises(ValueError, match="two experts, got 1"):
-        demo.check_experts(one)
+    with pytest.raises(ValueError, match="experts of the checkpoint must be two, .* got 1"):
+        demo_slab.check_experts(one)
     other = tuple(experts.lennard_jones(("Pt",), CUTOFF) for _ in range(2))
     with pytest.raises(ValueError, match="must know Pt, C and O, got species"):
-        demo.check_experts(metal_like._replace(experts=other))
+        demo_slab.check_experts(metal_like._replace(experts=other))
 
 
 @pytest.mark.filterwarnings("ignore:region gives expert")
 def test_timed_program_gives_the_forces(metal_like):
     """The program that is timed computes what it should: forces of the mixture, at rest and on the move."""
-    system = demo.build(metal_like, demo.small(DemoSettings()), 3.9, np.float64)
+    system = demo_slab.build(metal_like, demo.smoke_settings(DemoSettings()), 3.9, np.float64)
     cases = timing.steppers(metal_like, system, 1.0, 64)
     rng = np.random.default_rng(0)
     position = system.position + 0.03 * rng.standard_normal(system.position.shape)
@@ -143,7 +143,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     checkpoint.save(folder / "soft.msgpack", soft_model())
     said: list[str] = []
-    settings = demo.small(DemoSettings(checkpoint=str(folder / "soft.msgpack"), temperature_K=100.0))
+    settings = demo.smoke_settings(DemoSettings(checkpoint=str(folder / "soft.msgpack"), temperature_K=100.0))
     return folder / "out", demo.run(settings, folder / "out", said.append), said, settings
 
 
@@ -191,7 +191,9 @@ def test_energies_in_the_log_are_whole(finished):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("ptco" not in checkpoint.names(), reason="the package holds no checkpoint named ptco yet")
+@pytest.mark.skipif(
+    "ptco" not in checkpoint.models(), reason="the package holds no checkpoint named ptco yet"
+)
 def test_shipped_checkpoint(tmp_path):
     summary = demo.run(DemoSettings(), tmp_path, print)
     assert summary["n_atoms"] >= 2000 and summary["f"] <= 0.1

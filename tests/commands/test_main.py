@@ -13,8 +13,9 @@ from ase import Atoms
 from ase.build import bulk, fcc111
 from test_demo import soft_model
 
+import moe_md as mm
 from moe_md import checkpoint, experts
-from moe_md.commands import demo, settings_file
+from moe_md.commands import demo, frames, settings_file
 from moe_md.commands import main as cli
 from moe_md.commands import system as mixed_system
 from moe_md.data import load_dataset, ptco_pbe
@@ -45,7 +46,7 @@ def folder(tmp_path_factory):
         [cheap]
         builder = "lennard_jones"
         cutoff = {CUTOFF}
-        domain = ["Pt"]
+        allowed_species = ["Pt"]
         sigma = 1.2
         [training]
         steps = 4
@@ -209,7 +210,7 @@ def test_a_region_that_moves_is_reported(folder, capsys, tmp_path):
         and blend["gate_over_thermal"] > 0
         and blend["power_rms"] > 0
     )
-    assert "of the atoms on the expensive expert; the gate's force is" in out
+    assert "of the atoms on the expensive expert; the gate-gradient force is" in out
 
 
 def test_run_langevin_float32_in_a_skewed_cell(folder, capsys, tmp_path):
@@ -264,7 +265,7 @@ def test_a_run_is_taken_up_where_it_stopped(folder, capsys, tmp_path):
     for out, steps in (("whole", 40), ("parts", 20), ("parts", 40)):
         code, said, err = moe_md(capsys, *options, "--steps", steps, "--out", tmp_path / out)
         assert code == 0, err
-    assert "taking up the run" in said and "20 steps in" in said
+    assert "resuming the run" in said and "20 steps in" in said
     for name in ("log.csv", "trajectory.extxyz", "final.extxyz", "restart.msgpack"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes(), name
     before = (tmp_path / "parts" / "log.csv").read_bytes()
@@ -310,13 +311,13 @@ def test_npt_around_an_adsorbate(folder, capsys, tmp_path):
 
 def test_open_directions_get_room():
     atoms = fcc111("Pt", (4, 4, 2), a=3.92, vacuum=0.5)
-    boxed = mixed_system._in_a_box(atoms, 5.0)
+    boxed = mixed_system.periodic_box(atoms, 5.0)
     assert boxed.pbc.all() and boxed.cell[2, 2] >= 2 * 5.0 + 1
     np.testing.assert_array_equal(
         boxed.positions, atoms.positions
     )  # they fit: planes in Å keep their meaning
     molecule = Atoms("CO", [[-4.0, 0, 0], [-4.0, 0, 1.15]])
-    boxed = mixed_system._in_a_box(molecule, 5.0)
+    boxed = mixed_system.periodic_box(molecule, 5.0)
     scaled = boxed.get_scaled_positions(wrap=False)
     assert (scaled >= 0).all() and (scaled < 1).all()
     assert boxed.get_distance(0, 1) == pytest.approx(1.15) and (boxed.cell.lengths() >= 11).all()
@@ -355,7 +356,7 @@ def test_train_then_evaluate(folder, capsys, tmp_path):
 
     # Another training begins there, with the same experts; its file names no others.
     (tmp_path / "more.toml").write_text(
-        "[training]\nsteps = 2\nlearning_rate = 1e-12\nenvironment_rows = 4\nmax_rows = 16\n"
+        "[training]\nsteps = 2\nlearning_rate = 1e-12\nunlabelled_atoms = 4\nmax_atoms = 16\n"
     )
     more = (
         "train",
@@ -404,7 +405,7 @@ def test_demo_hands_on_its_settings(capsys, tmp_path, monkeypatch):
     """What the demonstration does is tested in test_demo."""
     seen = {}
 
-    def run(settings, folder, say):
+    def run(settings, folder, log):
         seen.update(settings=settings, folder=folder)
         return dict.fromkeys(demo.SUMMARY_KEYS, 1.0)
 
@@ -416,7 +417,7 @@ def test_demo_hands_on_its_settings(capsys, tmp_path, monkeypatch):
     )
     assert code == 0, err
     assert (
-        seen["settings"] == demo.small(DemoSettings(seed=7, temperature_K=300.0))
+        seen["settings"] == demo.smoke_settings(DemoSettings(seed=7, temperature_K=300.0))
         and seen["folder"] == "there"
     )
 
@@ -576,7 +577,7 @@ def test_names_of_labels_and_the_start_come_from_the_settings_file(folder, capsy
         "kind_key": "config_type",
     }
     head = f'start = "{folder / "model.msgpack"}"\n'
-    training = "[training]\nsteps = 2\nmax_rows = 16\nenvironment_rows = 4\nperfect_crystals = 1\n"
+    training = "[training]\nsteps = 2\nmax_atoms = 16\nunlabelled_atoms = 4\nideal_crystals = 1\n"
     lines = "".join(f'{key} = "{name}"\n' for key, name in names.items())
     (tmp_path / "all.toml").write_text(
         head + f'[data]\nfile = "{tmp_path / "theirs.extxyz"}"\n' + lines + training
@@ -669,16 +670,46 @@ def test_entry_point(capsys):
     assert stop.value.code == 0 and "--production-steps" in out and "name or path; default ptco" in out
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "validate", "run", "bench"])
-def test_every_command_explains_itself(command, capsys):
+@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "validate", "run", "export", "bench"])
+def test_help_of_every_command_shows_the_folder_of_results(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
     assert stop.value.code == 0 and "--out DIR" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [
+        ("run", "--guide", "--inner-potential"),
+        ("run", "--slow-every", "--outer-every"),
+        ("train", "--max-rows", "--max-atoms"),
+        ("train", "--perfect-weight", "--ideal-crystal-weight"),
+    ],
+)
+def test_a_renamed_option_is_answered_with_the_new_one(command, old, new, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, old, "3"])
+    assert stop.value.code == 2
+    assert f"unknown option {old}: it is now {new}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    assert old not in capsys.readouterr().out
+
+
+def test_models_lists_the_shipped_checkpoints(capsys):
+    code, out, _ = moe_md(capsys, "models")
+    assert code == 0 and [line.split()[0] for line in out.splitlines()] == mm.models()
+    assert {"ptco", "ptco-small", "ptco-small-inner"} <= set(mm.models())
+    code, out, _ = moe_md(capsys, "models", "--json")
+    assert json.loads(out)["models"]["ptco"]["builders"] == ["allegro", "power_spectrum"]
+    with pytest.raises(AttributeError, match="it is now moe_md.models"):
+        checkpoint.names  # noqa: B018
+
+
 def test_packaged_frames_have_a_name():
-    parsed = cli._parser().parse_args(["evaluate", "ptco"])
-    assert len(cli._dataset(parsed).frames) == len(load_dataset(ptco_pbe()).frames)
+    parsed = cli.make_parser().parse_args(["evaluate", "ptco"])
+    dataset = frames.load(frames.data_settings(parsed))
+    assert len(dataset.frames) == len(load_dataset(ptco_pbe()).frames)
 
 
 def test_init_writes_settings_that_are_the_defaults(capsys, tmp_path):
@@ -700,13 +731,13 @@ def test_init_writes_settings_that_are_the_defaults(capsys, tmp_path):
         assert experts.build(table).config == experts.build(least).config
     text = path.read_text()
     for line in (
-        "# energy_key =  # name of the energy; else free_energy, else energy",
+        "# energy_key =  # name of the energy; default free_energy, else energy",
         'forces_key = "forces" # name of the forces',
         "readout_mlp = [32] # hidden widths",
     ):
         assert line in text
     before = path.read_bytes()
-    assert "file must be a new one" in failure(capsys, "init", path)
+    assert "path must be a new file" in failure(capsys, "init", path)
     assert path.read_bytes() == before
 
 

@@ -45,7 +45,7 @@ def frames():
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("validate")
     said = []
-    settings = validate.small(
+    settings = validate.smoke_settings(
         ValidateSettings(adsorbate="", region="top_layers", region_layers=2, temperature_K=100.0)
     )
     names = {"checkpoint": "two springs", "data": "some frames", "split": "all"}
