@@ -1,9 +1,9 @@
-"""Malformed files, settings and arguments: they work, or one clear error names what is at fault; nothing is
-lost.
+"""Malformed files, settings and arguments: each is accepted, or refused with a clear error.
 
-An error is clear if it is a ValueError (OSError for files that cannot be
-opened), raised by a check of this package, that names the file, the key or the
-argument. Whatever is let through must be whole: finite, of the right shape, usable.
+A clear error is a ValueError (OSError for files that cannot be opened), raised
+by a check of this package, that names the file, the key or the argument.
+Accepted input must be valid: finite, of the right shape, usable. Existing files
+of results must survive.
 """
 
 import contextlib
@@ -56,12 +56,12 @@ def examples(n: int):
 
 
 def valid_or_clear(call, *names: str):
-    """The result, or None after a clear error that has one of the names in it."""
+    """The result of a call, or None after a clear error that contains one of the names."""
     try:
         return call()
     except (ValueError, OSError) as error:
         assert traceback.extract_tb(error.__traceback__)[-1].filename.startswith(HOME), (
-            "not from a check of ours"
+            "not raised by a check of this package"
         )
         assert any(name in str(error) for name in names), f"{error} names none of {names}"
         return None
@@ -129,7 +129,7 @@ PBC = ("T T T", "F F F", "T T", "1 0 1", "yes no yes", "nan", "")
 
 @st.composite
 def xyz_texts(draw):
-    """Two frames of three atoms, with up to three things wrong."""
+    """Extended XYZ of two frames of three atoms, with one to three errors."""
     frames = []
     for k in range(2):
         header = {
@@ -219,8 +219,8 @@ def test_malformed_xyz(folder, text):
     check_file(path)
 
 
-def test_the_unharmed_file_is_read(folder):
-    """The generator's starting point is good: what fails above fails for what was done to it."""
+def test_a_valid_file_is_read(folder):
+    """The file that `xyz_texts` starts from is valid, so the errors above come from its changes."""
     header = (
         'Properties=species:S:1:pos:R:3:forces:R:3 energy=-3.5 pbc="T T T" Lattice="4.1 0 0 0 4.2 0 0 0 4.3"'
     )
@@ -230,9 +230,9 @@ def test_the_unharmed_file_is_read(folder):
 
 
 @st.composite
-def damaged(draw, whole: bytes):
-    """Bytes changed, cut off, or put in."""
-    data = bytearray(whole)
+def damaged(draw, original: bytes):
+    """Bytes of a file of which some are changed, removed, cut off or inserted."""
+    data = bytearray(original)
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, max(len(data) - 1, 0)))
         how = draw(st.sampled_from(("flip", "cut", "insert", "remove", "byte")))
@@ -334,7 +334,7 @@ odd = st.sampled_from(ODD)
     odd,
 )
 def test_arguments_of_load_dataset(folder, name, value):
-    path = folder / "whole.xyz"
+    path = folder / "valid.xyz"
     path.write_bytes(FEW_FRAMES)
     dataset = valid_or_clear(lambda: datasets.load_dataset(**{"path": path, name: value}), name)
     if dataset is not None:
@@ -437,7 +437,7 @@ def toml_texts(draw):
 
 
 def check_settings(settings) -> None:
-    """Of the types that the fields declare, and finite."""
+    """Assert that each field has its declared type and is finite."""
     for field in fields(settings):
         value = getattr(settings, field.name)
         if is_dataclass(value):
@@ -451,12 +451,12 @@ def check_settings(settings) -> None:
 
 
 @pytest.fixture(scope="module")
-def lab(folder):
-    """A folder of results that must survive; commands that stop once they know what to do."""
+def results_folder(folder):
+    """A folder with results that must not change."""
     out = folder / "out"
     out.mkdir()
     for name in ("checkpoint.msgpack", "training.msgpack", "run.json"):
-        (out / name).write_bytes(f"precious {name}".encode())
+        (out / name).write_bytes(f"results in {name}".encode())
     return out
 
 
@@ -466,11 +466,11 @@ def content_of(folder) -> dict:
 
 @examples(150)
 @given(text=toml_texts(), table=st.sampled_from(sorted(TABLES)))
-def test_malformed_settings(folder, lab, text, table):
+def test_malformed_settings(folder, results_folder, text, table):
     path = folder / "settings.toml"
     path.write_text(text, encoding="utf-8")
     command = "train" if table in ("training", "data") else table
-    err, seen = run_stubbed(command, "--settings", path, "--out", lab)
+    err, seen = run_stubbed(command, "--settings", path, "--out", results_folder)
     if err:
         assert err.startswith("moe-md: error: ") and err.count("\n") == 1, err
         keys = {f.name for cls in (*TABLES.values(), LossWeights) for f in fields(cls)}
@@ -480,18 +480,19 @@ def test_malformed_settings(folder, lab, text, table):
 
 
 @lru_cache
-def slow_to_make():
+def parser_and_dataset():
+    """The parser and a dataset of two frames, made once."""
     return cli.make_parser(), datasets.dataset_from_frames(read_frames(datasets.ptco_pbe())[:2])
 
 
 def run_stubbed(*arguments):
-    """What the command said on stderr, and the settings it would have worked by."""
+    """Output on stderr and settings of a command whose work is replaced by a function that does nothing."""
     seen, err = [], io.StringIO()
 
     def keep(settings):
         seen.append(settings)
 
-    parser, small = slow_to_make()
+    parser, small = parser_and_dataset()
 
     def trained(experts, train, settings, **_):
         keep(settings)
@@ -525,11 +526,11 @@ def run_stubbed(*arguments):
     return err.getvalue(), seen[0] if seen else None
 
 
-def test_binary_settings(folder, lab):
+def test_binary_settings(folder, results_folder):
     path = folder / "settings.toml"
     for data in (b"\xff\xfe", b"\x00" * 9, "[run]".encode("utf-16")):
         path.write_bytes(data)
-        assert "settings.toml" in run_stubbed("bench", "--settings", path, "--out", lab)[0]
+        assert "settings.toml" in run_stubbed("bench", "--settings", path, "--out", results_folder)[0]
 
 
 @examples(80)
@@ -576,7 +577,7 @@ def written(folder):
 @examples(100)
 @given(st.data())
 def test_damaged_checkpoints(folder, written, data):
-    """Whatever happened to the bytes is noticed, or changed nothing."""
+    """Damage is detected, or does not change the content."""
     path = folder / "damaged.msgpack"
     changed = data.draw(damaged(written))
     path.write_bytes(changed)
@@ -587,6 +588,7 @@ def test_damaged_checkpoints(folder, written, data):
 
 
 def deep(n: int):
+    """A dict nested n deep."""
     value: dict = {}
     for _ in range(n):
         value = {"a": value}
@@ -676,12 +678,12 @@ TAMPERED = (
 @examples(200)
 @given(st.lists(st.sampled_from(TAMPERED), min_size=1, max_size=2), st.booleans())
 def test_tampered_checkpoints(folder, edits, signed):
-    """Edited by someone who knows the format, with or without its digest."""
+    """Content that was edited in the right format, with or without a valid digest."""
     path = folder / "tampered.msgpack"
     content = {"format": checkpoint.FORMAT, **good_content()}
     content["experts"] = [dict(config) for config in content["experts"]]
     for edit in edits:
-        # What a second edit is about may be gone by the first.
+        # The first edit may have removed the target of the second.
         with contextlib.suppress(KeyError, IndexError, AttributeError, TypeError):
             edit(content)
     try:
@@ -689,7 +691,7 @@ def test_tampered_checkpoints(folder, edits, signed):
         digest = {"sha256": files._sha256(content)} if signed else {}
         data = flax.serialization.msgpack_serialize({**content, **digest})
     except Exception:
-        return  # not to be stored at all
+        return  # cannot be stored
     path.write_bytes(data)
     loaded = valid_or_clear(lambda: mm.load(path), path.name)
     if loaded is not None:
@@ -705,6 +707,8 @@ def test_tampered_checkpoints(folder, edits, signed):
 
 
 class Bomb:
+    """An object whose pickle makes a folder when it is loaded."""
+
     def __init__(self, path):
         self.path = str(path)
 
@@ -719,7 +723,7 @@ def test_pickles_are_not_executed(folder, protocol, where):
     bomb = pickle.dumps(Bomb(target), protocol=protocol)
     if where == "checkpoint":
         path.write_bytes(bomb)
-    elif where == "array":  # an array of objects is a pickle in disguise
+    elif where == "array":  # an array of objects contains a pickle
         array = msgpack.ExtType(1, msgpack.packb(((1,), "object", bomb)))
         path.write_bytes(msgpack.packb({"format": 1, "params": array}))
     elif where == "text":
@@ -730,7 +734,7 @@ def test_pickles_are_not_executed(folder, protocol, where):
     assert valid_or_clear(lambda: files.read(path, "a saved training", 1, ("a",)), path.name) is None
     assert not target.exists()
     pickle.loads(bomb)
-    target.rmdir()  # the bomb works
+    target.rmdir()  # the pickle was a working one
 
 
 # Arguments of builders -------------------------------------------------------
@@ -757,15 +761,16 @@ BASE = {
 }
 
 
-def usable(builder, made) -> None:
+def check_gate(builder, made) -> None:
+    """Assert that the gate of a region is finite, not negative, and sums to one."""
     free, _ = space.free()
     everyone = jax.numpy.asarray([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
     near = None
     if builder in (mm.regions.coordination, mm.regions.descriptor):
         near = mm.regions.RegionNeighbors(jax.numpy.zeros(4, int), everyone, np.inf, None)
-    weights = np.asarray(made.gate(jax.numpy.asarray(POSITION), free, near))
-    assert np.isfinite(weights).all() and (weights >= 0).all()
-    np.testing.assert_allclose(weights.sum(axis=1), 1.0, atol=1e-6)
+    gate = np.asarray(made.gate(jax.numpy.asarray(POSITION), free, near))
+    assert np.isfinite(gate).all() and (gate >= 0).all()
+    np.testing.assert_allclose(gate.sum(axis=1), 1.0, atol=1e-6)
 
 
 CASES = [(builder, name) for builder, base in BASE.items() for name in base]
@@ -777,7 +782,7 @@ def test_arguments_of_regions(case, value):
     builder, name = case
     made = valid_or_clear(lambda: builder(**{**BASE[builder], name: value}), name)
     if made is not None and name not in ("assignment", "position", "seeds", "scalar_fn"):
-        usable(builder, made)
+        check_gate(builder, made)
 
 
 @examples(20)
@@ -860,7 +865,7 @@ EXPERT_CASES = [(builder, name) for builder, base in EXPERT_BASE.items() for nam
 @examples(60)
 @given(st.sampled_from(sorted(NEQUIP_BASE)), odd)
 def test_arguments_of_nequip(name, value):
-    """Only built: jax-md is slow to begin."""
+    """Builds the expert only: jax-md takes long to initialise it."""
     valid_or_clear(lambda: mm.experts.nequip(**{**NEQUIP_BASE, name: value}), name)
 
 
@@ -898,7 +903,8 @@ def test_arguments_of_mixtures(name, value):
     made = valid_or_clear(lambda: mm.mixture_neighbor_list(FREE, **{**MIXTURE_BASE, name: value}), name)
     if made is not None:
         neighbor_fn, _ = made
-        valid_or_clear(lambda: neighbor_fn.allocate(jax.numpy.asarray(POSITION)), name)
+        # A wrong number of species shows as a wrong number of positions.
+        valid_or_clear(lambda: neighbor_fn.allocate(jax.numpy.asarray(POSITION)), name, "position")
 
 
 RUN_BASE = {
@@ -914,7 +920,7 @@ RUN_BASE = {
 
 
 class Started(Exception):
-    """The arguments were let through."""
+    """The arguments were accepted."""
 
 
 class NeighborFn:

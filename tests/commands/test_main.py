@@ -1,4 +1,4 @@
-"""The command line: commands end to end in a small form, and one clear line for every mistake."""
+"""The command line: each command with a small system, and a one-line error for each wrong input."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ SPECIES, CUTOFF = ("Pt", "C", "O"), 4.0
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A Lennard-Jones checkpoint, a clean slab, and settings for two tiny experts."""
+    """A folder with a Lennard-Jones checkpoint, a clean slab, and settings of two small experts."""
     folder = tmp_path_factory.mktemp("cli")
     built = [
         experts.lennard_jones(SPECIES, CUTOFF, epsilon=epsilon, sigma=2.5446, allowed_species=domain)
@@ -59,12 +59,14 @@ def folder(tmp_path_factory):
 
 
 def moe_md(capsys, *arguments) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command."""
     code = cli.main([str(a) for a in arguments])
     out, err = capsys.readouterr()
     return code, out, err
 
 
 def failure(capsys, *arguments, code=2) -> str:
+    """The one line on stderr of a command that must fail with an exit code."""
     found, _, err = moe_md(capsys, *arguments)
     assert found == code
     assert err.startswith("moe-md: error: ") and err.count("\n") == 1, err
@@ -72,7 +74,7 @@ def failure(capsys, *arguments, code=2) -> str:
 
 
 def test_run_with_an_inner_potential(folder, capsys, tmp_path):
-    """The cheap expert stands in for the other at three of four steps; the energy is the pair's."""
+    """The cheap expert replaces the other at three of four steps; the energy is that of the mixture."""
     pair = checkpoint.load(folder / "model.msgpack")
     checkpoint.save(
         tmp_path / "inner_potential.msgpack", pair._replace(experts=pair.experts[1:], params=pair.params[1:])
@@ -87,7 +89,7 @@ def test_run_with_an_inner_potential(folder, capsys, tmp_path):
         "--steps",
         40,
     )
-    slow = (
+    inner = (
         "--inner-potential",
         tmp_path / "inner_potential.msgpack",
         "--outer-every",
@@ -99,7 +101,7 @@ def test_run_with_an_inner_potential(folder, capsys, tmp_path):
         "--restart-every",
         20,
     )
-    code, _, err = moe_md(capsys, "run", *options, *slow, "--out", tmp_path / "a")
+    code, _, err = moe_md(capsys, "run", *options, *inner, "--out", tmp_path / "a")
     assert code == 0, err
     code, _, err = moe_md(
         capsys,
@@ -137,7 +139,7 @@ def test_run_with_an_inner_potential(folder, capsys, tmp_path):
         assert code != 0 and message in err
 
 
-def test_run(folder, capsys, tmp_path):
+def test_run_writes_its_files_and_its_last_frame_starts_another_run(folder, capsys, tmp_path):
     options = (
         "--checkpoint",
         folder / "model.msgpack",
@@ -162,7 +164,7 @@ def test_run(folder, capsys, tmp_path):
     original = ase.io.read(folder / "slab.extxyz")
     assert (final.arrays["expert"] == 0).tolist() == (original.positions[:, 2] >= 9.0).tolist()
 
-    # The last frame starts the next run: its velocities and its experts.
+    # The last frame holds the velocities and the experts of the next run.
     again = ("--checkpoint", folder / "model.msgpack", "--structure", tmp_path / "a" / "final.extxyz")
     code, _, err = moe_md(capsys, "run", *again, *steps, "--out", tmp_path / "b")
     assert code == 0, err
@@ -171,8 +173,8 @@ def test_run(folder, capsys, tmp_path):
     assert log[1]["kinetic"][0] == pytest.approx(log[0]["kinetic"][-1], abs=1e-5)
 
 
-def test_a_region_that_moves_is_reported(folder, capsys, tmp_path):
-    """What the blend did stands in the record; a run that had nothing to do says nothing."""
+def test_a_dynamic_region_is_reported(folder, capsys, tmp_path):
+    """`run.json` holds a summary of the blend, unless the run took no step."""
     atoms = ase.io.read(folder / "slab.extxyz")
     atoms.symbols[int(np.argmax(atoms.positions[:, 2]))] = "C"
     atoms.write(tmp_path / "carbon.extxyz")
@@ -241,8 +243,8 @@ def test_run_langevin_float32_in_a_skewed_cell(folder, capsys, tmp_path):
     assert 0 < shift.max() < 0.5
 
 
-def test_a_run_is_taken_up_where_it_stopped(folder, capsys, tmp_path):
-    """Twenty steps and twenty more are forty, byte for byte; another run's folder is refused."""
+def test_a_run_is_resumed_at_its_last_step(folder, capsys, tmp_path):
+    """Twenty steps and twenty more equal forty, byte for byte; a folder of another run is refused."""
     options = (
         "run",
         "--checkpoint",
@@ -262,12 +264,12 @@ def test_a_run_is_taken_up_where_it_stopped(folder, capsys, tmp_path):
         "--restart-every",
         10,
     )
-    for out, steps in (("whole", 40), ("parts", 20), ("parts", 40)):
+    for out, steps in (("one", 40), ("parts", 20), ("parts", 40)):
         code, said, err = moe_md(capsys, *options, "--steps", steps, "--out", tmp_path / out)
         assert code == 0, err
     assert "resuming the run" in said and "20 steps in" in said
     for name in ("log.csv", "trajectory.extxyz", "final.extxyz", "restart.msgpack"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes(), name
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes(), name
     before = (tmp_path / "parts" / "log.csv").read_bytes()
     err = failure(capsys, *options, "--steps", 60, "--out", tmp_path / "parts", "--timestep-fs", 2.0)
     assert "restart of the same run" in err and "timestep_fs was 1.0 and is 2.0" in err
@@ -275,7 +277,7 @@ def test_a_run_is_taken_up_where_it_stopped(folder, capsys, tmp_path):
 
 
 def test_npt_around_an_adsorbate(folder, capsys, tmp_path):
-    """A region that follows C through a box that breathes, as an H5MD file."""
+    """A region around C at constant pressure, with an H5MD trajectory."""
     atoms = bulk("Pt", a=3.95, cubic=True).repeat(3)
     atoms.symbols[40] = "C"
     atoms.write(tmp_path / "crystal.extxyz")
@@ -303,19 +305,17 @@ def test_npt_around_an_adsorbate(folder, capsys, tmp_path):
     np.testing.assert_allclose(np.linalg.det(edges), log["volume"], rtol=1e-12)
     final = ase.io.read(tmp_path / "out" / "final.extxyz")
     np.testing.assert_allclose(position[-1], final.positions, atol=1e-6)
-    # A core narrower than the cheap expert's cutoff leaves it C to look at.
+    # With a core narrower than its cutoff, the cheap expert has C among its neighbours.
     narrow = (*options[:7], "--region-core", 2.0, *options[9:])
     code, _, err = moe_md(capsys, *narrow, "--steps", 10, "--out", tmp_path / "narrow")
     assert code == 0 and "outside its domain" in err
 
 
-def test_open_directions_get_room():
+def test_open_directions_get_vacuum():
     atoms = fcc111("Pt", (4, 4, 2), a=3.92, vacuum=0.5)
     boxed = mixed_system.periodic_box(atoms, 5.0)
     assert boxed.pbc.all() and boxed.cell[2, 2] >= 2 * 5.0 + 1
-    np.testing.assert_array_equal(
-        boxed.positions, atoms.positions
-    )  # they fit: planes in Å keep their meaning
+    np.testing.assert_array_equal(boxed.positions, atoms.positions)  # they fit into the box
     molecule = Atoms("CO", [[-4.0, 0, 0], [-4.0, 0, 1.15]])
     boxed = mixed_system.periodic_box(molecule, 5.0)
     scaled = boxed.get_scaled_positions(wrap=False)
@@ -334,7 +334,7 @@ def test_train_then_evaluate(folder, capsys, tmp_path):
     record = json.loads((out / "record.json").read_text())
     assert record["step"] == 4 and record["settings"]["validation_fraction"] == 0.15
     assert record["history"][-1]["expensive"]["forces_meV_per_A"] > 0
-    # Finished: it resumes at the end and does nothing more.
+    # A finished training resumes at its last step and does no other.
     code, _, err = moe_md(capsys, *training)
     assert code == 0, err
 
@@ -346,7 +346,7 @@ def test_train_then_evaluate(folder, capsys, tmp_path):
     kinds = json.loads((scores / "evaluation.json").read_text())["kinds"]
     assert kinds["all"]["frames"] == record["validation"]["frames"]
     assert all(kind in said for kind in kinds)
-    # Two ways to the same numbers.
+    # `evaluate` and the validation during training agree.
     for who in ("expensive", "cheap", "mixed"):
         for key, value in record["history"][-1][who].items():
             assert kinds["all"][who][key] == (None if value is None else pytest.approx(value, rel=1e-3)), (
@@ -354,7 +354,7 @@ def test_train_then_evaluate(folder, capsys, tmp_path):
                 key,
             )
 
-    # Another training begins there, with the same experts; its file names no others.
+    # Another training starts from it, with the same experts, as its file describes none.
     (tmp_path / "more.toml").write_text(
         "[training]\nsteps = 2\nlearning_rate = 1e-12\nunlabelled_atoms = 4\nmax_atoms = 16\n"
     )
@@ -370,10 +370,10 @@ def test_train_then_evaluate(folder, capsys, tmp_path):
     )
     code, _, err = moe_md(capsys, *more)
     assert code == 0, err
-    went_on = checkpoint.load(tmp_path / "more" / "checkpoint.msgpack")
-    assert [e.config for e in went_on.experts] == [e.config for e in model.experts]
-    assert went_on.record["start"]["train"] == model.record["train"]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), went_on.params, model.params)
+    continued = checkpoint.load(tmp_path / "more" / "checkpoint.msgpack")
+    assert [e.config for e in continued.experts] == [e.config for e in model.experts]
+    assert continued.record["start"]["train"] == model.record["train"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), continued.params, model.params)
     assert "name_or_path" in failure(capsys, "train", "--start", "nowhere", "--out", tmp_path / "nothing")
     for wanted in ("0", "two", "1000"):
         assert f"devices must be 'all' or a number from 1 to the {len(jax.devices())}" in failure(
@@ -401,8 +401,8 @@ def test_bench(capsys, tmp_path):
     assert "all atoms on the expensive expert" in out
 
 
-def test_demo_hands_on_its_settings(capsys, tmp_path, monkeypatch):
-    """What the demonstration does is tested in test_demo."""
+def test_demo_runs_with_settings_of_file_and_options(capsys, tmp_path, monkeypatch):
+    """The demonstration itself is tested in test_demo."""
     seen = {}
 
     def run(settings, folder, log):
@@ -422,7 +422,7 @@ def test_demo_hands_on_its_settings(capsys, tmp_path, monkeypatch):
     )
 
 
-# Mistakes ------------------------------------------------------------------
+# Wrong input ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -468,9 +468,9 @@ def test_missing_files(folder, capsys, tmp_path):
 
 
 def test_truncated_xyz(folder, capsys, tmp_path):
-    whole = (folder / "slab.extxyz").read_text()
+    text = (folder / "slab.extxyz").read_text()
     cut = tmp_path / "cut.extxyz"
-    cut.write_text(whole[: len(whole) // 2])
+    cut.write_text(text[: len(text) // 2])
     model = ("--checkpoint", folder / "model.msgpack")
     err = failure(capsys, "run", *model, "--structure", cut, "--region-lower", 9, "--out", tmp_path)
     assert "whole" in err and "cut.extxyz" in err
@@ -555,7 +555,7 @@ def test_missing_labels(folder, capsys, tmp_path):
 
 
 def test_names_of_labels_and_the_start_come_from_the_settings_file(folder, capsys, tmp_path):
-    """Other people's names: the same training as with ours, told by a file or by options."""
+    """Names of labels, given by a settings file or by options, lead to the same training."""
     rng, images = np.random.default_rng(0), []
     for n in range(6):
         atoms = bulk("Pt", a=3.98, cubic=True)
@@ -604,7 +604,7 @@ def test_names_of_labels_and_the_start_come_from_the_settings_file(folder, capsy
     counts = first.record["train"]
     assert counts["frames"] == counts["energy"] == counts["forces"] == counts["stress"] > 0
     assert first.record["start"] is not None
-    # Errors of those frames, by their kinds.
+    # Errors of those frames by kind.
     code, said, err = moe_md(
         capsys,
         "evaluate",
@@ -617,7 +617,7 @@ def test_names_of_labels_and_the_start_come_from_the_settings_file(folder, capsy
     assert code == 0, err
     report = json.loads((tmp_path / "c" / "evaluation.json").read_text())
     assert set(report["kinds"]) == {"hot", "all"} and report["data"].endswith("theirs.extxyz")
-    # An option overrides the file; a wrong name is told with those there are.
+    # An option overrides the file; the error for an unknown name lists the existing ones.
     err = failure(
         capsys,
         "train",
@@ -639,7 +639,7 @@ def test_names_of_labels_and_the_start_come_from_the_settings_file(folder, capsy
     )
 
 
-def test_a_blown_up_run_says_so_and_saves(folder, capsys, tmp_path):
+def test_a_run_that_fails_saves_its_last_valid_state(folder, capsys, tmp_path):
     model = (
         "--checkpoint",
         folder / "model.msgpack",
@@ -713,7 +713,7 @@ def test_packaged_frames_have_a_name():
 
 
 def test_init_writes_settings_that_are_the_defaults(capsys, tmp_path):
-    """Every key of every table, as the program has it, and what it means; and the program reads it."""
+    """The file holds every key of every table with its default and its help text, and can be read."""
     path = tmp_path / "new" / "my.toml"
     code, out, _ = moe_md(capsys, "init", path)
     assert code == 0 and str(path) in out
@@ -741,8 +741,8 @@ def test_init_writes_settings_that_are_the_defaults(capsys, tmp_path):
     assert path.read_bytes() == before
 
 
-def test_a_folder_says_how_to_make_it_again(folder, capsys, tmp_path):
-    """Its settings give the same run, bit for bit; the result as JSON is alone on stdout."""
+def test_settings_in_a_folder_of_results_repeat_the_run(folder, capsys, tmp_path):
+    """They give the same run, bit for bit; with --json stdout holds the result only."""
     options = (
         "--checkpoint",
         folder / "model.msgpack",
@@ -808,7 +808,7 @@ def test_regions_by_tag_and_by_layer(folder, capsys, tmp_path, options, f, messa
 
 
 def test_copies_of_a_small_structure(folder, capsys, tmp_path):
-    """Twice the cell gives twice the energy; velocities, which would be alike, are drawn anew."""
+    """Twice the cell gives twice the energy; velocities are not copied but drawn again."""
     atoms = ase.io.read(folder / "slab.extxyz")
     atoms.set_momenta(np.ones((len(atoms), 3)))
     atoms.write(tmp_path / "moving.extxyz")
@@ -845,7 +845,7 @@ def test_copies_of_a_small_structure(folder, capsys, tmp_path):
 
 
 def test_completion_by_tab():
-    """A script that bash takes and that knows commands and options."""
+    """The script is valid bash and contains commands and options."""
     made = subprocess.run(
         [sys.executable, "-m", "moe_md.commands.main", "--print-completion", "bash"],
         capture_output=True,
