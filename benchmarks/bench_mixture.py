@@ -1,20 +1,20 @@
 """How fast is the mixture beside its bound?
 
-One step of velocity Verlet (neighbours updated, energy differentiated) of a
-rattled Pt crystal of about 8,000 atoms, in float32: all atoms on the expensive
-expert, all on the cheap one, a slab that holds the share f of the atoms on the
-expensive one, and balls that follow an atom each, with a blend. With c_e the
-measured cost per atom of an expert and f_e the share of atoms with weight on it,
-no mixture can be faster than
+One step of velocity Verlet (neighbour update, energy and its gradient) of a
+rattled Pt crystal of about 8,000 atoms, in float32. The cases are all atoms on
+the expensive expert, all on the cheap one, a slab with the share f of the atoms
+on the expensive one, and spheres that each follow an atom, with a blend. With
+c_e the measured cost per atom of expert e, and f_e the share of atoms whose gate
+for it is above zero, the largest possible speed-up is
 
     S_max = c_0 / (f_0 c_0 + f_1 c_1)
 
-times all-expensive; without a blend f_1 = 1 - f_0. Both references run alone, without the machinery of the
-mixture: with their own neighbour list and no rows of the other expert.
+relative to the expensive expert alone; without a blend f_1 = 1 - f_0. Both
+references run as mixtures of one expert, with their own neighbour list.
 
-A step here updates its list as every step does, but the atoms do not move far
-enough to rebuild it; a rebuild is timed apart, and so is its share of a step
-at one rebuild in 20 steps.
+A step checks its neighbour list, but the atoms do not move far enough to rebuild
+it. A rebuild is timed separately; output includes its share at one rebuild in 20
+steps.
 """
 
 import argparse
@@ -36,7 +36,7 @@ RATTLE = 0.1  # Å, standard deviation of each coordinate
 TIMESTEP_FS, TEMPERATURE_K = 1.0, 300.0
 SHARES = (0.05, 0.1, 0.2, 0.25, 0.5)
 STEPS_PER_REBUILD = 20
-R_BLEND = 1.5  # Å; a ball's core is as wide as what the cheap expert sees
+R_BLEND = 1.5  # Å; the core radius of a sphere is the cutoff of the cheap expert
 
 
 def cells_for(n_atoms: int) -> tuple[int, int, int]:
@@ -46,12 +46,12 @@ def cells_for(n_atoms: int) -> tuple[int, int, int]:
 
 
 def crystal(n_atoms: int) -> tuple[np.ndarray, np.ndarray]:
-    """A crystal of about that many atoms."""
+    """Positions and box, as `crystal_of`, of a crystal of about `n_atoms` atoms."""
     return crystal_of(cells_for(n_atoms))
 
 
 def crystal_of(cells: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Positions `[n, 3]` Å of a rattled fcc crystal of so many cubic cells, and its box `[3]` Å."""
+    """Positions `[n, 3]` Å of a rattled fcc crystal of these numbers of cells, and its box `[3]` Å."""
     frame = fcc_supercell(SYMBOL, LATTICE_CONSTANT, cells)
     rng = np.random.default_rng(0)
     edges = np.diag(frame.cell)
@@ -60,13 +60,13 @@ def crystal_of(cells: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def upper_share(position: np.ndarray, share: float) -> mm.regions.Fixed:
-    """The highest atoms, `share` of them, on the expensive expert."""
+    """A region that owns a share of the atoms, those with the largest z."""
     count = max(1, round(share * len(position)))
     return mm.regions.slab(position, lower=np.sort(position[:, 2])[-count])
 
 
-def balls(n_atoms: int, count: int, r_core: float) -> mm.regions.Around:
-    """Balls about some atoms, which they follow."""
+def spheres(n_atoms: int, count: int, r_core: float) -> mm.regions.Around:
+    """Spheres around random atoms, which they follow."""
     return mm.regions.around(np.random.default_rng(0).choice(n_atoms, count, replace=False), r_core, R_BLEND)
 
 
@@ -87,7 +87,7 @@ def step_case(position, edges, experts, params, species, region, chunk_size: int
 
 
 def start(position) -> simulate.NVEState:
-    """The same start for all; no force acts in the first half step."""
+    """Initial state of all cases: random momenta, and no force in the first half step."""
     position = jnp.asarray(position)
     mass = jnp.full((len(position), 1), atomic_masses[atomic_numbers[SYMBOL]], position.dtype)
     momentum = jnp.sqrt(mass * mm.units.kB * TEMPERATURE_K) * jax.random.normal(
@@ -97,7 +97,7 @@ def start(position) -> simulate.NVEState:
 
 
 def rebuild_case(reference: harness.Case, edges) -> harness.Case:
-    """A list that must be rebuilt at every call: all atoms shift by half a cell, back and forth."""
+    """A neighbour list that is rebuilt at every call, as all atoms move by half a box."""
     state, neighbors, *_ = reference.state
     shift = jnp.asarray(edges) * 0.5
 
@@ -110,67 +110,34 @@ def rebuild_case(reference: harness.Case, edges) -> harness.Case:
 
 
 def measure(arguments) -> dict:
-    """Everything a line of the results says."""
+    """Time all cases; returns the record."""
     model = harness.two_experts(arguments.checkpoint, random=arguments.random, tiny=arguments.tiny)
-    experts, params = model.experts[:2], model.params[:2]
+    experts = model.experts[:2]
     position, edges = crystal(arguments.atoms)
     n_atoms = len(position)
-    species = np.full(n_atoms, experts[0].species.index(SYMBOL))
-    alone = mm.regions.fixed(np.zeros(n_atoms, int), n_experts=1)
-    make = lambda *who, region: step_case(position, edges, *who, species, region, arguments.chunk_size)  # noqa: E731
     regions = {f"mixture {share:g}": upper_share(position, share) for share in arguments.shares}
-    regions |= {
-        f"moving, {count} ball{'s' * (count > 1)}": balls(n_atoms, count, experts[1].cutoff)
-        for count in arguments.balls
+    regions |= {  # these names are stored in the results
+        f"moving, {count} ball{'s' * (count > 1)}": spheres(n_atoms, count, experts[1].cutoff)
+        for count in arguments.spheres
     }
-    displacement_fn, _ = space.periodic(edges)
-    cases = {}
-    for name, who, region in [
-        ("all expensive", (experts[:1], params[:1]), alone),
-        ("all cheap", (experts[1:], params[1:]), alone),
-        *((name, (experts, params), region) for name, region in regions.items()),
-    ]:
-        cases[name] = make(*who, region=region)
-        print(f"{name}: compiled in {cases[name].compile_seconds:.1f} s", flush=True)
-    cases["rebuild"] = rebuild_case(cases["all expensive"], edges)
+    cases = compile_cases(model, position, edges, regions, arguments.chunk_size)
 
-    # The first step starts without force: all cases then feel theirs at the same positions.
+    # The first step starts without force: afterwards all cases have forces at the same positions.
     for case in cases.values():
         case.advance()
     forces = {name: np.asarray(case.state[0].force) for name, case in cases.items() if name != "rebuild"}
     timings = harness.interleave(cases, repeats=arguments.repeats)
     expensive, cheap, rebuild = (timings[name].median for name in ("all expensive", "all cheap", "rebuild"))
+    displacement_fn, _ = space.periodic(edges)
+    shares = {"all expensive": (1.0, 0.0), "all cheap": (0.0, 1.0)}
+    for name, region in regions.items():
+        gate = np.asarray(region.gate(jnp.asarray(position), displacement_fn))
+        shares[name] = tuple(np.mean(gate > 0, axis=0).tolist())
     rows = []
     for name, force in forces.items():
-        neighbors = cases[name].state[1]
-        if bool(neighbors.did_buffer_overflow) or not np.isfinite(force).all():
-            raise RuntimeError(f"{name}: lists overflowed or forces are not finite; its time means nothing.")
-        region = regions.get(name)
-        f, rest = (1.0, 0.0) if name == "all expensive" else (0.0, 1.0)
-        if region is not None:
-            f, rest = np.mean(
-                np.asarray(region.gate(jnp.asarray(position), displacement_fn)) > 0, axis=0
-            ).tolist()
-        s_max = expensive / (f * expensive + rest * cheap)
-        speedup = expensive / timings[name].median
-        rows.append(
-            {
-                "name": name,
-                "f": f,
-                "f_cheap": rest,
-                "capacity": [int(c.shape[0]) for c in neighbors.centers],
-                "slots": int(neighbors.idx.shape[1]),
-                "edges": int(np.sum(np.asarray(neighbors.idx) < n_atoms)),  # skin included
-                "compile_s": round(cases[name].compile_seconds, 2),
-                "median_s": timings[name].median,
-                "quartiles_s": [timings[name].lower, timings[name].upper],
-                "speedup": speedup,
-                "s_max": s_max,
-                "fraction_of_bound": speedup / s_max,
-                "force_difference_meV_per_A": 1e3
-                * float(np.sqrt(np.mean((force - forces["all expensive"]) ** 2))),
-            }
-        )
+        row = row_of(name, cases[name], timings[name], force, shares[name], expensive, cheap)
+        difference = float(np.sqrt(np.mean((force - forces["all expensive"]) ** 2)))
+        rows.append({**row, "force_difference_meV_per_A": 1e3 * difference})
     return {
         "benchmark": "mixture",
         **harness.environment(),
@@ -188,15 +155,79 @@ def measure(arguments) -> dict:
     }
 
 
+def compile_cases(model, position, edges, regions: dict, chunk_size: int) -> dict[str, harness.Case]:
+    """Compile a step of each expert alone and of the mixture with each region, and a rebuild of a list."""
+    experts, params = model.experts[:2], model.params[:2]
+    species = np.full(len(position), experts[0].species.index(SYMBOL))
+    alone = mm.regions.fixed(np.zeros(len(position), int), n_experts=1)
+    chosen = {
+        "all expensive": (experts[:1], params[:1], alone),
+        "all cheap": (experts[1:], params[1:], alone),
+        **{name: (experts, params, region) for name, region in regions.items()},
+    }
+    cases = {}
+    for name, (some_experts, some_params, region) in chosen.items():
+        cases[name] = step_case(position, edges, some_experts, some_params, species, region, chunk_size)
+        print(f"{name}: compiled in {cases[name].compile_seconds:.1f} s", flush=True)
+    cases["rebuild"] = rebuild_case(cases["all expensive"], edges)
+    return cases
+
+
+def row_of(
+    name: str,
+    case: harness.Case,
+    timing: harness.Timing,
+    force: np.ndarray,
+    shares: tuple[float, float],
+    expensive: float,
+    cheap: float,
+) -> dict:
+    """The results of one case.
+
+    Args:
+        name: of the case.
+        case: after the timed calls.
+        timing: of the case.
+        force: `[n_atoms, 3]` eV/Å, of the first step.
+        shares: of atoms whose gate is above zero, for each expert.
+        expensive, cheap: seconds per step of either expert alone.
+
+    Raises:
+        RuntimeError: neighbour lists overflowed, or forces are not finite.
+    """
+    neighbors = case.state[1]
+    if bool(neighbors.did_buffer_overflow) or not np.isfinite(force).all():
+        raise RuntimeError(
+            f"{name}: neighbour lists overflowed or forces are not finite; its time is invalid."
+        )
+    f, f_cheap = shares
+    s_max = expensive / (f * expensive + f_cheap * cheap)
+    speedup = expensive / timing.median
+    return {
+        "name": name,
+        "f": f,
+        "f_cheap": f_cheap,
+        "capacity": [int(c.shape[0]) for c in neighbors.centers],
+        "slots": int(neighbors.idx.shape[1]),
+        "edges": int(np.sum(np.asarray(neighbors.idx) < len(force))),  # skin included
+        "compile_s": round(case.compile_seconds, 2),
+        "median_s": timing.median,
+        "quartiles_s": [timing.lower, timing.upper],
+        "speedup": speedup,
+        "s_max": s_max,
+        "fraction_of_bound": speedup / s_max,
+    }
+
+
 def force_errors(model) -> dict:
-    """Validation errors that the checkpoint records, by expert; None where unknown."""
+    """Validation errors that the checkpoint records, by expert; None if it records none."""
     history = model.record.get("history", [])
     last = history[-1] if history else {}
     return {name: last.get(name, {}).get("forces_meV_per_A") for name in ("expensive", "cheap", "mixed")}
 
 
 def describe(record: dict) -> str:
-    """The result, for people."""
+    """The record as lines of text."""
     lines = [f"{record['atoms']} atoms, {record['dtype']}, {record['device']}, r = {record['r']:.1f}"]
     for row in record["rows"]:
         low, high = row["quartiles_s"]
@@ -211,65 +242,21 @@ def describe(record: dict) -> str:
     return "\n".join(lines)
 
 
+LABELS = {"mixture": "slab", "moving": "spheres that follow atoms", "all": "one expert alone"}
+COLORS = {"mixture": "tab:blue", "moving": "tab:orange", "all": "tab:gray"}
+OFFSETS = {"mixture": ((6, 3), "left"), "moving": ((0, -14), "left"), "all": ((-7, -3), "right")}  # of texts
+
+
 def draw(record: dict, folder: Path) -> Path:
-    """Speed against share, beside the bound; and what a speed costs in forces."""
+    """Draw speed against share beside the bound, and differences of forces against time."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-    rows = {row["name"]: row for row in record["rows"]}
-    expensive, cheap = rows["all expensive"]["median_s"], rows["all cheap"]["median_s"]
-    f = np.linspace(0.0, 1.0, 400)
-    left.plot(f, expensive / (f * expensive + (1 - f) * cheap), color="black", linewidth=1, label="bound")
-    for kind, color in (("mixture", "tab:blue"), ("moving", "tab:orange"), ("all", "tab:gray")):
-        some = [row for row in rows.values() if row["name"].startswith(kind)]
-        if not some:
-            continue
-        # A blend computes both experts in its shell: its place on the curve is that of its bound.
-        x = [(expensive / row["s_max"] - cheap) / (expensive - cheap) for row in some]
-        low, high = (
-            [abs(expensive / t - row["speedup"]) for row, t in zip(some, ends)]
-            for ends in zip(*(row["quartiles_s"][::-1] for row in some))
-        )
-        label = {"mixture": "slab", "moving": "balls that follow atoms", "all": "one expert alone"}[kind]
-        left.errorbar(
-            x,
-            [row["speedup"] for row in some],
-            (low, high),
-            fmt="o",
-            color=color,
-            markersize=5,
-            capsize=2,
-            label=label,
-        )
-        speeds = [1e6 * row["median_s"] / record["atoms"] for row in some]
-        right.plot(speeds, [row["force_difference_meV_per_A"] for row in some], "o", color=color)
-        place, side = {"mixture": ((6, 3), "left"), "moving": ((0, -14), "left"), "all": ((-7, -3), "right")}[
-            kind
-        ]
-        for row, speed in zip(some, speeds):
-            name = row["name"].replace("mixture", "f =").replace("moving, ", "")
-            right.annotate(
-                name,
-                (speed, row["force_difference_meV_per_A"]),
-                xytext=place,
-                textcoords="offset points",
-                fontsize=8,
-                ha=side,
-            )
-    left.set(
-        xlabel="share of the atoms on the expensive expert", ylabel="times all-expensive", ylim=(0, None)
-    )
-    left.legend(frameon=False)
-    right.set(
-        xscale="log",
-        xlabel="µs per atom and step",
-        ylabel="change of forces from all-expensive, meV/Å",
-        ylim=(-1, None),
-    )
-    right.margins(x=0.2, y=0.12)
+    draw_speed(left, record["rows"])
+    draw_force_differences(right, record["rows"], record["atoms"])
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.suptitle(
@@ -285,27 +272,84 @@ def draw(record: dict, folder: Path) -> Path:
     return path
 
 
+def draw_speed(axes, rows: list[dict]) -> None:
+    """Draw the speed-up of each case against its share of atoms on the expensive expert, and the bound."""
+    seconds = {row["name"]: row["median_s"] for row in rows}
+    expensive, cheap = seconds["all expensive"], seconds["all cheap"]
+    f = np.linspace(0.0, 1.0, 400)
+    axes.plot(f, expensive / (f * expensive + (1 - f) * cheap), color="black", linewidth=1, label="bound")
+    for kind, label in LABELS.items():
+        some = [row for row in rows if row["name"].startswith(kind)]
+        if not some:
+            continue
+        # A blend computes both experts in its shell: the share with the same bound.
+        x = [(expensive / row["s_max"] - cheap) / (expensive - cheap) for row in some]
+        low, high = (
+            [abs(expensive / t - row["speedup"]) for row, t in zip(some, ends)]
+            for ends in zip(*(row["quartiles_s"][::-1] for row in some))
+        )
+        axes.errorbar(
+            x,
+            [row["speedup"] for row in some],
+            (low, high),
+            fmt="o",
+            color=COLORS[kind],
+            markersize=5,
+            capsize=2,
+            label=label,
+        )
+    axes.set(
+        xlabel="share of the atoms on the expensive expert",
+        ylabel="speed-up over the expensive expert alone",
+        ylim=(0, None),
+    )
+    axes.legend(frameon=False)
+
+
+def draw_force_differences(axes, rows: list[dict], n_atoms: int) -> None:
+    """Draw the difference of forces from the expensive expert against time per atom and step."""
+    for kind, (offset, side) in OFFSETS.items():
+        for row in (row for row in rows if row["name"].startswith(kind)):
+            x, y = 1e6 * row["median_s"] / n_atoms, row["force_difference_meV_per_A"]
+            axes.plot(x, y, "o", color=COLORS[kind])
+            axes.annotate(
+                row["name"].replace("mixture", "f =").replace("moving, ", "").replace("ball", "sphere"),
+                (x, y),
+                xytext=offset,
+                textcoords="offset points",
+                fontsize=8,
+                ha=side,
+            )
+    axes.set(
+        xscale="log",
+        xlabel="µs per atom and step",
+        ylabel="force difference from the expensive expert, meV/Å",
+        ylim=(-1, None),
+    )
+    axes.margins(x=0.2, y=0.12)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--checkpoint", default="ptco", help="name or path")
     parser.add_argument(
-        "--random", action="store_true", help="random parameters: the speed is the same, errors are not"
+        "--random", action="store_true", help="random parameters: they change errors, not the speed"
     )
     parser.add_argument("--tiny", action="store_true", help="tiny experts with random parameters")
     parser.add_argument("--atoms", type=int, default=8064)
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES)
-    parser.add_argument("--balls", type=int, nargs="*", default=(1, 4), help="how many")
+    parser.add_argument("--spheres", type=int, nargs="*", default=(1, 4), help="numbers of spheres")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--chunk-size", type=int, default=64, help="rows computed at a time")
-    parser.add_argument("--plots", type=Path, help="folder for a picture of the results")
-    parser.add_argument("--redraw", action="store_true", help="draw the newest record, measure nothing")
+    parser.add_argument("--plots", type=Path, help="folder for the picture of the record")
+    parser.add_argument("--redraw", action="store_true", help="draw the newest record without measuring")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
     parser.add_argument("--smoke", action="store_true", help="a few hundred atoms, one share, two repeats")
     arguments = parser.parse_args(arguments)
     if arguments.smoke:
-        vars(arguments).update(atoms=256, repeats=2, shares=SHARES[1:2], balls=(1,))
+        vars(arguments).update(atoms=256, repeats=2, shares=SHARES[1:2], spheres=(1,))
     if arguments.redraw:
         print(draw(harness.read(arguments.results, "mixture")[-1], arguments.plots))
         return

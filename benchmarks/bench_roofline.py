@@ -1,17 +1,16 @@
-"""How near is each expert to what arithmetic and memory allow, and where does its time go?
+"""How near is each expert to the limits of arithmetic and memory, and where does its time go?
 
     python benchmarks/bench_roofline.py [--checkpoint ptco] [--rows 64] [--smoke]
 
-A chunk of rows of hot metal, float32, as a mixture computes them: energies alone, and energies with their
-gradient. Two bounds stand beside the measured time:
+A chunk of rows of a rattled metal, float32, as a mixture computes it: energies alone, and energies with their
+gradient. Two lower bounds stand beside the measured time:
 
-    products   every matrix product of the program (found in its jaxpr), timed alone at its very shape
-    memory     all bytes that XLA's kernels read and write, at the rate of a triad on arrays as large as the
-    chunk's
-               spherical harmonics: the cache that they live in, or the memory of a GPU
+    products   every matrix product of the program (found in its jaxpr), timed alone with its shapes
+    memory     all bytes that XLA's kernels read and write, at the rate of a triad on arrays as large as
+               the spherical harmonics of the chunk: the same level of cache, or the memory of a GPU
 
-The share reached is the larger bound over the measured time. Where the time goes is what the profiler saw, by
-part of the network.
+The share reached is the larger bound divided by the measured time. The profiler gives the time of each part
+of the network.
 """
 
 import argparse
@@ -37,7 +36,7 @@ from moe_md.experts import Expert, energies_and_partial_forces
 from moe_md.neighbors.rows import Neighborhood, rows_from_images
 
 SYMBOL, LATTICE, RATTLE = "Pt", 3.98, 0.1  # Å
-PARTS = {  # the first that the name of an operation holds
+PARTS = {  # the first pattern that the name of an operation matches
     "embedding": r"embed|first_projection|basis_linear",
     "latents": r"latent_",
     "readout": r"readout|_centre_network",
@@ -46,7 +45,7 @@ PARTS = {  # the first that the name of an operation holds
 
 
 def sample(expert: Expert, n_rows: int, skin: float) -> Neighborhood:
-    """Rows of a rattled crystal, packed as a mixture packs them for this expert."""
+    """Rows of a rattled crystal, with the neighbours that a mixture would pass to this expert."""
     atoms = bulk(SYMBOL, cubic=True, a=LATTICE) * ((int(np.ceil((n_rows / 4) ** (1 / 3))),) * 3)
     position = atoms.positions + RATTLE * np.random.default_rng(0).standard_normal(atoms.positions.shape)
     kinds = np.full(len(atoms), expert.species.index(SYMBOL))
@@ -59,14 +58,14 @@ def sample(expert: Expert, n_rows: int, skin: float) -> Neighborhood:
         centers=np.arange(n_rows),
         dtype=np.float32,
     )
-    reach = expert.cutoff + (0.0 if expert.pack_neighbors else skin)
-    needed = make(reach).mask.shape[1]
-    room = 1.075 if expert.pack_neighbors else 1.25  # as the mixture's defaults
-    return jax.tree.map(jnp.asarray, make(reach, max_neighbors=int(np.ceil(room * needed))))
+    cutoff = expert.cutoff + (0.0 if expert.pack_neighbors else skin)
+    needed = make(cutoff).mask.shape[1]
+    capacity_factor = 1.075 if expert.pack_neighbors else 1.25  # defaults of the mixture
+    return jax.tree.map(jnp.asarray, make(cutoff, max_neighbors=int(np.ceil(capacity_factor * needed))))
 
 
 def products(jaxpr: Jaxpr) -> collections.Counter:
-    """The matrix products of a program: (left shape, right shape, dimension numbers) and how often."""
+    """Count the matrix products of a program by (left shape, right shape, dimension numbers)."""
     found: collections.Counter = collections.Counter()
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -80,13 +79,14 @@ def products(jaxpr: Jaxpr) -> collections.Counter:
 
 
 def flops_of(left, right, numbers) -> float:
+    """Floating-point operations of a matrix product."""
     (_, contracted), (_, batch) = numbers
     others = [n for axis, n in enumerate(right) if axis not in (*contracted, *batch)]
     return 2.0 * np.prod(left) * np.prod(others)
 
 
 def seconds_of(fn, arguments, repeats: int) -> float:
-    """Median of calls that are compiled and warm."""
+    """Median seconds of calls of a compiled program, without the first two."""
     compiled = jax.jit(fn).lower(*arguments).compile()
     spent = []
     for _ in range(repeats + 2):
@@ -97,38 +97,37 @@ def seconds_of(fn, arguments, repeats: int) -> float:
 
 
 def product_seconds(left, right, numbers, repeats: int) -> float:
-    """One product alone. So many in a row that the call itself does not count."""
+    """Seconds of one matrix product, from many in a row."""
     keys = jax.random.split(jax.random.key(0))
     a, b = (jax.random.normal(k, s, jnp.float32) for k, s in zip(keys, (left, right)))
-    often = int(np.clip(2e8 / flops_of(left, right, numbers), 4, 400))
+    count = int(np.clip(2e8 / flops_of(left, right, numbers), 4, 400))
 
     def loop(a, b):
         def body(_, carry):
             a, total = carry
             out = jax.lax.dot_general(a, b, numbers)
             value = out.reshape(-1)[0]
-            return a.at[(0,) * a.ndim].set(
-                value * 1e-6
-            ), total + value  # the next product must wait for this one
+            # Each product depends on the one before.
+            return a.at[(0,) * a.ndim].set(value * 1e-6), total + value
 
-        return jax.lax.fori_loop(0, often, body, (a, jnp.zeros(())))
+        return jax.lax.fori_loop(0, count, body, (a, jnp.zeros(())))
 
-    return seconds_of(loop, (a, b), repeats) / often
+    return seconds_of(loop, (a, b), repeats) / count
 
 
 def bandwidth(size: int, repeats: int) -> float:
-    """Bytes per second of a triad of arrays of so many float32."""
-    often = int(np.clip(2**26 / size, 2, 2**12))
+    """Bytes per second of a triad of arrays of `size` float32 numbers."""
+    count = int(np.clip(2**26 / size, 2, 2**12))
 
     def loop(x, y):
-        return jax.lax.fori_loop(0, often, lambda _, x: 0.5 * x + y, x)
+        return jax.lax.fori_loop(0, count, lambda _, x: 0.5 * x + y, x)
 
     x = jnp.ones(size, jnp.float32)
-    return 3 * 4 * size * often / seconds_of(loop, (x, x), repeats)
+    return 3 * 4 * size * count / seconds_of(loop, (x, x), repeats)
 
 
 def where_time_goes(fn, arguments, calls: int) -> dict[str, float]:
-    """Share of the time of a program's operations, by part; products of all parts besides."""
+    """Share of the time of a program in each part of the network, and in products of all parts."""
     compiled = jax.jit(fn).lower(*arguments).compile()
     text = compiled.as_text()
     names = dict(re.findall(r"%?([\w.\-]+) = .*?op_name=\"([^\"]*)\"", text))
@@ -157,7 +156,7 @@ def where_time_goes(fn, arguments, calls: int) -> dict[str, float]:
 
 
 def roofline(expert: Expert, params, arguments) -> list[dict]:
-    """Energies, and energies with gradient."""
+    """Measure energies alone, and energies with their gradient; one row of results each."""
     rows = sample(expert, arguments.rows, arguments.skin)
     rate = bandwidth(rows.mask.size * (expert.config["l_max"] + 1) ** 2, arguments.repeats)
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
@@ -204,16 +203,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--checkpoint", default="ptco", help="name or path")
-    parser.add_argument("--rows", type=int, default=64, help="of a chunk")
-    parser.add_argument("--skin", type=float, default=0.4, help="Å")
+    parser.add_argument("--rows", type=int, default=64, help="rows of a chunk")
+    parser.add_argument("--skin", type=float, default=0.4, help="Å, of the neighbour list")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
-    parser.add_argument("--smoke", action="store_true", help="a tiny pair")
+    parser.add_argument("--smoke", action="store_true", help="tiny experts")
     arguments = parser.parse_args(arguments)
     if arguments.smoke:
         vars(arguments).update(rows=8, repeats=1)
     model = harness.two_experts(arguments.checkpoint, tiny=arguments.smoke)
-    rate = bandwidth(2**16 if arguments.smoke else 2**26, arguments.repeats)  # beyond every cache
+    rate = bandwidth(2**16 if arguments.smoke else 2**26, arguments.repeats)  # larger than every cache
     large = (64, 64) if arguments.smoke else (2048, 2048)
     peak = flops_of(large, large, (((1,), (0,)), ((), ()))) / product_seconds(
         large, large, (((1,), (0,)), ((), ())), arguments.repeats

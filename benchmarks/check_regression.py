@@ -1,11 +1,11 @@
-"""Has anything become slower? Ratios against those that were recorded, never times.
+"""Has the code become slower than it was? Compares ratios, which depend little on the machine.
 
     python benchmarks/check_regression.py [--record] [--smoke]
 
-Compared are the share of its roofline that each expert reaches (`bench_roofline.py`) and the share of its
-bound that the mixture does (`bench_mixture.py`, a few thousand atoms): both are measured against the machine
-in the same run. A ratio below `--least` times the recorded one fails, after a second try. `--record` adds a
-line to `results/regression.jsonl`; the newest of its kind counts.
+The ratios are the share of its roofline that each expert reaches (`bench_roofline.py`) and the share of its
+bound that the mixture reaches (`bench_mixture.py`, a few thousand atoms). Both terms of a ratio are measured
+in the same run. A ratio below `--least` times the recorded one fails, after a second measurement. `--record`
+appends a line to `results/regression.jsonl`; the newest line of the same platform and size is the reference.
 """
 
 import argparse
@@ -21,7 +21,7 @@ SHARES = (0.1, 0.25)
 
 
 def ratios(smoke: bool) -> dict[str, float]:
-    """What is compared, by name."""
+    """Measure the ratios, by name."""
     model = harness.two_experts("ptco", tiny=smoke)
     rows, repeats = (8, 3) if smoke else (64, 9)
     found = {}
@@ -34,7 +34,7 @@ def ratios(smoke: bool) -> dict[str, float]:
         tiny=smoke,
         atoms=256 if smoke else 4000,
         shares=SHARES,
-        balls=(),
+        spheres=(),
         repeats=repeats,
         chunk_size=64,
         smoke=smoke,
@@ -46,7 +46,7 @@ def ratios(smoke: bool) -> dict[str, float]:
 
 
 def fallen(now: dict[str, float], before: dict[str, float], least: float) -> list[str]:
-    """The names of ratios that have become too small, or are gone."""
+    """Names of ratios that are missing, or smaller than `least` times the recorded ones."""
     return [name for name, value in before.items() if not now.get(name, 0.0) >= least * value]
 
 
@@ -55,12 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--record", action="store_true", help="what is measured now is what later runs are compared with"
+        "--record", action="store_true", help="record the ratios, as the reference of later runs"
     )
-    parser.add_argument("--least", type=float, help="of the recorded ratio; default 0.8, with --smoke 0.3")
+    parser.add_argument(
+        "--least",
+        type=float,
+        help="smallest allowed fraction of the recorded ratio; default 0.8, with --smoke 0.3",
+    )
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
     parser.add_argument(
-        "--smoke", action="store_true", help="tiny experts, few atoms: the program works, timings mean little"
+        "--smoke", action="store_true", help="tiny experts and few atoms: tests the program, not the speed"
     )
     arguments = parser.parse_args(arguments)
     least = (0.3 if arguments.smoke else 0.8) if arguments.least is None else arguments.least
@@ -80,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(now)
         return
     if not same:
-        sys.exit(f"nothing is recorded for {environment['platform']}: run with --record first")
+        sys.exit(f"no ratios are recorded for {environment['platform']}: run with --record first")
     before = same[-1]["ratios"]
     for _ in range(2):
         now = ratios(arguments.smoke)
@@ -88,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{name}: {now.get(name, 0.0):.2f}, was {value:.2f}")
         if not (names := fallen(now, before, least)):
             return
-    sys.exit(f"slower than {least:g} of what was recorded at {same[-1]['commit'][:9]}: {', '.join(names)}")
+    sys.exit(f"below {least:g} of the ratios recorded at {same[-1]['commit'][:9]}: {', '.join(names)}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What the benchmarks share: fair timing, and records that say what was timed.
+"""Timing and records, shared by the benchmarks.
 
-Programs that are compared are compiled first and then run in turn, one call of
-each per round, so that whatever else the machine does hits all alike. A call
-ends when its results are ready. Spread is the interquartile range.
+Programs are compiled first and then called in turn, once per round, so that
+other load on the machine affects all of them alike. A call ends when its
+results are ready. The spread is the interquartile range.
 """
 
 import datetime
@@ -25,7 +25,7 @@ from moe_md import checkpoint, experts
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 
-# The configurations of the shipped checkpoint: for timings, whose values do not matter.
+# Configurations of the shipped checkpoint, for timings with random parameters.
 PTCO_SPECIES = ("Pt", "C", "O")
 PTCO_CONFIGS = (
     {"builder": "allegro", "species": PTCO_SPECIES, "cutoff": 5.0},
@@ -38,7 +38,7 @@ PTCO_CONFIGS = (
     },
 )
 
-# What makes a pair tiny, for smoke runs.
+# Changes to the configurations of a pair of experts for smoke runs.
 TINY = (
     {
         "cutoff": 4.0,
@@ -54,11 +54,11 @@ TINY = (
 
 
 class Case:
-    """A compiled program that carries its state from call to call.
+    """A compiled program and its state.
 
     Args:
-        fn: `state -> state`, pure, of unchanging shapes.
-        state: where it starts; a pytree.
+        fn: `state -> state`, pure; shapes stay the same.
+        state: the initial state, a pytree.
     """
 
     def __init__(self, fn: Callable, state: Any):
@@ -68,7 +68,7 @@ class Case:
         self.state = jax.block_until_ready(state)
 
     def advance(self) -> float:
-        """One call; returns its seconds."""
+        """Call the program once; returns the time in seconds."""
         started = time.perf_counter()
         self.state = jax.block_until_ready(self._call(self.state))
         return time.perf_counter() - started
@@ -84,21 +84,21 @@ class Timing(NamedTuple):
 
 
 def timing(seconds: Sequence[float]) -> Timing:
-    """Median and quartiles of some calls."""
+    """Median and quartiles of the times of calls, in seconds."""
     lower, median, upper = np.percentile(np.asarray(seconds, float), [25, 50, 75])
     return Timing(float(median), float(lower), float(upper), len(seconds))
 
 
 def interleave(cases: dict[str, Case], *, repeats: int, warmup: int = 1) -> dict[str, Timing]:
-    """Time cases against each other, round robin.
+    """Time cases in turn.
 
     Args:
         cases: compiled programs by name.
-        repeats: timed rounds, at least 1. Each round starts with another case.
-        warmup: rounds before the clock starts.
+        repeats: timed rounds, at least 1. Each round starts with the next case.
+        warmup: rounds that are not timed, before the others.
 
     Returns:
-        One timing per name.
+        The timing of each case, by name.
 
     Raises:
         ValueError: `repeats` is not positive, or `warmup` is negative.
@@ -117,7 +117,7 @@ def interleave(cases: dict[str, Case], *, repeats: int, warmup: int = 1) -> dict
 
 
 def environment() -> dict:
-    """Where and on what: commit, date, device, versions. Fit for JSON."""
+    """Commit, date, device and versions of a measurement, as JSON values."""
     status = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
     device = jax.devices()[0]
     return {
@@ -134,7 +134,7 @@ def environment() -> dict:
 
 
 def append(folder, name: str, record: dict) -> Path:
-    """Add one JSON line to `folder/name.jsonl`; returns the file.
+    """Append a record as a JSON line to `folder/name.jsonl`; returns the path.
 
     Raises:
         ValueError: the record holds a number that is not finite.
@@ -148,7 +148,7 @@ def append(folder, name: str, record: dict) -> Path:
 
 
 def read(folder, name: str) -> list[dict]:
-    """The records of `folder/name.jsonl`, oldest first; none where there is no file."""
+    """Records of `folder/name.jsonl`, oldest first; an empty list if there is no file."""
     path = Path(folder) / f"{name}.jsonl"
     return (
         [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.exists() else []
@@ -156,7 +156,13 @@ def read(folder, name: str) -> list[dict]:
 
 
 def two_experts(name_or_path: str, *, random: bool = False, tiny: bool = False) -> mm.Checkpoint:
-    """The pair to time: of a checkpoint, or of the same build, or a tiny one, with random parameters."""
+    """The pair of experts to time.
+
+    Args:
+        name_or_path: of a checkpoint.
+        random: random parameters for the configurations of the shipped checkpoint instead.
+        tiny: random parameters for tiny experts instead.
+    """
     if not (random or tiny):
         return mm.load(name_or_path)
     built = small_experts(tiny=True) if tiny else tuple(experts.build(config) for config in PTCO_CONFIGS)
@@ -165,16 +171,16 @@ def two_experts(name_or_path: str, *, random: bool = False, tiny: bool = False) 
 
 
 def small_experts(*, tiny: bool = False) -> tuple[experts.Expert, experts.Expert]:
-    """The experts of `ptco-small`; a few thousand steps of them take minutes. Tiny ones take seconds."""
+    """The experts of `ptco-small`: thousands of steps take minutes, or seconds if they are tiny."""
     settings = tomllib.loads((ROOT / "benchmarks/ptco/ptco-small.toml").read_text())
-    shrunk = TINY if tiny else ({}, {})
+    changes = TINY if tiny else ({}, {})
     return tuple(
-        experts.build({**settings[name], **change}) for name, change in zip(("expensive", "cheap"), shrunk)
+        experts.build({**settings[name], **change}) for name, change in zip(("expensive", "cheap"), changes)
     )
 
 
 def _git(*arguments: str) -> str | None:
-    """Output of a git command in the checkout; None where there is none."""
+    """Output of a git command in the repository; None if it fails."""
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
@@ -185,6 +191,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def _cpu_model() -> str:
+    """Name of the processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -392,7 +392,7 @@ def ptco(folder: Path) -> str:
     """What the training of shipped checkpoints recorded."""
     del folder
     return "\n\n".join(
-        recorded(name) for name in ("ptco", "ptco-small", "ptco-large") if name in checkpoint.names()
+        recorded(name) for name in ("ptco", "ptco-small", "ptco-large") if name in checkpoint.models()
     ) or unmeasured("moe-md train")
 
 

@@ -1,6 +1,6 @@
 """moe_md: expensive and cheap potentials as one differentiable energy.
 
-Names are imported when they are first used (PEP 562): `import moe_md` loads neither jax nor ASE.
+Public names are imported at their first use (PEP 562): `import moe_md` loads neither jax nor ASE.
 """
 
 import importlib
@@ -18,14 +18,15 @@ if TYPE_CHECKING:
     from moe_md import units as units
     from moe_md.checkpoint import Checkpoint as Checkpoint
     from moe_md.checkpoint import load as load
+    from moe_md.checkpoint import models as models
     from moe_md.checkpoint import save as save
     from moe_md.compilation_cache import use_compilation_cache as use_compilation_cache
     from moe_md.experts import Potential as Potential
     from moe_md.mixture import mixture_neighbor_list as mixture_neighbor_list
     from moe_md.training.cotrain import cotrain as cotrain
 
-# Module in which each public name is defined; None for a module itself.
-_HOME = {
+# The module that defines each public name; None if the name is a module.
+_MODULES = {
     "Checkpoint": "checkpoint",
     "Potential": "experts",
     "cotrain": "training.cotrain",
@@ -35,6 +36,7 @@ _HOME = {
     "gradients": None,
     "load": "checkpoint",
     "mixture_neighbor_list": "mixture",
+    "models": "checkpoint",
     "regions": None,
     "save": "checkpoint",
     "simulate": None,
@@ -42,18 +44,18 @@ _HOME = {
     "use_compilation_cache": "compilation_cache",
 }
 
-__all__ = list(_HOME)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str):
-    if name not in _HOME:
+    if name not in _MODULES:
         raise missing_attribute(__name__, name)
-    home = _HOME[name]
-    module = importlib.import_module(f"moe_md.{home or name}")
-    value = module if home is None else getattr(module, name)
+    source = _MODULES[name]
+    module = importlib.import_module(f"moe_md.{source or name}")
+    value = module if source is None else getattr(module, name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_MODULES})

@@ -13,6 +13,7 @@ import numpy as np
 
 from moe_md.experts.base import Expert, Params, Potential, build, potentials
 from moe_md.files import read, signature, write
+from moe_md.renamed import missing_attribute
 
 FORMAT = 1
 
@@ -41,8 +42,12 @@ class Checkpoint(NamedTuple):
         return self.potentials[-1]
 
 
-def names() -> list[str]:
-    """Checkpoints that come with the package."""
+def __getattr__(name: str):
+    raise missing_attribute(__name__, name)
+
+
+def models() -> list[str]:
+    """Names of the checkpoints that come with the package."""
     folder = resources.files("moe_md") / "checkpoints"
     return sorted(p.name.removesuffix(".msgpack") for p in folder.iterdir() if p.name.endswith(".msgpack"))
 
@@ -70,7 +75,7 @@ def load(name_or_path) -> Checkpoint:
     """Read a checkpoint that comes with the package, or a file.
 
     Args:
-        name_or_path: `"ptco"`, another of `names()`, or a path.
+        name_or_path: `"ptco"`, another of `models()`, or a path.
 
     Raises:
         ValueError: no such name or file, not a checkpoint, not as it was
@@ -78,11 +83,11 @@ def load(name_or_path) -> Checkpoint:
             experts or are not finite.
     """
     path = Path(name_or_path)
-    if not path.is_file() and str(name_or_path) in names():  # also beside a folder of that name
+    if not path.is_file() and str(name_or_path) in models():  # also beside a folder of that name
         path = Path(str(resources.files("moe_md") / "checkpoints" / f"{name_or_path}.msgpack"))
     if not path.is_file():
         raise ValueError(
-            f"name_or_path must be one of {names()} or an existing file, got {str(name_or_path)!r}."
+            f"name_or_path must be one of {models()} or an existing file, got {str(name_or_path)!r}."
         )
     content = read(path, "a moe_md checkpoint", FORMAT, ("experts", "params", "settings", "record"))
     configs, params = (_in_order(path, key, content[key]) for key in ("experts", "params"))

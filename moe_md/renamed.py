@@ -1,6 +1,6 @@
-"""Old names of settings and of the public interface, and what they are called now.
+"""Names of earlier versions and the names that replace them: settings and the public interface.
 
-Code written for an earlier version is answered with the new name.
+The error for an old name tells the new one.
 """
 
 # Attributes of `moe_md` and of its packages.
@@ -16,6 +16,7 @@ PYTHON = {
     "moe_md.analysis.region_design.centres": "moe_md.analysis.region_design.center_shares",
     "moe_md.analysis.seam": "moe_md.analysis.expert_boundary",
     "moe_md.analysis.validation_report": "moe_md.commands.validate_report",
+    "moe_md.checkpoint.names": "moe_md.models",
     "moe_md.implicit": "moe_md.gradients",
     "moe_md.reweighting": "moe_md.gradients.reweighting",
     "moe_md.gradients.at_rest": "moe_md.gradients.equilibrium",
@@ -26,7 +27,7 @@ PYTHON = {
     "moe_md.simulate.check_rollout": "moe_md.gradients.check_rollout",
 }
 
-# Keys of settings files and of the configuration of an expert.
+# Keys of settings files and of the configuration of an expert; options of the command line are named alike.
 KEYS = {
     "agree_lots": "agree_random_assignment",
     "agreement_pull": "agreement_gradient_scale",
@@ -46,7 +47,12 @@ SECTIONS = {"seam": "expert_boundary"}
 
 
 def missing_attribute(module: str, name: str) -> AttributeError:
-    """The error for an attribute that a module does not have; names the new one where it was renamed."""
+    """The error for an attribute that a module does not have; it names the new attribute of a renamed one."""
     new = PYTHON.get(f"{module}.{name}")
     advice = f": it is now {new}" if new else ""
     return AttributeError(f"module {module!r} has no attribute {name!r}{advice}")
+
+
+def old_keys(key: str) -> list[str]:
+    """Earlier names of a key of settings."""
+    return [old for old, new in KEYS.items() if new == key]

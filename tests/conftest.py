@@ -1,4 +1,4 @@
-"""What tests run under: float64, no implicit rank promotion, compiled programs kept, two depths."""
+"""Settings of the tests: float64, no implicit rank promotion, a compilation cache, two depths."""
 
 import itertools
 import json
@@ -8,10 +8,10 @@ from pathlib import Path
 
 from moe_md.compilation_cache import default_folder
 
-# In the environment, before jax is imported: so also for the programs that tests start.
-# Compiling programs that run once takes most of the tests' time. Fewer passes, and fusions not by emitters:
-# together a mixture compiles in a quarter of the time, 5.3 s -> 1.4. Codegen in one part saves a tenth more.
-# Who runs moe_md or its benchmarks has XLA's defaults.
+# Set in the environment before jax is imported, so that programs started by tests have them too.
+# Compilation takes most of the time of the tests. With fewer passes and without fusion emitters a mixture
+# compiles in a quarter of the time (5.3 s -> 1.4 s); code generation in one part saves a tenth more.
+# moe_md and its benchmarks run with the defaults of XLA.
 QUICK_TO_COMPILE = (
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
@@ -19,10 +19,10 @@ QUICK_TO_COMPILE = (
     "--xla_cpu_parallel_codegen_split_count=1",
 )
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICK_TO_COMPILE]).strip()
-# In the user's cache folder, so that a fresh clone finds what another one compiled.
+# In the cache folder of the user, which all clones of the repository share.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(default_folder()))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-# XLA calls its own programs, kept on this very machine, a mismatch of machines (jax issue 38445).
+# XLA warns of a mismatch of machines for programs compiled on the same machine (jax issue 38445).
 os.environ["JAX_LOGGING_LEVEL"] = "CRITICAL"
 
 import jax
@@ -32,20 +32,20 @@ from jax._src.numpy import util as jax_numpy_util
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-DURATIONS = Path(__file__).parent / "durations.json"  # seconds of each file of tests
+DURATIONS = Path(__file__).parent / "durations.json"  # seconds by test file
 MAPS = Path("/proc/self/maps")  # Linux
-MANY_MAPS = 45_000  # of 65,530 that a process may have
+MANY_MAPS = 45_000  # Linux allows a process 65,530
 
 
 # Rank promotion --------------------------------------------------------------
 
-# Packages that mix ranks: `jax_md.space.periodic`, for one, wraps positions [n, 3] into edges [3].
+# Packages that rely on rank promotion: `jax_md.space.periodic` combines positions [n, 3] and edges [3].
 PROMOTES = ("jax_md", "flax", "optax", "e3nn_jax", "jraph")
 _raise_on_rank_promotion = jax_numpy_util._rank_promotion_warning_or_error
 
 
 def _raise_in_this_project(fun_name, shapes):
-    """jax's check, but for operations that other packages ask for."""
+    """The check of jax, except for operations called by `PROMOTES`."""
     frame = sys._getframe(1)
     while (module := frame.f_globals.get("__name__", "")).partition(".")[0] == "jax":
         frame = frame.f_back
@@ -59,14 +59,14 @@ jax_numpy_util._rank_promotion_warning_or_error = _raise_in_this_project
 # Memory maps -----------------------------------------------------------------
 
 
-_ended = itertools.count(1)  # tests
+_ended = itertools.count(1)  # number of finished tests
 
 
 @pytest.fixture(autouse=True)
 def _forget_many_programs():
-    """Compiled programs take memory maps, of which a process has so many: XLA's compiler crashes without.
+    """Clear the caches of jax when memory maps run short: without any, the compiler of XLA crashes.
 
-    Maps are counted after every twentieth test: reading them takes milliseconds.
+    Each compiled program takes some. They are counted after every twentieth test, in milliseconds.
     """
     yield
     if next(_ended) % 20 == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY_MAPS:
@@ -81,9 +81,9 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """Files that take long come first, so that none is left to the end.
+    """Run long files first, so that workers end together; skip `slow` tests unless MOE_MD_FULL is set.
 
-    Tests marked `slow` have a small form beside them, which always runs.
+    Each `slow` test has a short version that always runs.
     """
     known = json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
     items.sort(key=lambda item: -known.get(_file(item.nodeid), 1e9))  # a new file first

@@ -1,6 +1,6 @@
-"""Programs of the pages, the notebooks and the benchmarks, run in the process of the tests.
+"""Run programs of the documentation, the notebooks and the benchmarks in the process of the tests.
 
-A process of its own would import jax, which takes 4 to 6 s, and compile everything again.
+A new process would take 4 to 6 s to import jax, and compile everything again.
 """
 
 import os
@@ -22,10 +22,10 @@ ROOT = Path(__file__).parent.parent
 
 @contextmanager
 def fresh_process(folder: Path, **environment: str) -> Iterator[None]:
-    """The settings that a new process has, and those of the tests again afterwards.
+    """Use the settings of a new process, and restore those of the tests afterwards.
 
-    Settings are jax's (float32 and ranks promoted, unlike in the tests), the working folder, the
-    environment, `sys.path`, warnings and matplotlib's. Figures are closed.
+    They are those of jax (float32 and rank promotion, unlike in the tests) and of matplotlib, the working
+    folder, the environment, `sys.path` and warnings. Figures are closed.
 
     Args:
         folder: the working folder.
@@ -56,7 +56,7 @@ def fresh_process(folder: Path, **environment: str) -> Iterator[None]:
 
 
 def run_here(code: str, name: str, folder: Path, **environment: str) -> dict:
-    """Run a program in this process; its variables."""
+    """Run a program in this process; returns its variables."""
     variables = {"__name__": "__main__"}
     with fresh_process(folder, **environment):
         exec(compile(code, name, "exec"), variables)
@@ -64,7 +64,7 @@ def run_here(code: str, name: str, folder: Path, **environment: str) -> dict:
 
 
 def run_as_process(code: str, folder: Path, **environment: str) -> str:
-    """Run a program in a process of its own, which must end without an error; what it printed."""
+    """Run a program in a new process, which must end without an error; returns its output."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
@@ -78,10 +78,10 @@ def run_as_process(code: str, folder: Path, **environment: str) -> str:
 
 @contextmanager
 def carbon_monoxide_stands_on_carbon(code: str) -> Iterator[None]:
-    """Checks each CO that a program adds to a surface, by `add_adsorbate` or `+=`, at that moment.
+    """Check each CO that a program adds to a surface, by `add_adsorbate` or `+=`.
 
     Args:
-        code: of the program that runs inside; where it names CO, it must add one at least.
+        code: of the program that runs inside; if it names CO, it must add at least one.
     """
     found, extend = [], Atoms.extend
 
@@ -101,7 +101,7 @@ def carbon_monoxide_stands_on_carbon(code: str) -> Iterator[None]:
 
 
 def assert_carbon_binds(atoms: Atoms) -> None:
-    """The CO at the end of a structure stands on the surface: C on the metal, O above C; Å."""
+    """Assert that the CO at the end of a structure is bound through C to the metal, with O above C."""
     metal = np.flatnonzero(np.isin(atoms.symbols, ("C", "O"), invert=True))
     carbon, oxygen = (len(atoms) - 2 + list(atoms.symbols[-2:]).index(symbol) for symbol in "CO")
     top = atoms.positions[metal, 2].max()

@@ -21,7 +21,7 @@ from contract import (
 )
 
 import moe_md as mm
-from moe_md.checkpoint import Checkpoint, load, names, save
+from moe_md.checkpoint import Checkpoint, load, models, save
 from moe_md.files import write_atomic
 from moe_md.interfaces.ase import MixtureCalculator
 
@@ -232,7 +232,7 @@ def test_the_new_file_appears_whole(tmp_path, monkeypatch):
     assert seen == [(b"new", b"old")] and path.read_bytes() == b"new"
 
 
-PAIRS = [name for name in names() if not name.endswith("-inner_potential")]
+PAIRS = [name for name in models() if not name.endswith("-inner")]
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -249,12 +249,12 @@ def test_shipped_pairs_tell_their_training_and_hold_a_molecule_on_metal(name):
     assert on_oxygen < -5.0 and on_carbon > 2.0
 
 
-@pytest.mark.parametrize("name", sorted(set(names()) - set(PAIRS)))
+@pytest.mark.parametrize("name", sorted(set(models()) - set(PAIRS)))
 def test_shipped_guides_know_what_their_pair_knows(name):
     """One cheap expert of all species,
     whose forces on a stretched molecule are nearly those it stands in for.
     """
-    inner_potential, pair = load(name), load(name.removesuffix("-inner_potential"))
+    inner_potential, pair = load(name), load(name.removesuffix("-inner"))
     (expert,) = inner_potential.experts
     assert (
         expert.species == expert.allowed_species == pair.experts[0].species

@@ -18,7 +18,7 @@ from moe_md import checkpoint
 from moe_md.commands import main as cli
 from moe_md.commands import settings_file
 from moe_md.interfaces.ase import MixtureCalculator
-from moe_md.settings import ExportSettings, LossWeights, RunSettings, TrainSettings
+from moe_md.settings import LossWeights, TrainSettings
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -63,13 +63,9 @@ def test_howtos_run(page, tmp_path, capsys):
 @pytest.mark.parametrize("line", commands())
 def test_commands_exist(line):
     """Options are those of the real parser, and settings of `run` are valid together."""
-    parsed = cli._parser().parse_args(shlex.split(line, comments=True)[1:])
-    for command, table, settings in (
-        (cli.run_dynamics, "run", RunSettings),
-        (cli.run_export, "export", ExportSettings),
-    ):
-        if parsed.command is command:
-            settings_file.settings(settings, table, parsed)
+    parsed = cli.make_parser().parse_args(shlex.split(line, comments=True)[1:])
+    if parsed.command in ("run", "export"):
+        settings_file.settings(parsed.settings_class, parsed.table, parsed)
 
 
 def test_there_are_commands():

@@ -1,4 +1,4 @@
-"""The house: imports go downward, importing changes nothing, the ground floors are pure."""
+"""Structure of the package: imports go downward, importing changes no setting, lower floors are pure."""
 
 import ast
 import os
@@ -12,7 +12,7 @@ import moe_md
 
 ROOT = Path(moe_md.__file__).parent
 
-# From the ground up. A module imports from floors below its own, or from its own package.
+# From the lowest floor up. A module imports from floors below its own, or from its own package.
 FLOORS = (
     ("units", "checks", "files", "failures", "compilation_cache", "lazy_jax_md", "renamed"),
     ("neighbors",),
@@ -25,18 +25,19 @@ FLOORS = (
     ("commands",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-TOP = ("__init__", "__main__")  # the front door opens on every room
+TOP = ("__init__", "__main__")  # may import every room
 MAY_TOUCH_FILES = ("checkpoint", "compilation_cache", "data", "files", "settings")
 
 MODULES = sorted(ROOT.rglob("*.py"))
 
 
 def room(path):
+    """The folder or file of a module, directly below the package."""
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
 def imported_rooms(path):
-    """`(room, line)` of every import of this package, also inside functions; "" is the package itself."""
+    """`(room, line)` of every import from this package, also inside functions; "" is the package itself."""
     tree = ast.parse(path.read_text())
     package = ("moe_md", *path.relative_to(ROOT).parent.parts)
     for node in ast.walk(tree):
@@ -65,8 +66,8 @@ def test_imports_go_downward(path):
         assert other == here or FLOOR[other] < FLOOR[here], f"line {line}: {here} may not import {other}"
 
 
-def test_the_check_sees_imports():
-    """The mixture imports these, so the check above did look at something."""
+def test_the_check_finds_imports():
+    """The mixture imports these rooms, and the function above finds them."""
     assert {"experts", "neighbors", "regions"} <= {
         r for r, _ in imported_rooms(ROOT / "mixture" / "energy.py")
     }
@@ -91,6 +92,7 @@ FORBIDDEN_MODULES = {"pickle", "subprocess", "socket", "shutil", "tempfile", "lo
 
 
 def impurities(source):
+    """`(name, line)` of every call or import that prints or touches files."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
             if isinstance(node.func, ast.Name) and node.func.id in FORBIDDEN_CALLS:
@@ -123,7 +125,7 @@ def test_lower_floors_neither_print_nor_touch_files(path):
     assert list(impurities(path.read_text())) == []
 
 
-def test_the_check_sees_files():
+def test_the_check_finds_files_and_output():
     found = {name for name, _ in impurities((ROOT / "files.py").read_text())}
     assert {"open", "os.replace", "path.read_bytes"} <= found
     assert [name for name, _ in impurities("import tqdm\nprint(1)\njax.debug.print('x')")] == [
@@ -153,7 +155,7 @@ def test_importing_changes_no_setting():
 
 
 def loaded_by(program: str, *arguments: str) -> set[str]:
-    """Names of the modules that a program has loaded when it ends; `SystemExit` ends it too."""
+    """Names of the modules loaded when a program ends, by `SystemExit` too."""
     script = f"""
 import sys
 sys.argv = {["moe-md", *arguments]!r}
@@ -176,9 +178,9 @@ HEAVY = {"jax", "jaxlib", "jax_md", "flax", "optax", "numpy", "scipy", "ase", "m
     ids=" ".join,
 )
 def test_help_and_mistyped_options_load_nothing_heavy(arguments):
-    """Modules are counted, not seconds: with these packages the answer took 6 to 9 s."""
+    """Counts modules instead of seconds: with these packages the answer took 6 to 9 s."""
     loaded = loaded_by("from moe_md.commands.main import main; main()", *arguments)
-    assert "moe_md.settings.system" in loaded  # the parser was made
+    assert "moe_md.settings.system" in loaded  # the parser was built
     assert not loaded & HEAVY
     assert len(loaded) < 350
 
@@ -194,14 +196,14 @@ def test_wrong_settings_load_nothing_heavy(tmp_path):
     assert "tomllib" in loaded and not loaded & HEAVY
 
 
-def test_the_package_loads_its_parts_when_they_are_used():
+def test_the_package_loads_its_parts_at_their_first_use():
     loaded = loaded_by("import moe_md")
     assert {name for name in loaded if name.startswith("moe_md.")} == set() and not loaded & HEAVY
     assert "jax" in loaded_by("import moe_md; moe_md.load")
 
 
 def test_importing_starts_no_backend():
-    """jax can still be told of its devices, as by `jax.distributed.initialize()`."""
+    """The devices of jax can still be configured, as `jax.distributed.initialize()` does."""
     program = """
 import importlib, pkgutil, sys
 import jax, moe_md
@@ -227,11 +229,11 @@ except RuntimeError:
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "started\n"  # the check can fail
+    assert done.stdout == "started\n"  # jax_md started one, so the check can fail
 
 
 def test_jax_md_may_be_loaded_within_a_trace():
-    """What it computes on import are numbers then too, not tracers of that trace."""
+    """Its module-level arrays are then numbers, not tracers."""
     program = """
 import types
 import jax, jax.numpy as jnp

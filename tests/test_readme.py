@@ -22,7 +22,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.skipif("ptco" not in checkpoint.names(), reason="the package holds no checkpoint named ptco yet")
+@pytest.mark.skipif(
+    "ptco" not in checkpoint.models(), reason="the package holds no checkpoint named ptco yet"
+)
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_runs(code, tmp_path, capsys):
     """Here, as most programs of the pages; `test_docs` runs one of them as a process."""

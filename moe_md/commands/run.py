@@ -3,11 +3,12 @@
 import contextlib
 import hashlib
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,9 @@ from ase import Atoms
 from moe_md import checkpoint as checkpoints
 from moe_md import lazy_jax_md as jax_md
 from moe_md import regions, simulate
-from moe_md.commands.system import load_mixed
+from moe_md.commands import settings_file
+from moe_md.commands.system import load_system
+from moe_md.experts.base import Potential
 from moe_md.files import write_json
 from moe_md.mixture.energy import mixture_neighbor_list
 from moe_md.reporters.blending import BlendWatch
@@ -26,152 +29,85 @@ from moe_md.reporters.restart import Restart, load_restart
 from moe_md.reporters.trajectory import LastState, LogWriter, XYZWriter, drift
 from moe_md.settings import RunSettings
 
+MIN_LOG_LINES = 20  # for a drift with an error bar
+RESTART = "restart.msgpack"
 
-def run(settings: RunSettings, folder, say: Callable = print) -> dict:
-    """Molecular dynamics of a structure; a run in a folder that holds one goes on where that stopped.
+
+def command(settings: RunSettings, parsed: Namespace, log: Callable) -> dict:
+    """Run `moe-md run`; see `run`."""
+    settings_file.echo(parsed.out, {"run": settings}, parsed.typed)
+    return run(settings, parsed.out, log)
+
+
+def run(settings: RunSettings, folder, log: Callable = print) -> dict:
+    """Molecular dynamics of a structure. A folder that holds an interrupted run resumes it.
 
     Args:
-        settings: what, how and how long.
+        settings: the system, the ensemble and the length of the run.
         folder: for log, trajectory, restart, the last frame and `run.json`.
-        say: takes lines of text.
+        log: takes lines of text.
 
     Returns:
-        What `run.json` holds.
+        The content of `run.json`.
 
     Raises:
         ValueError: structure, region or checkpoint do not fit one another.
-        SimulationError: the run blew up; the last good state is saved.
+        SimulationError: the run failed; the last valid state is saved.
     """
     with jax.enable_x64(True) if settings.dtype == "float64" else contextlib.nullcontext():
-        return _run(settings, Path(folder), say)
+        return _run(settings, Path(folder), log)
 
 
-def _run(settings: RunSettings, folder: Path, say: Callable) -> dict:
-    standing_in = checkpoints.load(settings.inner_potential) if settings.inner_potential else None
-    inner_potential = None if standing_in is None else (standing_in.experts[0], standing_in.params[0])
-    model, atoms, region = load_mixed(settings, () if inner_potential is None else inner_potential[:1])
-    dtype = np.dtype(settings.dtype)
-    potentials = model.experts if inner_potential is None else (*model.experts, inner_potential[0])
-    known = model.experts[0].species
-    n_atoms = len(atoms)
-    species = np.array([known.index(s) for s in atoms.symbols], np.int32)
-    breathes = settings.ensemble == "npt"
-    # A rectangular box is three edges to jax-md, any other its columns.
-    rectangular = np.allclose(atoms.cell.array, np.diag(atoms.cell.lengths())) and not breathes
-    box = (atoms.cell.lengths() if rectangular else atoms.cell.array.T).astype(dtype)
-    make_space = (
-        jax_md.space.periodic
-        if rectangular
-        else partial(jax_md.space.periodic_general, fractional_coordinates=breathes)
-    )
-    displacement_fn, shift_fn = make_space(box)
-    neighbor_fn, energy_fn = mixture_neighbor_list(
-        displacement_fn,
-        box,
-        model.potentials,
-        species,
-        region,
-        fractional_coordinates=breathes,
-        inner_potential=inner_potential,
-    )
-    integrator = _integrator(settings, shift_fn)
-    steps = partial(simulate.run, neighbor_fn, energy_fn, integrator, chunk_steps=settings.log_every)
-    begin: dict[str, Any] = {
-        "masses": atoms.get_masses(),
-        "key": jax.random.key(settings.seed),
-        "box": box if breathes else None,
-    }
-    position = jnp.asarray(
-        atoms.get_scaled_positions() if breathes else atoms.get_positions(wrap=True), dtype
-    )
+class _Simulation(NamedTuple):
+    """A structure, its mixture as functions, and the mixture's potentials."""
 
+    atoms: Atoms
+    region: regions.Region
+    potentials: tuple[Potential, ...]  # of the mixture, then the inner potential if there is one
+    displacement_fn: Callable
+    shift_fn: Callable
+    neighbor_fn: Any
+    energy_fn: Callable
+    position: jax.Array  # [n_atoms, 3] Å, or fractions of the box
+    box: np.ndarray | None  # [3, 3] Å, columns; None unless it changes during the run
+
+
+def _run(settings: RunSettings, folder: Path, log: Callable) -> dict:
+    simulation = _build(settings)
+    region, n_atoms = simulation.region, len(simulation.atoms)
     folder.mkdir(parents=True, exist_ok=True)
-    restart = folder / "restart.msgpack"
-    cut: dict[str, Any] = {}  # how log and trajectory go on
-    fingerprint = {k: v for k, v in asdict(settings).items() if k != "steps"}
-    trees = model.params if inner_potential is None else (*model.params, inner_potential[1])
-    fingerprint |= {"experts": [e.config for e in potentials], "digest": _digest(trees, atoms)}
-    if restart.exists():
-        like = steps(position, n_steps=0, temperature_K=0.0, **begin)
-        state, neighbors = load_restart(restart, like.state, like.neighbors, fingerprint)
-        cut = {"append": True, "until_step": state.step}
-        begin = {"state": state, "neighbors": neighbors}
-        n_steps = max(0, settings.steps - state.step)
-        say(f"taking up the run in {folder} at step {state.step}")
-    else:
-        neighbors, n_steps = neighbor_fn.allocate(position), settings.steps
-        if settings.relax_steps:
-            relaxed = simulate.relax(
-                neighbor_fn,
-                energy_fn,
-                shift_fn,
-                position,
-                n_steps=settings.relax_steps,
-                box=begin["box"],
-                neighbors=neighbors,
-            )
-            position, neighbors = relaxed.position, relaxed.neighbors
-            say(
-                f"relaxed to {relaxed.energy:.4f} eV in {relaxed.n_steps} steps, largest force"
-                f" {relaxed.max_force:.3f} eV/Å"
-            )
-        moving = atoms.has("momenta") and np.abs(atoms.get_momenta()).max() > 0 and not settings.relax_steps
-        speed = {"velocity": atoms.get_velocities()} if moving else {"temperature_K": settings.temperature_K}
-        begin |= {"position": position, "neighbors": neighbors, **speed}
-    share = float(np.mean(np.asarray(region.gate(position, displacement_fn))[:, 0] > 0))
-    say(f"{n_atoms} atoms, {share:.1%} on the expensive expert, {settings.dtype}")
-
-    system: dict[str, Any] = {"symbols": atoms.get_chemical_symbols(), "cell": atoms.cell.array, "pbc": True}
-    if isinstance(region, regions.Fixed):
-        system["expert"] = region.assignment
-    log = LogWriter(folder / "log.csv", **cut)
-    trajectory = (
-        XYZWriter(folder / "trajectory.extxyz", **system, **cut)
-        if settings.trajectory_format == "extxyz"
-        else H5MDWriter(folder / "trajectory.h5", **system, **cut)
+    fingerprint = _fingerprint(settings, simulation)
+    run_fn = partial(
+        simulate.run,
+        simulation.neighbor_fn,
+        simulation.energy_fn,
+        _integrator(settings, simulation.shift_fn),
+        chunk_steps=settings.log_every,
     )
-    watch = BlendWatch(neighbor_fn)
-    keeper = Restart(restart, every=settings.restart_every // settings.log_every, fingerprint=fingerprint)
-    last: list[simulate.Frame] = []
+    begin, resumed_at = _start_or_resume(settings, simulation, run_fn, folder, fingerprint, log)
+    position = begin.get("position", simulation.position)
+    share = float(np.mean(np.asarray(region.gate(position, simulation.displacement_fn))[:, 0] > 0))
+    log(f"{n_atoms} atoms, {share:.1%} on the expensive expert, {settings.dtype}")
 
-    def report(frame: simulate.Frame) -> None:
-        log(frame)
-        last[:] = [frame]
-        if frame.step % settings.trajectory_every == 0:
-            trajectory(frame)
-
-    def tell(frame: simulate.Frame) -> None:
-        if (
-            frame.step
-            % max(settings.log_every, settings.steps // 10 // settings.log_every * settings.log_every)
-            == 0
-        ):
-            say(
-                f"step {frame.step:7d}  {frame.time_ps:8.3f} ps  {frame.temperature_K:6.0f} K "
-                f" {frame.total:.5f} eV"
-            )
-
+    n_steps = max(0, settings.steps - (resumed_at or 0))
+    blend = BlendWatch(simulation.neighbor_fn)
+    files = _Files(folder, settings, simulation, resumed_at)
+    restart = Restart(
+        folder / RESTART, every=settings.restart_every // settings.log_every, fingerprint=fingerprint
+    )
+    reporters = [
+        files,
+        partial(_log_progress, log, _progress_every(settings)),
+        *([blend] if region.is_dynamic else []),
+        restart,
+        LastState(folder / "last_good.npz"),
+    ]
     started = time.perf_counter()
     try:
-        result = steps(
-            n_steps=n_steps,
-            reporters=[
-                report,
-                tell,
-                *([watch] if region.is_dynamic else []),
-                keeper,
-                LastState(folder / "last_good.npz"),
-            ],
-            **begin,
-        )
+        result = run_fn(n_steps=n_steps, reporters=reporters, **begin)
     finally:
-        keeper.close()
-        log.close()
-        trajectory.close()
-        if last:
-            final = XYZWriter(folder / "final.extxyz", **system)
-            final(last[-1])
-            final.close()
+        restart.close()
+        files.close()
     seconds = time.perf_counter() - started
     record = {
         "settings": asdict(settings),
@@ -179,7 +115,167 @@ def _run(settings: RunSettings, folder: Path, say: Callable) -> dict:
         "f": share,
         "seconds": seconds,
         "time_ps": result.state.time_ps,
+        **_drift(settings, folder, n_atoms, log),
     }
+    if region.is_dynamic and n_steps:
+        record["blend"] = _blend(blend, log)
+    write_json(folder / "run.json", record)
+    log(f"{n_steps} steps in {seconds:.1f} s, compilation included; wrote {folder / 'log.csv'}")
+    return record
+
+
+def _build(settings: RunSettings) -> _Simulation:
+    """Load the system and build its mixture."""
+    inner_potential = (
+        checkpoints.load(settings.inner_potential).expensive if settings.inner_potential else None
+    )
+    model, atoms, region = load_system(settings, () if inner_potential is None else inner_potential[:1])
+    dtype = np.dtype(settings.dtype)
+    known = model.experts[0].species
+    species = np.array([known.index(s) for s in atoms.symbols], np.int32)
+    box_changes = settings.ensemble == "npt"
+    # jax-md takes a rectangular box as three edges, any other as its columns.
+    rectangular = np.allclose(atoms.cell.array, np.diag(atoms.cell.lengths())) and not box_changes
+    box = (atoms.cell.lengths() if rectangular else atoms.cell.array.T).astype(dtype)
+    displacement_fn, shift_fn = (
+        jax_md.space.periodic(box)
+        if rectangular
+        else jax_md.space.periodic_general(box, fractional_coordinates=box_changes)
+    )
+    neighbor_fn, energy_fn = mixture_neighbor_list(
+        displacement_fn,
+        box,
+        model.potentials,
+        species,
+        region,
+        fractional_coordinates=box_changes,
+        inner_potential=inner_potential,
+    )
+    position = atoms.get_scaled_positions() if box_changes else atoms.get_positions(wrap=True)
+    return _Simulation(
+        atoms,
+        region,
+        model.potentials if inner_potential is None else (*model.potentials, inner_potential),
+        displacement_fn,
+        shift_fn,
+        neighbor_fn,
+        energy_fn,
+        jnp.asarray(position, dtype),
+        box if box_changes else None,
+    )
+
+
+def _start_or_resume(
+    settings: RunSettings,
+    simulation: _Simulation,
+    run_fn: Callable,
+    folder: Path,
+    fingerprint: dict,
+    log: Callable,
+) -> tuple[dict[str, Any], int | None]:
+    """Arguments of `simulate.run` for its start, and the step at which it resumes, None for a new run."""
+    new_run: dict[str, Any] = {
+        "masses": simulation.atoms.get_masses(),
+        "key": jax.random.key(settings.seed),
+        "box": simulation.box,
+    }
+    if not (folder / RESTART).exists():
+        return new_run | _initial(settings, simulation, log), None
+    like = run_fn(simulation.position, n_steps=0, temperature_K=0.0, **new_run)
+    state, neighbors = load_restart(folder / RESTART, like.state, like.neighbors, fingerprint)
+    log(f"resuming the run in {folder} at step {state.step}")
+    return {"state": state, "neighbors": neighbors}, state.step
+
+
+def _initial(settings: RunSettings, simulation: _Simulation, log: Callable) -> dict[str, Any]:
+    """Positions, velocities and neighbours of a new run."""
+    position, atoms = simulation.position, simulation.atoms
+    neighbors = simulation.neighbor_fn.allocate(position)
+    if settings.relax_steps:
+        relaxed = simulate.relax(
+            simulation.neighbor_fn,
+            simulation.energy_fn,
+            simulation.shift_fn,
+            position,
+            n_steps=settings.relax_steps,
+            box=simulation.box,
+            neighbors=neighbors,
+        )
+        position, neighbors = relaxed.position, relaxed.neighbors
+        log(
+            f"relaxed to {relaxed.energy:.4f} eV in {relaxed.n_steps} steps, largest force"
+            f" {relaxed.max_force:.3f} eV/Å"
+        )
+    has_velocities = atoms.has("momenta") and np.abs(atoms.get_momenta()).max() > 0
+    velocities = (
+        {"velocity": atoms.get_velocities()}
+        if has_velocities and not settings.relax_steps
+        else {"temperature_K": settings.temperature_K}
+    )
+    return {"position": position, "neighbors": neighbors, **velocities}
+
+
+class _Files:
+    """Log, trajectory and last frame of a run; a reporter.
+
+    Args:
+        folder: of the files; it exists.
+        settings: of the run.
+        simulation: the structure.
+        resumed_at: the step at which a resumed run begins, None for a new run.
+    """
+
+    def __init__(self, folder: Path, settings: RunSettings, simulation: _Simulation, resumed_at: int | None):
+        atoms, region = simulation.atoms, simulation.region
+        resumed: dict[str, Any] = {} if resumed_at is None else {"append": True, "until_step": resumed_at}
+        self._structure: dict[str, Any] = {
+            "symbols": atoms.get_chemical_symbols(),
+            "cell": atoms.cell.array,
+            "pbc": True,
+        }
+        if isinstance(region, regions.Fixed):
+            self._structure["expert"] = region.assignment
+        self._log = LogWriter(folder / "log.csv", **resumed)
+        self._trajectory = (
+            XYZWriter(folder / "trajectory.extxyz", **self._structure, **resumed)
+            if settings.trajectory_format == "extxyz"
+            else H5MDWriter(folder / "trajectory.h5", **self._structure, **resumed)
+        )
+        self._trajectory_every = settings.trajectory_every
+        self._final = folder / "final.extxyz"
+        self._last: simulate.Frame | None = None
+
+    def __call__(self, frame: simulate.Frame) -> None:
+        self._log(frame)
+        self._last = frame
+        if frame.step % self._trajectory_every == 0:
+            self._trajectory(frame)
+
+    def close(self) -> None:
+        """Close the files and write the last frame."""
+        self._log.close()
+        self._trajectory.close()
+        if self._last is not None:
+            final = XYZWriter(self._final, **self._structure)
+            final(self._last)
+            final.close()
+
+
+def _progress_every(settings: RunSettings) -> int:
+    """Steps between lines of progress: about a tenth of the run."""
+    return max(settings.log_every, settings.steps // 10 // settings.log_every * settings.log_every)
+
+
+def _log_progress(log: Callable, every: int, frame: simulate.Frame) -> None:
+    if frame.step % every == 0:
+        log(
+            f"step {frame.step:7d}  {frame.time_ps:8.3f} ps  {frame.temperature_K:6.0f} K "
+            f" {frame.total:.5f} eV"
+        )
+
+
+def _drift(settings: RunSettings, folder: Path, n_atoms: int, log: Callable) -> dict[str, float]:
+    """Drift of the conserved energy in `log.csv`; empty under langevin, or if there are few lines."""
     times, energies = np.genfromtxt(
         folder / "log.csv",
         delimiter=",",
@@ -187,30 +283,39 @@ def _run(settings: RunSettings, folder: Path, say: Callable) -> dict:
         usecols=("time_ps", "conserved"),  # ty: ignore[invalid-argument-type]  numpy takes names too
         unpack=True,
     )
-    if settings.ensemble != "langevin" and np.size(times) >= 20:
-        slope = drift(times, energies, n_atoms)
-        record |= {"drift_meV_per_atom_per_ps": slope.slope, "drift_stderr": slope.standard_error}
-        say(f"drift {slope.slope:+.5f} ± {slope.standard_error:.5f} meV/atom/ps")
-    if region.is_dynamic and n_steps:
-        record["blend"] = blend = watch.summary()
-        if "gate_over_thermal" in blend:
-            _, least, most = blend["share"][0]
-            say(
-                f"{least:.1%} to {most:.1%} of the atoms on the expensive expert; the gate's force is"
-                f" {blend['gate_over_thermal']:.2%} of all force in the blend"
-            )
-    write_json(folder / "run.json", record)
-    say(f"{n_steps} steps in {seconds:.1f} s, compilation included; wrote {folder / 'log.csv'}")
-    return record
+    if settings.ensemble == "langevin" or np.size(times) < MIN_LOG_LINES:
+        return {}
+    slope = drift(times, energies, n_atoms)
+    log(f"drift {slope.slope:+.5f} ± {slope.standard_error:.5f} meV/atom/ps")
+    return {"drift_meV_per_atom_per_ps": slope.slope, "drift_stderr": slope.standard_error}
 
 
-def _digest(params, atoms: Atoms) -> str:
-    """Of what a run starts from: another one must not be taken for it."""
+def _blend(blend: BlendWatch, log: Callable) -> dict:
+    """Summary of the blend of a dynamic region."""
+    summary = blend.summary()
+    if "gate_over_thermal" in summary:
+        _, least, most = summary["share"][0]
+        log(
+            f"{least:.1%} to {most:.1%} of the atoms on the expensive expert; the gate-gradient force is"
+            f" {summary['gate_over_thermal']:.2%} of the force in the blend"
+        )
+    return summary
+
+
+def _fingerprint(settings: RunSettings, simulation: _Simulation) -> dict:
+    """What a resumed run must have in common with its restart file: settings, experts and initial arrays."""
+    atoms = simulation.atoms
+    params = tuple(potential.params for potential in simulation.potentials)
     arrays = [*jax.tree.leaves(params), atoms.positions, atoms.cell.array, atoms.numbers, atoms.get_momenta()]
-    return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in arrays)).hexdigest()
+    return {
+        **{key: value for key, value in asdict(settings).items() if key != "steps"},
+        "experts": [potential.expert.config for potential in simulation.potentials],
+        "digest": hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in arrays)).hexdigest(),
+    }
 
 
-def _integrator(settings: RunSettings, shift_fn) -> simulate.Integrator:
+def _integrator(settings: RunSettings, shift_fn: Callable) -> simulate.Integrator:
+    """The integrator of the chosen ensemble."""
     if settings.ensemble == "nve":
         return simulate.nve(shift_fn, settings.timestep_fs, outer_every=settings.outer_every)
     thermostat = (shift_fn, settings.timestep_fs, settings.temperature_K)

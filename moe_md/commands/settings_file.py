@@ -1,6 +1,7 @@
 """Settings in a TOML file.
 
-Tables are named after commands, keys after the fields of dataclasses or the arguments of builders.
+Tables are named after commands; keys are the fields of settings dataclasses, or the arguments of the
+builders of experts.
 """
 
 import inspect
@@ -23,10 +24,10 @@ TABLES = ("data", "expensive", "cheap", "training", "demo", "validate", "run", "
 
 
 def tables(file) -> dict:
-    """The tables of a settings file, `{}` for none.
+    """The tables of a settings file; `{}` if the file is None.
 
     Raises:
-        ValueError: there is no such file, it is no TOML, or it has an unknown table.
+        ValueError: the file does not exist, is not TOML, or has an unknown table.
     """
     if file is None:
         return {}
@@ -49,7 +50,16 @@ def tables(file) -> dict:
 
 
 def settings(cls, name: str, parsed):
-    """A settings dataclass: defaults, then the file's table, then options."""
+    """A settings dataclass from defaults, a table of the settings file, and options, in this order.
+
+    Args:
+        cls: the dataclass.
+        name: of the table.
+        parsed: options by field; `settings` is the file.
+
+    Raises:
+        ValueError: a key is unknown, or a value does not fit.
+    """
     table = tables(parsed.settings).get(name, {})
     options = {
         f.name: getattr(parsed, f.name) for f in fields(cls) if getattr(parsed, f.name, None) is not None
@@ -58,7 +68,17 @@ def settings(cls, name: str, parsed):
 
 
 def filled(cls, table: dict, where: str, options: dict | None = None):
-    """A settings dataclass of a table, options above it; `ValueError` where it does not fit."""
+    """A settings dataclass with the values of a table; options override them.
+
+    Args:
+        cls: the dataclass.
+        table: values by key; a dataclass among the fields is a table too.
+        where: name of the table, for messages.
+        options: values by field.
+
+    Raises:
+        ValueError: a key is unknown, or a value does not fit.
+    """
     check_keys(table, [f.name for f in fields(cls)], where)
     hints = typing.get_type_hints(cls)
     values = {}
@@ -76,7 +96,7 @@ def filled(cls, table: dict, where: str, options: dict | None = None):
 
 
 def check_keys(table: dict, allowed, where: str) -> None:
-    """Raise `ValueError` where a table has a key that is not allowed."""
+    """Raise `ValueError` if a table has an unknown key; the message names the new key of a renamed one."""
     unknown = sorted(set(table) - set(allowed))
     for name in unknown:
         if KEYS.get(name) in allowed:
@@ -88,15 +108,15 @@ def check_keys(table: dict, allowed, where: str) -> None:
 
 
 def echo(folder, content: dict, command: Sequence[str]) -> Path:
-    """Write into a folder of results what made them: `settings.toml`, under the command as it was typed.
+    """Write `settings.toml` into a folder of results: it repeats the command.
 
     Args:
-        folder: made where it is not there.
-        content: as `written` takes it.
-        command: the arguments of `moe-md`.
+        folder: made if it does not exist.
+        content: tables, as `written` takes them.
+        command: the arguments of `moe-md`, for the first line.
 
     Returns:
-        The file.
+        The path of the file.
     """
     path = Path(folder) / "settings.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,15 +125,15 @@ def echo(folder, content: dict, command: Sequence[str]) -> Path:
 
 
 def written(content: dict, header: Sequence[str] = ()) -> str:
-    """Settings as TOML, each key with what is said of it.
+    """Settings as TOML, each key with its help text as a comment.
 
     Args:
-        content: by table, a dataclass of settings, or the configuration of an
-            expert; `start`, a name, may stand among them.
-        header: lines of comment, on top.
+        content: by table, a settings dataclass or the configuration of an
+            expert. A text, such as `start`, becomes a key above the tables.
+        header: lines of comment at the top.
 
     Returns:
-        A text that `tables` reads; what is None is a comment.
+        A text that `tables` reads; a value of None is written as a comment.
     """
     document = tomlkit.document()
     for line in header:
@@ -123,37 +143,38 @@ def written(content: dict, header: Sequence[str] = ()) -> str:
             document.add(name, tomlkit.item(value))
             continue
         document.add(tomlkit.nl())
-        document.add(name, _table_of_settings(value) if is_dataclass(value) else _table_of_expert(value))
+        document.add(name, _settings_table(value) if is_dataclass(value) else _expert_table(value))
     return tomlkit.dumps(document)
 
 
-def _table_of_settings(settings) -> tomlkit.items.Table:
+def _settings_table(settings) -> tomlkit.items.Table:
     values = {f.name: getattr(settings, f.name) for f in fields(settings)}
     plain = {name: value for name, value in values.items() if not is_dataclass(value)}
     table = _table(plain, {f.name: help_of(f) for f in fields(settings)})
     for name in values.keys() - plain.keys():
-        table.add(name, _table_of_settings(values[name]))
+        table.add(name, _settings_table(values[name]))
     return table
 
 
-def _table_of_expert(config: dict) -> tomlkit.items.Table:
+def _expert_table(config: dict) -> tomlkit.items.Table:
+    """The configuration of an expert; comments come from the docstring of its builder."""
     from moe_md.experts.base import BUILDERS
 
     text = inspect.getdoc(BUILDERS[config["builder"]]) or ""
-    said = {}
+    comments = {}
     for names, words in re.findall(r"^    (\w+(?:, \w+)*): (.*(?:\n        .*)*)", text, re.MULTILINE):
-        said |= dict.fromkeys(names.split(", "), " ".join(words.split()).removesuffix("."))
-    return _table(config, {name: said.get(name, "") for name in config})
+        comments |= dict.fromkeys(names.split(", "), " ".join(words.split()).removesuffix("."))
+    return _table(config, {name: comments.get(name, "") for name in config})
 
 
-def _table(values: dict, said: dict) -> tomlkit.items.Table:
+def _table(values: dict, comments: dict[str, str]) -> tomlkit.items.Table:
     table = tomlkit.table()
     for name, value in values.items():
         if value is None:
-            table.add(tomlkit.comment(f"{name} =  # {said[name]}"))
+            table.add(tomlkit.comment(f"{name} =  # {comments[name]}"))
             continue
         item = tomlkit.item(list(value) if isinstance(value, tuple) else value)
-        if said[name]:
-            item.comment(said[name])
+        if comments[name]:
+            item.comment(comments[name])
         table.add(name, item)
     return table

@@ -1,4 +1,4 @@
-"""What the command line runs: a checkpoint, a structure from a file, and a region of it."""
+"""The system of `moe-md run` and `export`: a checkpoint, a structure from a file, and its region."""
 
 import re
 from collections.abc import Sequence
@@ -18,20 +18,20 @@ from moe_md.interfaces import selections
 from moe_md.settings import SystemSettings
 
 
-class Loaded(NamedTuple):
-    """What a `SystemSettings` names."""
+class LoadedSystem(NamedTuple):
+    """The checkpoint, structure and region of a `SystemSettings`."""
 
     model: Checkpoint
     atoms: Atoms  # periodic along three directions
     region: regions.Region
 
 
-def load_mixed(settings: SystemSettings, also: Sequence[Expert] = ()) -> Loaded:
-    """Read checkpoint and structure, and choose the region.
+def load_system(settings: SystemSettings, extra_experts: Sequence[Expert] = ()) -> LoadedSystem:
+    """Read checkpoint and structure, and build the region.
 
     Args:
-        settings: what to read.
-        also: further potentials, whose cutoffs the box has to hold.
+        settings: checkpoint, structure and region.
+        extra_experts: further experts whose cutoffs the box must allow.
 
     Raises:
         ValueError: structure, region or checkpoint do not fit one another, or a file cannot be read.
@@ -44,8 +44,8 @@ def load_mixed(settings: SystemSettings, also: Sequence[Expert] = ()) -> Loaded:
         raise ValueError(
             f"structure must hold the species {known} that the checkpoint knows, got {', '.join(unknown)}."
         )
-    atoms = _in_a_box(atoms, max(e.cutoff for e in (*model.experts, *also)))
-    return Loaded(model, atoms, _region(settings, atoms, len(model.experts)))
+    atoms = periodic_box(atoms, max(e.cutoff for e in (*model.experts, *extra_experts)))
+    return LoadedSystem(model, atoms, _region(settings, atoms, len(model.experts)))
 
 
 def _structure(path: str) -> Atoms:
@@ -53,51 +53,63 @@ def _structure(path: str) -> Atoms:
     if not file.is_file():
         raise ValueError(f"structure must be an existing file, got {path}.")
     if any(suffix in (".xyz", ".extxyz") for suffix in file.suffixes):
-        read_frames(file)  # notices files that were cut short
+        read_frames(file)  # raises if the file was cut short
     try:
         atoms = ase.io.read(file, index=-1)
     except Exception as error:  # ASE raises many types
         raise ValueError(f"structure must be a file that ASE reads, got {path}: {error}.") from None
-    assert isinstance(atoms, Atoms)  # one frame was asked for
+    assert isinstance(atoms, Atoms)  # the index selects one frame
     return atoms
 
 
 def _repeated(atoms: Atoms, repeat: str) -> Atoms:
-    """Copies side by side, at rest: with one another's velocities they would move alike for long."""
+    """Copies along each lattice vector, without velocities: equal ones would keep the copies in phase."""
     if not repeat:
         return atoms
     copies = _whole_numbers("repeat", repeat)
     if len(copies) != 3 or min(copies) < 1:
-        raise ValueError(f"repeat must be three positive whole numbers, as 2,2,1, got {repeat!r:.80}.")
+        raise ValueError(f"repeat must be three positive whole numbers, such as 2,2,1, got {repeat!r:.80}.")
     atoms = atoms.repeat(copies)
     atoms.arrays.pop("momenta", None)
     return atoms
 
 
-def _in_a_box(atoms: Atoms, cutoff: float) -> Atoms:
-    """A periodic box; along open directions wide enough that images do not meet."""
+def periodic_box(atoms: Atoms, cutoff: float) -> Atoms:
+    """A structure in a periodic box.
+
+    Along directions that are not periodic the box is lengthened: the vacuum is
+    wider than the cutoff, and the edge longer than twice the cutoff.
+
+    Args:
+        atoms: periodic along some directions, or none.
+        cutoff: Å, the largest of the experts'.
+
+    Returns:
+        The atoms, periodic along three directions. They keep their positions,
+        so that planes given in Å keep their meaning, if they fit into the box.
+    """
     if atoms.pbc.all():
         return atoms
     boxed = atoms.copy()
     cell = atoms.cell.complete()
-    across = 1 / np.linalg.norm(np.linalg.inv(cell.array), axis=0)  # distances between faces
+    height = 1 / np.linalg.norm(np.linalg.inv(cell.array), axis=0)  # [3] Å, between opposite faces
     scaled = cell.scaled_positions(atoms.positions)
-    span = np.ptp(scaled, axis=0) * across
-    wanted = np.maximum(span + cutoff + 5.0, 2 * cutoff + 1.0)
-    stretch = np.where(atoms.pbc, 1.0, np.maximum(wanted / across, 1.0))
-    center = np.where(atoms.pbc, 0.0, 0.5 * stretch - 0.5 * (scaled.min(0) + scaled.max(0)))
+    extent = np.ptp(scaled, axis=0) * height
+    needed = np.maximum(extent + cutoff + 5.0, 2 * cutoff + 1.0)
+    stretch = np.where(atoms.pbc, 1.0, np.maximum(needed / height, 1.0))
+    to_center = np.where(atoms.pbc, 0.0, 0.5 * stretch - 0.5 * (scaled.min(0) + scaled.max(0)))
     boxed.set_cell(cell.array * stretch[:, None])
-    outside = (scaled + center < 0) | (scaled + center > stretch)
-    # Atoms stay where they are, so that planes given in Å keep their meaning, unless they would not fit.
-    keep = (scaled.min(0) >= 0) & (scaled.max(0) <= stretch)
-    shift = np.where(keep | atoms.pbc, 0.0, center)
-    assert not (outside & ~keep & ~atoms.pbc).any()
+    outside = (scaled + to_center < 0) | (scaled + to_center > stretch)
+    fits = (scaled.min(0) >= 0) & (scaled.max(0) <= stretch)
+    shift = np.where(fits | atoms.pbc, 0.0, to_center)
+    assert not (outside & ~fits & ~atoms.pbc).any()
     boxed.positions += shift @ cell.array
     boxed.pbc = True
     return boxed
 
 
 def _region(settings: SystemSettings, atoms: Atoms, n_experts: int) -> regions.Region:
+    """The region that the settings choose: around species, by layer, by tag, by column, or by planes."""
     if settings.region_around:
         symbols = [symbol.strip() for symbol in settings.region_around.split(",")]
         seeds = np.flatnonzero(np.isin(atoms.get_chemical_symbols(), symbols))

@@ -13,6 +13,7 @@ Each section can be left out. Results are stored in `validation.json`, from whic
 import importlib.util
 import json
 import time
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -23,6 +24,7 @@ import jax
 import numpy as np
 from ase import Atoms
 
+from moe_md import checkpoint as checkpoints
 from moe_md.analysis import errors, expert_boundary, paired_runs, surfaces
 from moe_md.analysis.bulk import relax_fcc
 from moe_md.analysis.crystal_report import fcc_report
@@ -34,13 +36,14 @@ from moe_md.analysis.environments import (
     top_layers,
 )
 from moe_md.checkpoint import Checkpoint
-from moe_md.commands import validate_report
+from moe_md.commands import frames, settings_file, validate_report
 from moe_md.data import structures
 from moe_md.data.dataset import Dataset, digest
 from moe_md.data.extxyz import frame_from_atoms
 from moe_md.files import write_atomic
 from moe_md.plots import validation as validation_plots
 from moe_md.settings import SECTIONS, ValidateSettings
+from moe_md.settings.data import DATA
 
 MAX_STRAIN = 0.02  # of the crystals in the section expert_boundary
 
@@ -142,6 +145,31 @@ def _check_slab(plan: Plan) -> None:
                 f" {getattr(settings, name)} for {edge:.2f} Å."
             )
     paired_runs.check_shared(plan.rule(frame_from_atoms(plan.slab)))
+
+
+def command(settings: ValidateSettings, parsed: Namespace, log: Callable) -> dict:
+    """Run `moe-md validate`.
+
+    Args:
+        settings: the `[validate]` table.
+        parsed: further options of the command.
+        log: takes lines of text.
+
+    Returns:
+        The content of `validation.json`.
+    """
+    model = checkpoints.load(parsed.checkpoint)
+    data = frames.data_settings(parsed)
+    split = parsed.split
+    if split is None:
+        recorded = parsed.validation_fraction or model.settings.get("validation_fraction")
+        split = "validation" if data.file == DATA and recorded else "all"
+    dataset = frames.load(data, model.experts[0].species)
+    dataset = frames.split(dataset, model, split, parsed.validation_fraction)
+    settings = smoke_settings(settings) if parsed.small else settings
+    settings_file.echo(parsed.out, {"data": data, "validate": settings}, parsed.typed)
+    names = {"checkpoint": str(parsed.checkpoint), "data": data.file, "split": split}
+    return run(model, dataset, settings, parsed.out, log, names=names)
 
 
 def run(

@@ -1,6 +1,6 @@
-"""What a person types, as dataclasses: one for each command and table of a settings file.
+"""Settings that a person types: one dataclass for each command and table of a settings file.
 
-The command line reads them before it does anything else, so nothing here imports jax or ASE.
+The command line reads them first, so this package imports neither jax nor ASE.
 """
 
 from moe_md.settings.data import DATA, PACKAGED_FRAMES, DataSettings

@@ -1,4 +1,4 @@
-"""Which labelled frames are read."""
+"""Settings of the labelled frames."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +12,19 @@ PACKAGED_FRAMES = tuple(
         for path in (Path(__file__).parent.parent / "data").glob("*/*.xyz.gz")
     )
 )
-DATA = "ptco_pbe"  # packaged frames that are read where none are named
+DATA = "ptco_pbe"  # the packaged frames that are read by default
 
 
 @dataclass(frozen=True)
 class DataSettings:
     """Labelled frames; keys of the `[data]` table of a settings file."""
 
-    file: str = option(DATA, "extended XYZ, or the name of packaged frames")
-    energy_key: str | None = option(None, "name of the energy; else free_energy, else energy")
+    file: str = option(DATA, f"extended XYZ, or packaged frames: {', '.join(PACKAGED_FRAMES)}")
+    energy_key: str | None = option(None, "name of the energy; default free_energy, else energy")
     forces_key: str = option("forces", "name of the forces")
     stress_key: str = option("stress", "name of the stress")
-    group_key: str = option("origin", "name of what frames of one trajectory share")
-    kind_key: str = option("kind", "name of what says which frames are alike; errors are told by kind")
+    group_key: str = option("origin", "name of the label that frames of one trajectory share")
+    kind_key: str = option("kind", "name of the label by which errors are reported")
 
     def __post_init__(self):
         check_fields(self)

@@ -1,4 +1,4 @@
-"""What the demonstration and the timing of a slab are told."""
+"""Settings of the demonstration and of `moe-md bench`."""
 
 from dataclasses import dataclass
 
@@ -8,52 +8,38 @@ from moe_md.settings.option import option
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What the demonstration is told; keys of the `[demo]` table of a settings file."""
+    """The demonstration; keys of the `[demo]` table of a settings file."""
 
     checkpoint: str = option("ptco", "name or path")
-    columns: int = option(8, "Pt atoms along x, even")
-    rows: int = option(8, "rows of Pt atoms along y, a multiple of 4")
-    layers: int = 32
-    vacuum: float = option(16.0, "Å, between the slab's images")
-    temperature_K: float = 500.0
-    timestep_fs: float = option(1.0, "the C-O stretch takes 16 fs")
-    relax_steps: int = 40
-    equilibration_steps: int = 500
-    production_steps: int = 1000
-    log_every: int = option(10, "steps")
-    trajectory_every: int = option(50, "steps")
-    snapshots: int = option(4, "on which forces are compared with the expensive expert's")
-    timing_rounds: int = 9
-    chunk_size: int = option(64, "rows computed at a time")
-    seed: int = 0
+    columns: int = option(8, "Pt atoms along x, even", positive=True)
+    rows: int = option(8, "rows of Pt atoms along y, a multiple of 4", positive=True)
+    layers: int = option(32, "layers of Pt", positive=True)
+    vacuum: float = option(16.0, "Å, between periodic images of the slab", positive=True)
+    temperature_K: float = option(500.0, "of equilibration", positive=True)
+    timestep_fs: float = option(1.0, "the C-O stretch has a period of 16 fs", positive=True)
+    relax_steps: int = option(40, "steps of energy minimisation", least=0)
+    equilibration_steps: int = option(500, "steps of Langevin dynamics", least=0)
+    production_steps: int = option(1000, "steps at constant energy")
+    log_every: int = option(10, "steps", positive=True)
+    trajectory_every: int = option(50, "steps, a multiple of log_every", positive=True)
+    snapshots: int = option(
+        4, "frames whose forces are compared with those of the expensive expert", positive=True
+    )
+    timing_rounds: int = option(9, "timed steps of each program", positive=True)
+    chunk_size: int = option(64, "rows computed at a time", positive=True)
+    seed: int = option(0, "of the velocities", least=0)
 
     def __post_init__(self):
         check_fields(self)
-        if self.columns < 2 or self.columns % 2 or self.rows < 4 or self.rows % 4:
+        if self.columns % 2 or self.rows % 4:
             raise ValueError(
                 "columns must be even and rows a multiple of 4, so that a p(2x2) pattern fits, got"
                 f" {self.columns} and {self.rows}."
             )
-        for name in (
-            "layers",
-            "vacuum",
-            "temperature_K",
-            "timestep_fs",
-            "log_every",
-            "trajectory_every",
-            "timing_rounds",
-            "snapshots",
-            "chunk_size",
-        ):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        for name in ("relax_steps", "equilibration_steps", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         if self.production_steps < 20 * self.log_every:
             raise ValueError(
-                f"production_steps must be at least 20 x log_every = {20 * self.log_every}, or the drift"
-                f" means nothing, got {self.production_steps}."
+                f"production_steps must be at least 20 x log_every = {20 * self.log_every}, so that the drift"
+                f" has an error bar, got {self.production_steps}."
             )
         if self.trajectory_every % self.log_every:
             raise ValueError(
@@ -67,21 +53,14 @@ class BenchSettings:
     """A timing; keys of the `[bench]` table of a settings file."""
 
     checkpoint: str = option("ptco", "name or path")
-    columns: int = option(8, "Pt atoms along x, even")
-    rows: int = option(8, "rows of Pt atoms along y, a multiple of 4")
-    layers: int = 32
-    rounds: int = 9
-    timestep_fs: float = 1.0
-    chunk_size: int = option(64, "rows computed at a time")
-    dtype: str = option("float32", "float32 or float64")
-    seed: int = 0
+    columns: int = option(8, "Pt atoms along x, even", positive=True)
+    rows: int = option(8, "rows of Pt atoms along y, a multiple of 4", positive=True)
+    layers: int = option(32, "layers of Pt", positive=True)
+    rounds: int = option(9, "timed steps of each program", positive=True)
+    timestep_fs: float = option(1.0, "of the dynamics", positive=True)
+    chunk_size: int = option(64, "rows computed at a time", positive=True)
+    dtype: str = option("float32", "float32 or float64", choices=("float32", "float64"))
+    seed: int = option(0, "of the random displacements", least=0)
 
     def __post_init__(self):
         check_fields(self)
-        if self.dtype not in ("float32", "float64"):
-            raise ValueError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}.")
-        for name in ("columns", "rows", "layers", "rounds", "timestep_fs", "chunk_size"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}.")

@@ -1,4 +1,4 @@
-"""The demonstration: geometry of its slab, and all of it in a small form."""
+"""The demonstration: geometry of its slab, and a full run with few layers and steps."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moe_md import checkpoint, experts, regions, timing
-from moe_md.commands import demo
+from moe_md.commands import demo, demo_slab
 from moe_md.data import structures
 from moe_md.neighbors.rows import image_pairs
 from moe_md.settings import DemoSettings
@@ -19,7 +19,7 @@ SPECIES, CUTOFF = ("Pt", "C", "O"), 4.5
 
 @pytest.fixture(scope="module")
 def metal_like():
-    """Lennard-Jones platinum, twice."""
+    """Two Lennard-Jones potentials for platinum."""
     built = [
         experts.lennard_jones(SPECIES, CUTOFF, epsilon=epsilon, sigma=2.5446, allowed_species=domain)
         for epsilon, domain in ((0.6, SPECIES), (0.59, ("Pt",)))
@@ -33,11 +33,11 @@ def test_slab_has_a_quarter_layer_of_upright_co():
     assert len(atoms) == 2080 and (symbols == "C").sum() == (symbols == "O").sum() == 64 // 4
     carbon, oxygen = atoms.positions[symbols == "C"], atoms.positions[symbols == "O"]
     np.testing.assert_allclose(oxygen - carbon, [[0, 0, structures.CO_LENGTH]] * 16, atol=1e-12)
-    # p(2x2): each carbon has six others at twice the metal's distance, none nearer.
+    # p(2x2): each carbon has six others at twice the distance between metal atoms, none nearer.
     i, _, D = image_pairs(carbon, atoms.cell.array, atoms.pbc, 1.05 * 2 * 3.98 / np.sqrt(2))
     assert (np.bincount(i, minlength=16) == 6).all()
     np.testing.assert_allclose(np.linalg.norm(D, axis=1), 2 * 3.98 / np.sqrt(2), rtol=1e-9)
-    # Each stands on a platinum atom of the top layer.
+    # Each is on top of a platinum atom of the surface.
     top = atoms.positions[atoms.get_tags() == 1]
     for site in carbon:
         assert np.abs(top + np.array([0, 0, structures.HEIGHT]) - site).sum(axis=1).min() < 1e-9
@@ -47,7 +47,7 @@ def test_slab_fits_its_box():
     atoms = structures.co_covered_slab("Pt", 3.98, 8, 8, 32, vacuum=16.0)
     low, high = atoms.positions[:, 2].min(), atoms.positions[:, 2].max()
     assert low == pytest.approx(8.0) and atoms.cell[2, 2] - high == pytest.approx(8.0)
-    # Beyond three times cutoff and skin jax-md uses its cell list.
+    # jax-md uses its cell list if edges are longer than three times cutoff plus skin.
     assert (atoms.cell.lengths() > 3 * (5.0 + timing.SKIN)).all()
     i, _, _ = image_pairs(atoms.positions, atoms.cell.array, atoms.pbc, 0.9 * 3.98)
     metal = np.array(atoms.symbols) == "Pt"
@@ -56,50 +56,50 @@ def test_slab_fits_its_box():
 
 
 @pytest.mark.parametrize("cutoff", [4.0, 5.0, 6.0])
-def test_cheap_expert_sees_no_molecule(cutoff):
+def test_atoms_of_the_cheap_expert_have_no_molecule_within_the_cutoff(cutoff):
     atoms = structures.co_covered_slab("Pt", 3.98, 4, 8, 8)
-    region = regions.slab(atoms.positions, lower=demo.lower_plane(atoms, cutoff))
+    region = regions.slab(atoms.positions, lower=demo_slab.lower_plane(atoms, cutoff))
     cheap = np.asarray(region.assignment) == 1
-    i, j, _ = image_pairs(atoms.positions, atoms.cell.array, atoms.pbc, cutoff + demo.MARGIN)
+    i, j, _ = image_pairs(atoms.positions, atoms.cell.array, atoms.pbc, cutoff + demo_slab.MARGIN)
     out_of_domain = np.array(atoms.symbols) != "Pt"
     assert not cheap[out_of_domain].any()
     assert not (cheap[i] & out_of_domain[j]).any()
-    # Whole layers, and one layer less would not do.
+    # Complete layers; the lowest layer of the expensive expert has a molecule within the cutoff.
     tags = atoms.get_tags()
     owned = set(tags[~cheap])
     assert not owned & set(tags[cheap])
     assert out_of_domain[j[tags[i] == max(owned)]].any()
 
 
-def test_too_thin_a_slab():
+def test_a_thin_slab_is_refused():
     atoms = structures.co_covered_slab("Pt", 3.98, 4, 8, 2)
     with pytest.raises(ValueError, match="layers must be more than 2, .* got 2"):
-        demo.lower_plane(atoms, 5.0)
+        demo_slab.lower_plane(atoms, 5.0)
 
 
-def test_settings_say_what_is_wrong():
+def test_settings_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="columns must be even and rows a multiple of 4, .* got 7 and 8"):
         DemoSettings(columns=7)
     with pytest.raises(ValueError, match="production_steps must be at least 20 x log_every = 200"):
         DemoSettings(production_steps=100)
     with pytest.raises(ValueError, match="trajectory_every must be a multiple of log_every = 10, got 25"):
         DemoSettings(trajectory_every=25)
-    assert demo.small(DemoSettings(seed=3)).seed == 3
+    assert demo.smoke_settings(DemoSettings(seed=3)).seed == 3
 
 
-def test_experts_must_fit(metal_like):
+def test_experts_that_do_not_fit_are_refused(metal_like):
     one = metal_like._replace(experts=metal_like.experts[:1])
-    with pytest.raises(ValueError, match="two experts, got 1"):
-        demo.check_experts(one)
+    with pytest.raises(ValueError, match="experts of the checkpoint must be two, .* got 1"):
+        demo_slab.check_experts(one)
     other = tuple(experts.lennard_jones(("Pt",), CUTOFF) for _ in range(2))
     with pytest.raises(ValueError, match="must know Pt, C and O, got species"):
-        demo.check_experts(metal_like._replace(experts=other))
+        demo_slab.check_experts(metal_like._replace(experts=other))
 
 
 @pytest.mark.filterwarnings("ignore:region gives expert")
-def test_timed_program_gives_the_forces(metal_like):
-    """The program that is timed computes what it should: forces of the mixture, at rest and on the move."""
-    system = demo.build(metal_like, demo.small(DemoSettings()), 3.9, np.float64)
+def test_the_timed_program_computes_the_forces(metal_like):
+    """The timed program computes the forces of the mixture, without and with displacements."""
+    system = demo_slab.build(metal_like, demo.smoke_settings(DemoSettings()), 3.9, np.float64)
     cases = timing.steppers(metal_like, system, 1.0, 64)
     rng = np.random.default_rng(0)
     position = system.position + 0.03 * rng.standard_normal(system.position.shape)
@@ -126,9 +126,9 @@ def test_timed_program_gives_the_forces(metal_like):
 
 
 def soft_model() -> checkpoint.Checkpoint:
-    """A cheap expert that is platinum, and an expensive one that hardly pushes.
+    """A cheap Lennard-Jones expert for platinum, and an expensive one with small forces.
 
-    Under Lennard-Jones platinum's diameter a CO bond of 1.15 Å would explode.
+    With the Lennard-Jones diameter of platinum a CO bond of 1.15 Å would be violently repulsive.
     """
     soft = experts.power_spectrum(SPECIES, 4.0, l_max=1, num_bessels=4, num_channels=4, hidden=(8,))
     params = soft.init(jax.random.key(0))
@@ -142,12 +142,12 @@ def soft_model() -> checkpoint.Checkpoint:
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     checkpoint.save(folder / "soft.msgpack", soft_model())
-    said: list[str] = []
-    settings = demo.small(DemoSettings(checkpoint=str(folder / "soft.msgpack"), temperature_K=100.0))
-    return folder / "out", demo.run(settings, folder / "out", said.append), said, settings
+    lines: list[str] = []
+    settings = demo.smoke_settings(DemoSettings(checkpoint=str(folder / "soft.msgpack"), temperature_K=100.0))
+    return folder / "out", demo.run(settings, folder / "out", lines.append), lines, settings
 
 
-def test_summary(finished):
+def test_the_summary_is_written_and_consistent(finished):
     folder, summary, _, _ = finished
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert tuple(summary) == demo.SUMMARY_KEYS
@@ -159,8 +159,8 @@ def test_summary(finished):
     assert summary["fraction_of_bound"] == pytest.approx(summary["speedup"] / bound)
 
 
-def test_files(finished):
-    folder, summary, said, settings = finished
+def test_log_trajectory_and_report_are_written(finished):
+    folder, summary, lines, settings = finished
     for name in ("slab.png", "energy.png", "mismatch.png"):
         assert (folder / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
         assert f"({name})" in (folder / "report.md").read_text()
@@ -175,11 +175,11 @@ def test_files(finished):
     assert np.mean(frames[0].arrays["expert"] == 0) == pytest.approx(summary["f"])
     assert frames[0].get_potential_energy() == pytest.approx(float(rows[0]["potential"]), abs=1e-3)
     assert all(row["conserved"] == row["total"] for row in rows)
-    assert len(said) >= 8
+    assert len(lines) >= 8
 
 
-def test_energies_in_the_log_are_whole(finished):
-    """The run counts from its start; what is written does not."""
+def test_the_log_holds_total_energies(finished):
+    """The run uses energies relative to the initial structure; log and trajectory hold total energies."""
     folder, _, _, settings = finished
     model = checkpoint.load(settings.checkpoint)
     frame = ase.io.read(folder / "trajectory.extxyz", index=-1)
@@ -191,7 +191,9 @@ def test_energies_in_the_log_are_whole(finished):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("ptco" not in checkpoint.names(), reason="the package holds no checkpoint named ptco yet")
+@pytest.mark.skipif(
+    "ptco" not in checkpoint.models(), reason="the package holds no checkpoint named ptco yet"
+)
 def test_shipped_checkpoint(tmp_path):
     summary = demo.run(DemoSettings(), tmp_path, print)
     assert summary["n_atoms"] >= 2000 and summary["f"] <= 0.1

@@ -117,7 +117,7 @@ def platinum():
 @pytest.fixture(scope="module")
 def ptco():
     """CO on Pt(111) under the shipped experts; the expensive one owns what sees C or O."""
-    if "ptco" not in checkpoint.names():
+    if "ptco" not in checkpoint.models():
         pytest.skip("the package holds no checkpoint named ptco yet")
     experts, params, *_ = checkpoint.load("ptco")
     repeat = max(4, int(np.ceil(2 * max(e.cutoff for e in experts) / 2.8)))

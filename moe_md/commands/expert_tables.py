@@ -1,0 +1,46 @@
+"""The two experts that a settings file describes, tables `[expensive]` and `[cheap]`."""
+
+import inspect
+
+from moe_md.commands import settings_file
+from moe_md.data import Dataset
+from moe_md.experts.base import BUILDERS, Expert, build
+
+SHARED_KEYS = ("builder", "species", "cutoff")  # defaults that a table without these keys is given
+
+
+def build_experts(tables: dict, dataset: Dataset, metal: str, file) -> tuple[Expert, Expert]:
+    """Build the expensive and the cheap expert.
+
+    Args:
+        tables: of the settings file; an expert without a table has the default configuration.
+        dataset: frames, whose species the experts have by default.
+        metal: chemical symbol of the domain of the default cheap expert.
+        file: the settings file, for messages.
+
+    Raises:
+        ValueError: a builder, a key or a value is unknown.
+    """
+    species = [metal, *(s for s in dataset.species if s != metal)]
+    expensive = {"builder": "allegro", "species": species, "cutoff": 5.0}
+    cheap = {
+        "builder": "power_spectrum",
+        "species": species,
+        "cutoff": 5.0,
+        "l_max": 4,
+        "allowed_species": [metal],
+    }
+    return (
+        _build("expensive", tables.get("expensive"), expensive, file),
+        _build("cheap", tables.get("cheap"), cheap, file),
+    )
+
+
+def _build(name: str, table: dict | None, default: dict, file) -> Expert:
+    config = default if table is None else {**{k: default[k] for k in SHARED_KEYS}, **table}
+    builder = config["builder"]
+    if not isinstance(builder, str) or builder not in BUILDERS:
+        raise ValueError(f"builder of [{name}] of {file} must be one of {sorted(BUILDERS)}, got {builder!r}.")
+    allowed = ("builder", *inspect.signature(BUILDERS[builder]).parameters)
+    settings_file.check_keys(config, allowed, f"[{name}] of {file}")
+    return build(config)

@@ -1,0 +1,61 @@
+"""Labelled frames that `train`, `evaluate` and `validate` read."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from moe_md.checkpoint import Checkpoint
+from moe_md.commands import settings_file
+from moe_md.data import PACKAGED, Dataset, load_dataset, split_by_group, summary
+from moe_md.settings import DataSettings
+
+
+def data_settings(parsed: argparse.Namespace) -> DataSettings:
+    """Settings of the frames: the `[data]` table of the settings file, then options."""
+    return settings_file.settings(DataSettings, "data", parsed)
+
+
+def load(settings: DataSettings, species: Sequence[str] | None = None) -> Dataset:
+    """Read frames from a file or from the package.
+
+    Args:
+        settings: the file and the names of its labels.
+        species: chemical symbols in the order of the experts; default those of the frames.
+
+    Raises:
+        ValueError: the file cannot be read, or a label or a species is unknown.
+    """
+    keys = asdict(settings)
+    file = keys.pop("file")
+    return load_dataset(PACKAGED[file]() if file in PACKAGED else file, species, **keys)
+
+
+def split(dataset: Dataset, model: Checkpoint, name: str, fraction: float | None) -> Dataset:
+    """Part of the frames, split as in the training of a checkpoint.
+
+    Args:
+        dataset: all frames.
+        model: a checkpoint, whose settings record the fraction and the seed of its split.
+        name: `train`, `validation` or `all`.
+        fraction: of the groups used for validation; None for that of the checkpoint.
+
+    Raises:
+        ValueError: neither the argument nor the checkpoint gives a fraction.
+    """
+    if name == "all":
+        return dataset
+    fraction = model.settings.get("validation_fraction") if fraction is None else fraction
+    if not fraction:
+        raise ValueError(
+            "validation_fraction must be given for a split, got none: the checkpoint does not record one."
+            " Set --validation-fraction."
+        )
+    seed = model.settings.get("split_seed", model.settings.get("seed", 0))
+    train, validation = split_by_group(dataset, validation_fraction=fraction, seed=seed)
+    return {"train": train, "validation": validation}[name]
+
+
+def describe(name: str, dataset: Dataset) -> str:
+    """One line with the size of a dataset."""
+    counts = summary(dataset)
+    return f"{name}: {counts['frames']} frames of {counts['groups']} groups, {counts['atoms']} atoms"

@@ -1,0 +1,106 @@
+"""Co-training of two experts on labelled frames: `moe-md train`."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from moe_md import checkpoint as checkpoints
+from moe_md import data
+from moe_md.checkpoint import Checkpoint
+from moe_md.commands import expert_tables, frames, settings_file
+from moe_md.experts.base import Expert
+from moe_md.files import write_json
+from moe_md.settings import TrainSettings
+from moe_md.training import cotrain, evaluation
+
+
+def command(settings: TrainSettings, parsed: Namespace, log: Callable) -> dict:
+    """Run `moe-md train`.
+
+    Args:
+        settings: the `[training]` table.
+        parsed: further options of the command.
+        log: takes lines of text.
+
+    Returns:
+        The path of the checkpoint and the content of `record.json`.
+    """
+    tables = settings_file.tables(parsed.settings)
+    data_settings = frames.data_settings(parsed)
+    dataset = frames.load(data_settings)
+    start = parsed.start or tables.get("start")
+    begin = None if start is None else checkpoints.load(start)
+    own_tables = {"expensive", "cheap"} & set(tables)
+    if begin is None or own_tables:
+        experts = expert_tables.build_experts(tables, dataset, settings.metal, parsed.settings)
+    else:
+        experts = _pair(begin)
+    train, validation = dataset._replace(species=experts[0].species), None
+    if parsed.validation_fraction != 0:
+        train, validation = data.split_by_group(
+            train, validation_fraction=parsed.validation_fraction, seed=settings.seed
+        )
+    parts = {"train": train} if validation is None else {"train": train, "validation": validation}
+    log("; ".join(frames.describe(name, part) for name, part in parts.items()))
+    devices = choose_devices(parsed.devices)
+    echoed = {} if start is None else {"start": start}
+    echoed |= {"data": data_settings}
+    if begin is None or own_tables:
+        echoed |= {name: dict(e.config) for name, e in zip(("expensive", "cheap"), experts)}
+    echoed |= {"training": settings}
+    settings_file.echo(parsed.out, echoed, parsed.typed)
+    result = cotrain.cotrain(
+        experts,
+        train,
+        settings,
+        validation=validation,
+        start=begin,
+        folder=Path(parsed.out),
+        progress=not parsed.quiet,
+        devices=devices,
+    )
+    split = {"validation_fraction": parsed.validation_fraction, "split_seed": settings.seed}
+    result = result._replace(settings={**result.settings, **split})
+    return _save(result, Path(parsed.out), [dict(e.config) for e in experts], log)
+
+
+def choose_devices(wanted: str | None) -> list[jax.Device] | None:
+    """The devices of `--devices`: a number, `all`, or None for the default device.
+
+    Raises:
+        ValueError: neither a number of existing devices nor `all`.
+    """
+    if wanted is None:
+        return None
+    found = jax.devices()
+    if wanted == "all":
+        return found
+    if not wanted.isdecimal() or not 1 <= int(wanted) <= len(found):
+        raise ValueError(
+            f"devices must be 'all' or a number from 1 to the {len(found)} that jax finds, got {wanted!r}."
+        )
+    return found[: int(wanted)]
+
+
+def _pair(model: Checkpoint) -> tuple[Expert, Expert]:
+    """The two experts of a checkpoint."""
+    if len(model.experts) != 2:
+        raise ValueError(f"experts of start must be two, the expensive one first, got {len(model.experts)}.")
+    expensive, cheap = model.experts
+    return expensive, cheap
+
+
+def _save(result: Checkpoint, folder: Path, configs: list[dict], log: Callable) -> dict:
+    """Write the checkpoint and `record.json`; log the errors of the parameters that are saved."""
+    checkpoints.save(folder / "checkpoint.msgpack", result)
+    record = {"settings": result.settings, "experts": configs, **result.record}
+    write_json(folder / "record.json", record)
+    history = result.record["history"]
+    if history:
+        step = result.record["best_step"] or history[-1]["step"]
+        (scores,) = (entry for entry in history if entry["step"] == step)
+        log(f"step {step}: " + evaluation.describe(scores))
+    log(f"wrote {folder / 'checkpoint.msgpack'}")
+    return {"checkpoint": str(folder / "checkpoint.msgpack"), **record}

@@ -1,0 +1,171 @@
+"""`moe-md train` and `evaluate`: labels of any name, resumed and continued trainings, refused input."""
+
+import json
+
+import ase.io
+import jax
+import numpy as np
+import pytest
+from ase.build import bulk
+from command_line import failure, moe_md
+
+from moe_md import checkpoint
+
+
+def test_train_then_evaluate(folder, capsys, tmp_path):
+    out = tmp_path / "out"
+    training = ("train", "--settings", folder / "train.toml", "--out", out, "--quiet")
+    code, said, err = moe_md(capsys, *training)
+    assert code == 0, err
+    model = checkpoint.load(out / "checkpoint.msgpack")
+    assert model.experts[0].species == ("Pt", "C", "O") and model.experts[1].allowed_species == ("Pt",)
+    assert model.settings["steps"] == 4 and model.settings["weights"]["energy"] == 1.0
+    record = json.loads((out / "record.json").read_text())
+    assert record["step"] == 4 and record["settings"]["validation_fraction"] == 0.15
+    assert record["history"][-1]["expensive"]["forces_meV_per_A"] > 0
+    # A finished training resumes at its last step and does no other.
+    code, _, err = moe_md(capsys, *training)
+    assert code == 0, err
+
+    scores = tmp_path / "scores"
+    code, said, err = moe_md(
+        capsys, "evaluate", out / "checkpoint.msgpack", "--split", "validation", "--out", scores
+    )
+    assert code == 0, err
+    kinds = json.loads((scores / "evaluation.json").read_text())["kinds"]
+    assert kinds["all"]["frames"] == record["validation"]["frames"]
+    assert all(kind in said for kind in kinds)
+    # `evaluate` and the validation during training agree.
+    for who in ("expensive", "cheap", "mixed"):
+        for key, value in record["history"][-1][who].items():
+            assert kinds["all"][who][key] == (None if value is None else pytest.approx(value, rel=1e-3)), (
+                who,
+                key,
+            )
+
+    # Another training starts from it, with the same experts, as its file describes none.
+    (tmp_path / "more.toml").write_text(
+        "[training]\nsteps = 2\nlearning_rate = 1e-12\nunlabelled_atoms = 4\nmax_atoms = 16\n"
+    )
+    more = (
+        "train",
+        "--start",
+        out / "checkpoint.msgpack",
+        "--settings",
+        tmp_path / "more.toml",
+        "--out",
+        tmp_path / "more",
+        "--quiet",
+    )
+    code, _, err = moe_md(capsys, *more)
+    assert code == 0, err
+    continued = checkpoint.load(tmp_path / "more" / "checkpoint.msgpack")
+    assert [e.config for e in continued.experts] == [e.config for e in model.experts]
+    assert continued.record["start"]["train"] == model.record["train"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), continued.params, model.params)
+    assert "name_or_path" in failure(capsys, "train", "--start", "nowhere", "--out", tmp_path / "nothing")
+    for wanted in ("0", "two", "1000"):
+        assert f"devices must be 'all' or a number from 1 to the {len(jax.devices())}" in failure(
+            capsys, *training, "--devices", wanted
+        )
+    assert moe_md(capsys, *more[:-2], tmp_path / "all", "--quiet", "--devices", "all")[0] == 0
+    assert checkpoint.load(tmp_path / "all" / "checkpoint.msgpack").record["devices"] == len(jax.devices())
+
+
+def test_evaluate_needs_the_fraction(folder, capsys, tmp_path):
+    err = failure(capsys, "evaluate", folder / "model.msgpack", "--split", "train", "--out", tmp_path)
+    assert "validation_fraction" in err
+
+
+def test_missing_labels(folder, capsys, tmp_path):
+    frames = ase.io.read(folder / "slab.extxyz", index=":")
+    ase.io.write(tmp_path / "bare.extxyz", frames * 2)
+    options = ("--data", tmp_path / "bare.extxyz", "--validation-fraction", 0, "--quiet")
+    assert "energy" in failure(capsys, "train", *options, "--out", tmp_path / "a")
+    err = failure(capsys, "train", *options, "--forces-key", "pushes", "--out", tmp_path / "b")
+    assert "forces_key" in err and "pushes" in err
+
+
+def test_names_of_labels_and_the_start_come_from_the_settings_file(folder, capsys, tmp_path):
+    """Names of labels, given by a settings file or by options, lead to the same training."""
+    rng, images = np.random.default_rng(0), []
+    for n in range(6):
+        atoms = bulk("Pt", a=3.98, cubic=True)
+        atoms.rattle(0.05, seed=n)
+        atoms.info.update(
+            REF_energy=-20.0 + rng.normal(),
+            REF_virial=rng.normal(size=6),
+            walk=f"run-{n // 2}",
+            config_type="hot",
+        )
+        atoms.arrays["dft_forces"] = rng.normal(size=(4, 3))
+        images.append(atoms)
+    ase.io.write(tmp_path / "theirs.extxyz", images, format="extxyz")
+    names = {
+        "energy_key": "REF_energy",
+        "forces_key": "dft_forces",
+        "stress_key": "REF_virial",
+        "group_key": "walk",
+        "kind_key": "config_type",
+    }
+    head = f'start = "{folder / "model.msgpack"}"\n'
+    training = "[training]\nsteps = 2\nmax_atoms = 16\nunlabelled_atoms = 4\nideal_crystals = 1\n"
+    lines = "".join(f'{key} = "{name}"\n' for key, name in names.items())
+    (tmp_path / "all.toml").write_text(
+        head + f'[data]\nfile = "{tmp_path / "theirs.extxyz"}"\n' + lines + training
+    )
+    (tmp_path / "bare.toml").write_text(training)
+    code, said, err = moe_md(
+        capsys, "train", "--settings", tmp_path / "all.toml", "--out", tmp_path / "a", "--quiet"
+    )
+    assert code == 0, err
+    assert "train: 4 frames of 2 groups" in said and "validation: 2 frames of 1 groups" in said
+    options = [part for key, name in names.items() for part in (f"--{key.replace('_', '-')}", name)]
+    options += [
+        "--data",
+        tmp_path / "theirs.extxyz",
+        "--start",
+        folder / "model.msgpack",
+        "--settings",
+        tmp_path / "bare.toml",
+    ]
+    code, _, err = moe_md(capsys, "train", *options, "--out", tmp_path / "b", "--quiet")
+    assert code == 0, err
+    first, second = (checkpoint.load(tmp_path / name / "checkpoint.msgpack") for name in "ab")
+    jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+    counts = first.record["train"]
+    assert counts["frames"] == counts["energy"] == counts["forces"] == counts["stress"] > 0
+    assert first.record["start"] is not None
+    # Errors of those frames by kind.
+    code, said, err = moe_md(
+        capsys,
+        "evaluate",
+        tmp_path / "a" / "checkpoint.msgpack",
+        "--settings",
+        tmp_path / "all.toml",
+        "--out",
+        tmp_path / "c",
+    )
+    assert code == 0, err
+    report = json.loads((tmp_path / "c" / "evaluation.json").read_text())
+    assert set(report["kinds"]) == {"hot", "all"} and report["data"].endswith("theirs.extxyz")
+    # An option overrides the file; the error for an unknown name lists the existing ones.
+    err = failure(
+        capsys,
+        "train",
+        "--settings",
+        tmp_path / "all.toml",
+        "--stress-key",
+        "virials",
+        "--out",
+        tmp_path / "d",
+    )
+    assert "stress_key" in err and "'virials'" in err and "REF_virial" in err
+    (tmp_path / "wrong.toml").write_text("start = 3\n")
+    assert "start of" in failure(
+        capsys, "train", "--settings", tmp_path / "wrong.toml", "--out", tmp_path / "d"
+    )
+    (tmp_path / "wrong.toml").write_text('[data]\nenergy = "REF_energy"\n')
+    assert "unknown key 'energy'" in failure(
+        capsys, "train", "--settings", tmp_path / "wrong.toml", "--out", tmp_path / "d"
+    )
