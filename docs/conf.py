@@ -24,13 +24,16 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
+    "mathml",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["_build", "_figures"]
+exclude_patterns = ["_build", "_figures", "images"]
 html_theme = "furo"
 html_title = "moe_md"
 html_copy_source = False
+html_math_renderer = "mathml"
+html_static_path = ["static"]
+html_css_files = ["wrap.css"]
 
 myst_enable_extensions = ["dollarmath", "colon_fence", "fieldlist"]
 myst_heading_anchors = 3

@@ -1,16 +1,19 @@
-"""The pictures of these pages, drawn from moe_md itself when the pages are built.
+"""Pictures of the documentation, drawn from moe_md itself when the pages are built.
 
-    python docs/figures.py FOLDER
+    python docs/figures.py FOLDER            draws all pictures
+    python docs/figures.py --readme          draws those of the README into docs/images/
 
-Nothing here is stored: what a picture shows is what the code beside it does. With
-`MOE_MD_SMOKE` set, trajectories are short.
+With `MOE_MD_SMOKE` set, trajectories are short. Plots of measured results are in
+`figures_results.py`, pictures of the code in `figures_architecture.py`.
 """
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import figures_architecture
+import figures_results
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +21,7 @@ from ase import units as ase_units
 from ase.build import bulk
 from jax_md import space
 from matplotlib.figure import Figure
+from PIL import Image
 
 import moe_md as mm
 from moe_md import timing
@@ -33,14 +37,22 @@ LATTICE = 3.98  # Å, of platinum in the pictures
 
 def main(folder: Path) -> None:
     """Draw every picture into a folder."""
+    save(folder, PICTURES, dpi=150)
+
+
+def save(folder: Path, names: Iterable[str], dpi: int, colours: int | None = None) -> None:
+    """Draw some pictures into a folder, as PNG; with a number of colours the files are small."""
     folder.mkdir(parents=True, exist_ok=True)
     with jax.enable_x64(True):
-        for name, draw in PICTURES.items():
-            draw().savefig(folder / f"{name}.png", dpi=150)
+        for name in names:
+            path = folder / f"{name}.png"
+            PICTURES[name]().savefig(path, dpi=dpi)
+            if colours:
+                Image.open(path).convert("RGB").quantize(colours).save(path, optimize=True)
 
 
 def gate() -> Figure:
-    """The weight of `around` over the distance, its slope, and two balls that melt."""
+    """The gate of `around` against the distance, its slope, and the smooth union of two spheres."""
     r_core, r_blend = 4.0, 2.0
     alone, pair = mm.regions.around([0], r_core, r_blend), mm.regions.around([0, 1], r_core, r_blend)
     far, _ = space.free()
@@ -62,7 +74,7 @@ def gate() -> Figure:
 
     figure = Figure(figsize=(9.6, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
-    left.plot(distance, weight, color=EXPENSIVE, lw=2.5, label="w")
+    left.plot(distance, weight, color=EXPENSIVE, lw=2.5, label="gate w")
     left.plot(distance, -slope, color=INK, lw=1.2, ls=(0, (4, 2)), label="−dw/dr, 1/Å")
     left.axvspan(r_core, r_core + r_blend, color=FAINT, alpha=0.12, lw=0)
     left.text(r_core + r_blend / 2, 1.04, "blend", ha="center", color=FAINT)
@@ -73,12 +85,12 @@ def gate() -> Figure:
     shown = right.contourf(x, y, map_of, levels=np.linspace(0, 1, 11), cmap="cividis")
     right.plot([-4, 4], [0, 0], "o", color=INK, ms=5)
     right.set(xlabel="x / Å", ylabel="y / Å", aspect="equal", title="two seeds")
-    figure.colorbar(shown, ax=right, label="w", shrink=0.85)
+    figure.colorbar(shown, ax=right, label="gate w", shrink=0.85)
     return figure
 
 
 def bound() -> Figure:
-    """The most that a mixture can gain."""
+    """The largest possible speed-up of a mixture."""
     f = np.geomspace(0.005, 1.0, 200)
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     panel = figure.subplots()
@@ -94,14 +106,23 @@ def bound() -> Figure:
 
 
 def demo_bound(f: float, r: float) -> float:
-    """`timing.Timings` says it: steps of r, of one, and of whatever the mixture takes."""
+    """S_max of `timing.Timings`, for steps that take r (expensive) and 1 (cheap)."""
     steps = [timing.StepTime(median, median, median, 0.0) for median in (float(r), 1.0, 1.0)]
     return timing.Timings(steps[0], steps[1], steps[2], f).s_max
 
 
 def slab() -> Figure:
-    """The slab of the demonstration, coloured by expert."""
-    atoms = structures.co_covered_slab("Pt", LATTICE, 8, 8, 12, vacuum=12.0)
+    """The slab of the demonstration from the side, coloured by expert."""
+    return _covered_slab((8, 8, 12))
+
+
+def wide_slab() -> Figure:
+    """The same of fewer layers and more width, for the top of the README."""
+    return _covered_slab((18, 2, 6))
+
+
+def _covered_slab(size: tuple[int, int, int]) -> Figure:
+    atoms = structures.co_covered_slab("Pt", LATTICE, *size, vacuum=12.0)
     region = mm.regions.slab(
         atoms.positions, lower=demo.lower_plane(atoms, mm.load("ptco").experts[1].cutoff)
     )
@@ -112,23 +133,23 @@ def following() -> Figure:
     """A region that follows three molecules, from above."""
     atoms = structures.co_covered_slab("Pt", LATTICE, 12, 12, 3, vacuum=12.0)
     carbon = [atom.index for atom in atoms if atom.symbol == "C"]
-    kept = [carbon[i] for i in (7, 10, 26)]
-    gone = [i for c in carbon if c not in kept for i in (c, c + 1)]
-    seeds = np.flatnonzero(np.isin([i for i in range(len(atoms)) if i not in gone], kept))
-    del atoms[gone]
+    chosen = [carbon[i] for i in (7, 10, 26)]
+    removed = [i for c in carbon if c not in chosen for i in (c, c + 1)]
+    seeds = np.flatnonzero(np.isin([i for i in range(len(atoms)) if i not in removed], chosen))
+    del atoms[removed]
     displacement_fn, _ = space.periodic(atoms.cell.lengths())
     weight = mm.regions.around(seeds, 4.5, 3.0).gate(jnp.asarray(atoms.positions), displacement_fn)[:, 0]
     return top_view(atoms.positions, atoms.symbols, np.asarray(weight), atoms.cell.lengths())
 
 
-def seam_of_pairs() -> Figure:
+def ghost_force() -> Figure:
     """The ghost force, layer by layer, of a pair that was co-trained and of one that was not."""
     trained = mm.load("ptco-small")
-    strangers = [mm.experts.lennard_jones(("Pt",), 5.5, epsilon=e, sigma=2.56) for e in (0.68, 0.60)]
+    untrained = [mm.experts.lennard_jones(("Pt",), 5.5, epsilon=e, sigma=2.56) for e in (0.68, 0.60)]
     pairs = {
-        "two Lennard-Jones potentials, one a tenth weaker": (
-            strangers,
-            [x.init(None) for x in strangers],
+        "two Lennard-Jones potentials, one weaker by a tenth": (
+            untrained,
+            [x.init(None) for x in untrained],
             RED,
         ),
         "the shipped pair ptco-small": (trained.experts, trained.params, EXPENSIVE),
@@ -150,7 +171,9 @@ def seam_of_pairs() -> Figure:
         )
     panel.axvline(0, color=FAINT, lw=0.8, ls=(0, (4, 3)))
     panel.set(
-        xlabel="(100) layers from the seam", ylabel="force that should be zero / meV/Å", ylim=(0.02, 2000)
+        xlabel="(100) layers from the expert boundary",
+        ylabel="force that should be zero / meV/Å",
+        ylim=(0.02, 2000),
     )
     panel.legend(frameon=False, fontsize=8.5)
     plain(panel)
@@ -158,13 +181,13 @@ def seam_of_pairs() -> Figure:
 
 
 def conservation() -> Figure:
-    """Energy while atoms change hands: three ways to let them, under two potentials that do not agree."""
+    """Energy while atoms switch experts: three ways, with two potentials that do not agree."""
     atoms = bulk("Ar", cubic=True, a=5.4).repeat(3)
     box = atoms.cell.lengths()
     displacement_fn, shift_fn = space.periodic(box)
     experts = [mm.experts.lennard_jones(("Ar",), 7.0, epsilon=e, sigma=3.4) for e in (0.0104, 0.0094)]
     species = np.zeros(len(atoms), int)
-    # Some atoms that wander through the others, and take their balls with them.
+    # Every 21st atom carries a sphere with it.
     region = mm.regions.around(np.arange(0, len(atoms), 21), 3.0, 2.0)
     neighbor_fn, energy_fn = mm.mixture_neighbor_list(
         displacement_fn,
@@ -175,7 +198,7 @@ def conservation() -> Figure:
         capacity_multiplier=1.6,
     )
 
-    def without(R, neighbor, **kwargs):
+    def without_gate_gradient(R, neighbor, **kwargs):
         parts = neighbor_fn.parts(R, neighbor)
         return jnp.sum(jax.lax.stop_gradient(parts.weight) * parts.energy)
 
@@ -187,9 +210,9 @@ def conservation() -> Figure:
     panel = figure.subplots()
     for label, energy, more, colour in (
         ("forces with ∂w/∂R", energy_fn, {}, EXPENSIVE),
-        ("forces without it", without, {}, RED),
+        ("forces without it", without_gate_gradient, {}, RED),
         (
-            "hard: reassigned every 20 steps",
+            "reassigned every 20 steps",
             energy_fn,
             dict(region=mm.regions.reassigned(region), reassign_steps=20),
             CHEAP,
@@ -213,10 +236,22 @@ PICTURES: dict[str, Callable[[], Figure]] = {
     "gate": gate,
     "bound": bound,
     "slab": slab,
+    "wide_slab": wide_slab,
     "following": following,
-    "ghost_force": seam_of_pairs,
+    "ghost_force": ghost_force,
     "conservation": conservation,
+    "speed": figures_results.speed,
+    "peers": figures_results.peers,
+    "respa": figures_results.respa,
+    "cotraining": figures_results.cotraining,
+    "rooms": figures_architecture.rooms,
+    "walk": figures_architecture.walk,
 }
 
+README = ("wide_slab", "speed")  # small files, which are committed
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if sys.argv[1] == "--readme":
+        save(Path(__file__).parent / "images", README, dpi=100, colours=64)
+    else:
+        main(Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""Every benchmark runs in a small form and leaves one line that the tables can read."""
+"""Every benchmark runs in a small form and appends one record that the tables can read."""
 
 import importlib.util
 import json
@@ -213,7 +213,7 @@ def test_cotraining(tmp_path, tables):
     ]
     (tmp_path / "cotraining.jsonl").write_text("\n".join(lines))
     table = tables.cotraining(tmp_path)
-    assert "| independent | " in table and "| 0.50 (0.50, 0.50) | 4.0 (4.0, 4.0) |" in table
+    assert "| independently | " in table and "| 0.50 (0.50, 0.50) | 4.0 (4.0, 4.0) |" in table
 
 
 def test_accuracy(tmp_path, tables):
@@ -480,9 +480,9 @@ def test_respa(tmp_path, tables):
     assert twice["bound"] == pytest.approx((0.25 + 0.75 / r) / (1 / r + 0.25 / 2))
     path = tmp_path / "respa.jsonl"
     path.write_text("".join(json.dumps({**record, "smoke": False}) + "\n" for record in (first, last)))
-    assert "| inner_potential | 4 |" in tables.respa(tmp_path) and "256 atoms under `ptco`" in tables.respa(
+    assert "| trained inner potential | 4 |" in tables.respa(
         tmp_path
-    )
+    ) and "256 atoms under `ptco`" in tables.respa(tmp_path)
 
 
 @pytest.mark.thorough
@@ -492,7 +492,7 @@ def test_moving(tmp_path, tables):
     assert record["fluctuation_meV"] < 5 and record["blend"]["n_frames"] == 21
     path = tmp_path / "moving.jsonl"
     path.write_text(path.read_text().replace('"smoke": true', '"smoke": false'))
-    assert "| balls that follow each CO, float64, 1 fs, 0.2 ps |" in tables.moving(tmp_path)
+    assert "| spheres that follow each CO, float64, 1 fs, 0.2 ps |" in tables.moving(tmp_path)
 
 
 def test_regions(tmp_path, tables):

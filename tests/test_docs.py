@@ -1,4 +1,4 @@
-"""Pages in docs/ keep their word: their programs run, their commands exist, their settings are valid."""
+"""Pages in docs/: their programs run, their commands exist, their settings are valid."""
 
 import re
 import shlex
@@ -33,25 +33,34 @@ def blocks(page: Path, *languages: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """Every line of the pages' shell blocks that calls `moe-md`."""
+    """Every line in shell blocks of the pages that calls `moe-md`."""
     lines = (
         line for page in PAGES for text in blocks(page, "sh", "bash", "console") for line in text.splitlines()
     )
     return [line.removeprefix("$ ") for line in lines if line.removeprefix("$ ").startswith("moe-md ")]
 
 
-PROGRAMS = [page for page in HOWTOS if blocks(page, "python")]
+OTHERS = [DOCS / f"{name}.md" for name in ("data", "transformations")]
+# The pages of an own expert and an own region have tests of their own, below.
+PROGRAMS = [
+    page for page in (*HOWTOS, *OTHERS) if blocks(page, "python") and not page.stem.startswith("own_")
+]
 
 
 @pytest.mark.parametrize(
     "page",
-    short(PROGRAMS, thorough=[page for page in PROGRAMS if page.stem in ("train", "float32_tpu", "gpu")]),
+    short(
+        PROGRAMS,
+        thorough=[
+            page for page in PROGRAMS if page.stem in ("train", "float32_tpu", "gpu", "transformations")
+        ],
+    ),
     ids=lambda page: page.stem,
 )
-def test_howtos_run(page, tmp_path, capsys):
-    """The blocks of a page are one program."""
+def test_programs_run(page, tmp_path, capsys):
+    """All blocks of a page, in order, are one program."""
     code = "\n".join(blocks(page, "python"))
-    if "XLA_FLAGS" in code:  # of two devices, which must be set before jax starts
+    if "XLA_FLAGS" in code:  # two devices, which must be set before jax starts
         printed = programs.run_as_process(code, tmp_path)
     else:
         with programs.carbon_monoxide_stands_on_carbon(code):
@@ -91,27 +100,24 @@ def test_settings_are_valid(text):
 
 
 def test_citation():
-    """It is this version that is cited, and the same licence."""
+    """CITATION.cff has the version and licence of pyproject.toml."""
     fields = dict(re.findall(r"^([\w-]+): (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert (fields["version"], fields["license"]) == (project["version"], project["license"])
 
 
-def test_an_expert_of_ones_own(tmp_path, monkeypatch):
-    """The page's program; its potential is ASE's, and a checkpoint holds it."""
-    (code,) = re.findall(
-        r"^```python\n(.*?)^```$", (DOCS / "experts.md").read_text(), re.MULTILINE | re.DOTALL
-    )
-    told: dict = {}
-    exec(compile(code, "experts.md", "exec"), told)
-    assert np.abs(told["atoms"].get_forces().sum(axis=0)).max() < 1e-10
+def test_own_expert(tmp_path, monkeypatch):
+    """The potential of the page equals the Morse potential of ASE, and a checkpoint can hold it."""
+    (code,) = blocks(DOCS / "howto/own_expert.md", "python")
+    program = programs.run_here(code, "own_expert.md", tmp_path)
+    assert np.abs(program["atoms"].get_forces().sum(axis=0)).max() < 1e-10
 
-    expert = told["morse"](("Pt",), 6.0)
+    expert = program["morse"](("Pt",), 6.0)
     ours, theirs = bulk("Pt", cubic=True).repeat(2), bulk("Pt", cubic=True).repeat(2)
     for atoms in (ours, theirs):
         atoms.rattle(0.1, seed=1)
     monkeypatch.setattr("moe_md.experts.base.BUILDERS", {})
-    mm.experts.register_expert(told["morse"])
+    mm.experts.register_expert(program["morse"])
     mm.save(tmp_path / "morse.msgpack", mm.Checkpoint((expert,), (expert.init(jax.random.key(0)),), {}, {}))
     ours.calc = MixtureCalculator(checkpoint.load(tmp_path / "morse.msgpack"), 0)
     # ASE's lengths are in units of r_0.
@@ -121,13 +127,25 @@ def test_an_expert_of_ones_own(tmp_path, monkeypatch):
     np.testing.assert_allclose(ours.get_stress(), theirs.get_stress(), atol=1e-10)
 
 
+def test_own_region(tmp_path):
+    """The gate of the page conserves momentum and energy."""
+    program = programs.run_here(
+        "\n".join(blocks(DOCS / "howto/own_region.md", "python")), "own_region.md", tmp_path
+    )
+    assert np.abs(program["gradient"].sum(axis=0)).max() < 1e-12
+    assert np.ptp(program["result"].log.total) < 2e-3
+    assert np.any((program["share"] > 0.01) & (program["share"] < 0.99))  # some atoms are shared
+
+
 def test_several_devices():
-    """The page's programs, one after the other."""
-    told: dict = {}
+    """The programs of the page, one after the other."""
+    program: dict = {}
     for code in re.findall(
         r"^```python\n(.*?)^```$", (DOCS / "devices.md").read_text(), re.MULTILINE | re.DOTALL
     ):
-        exec(compile(code, "devices.md", "exec"), told)
-    assert told["trained"].record["devices"] == len(jax.devices()) and told["trained"].record["step"] == 3
-    totals = [frame.total for frame in told["result"].frames]
+        exec(compile(code, "devices.md", "exec"), program)
+    assert (
+        program["trained"].record["devices"] == len(jax.devices()) and program["trained"].record["step"] == 3
+    )
+    totals = [frame.total for frame in program["result"].frames]
     assert len(totals) == 3 and np.isfinite(totals).all() and np.ptp(totals) < 0.1

@@ -27,40 +27,47 @@ MARKUP = re.compile(
 build = pytest.importorskip("sphinx.cmd.build", reason="sphinx is not installed")
 
 
+LOADED = ("script", "link", "img")
+
+
 class Page(HTMLParser):
-    """What a page links to, what it can be linked to by, and its text outside of code."""
+    """Links of a page, its anchors, and its text outside of code."""
 
     def __init__(self, path: Path):
         super().__init__()
         self.links: list[str] = []
+        self.loaded: list[str] = []  # scripts, styles, pictures
+        self.formulas = 0
         self.anchors: set[str] = set()
         self.text: list[str] = []
-        self._silent = 0
+        self._in_code = 0
         self.feed(path.read_text())
 
     def handle_starttag(self, tag, attributes):
         found = dict(attributes)
         self.links += [found[name] for name in ("href", "src") if found.get(name)]
+        self.loaded += [found[name] for name in ("href", "src") if found.get(name) and tag in LOADED]
+        self.formulas += tag == "math"
         self.anchors |= {found["id"]} if found.get("id") else set()
-        self._silent += tag in ("script", "style", "pre", "code")
+        self._in_code += tag in ("script", "style", "pre", "code")
 
     def handle_endtag(self, tag):
-        self._silent -= tag in ("script", "style", "pre", "code")
+        self._in_code -= tag in ("script", "style", "pre", "code")
 
     def handle_data(self, data):
-        if not self._silent:
+        if not self._in_code:
             self.text.append(data)
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("site")
-    told = io.StringIO()
+    messages = io.StringIO()
     arguments = ["-W", "--keep-going", "-q", "-E", "-b", "html", str(DOCS), str(out)]
-    # As `python -m sphinx`, with short trajectories in the pictures.
-    with programs.fresh_process(out, MOE_MD_SMOKE="1"), contextlib.redirect_stderr(told):
+    # Smoke: short trajectories in the pictures.
+    with programs.fresh_process(out, MOE_MD_SMOKE="1"), contextlib.redirect_stderr(messages):
         status = build.build_main(arguments)
-    assert status == 0, told.getvalue()
+    assert status == 0, messages.getvalue()
     return out
 
 
@@ -91,7 +98,7 @@ def test_public_names_are_on_a_page(site, pages):
     assert not set(wanted) - anchors
 
 
-def test_links_lead_somewhere(site, pages):
+def test_links_exist(site, pages):
     checked = 0
     for path, page in pages.items():
         for link in page.links:
@@ -106,9 +113,16 @@ def test_links_lead_somewhere(site, pages):
     assert checked > 100
 
 
-def test_no_markup_is_left(site, pages):
+def test_no_markup_remains(site, pages):
     for path, page in pages.items():
         assert not (found := MARKUP.findall("".join(page.text))), f"{path.relative_to(site)}: {found}"
+
+
+def test_no_page_needs_a_network(pages):
+    """Scripts, styles and pictures are files of the site; formulas are MathML."""
+    loaded = [link for page in pages.values() for link in page.loaded]
+    assert loaded and not [link for link in loaded if urlsplit(link).netloc]
+    assert sum(page.formulas for page in pages.values()) > 20
 
 
 def test_pictures_are_drawn(site):
