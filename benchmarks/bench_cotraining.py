@@ -74,12 +74,19 @@ def energy_drift(
         displacement_fn, shift_fn = space.periodic(box)
         region = mm.regions.fixed(owner)
         mixture = mm.mixture_neighbor_list(displacement_fn, box, model.potentials, species, region)
-        start = {"masses": atoms.get_masses(), "temperature_K": 2 * temperature_K, "key": jax.random.key(0)}
+        masses = atoms.get_masses()
         langevin = simulate.langevin(shift_fn, 1.0, temperature_K, friction_per_fs=0.01)
-        warm = simulate.run(*mixture, langevin, atoms.positions, n_steps=warm_steps, **start).state
+        start = simulate.start(
+            langevin,
+            atoms.positions,
+            masses=masses,
+            temperature_K=2 * temperature_K,
+            key=jax.random.key(0),
+        )
+        warm = simulate.run(*mixture, langevin, start, n_steps=warm_steps).state
         nve = simulate.nve(shift_fn, timestep_fs=1.0)
-        begin = {"masses": atoms.get_masses(), "velocity": warm.velocity}
-        log = simulate.run(*mixture, nve, warm.position, n_steps=steps, chunk_steps=20, **begin).log
+        start = simulate.start(nve, warm.position, masses=masses, velocity=warm.velocity)
+        log = simulate.run(*mixture, nve, start, n_steps=steps, chunk_steps=20).log
     found = drift(log.time_ps, log.total, len(atoms))
     return {"meV_per_atom_per_ps": found.slope, "stderr": found.standard_error}
 

@@ -67,11 +67,14 @@ def measure(name: str, system, temperature_K: float, timestep_fs: float, n_steps
         neighbor_fn,
         energy_fn,
         thermostat,
-        jnp.asarray(atoms.positions, jnp.float32),
+        simulate.start(
+            thermostat,
+            jnp.asarray(atoms.positions, jnp.float32),
+            masses=masses,
+            temperature_K=temperature_K,
+            key=jax.random.key(0),
+        ),
         n_steps=n_before,
-        masses=masses,
-        temperature_K=temperature_K,
-        key=jax.random.key(0),
     ).state
     neighbors = neighbor_fn.allocate(before.position)
     step, start, tangent = tangent_of(

@@ -157,7 +157,7 @@ def simulate_one(name: str, run: Run, arguments) -> dict:
         "chunk_steps": round(CHUNK_FS / run.timestep_fs),
         "reporters": [store, watch],
         **switches,
-        **({"reassign_steps": REASSIGN} if switches else {}),
+        **({"reassign_every": REASSIGN} if switches else {}),
     }
     system = (neighbor_fn, energy_fn, simulate.nve(shift_fn, run.timestep_fs))
     state, seconds = run_with_kicks(name, run, system, atoms, kicks, options, stored, arguments)
@@ -198,20 +198,21 @@ def run_with_kicks(
     """The dynamics, with a kick every `--kick-every` ps; its last state and the seconds it took."""
     steps = round(1e3 * arguments.ps / run.timestep_fs)
     between = round(1e3 * arguments.kick_every / run.timestep_fs)
-    result = simulate.run(
-        *system,
+    *_, integrator = system
+    start = simulate.start(
+        integrator,
         jnp.asarray(atoms.positions, run.dtype),
-        n_steps=0,
         masses=atoms.get_masses(),
         temperature_K=arguments.temperature_K,
         key=jax.random.key(0),
-        **options,
     )
+    advance = simulate.run_reassigned if "reassign_every" in options else simulate.run
+    result = advance(*system, start, n_steps=0, **options)
     started = time.perf_counter()
     while (done := result.state.step) < steps:
-        result = simulate.run(
+        result = advance(
             *system,
-            state=kicks(result.state),
+            kicks(result.state),
             neighbors=result.neighbors,
             n_steps=min(between, steps - done),
             **options,

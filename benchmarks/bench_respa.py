@@ -104,16 +104,15 @@ def conservation(model, inner_potentials: dict, arguments) -> Iterator[dict]:
             inner_potential=inner_potential,
         )
         if warm is None:
-            start = dict(
-                masses=atoms.get_masses(), temperature_K=2 * arguments.temperature_K, key=jax.random.key(0)
-            )
-            warm = simulate.run(
-                *fns,
-                simulate.nve(shift_fn, 1.0),
+            nve = simulate.nve(shift_fn, 1.0)
+            start = simulate.start(
+                nve,
                 jnp.asarray(atoms.positions),
-                n_steps=arguments.warmup,
-                **start,
-            ).state
+                masses=atoms.get_masses(),
+                temperature_K=2 * arguments.temperature_K,
+                key=jax.random.key(0),
+            )
+            warm = simulate.run(*fns, nve, start, n_steps=arguments.warmup).state
         for every in arguments.every:
             bonds: list[float] = []
 
@@ -133,8 +132,8 @@ def conservation(model, inner_potentials: dict, arguments) -> Iterator[dict]:
             try:
                 result = simulate.run(
                     *fns,
-                    simulate.nve(shift_fn, 1.0, outer_every=every),
-                    state=warm,
+                    simulate.respa(simulate.nve(shift_fn, 1.0), fns[0], every),
+                    warm,
                     n_steps=steps,
                     chunk_steps=chunk,
                     reporters=[look],

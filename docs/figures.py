@@ -202,26 +202,30 @@ def conservation() -> Figure:
         parts = neighbor_fn.parts(R, neighbor)
         return jnp.sum(jax.lax.stop_gradient(parts.weight) * parts.energy)
 
-    start = dict(masses=atoms.get_masses(), temperature_K=140.0, key=jax.random.key(0))
     nve = mm.simulate.nve(shift_fn, 4.0)
+    start = mm.simulate.start(
+        nve, atoms.positions, masses=atoms.get_masses(), temperature_K=140.0, key=jax.random.key(0)
+    )
     warm_steps, n_steps = (40, 60) if os.environ.get("MOE_MD_SMOKE") else (250, 1200)
-    warm = mm.simulate.run(neighbor_fn, energy_fn, nve, atoms.positions, n_steps=warm_steps, **start)
+    warm = mm.simulate.run(neighbor_fn, energy_fn, nve, start, n_steps=warm_steps)
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     panel = figure.subplots()
-    for label, energy, more, colour in (
-        ("forces with ∂w/∂R", energy_fn, {}, EXPENSIVE),
-        ("forces without it", without_gate_gradient, {}, RED),
-        (
-            "reassigned every 20 steps",
-            energy_fn,
-            dict(region=mm.regions.reassigned(region), reassign_steps=20),
-            CHEAP,
-        ),
-    ):
-        neighbors = {} if more else dict(neighbors=warm.neighbors)
-        log = mm.simulate.run(
-            neighbor_fn, energy, nve, state=warm.state, n_steps=n_steps, chunk_steps=20, **neighbors, **more
+    options = dict(n_steps=n_steps, chunk_steps=20)
+
+    def smooth(energy):
+        return mm.simulate.run(neighbor_fn, energy, nve, warm.state, neighbors=warm.neighbors, **options).log
+
+    def reassigned():
+        at_once = mm.regions.reassigned(region)
+        return mm.simulate.run_reassigned(
+            neighbor_fn, energy_fn, nve, warm.state, at_once, reassign_every=20, **options
         ).log
+
+    for label, log, colour in (
+        ("forces with ∂w/∂R", smooth(energy_fn), EXPENSIVE),
+        ("forces without it", smooth(without_gate_gradient), RED),
+        ("reassigned every 20 steps", reassigned(), CHEAP),
+    ):
         total = log.total - log.total[0]
         panel.plot(log.time_ps - log.time_ps[0], 1e3 * total / len(atoms), color=colour, lw=1.6, label=label)
     kinetic = 1e3 * 1.5 * ase_units.kB * float(np.mean(log.temperature_K))

@@ -210,10 +210,13 @@ def _equilibrate(
     return simulate.run(
         *system,
         simulate.langevin(shift_fn, timestep_fs, temperature_K, friction_per_fs=FRICTION),
-        relaxed.position,
-        masses=atoms.get_masses(),
-        temperature_K=2 * temperature_K,  # half of the kinetic energy becomes potential energy
-        key=jax.random.key(seed),
+        simulate.start(
+            simulate.langevin(shift_fn, timestep_fs, temperature_K, friction_per_fs=FRICTION),
+            relaxed.position,
+            masses=atoms.get_masses(),
+            temperature_K=2 * temperature_K,
+            key=jax.random.key(seed),
+        ),
         n_steps=n_steps,
         chunk_steps=chunk_steps,
         neighbors=relaxed.neighbors,
@@ -235,9 +238,12 @@ def _production(
     run = simulate.run(
         *system,
         simulate.nve(shift_fn, timestep_fs),
-        start.position,
-        masses=atoms.get_masses(),
-        velocity=start.velocity,
+        simulate.start(
+            simulate.nve(shift_fn, timestep_fs),
+            start.position,
+            masses=atoms.get_masses(),
+            velocity=start.velocity,
+        ),
         n_steps=n_steps,
         chunk_steps=log_every,
         reporters=[store],

@@ -77,15 +77,18 @@ def _run(settings: RunSettings, folder: Path, log: Callable) -> dict:
     region, n_atoms = simulation.region, len(simulation.atoms)
     folder.mkdir(parents=True, exist_ok=True)
     fingerprint = _fingerprint(settings, simulation)
+    integrator = _integrator(settings, simulation)
     run_fn = partial(
         simulate.run,
         simulation.neighbor_fn,
         simulation.energy_fn,
-        _integrator(settings, simulation.shift_fn),
+        integrator,
         chunk_steps=settings.log_every,
     )
-    begin, resumed_at = _start_or_resume(settings, simulation, run_fn, folder, fingerprint, log)
-    position = begin.get("position", simulation.position)
+    start, neighbors, resumed_at = _start_or_resume(
+        settings, simulation, integrator, run_fn, folder, fingerprint, log
+    )
+    position = start.position if resumed_at is None else simulation.position
     share = float(np.mean(np.asarray(region.gate(position, simulation.displacement_fn))[:, 0] > 0))
     log(f"{n_atoms} atoms, {share:.1%} on the expensive expert, {settings.dtype}")
 
@@ -104,7 +107,7 @@ def _run(settings: RunSettings, folder: Path, log: Callable) -> dict:
     ]
     started = time.perf_counter()
     try:
-        result = run_fn(n_steps=n_steps, reporters=reporters, **begin)
+        result = run_fn(start, n_steps=n_steps, neighbors=neighbors, reporters=reporters)
     finally:
         restart.close()
         files.close()
@@ -168,27 +171,33 @@ def _build(settings: RunSettings) -> _Simulation:
 def _start_or_resume(
     settings: RunSettings,
     simulation: _Simulation,
+    integrator: simulate.Integrator,
     run_fn: Callable,
     folder: Path,
     fingerprint: dict,
     log: Callable,
-) -> tuple[dict[str, Any], int | None]:
-    """Arguments of `simulate.run` for its start, and the step at which it resumes, None for a new run."""
-    new_run: dict[str, Any] = {
-        "masses": simulation.atoms.get_masses(),
-        "key": jax.random.key(settings.seed),
-        "box": simulation.box,
-    }
+) -> tuple[simulate.State, Any, int | None]:
+    """State and neighbours of the start, and the step at which a run resumes, None for a new run."""
+    start = partial(
+        simulate.start,
+        integrator,
+        masses=simulation.atoms.get_masses(),
+        key=jax.random.key(settings.seed),
+        box=simulation.box,
+    )
     if not (folder / RESTART).exists():
-        return new_run | _initial(settings, simulation, log), None
-    like = run_fn(simulation.position, n_steps=0, temperature_K=0.0, **new_run)
+        position, velocities, neighbors = _initial(settings, simulation, log)
+        return start(position, **velocities), neighbors, None
+    like = run_fn(start(simulation.position, temperature_K=0.0), n_steps=0)
     state, neighbors = load_restart(folder / RESTART, like.state, like.neighbors, fingerprint)
     log(f"resuming the run in {folder} at step {state.step}")
-    return {"state": state, "neighbors": neighbors}, state.step
+    return state, neighbors, state.step
 
 
-def _initial(settings: RunSettings, simulation: _Simulation, log: Callable) -> dict[str, Any]:
-    """Positions, velocities and neighbours of a new run."""
+def _initial(
+    settings: RunSettings, simulation: _Simulation, log: Callable
+) -> tuple[jax.Array, dict[str, Any], Any]:
+    """Positions, arguments of `simulate.start` for the velocities, and neighbours of a new run."""
     position, atoms = simulation.position, simulation.atoms
     neighbors = simulation.neighbor_fn.allocate(position)
     if settings.relax_steps:
@@ -212,7 +221,7 @@ def _initial(settings: RunSettings, simulation: _Simulation, log: Callable) -> d
         if has_velocities and not settings.relax_steps
         else {"temperature_K": settings.temperature_K}
     )
-    return {"position": position, "neighbors": neighbors, **velocities}
+    return position, velocities, neighbors
 
 
 class _Files:
@@ -314,13 +323,15 @@ def _fingerprint(settings: RunSettings, simulation: _Simulation) -> dict:
     }
 
 
-def _integrator(settings: RunSettings, shift_fn: Callable) -> simulate.Integrator:
+def _integrator(settings: RunSettings, simulation: _Simulation) -> simulate.Integrator:
     """The integrator of the chosen ensemble."""
+    shift_fn, respa = simulation.shift_fn, partial(simulate.respa, neighbor_fn=simulation.neighbor_fn)
     if settings.ensemble == "nve":
-        return simulate.nve(shift_fn, settings.timestep_fs, outer_every=settings.outer_every)
+        return respa(simulate.nve(shift_fn, settings.timestep_fs), every=settings.outer_every)
     thermostat = (shift_fn, settings.timestep_fs, settings.temperature_K)
     if settings.ensemble == "langevin":
-        return simulate.langevin(*thermostat, settings.friction_per_fs, outer_every=settings.outer_every)
+        langevin = simulate.langevin(*thermostat, settings.friction_per_fs)
+        return respa(langevin, every=settings.outer_every)
     if settings.ensemble == "nose_hoover":
         return simulate.nose_hoover(*thermostat, settings.tau_fs)
     return simulate.npt(

@@ -78,7 +78,9 @@ def relax(
     check_positive("force_tolerance", force_tolerance)
     position = checked_position(position)
     box = None if box is None else checked_box(box, position.dtype)
-    minimiser = _cell_fire(box, pressure_GPa, cell_mask, position.dtype) if relax_cell else Fire(shift_fn)
+    minimiser: Any = (
+        _cell_fire(box, pressure_GPa, cell_mask, position.dtype) if relax_cell else Fire(shift_fn)
+    )
     system = System(neighbor_fn, energy_fn, minimiser, params, region, max_reallocations)
     state = State(minimiser.init(position), 0, 0.0, box)
     neighbors = allocate(system, state) if neighbors is None else neighbors

@@ -1,5 +1,7 @@
 """Where a run starts: from positions and velocities, or from the state of an earlier run."""
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +41,8 @@ def start(
     """
     position = checked_position(position)
     n_atoms = position.shape[0]
+    if masses is None:
+        raise ValueError(f"masses must have shape [{n_atoms}] (amu), got None.")
     mass = _numbers("masses", masses)
     if mass.shape != (n_atoms,):
         raise ValueError(f"masses must have shape [{n_atoms}] (amu), got {mass.shape}.")
@@ -57,8 +61,8 @@ def start(
         momentum = column * jnp.asarray(_checked_velocity(velocity, n_atoms), position.dtype)
     else:
         check_not_negative("temperature_K", temperature_K)
-        key, draw = jax.random.split(key)
-        momentum = thermal_momentum(draw, column, float(temperature_K), position.dtype)
+        key, draw = jax.random.split(cast(Array, key))
+        momentum = thermal_momentum(draw, column, float(cast(float, temperature_K)), position.dtype)
     box = None if box is None else checked_box(box, position.dtype)
     if integrator.changes_box and box is None:
         raise ValueError(

@@ -10,6 +10,7 @@ from bad_input import PAIR, examples, odd, valid_or_clear
 from hypothesis import given
 from hypothesis import strategies as st
 from jax_md import space
+from trajectories import run_from
 
 import moe_md as mm
 
@@ -209,9 +210,7 @@ def test_arguments_of_dynamics(what, data):
         name = data.draw(st.sampled_from(sorted(RUN_BASE)))
         arguments = {**RUN_BASE, name: data.draw(odd)}
         with contextlib.suppress(Started):
-            valid_or_clear(
-                lambda: mm.simulate.run(NeighborFn, None, mm.simulate.nve(SHIFT, 1.0), **arguments), name
-            )
+            valid_or_clear(lambda: run_from(NeighborFn, None, mm.simulate.nve(SHIFT, 1.0), **arguments), name)
         return
     base = {"timestep_fs": 1.0} | (
         {"temperature_K": 300.0, "friction_per_fs": 0.01} if what == "langevin" else {}

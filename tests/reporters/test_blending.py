@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax_md import space
+from trajectories import run_from
 
 import moe_md as mm
 from moe_md import simulate, units
@@ -36,7 +37,7 @@ def watched(region, n_steps=40, **kwargs):
     fns = mixture(region)
     watch = BlendWatch(fns[0], atomic_volume=LATTICE**3, **kwargs)
     begin = dict(masses=np.full(len(CUBIC), 40.0), temperature_K=600.0, key=jax.random.key(0))
-    run = simulate.run(
+    run = run_from(
         *fns,
         simulate.nve(SHIFT, 2.0),
         displaced(),

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax_md import space
+from trajectories import run_from
 
 import moe_md as mm
 from moe_md import simulate
 from moe_md.reporters.restart import FORMAT, Restart, load_restart
-from moe_md.simulate.run import _advance
+from moe_md.simulate.advance import advance_chunk
 
 SETTINGS = {"timestep_fs": 1.0, "region": [3.0, 1.5], "checkpoint": "abc"}
 
@@ -209,13 +210,13 @@ def test_continues_bit_for_bit_and_compiles_nothing(tmp_path):
 
     def run(*args, **kwargs):
         integrator = simulate.langevin(shift_fn, 1.0, 300.0, 0.01)
-        return simulate.run(neighbor_fn, energy_fn, integrator, *args, chunk_steps=5, **kwargs)
+        return run_from(neighbor_fn, energy_fn, integrator, *args, chunk_steps=5, **kwargs)
 
     begin = dict(masses=np.full(n, 195.0), temperature_K=300.0, key=jax.random.key(1))
     path = tmp_path / "r"
     uninterrupted = run(jnp.asarray(R), n_steps=40, **begin)
     half = run(jnp.asarray(R), n_steps=20, reporters=[Restart(path)], **begin)
-    compiled = _advance._cache_size()
+    compiled = advance_chunk._cache_size()
     others = half.state.dynamics.set(position=jnp.zeros((n, 3)), rng=jax.random.key(9))
     like = half.state._replace(dynamics=others, step=0)
     restored, neighbors = load_restart(path, like, neighbor_fn.allocate(jnp.asarray(R)))
@@ -223,4 +224,4 @@ def test_continues_bit_for_bit_and_compiles_nothing(tmp_path):
     for got, expected in zip(jax.tree.leaves(rest.state), jax.tree.leaves(uninterrupted.state)):
         assert jnp.all(got == expected)
     np.testing.assert_array_equal(rest.log.potential, uninterrupted.log.potential[-4:])
-    assert _advance._cache_size() == compiled
+    assert advance_chunk._cache_size() == compiled

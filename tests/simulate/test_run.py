@@ -616,8 +616,8 @@ def test_bad_settings(slab, warm):
         simulate.langevin(shift_fn, 1.0, 300, 0)
     with pytest.raises(ValueError, match="force_tolerance must be positive"):
         simulate.relax(None, None, shift_fn, np.zeros((1, 3)), force_tolerance=0.0)
-    with pytest.raises(ValueError, match="state must come alone"):
-        simulate.run(None, None, simulate.nve(shift_fn, 1.0), warm.state, n_steps=1)
+    with pytest.raises(ValueError, match="state must be of simulate.start or of an earlier result, got int"):
+        simulate.run(None, None, simulate.nve(shift_fn, 1.0), 3, n_steps=1)
     with pytest.raises(ValueError, match="key must be a random key for Langevin"):
         simulate.run(None, None, simulate.langevin(shift_fn, 1.0, 300.0, 0.01), warm.state, n_steps=1)
 

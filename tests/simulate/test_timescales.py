@@ -139,7 +139,7 @@ def test_energy_is_conserved_to_second_order(moving):
         every = int(N * 4 / dt)
         more = go(
             system,
-            simulate.respa(simulate.nve(system[-1], dt), system[1], every),
+            simulate.respa(simulate.nve(system[-1], dt), system[1], N),
             int(2000 / dt),
             state=warm.state,
             neighbors=warm.neighbors,
