@@ -54,7 +54,7 @@ class BlendWatch:
         costs: `[n_experts]`, seconds per atom of each expert, or numbers
             proportional to them; needed for `s_max`.
         params, region: as given to the run; by default those of the builder. A
-            run with `reassign_steps` needs `region`.
+            run of `simulate.run_reassigned` needs `region`.
 
     Raises:
         ValueError: the volume or a cost is not positive.

@@ -11,13 +11,13 @@ Source: Tuckerman, Berne, Martyna, J. Chem. Phys. 97, 1990 (1992).
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
 from moe_md.checks import check_count
-from moe_md.simulate.integrators.base import Evaluation
+from moe_md.simulate.integrators.base import Evaluation, Integrator
 from moe_md.simulate.integrators.langevin import Langevin
 from moe_md.simulate.integrators.nve import NVE
 
@@ -62,7 +62,7 @@ class Respa:
         return Evaluation(*jax.lax.cond(step % self.outer_every == 0, outer, inner, position), None)
 
 
-def respa(integrator: NVE | Langevin, neighbor_fn, every: int) -> NVE | Langevin | Respa:
+def respa(integrator: NVE | Langevin, neighbor_fn, every: int) -> Integrator:
     """The integrator with the expensive expert evaluated at every `every`-th step only.
 
     Energies and forces in frames are those of the full mixture; frames fall on
@@ -88,4 +88,5 @@ def respa(integrator: NVE | Langevin, neighbor_fn, every: int) -> NVE | Langevin
         raise ValueError(
             f"neighbor_fn must be of mixture_neighbor_list(..., inner_potential=...) where every = {every}."
         )
-    return Respa(integrator, neighbor_fn.inner_energy, neighbor_fn.inner_outer_split, every)
+    wrapped = Respa(integrator, neighbor_fn.inner_energy, neighbor_fn.inner_outer_split, every)
+    return cast(Integrator, wrapped)  # by `__getattr__`
