@@ -30,6 +30,7 @@ from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import frame_rows
 from moe_md.data.extxyz import frame_from_atoms
 from moe_md.data.structures import co_covered_slab
+from moe_md.experts.base import check_two_experts
 from moe_md.mixture.energy import mixture_neighbor_list
 from moe_md.neighbors.rows import image_pairs
 from moe_md.plots import plots
@@ -116,8 +117,7 @@ def build(model: Checkpoint, settings: DemoSettings, lattice_constant: float, dt
 
 def check_experts(model: Checkpoint) -> None:
     """Raise a ValueError unless the checkpoint holds two experts that know Pt, C and O."""
-    if len(model.experts) != 2:
-        raise ValueError(f"checkpoint must hold two experts, got {len(model.experts)}.")
+    check_two_experts(model.experts, "experts of the checkpoint")
     missing = [s for s in (METAL, "C", "O") if s not in model.experts[0].species]
     if missing:
         raise ValueError(f"checkpoint must know Pt, C and O, got species {model.experts[0].species}.")

@@ -166,11 +166,11 @@ def run_train(parsed, say: Callable) -> dict:
 def run_evaluate(parsed, say: Callable) -> dict:
     """`moe-md evaluate`"""
     from moe_md import checkpoint as checkpoints
+    from moe_md.experts.base import check_two_experts
     from moe_md.training import evaluation
 
     model = checkpoints.load(parsed.checkpoint)
-    if len(model.experts) != 2:
-        raise ValueError(f"checkpoint must hold two experts, got {len(model.experts)}.")
+    check_two_experts(model.experts, "experts of the checkpoint")
     dataset = _part(
         _dataset(parsed, model.experts[0].species), model, parsed.split, parsed.validation_fraction
     )
@@ -194,11 +194,11 @@ def run_validate(parsed, say: Callable) -> dict:
     """`moe-md validate`"""
     settings = settings_file.settings(ValidateSettings, "validate", parsed)
     from moe_md import checkpoint as checkpoints
-    from moe_md.analysis import errors
     from moe_md.commands import validate
+    from moe_md.experts.base import check_two_experts
 
     model = checkpoints.load(parsed.checkpoint)
-    errors.check_two(model)
+    check_two_experts(model.experts, "experts of the checkpoint", strictly_local=True)
     split = parsed.split
     if split is None:
         known = parsed.validation_fraction or model.settings.get("validation_fraction")

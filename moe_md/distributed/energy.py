@@ -16,7 +16,8 @@ from moe_md import units
 from moe_md.checks import check_not_negative, check_positive, check_value
 from moe_md.distributed.slabs import SLAB, Atoms, Cut, Lists, Sizes, State, which
 from moe_md.experts.base import Potential, chunked_atom_energies
-from moe_md.mixture.energy import mixture_neighbor_list, warn_out_of_domain
+from moe_md.experts.domain import allows_every_species, in_domain, warn_out_of_domain
+from moe_md.mixture.energy import mixture_neighbor_list
 from moe_md.neighbors import neighbor_list as lists
 from moe_md.neighbors.rows import rows_from_neighbor_list
 from moe_md.regions import Around, Fixed, Region, RegionNeighbors, Weighted
@@ -210,17 +211,12 @@ def mixture(
     def n_out_of_domain(e: int, weight: Array, everywhere: Array, made: Lists) -> Array:
         """How many own atoms with weight on an expert are, or see, what it does not know."""
         expert, centers = experts[e], made.centers[e]
-        if set(expert.allowed_species) == set(expert.species) or len(centers) == 0:
+        if allows_every_species(expert) or len(centers) == 0:
             return jnp.zeros((), int)
-        allowed, rows = (
-            jnp.asarray([s in expert.allowed_species for s in expert.species]),
-            rows_of(e, centers, everywhere, made),
+        rows = rows_of(e, centers, everywhere, made)
+        return jnp.sum(
+            ~in_domain(expert, rows) & (weight.at[centers, e].get(mode="fill", fill_value=0.0) > 0)
         )
-        near = rows.mask & (jnp.sum(rows.displacement**2, axis=-1) < expert.cutoff**2)
-        out_of_domain = ~allowed[rows.center_species] | jnp.any(
-            near & ~allowed[rows.neighbor_species], axis=1
-        )
-        return jnp.sum(out_of_domain & (weight.at[centers, e].get(mode="fill", fill_value=0.0) > 0))
 
     def own_energy(position: Array, atoms: Atoms, made: Lists, params) -> Array:
         """eV, of own atoms; NaN where an atom with weight has no row."""
@@ -429,7 +425,7 @@ def mixture(
         return advance(state, NVE(0.0, _in_open_space), 0, params, first=True)[0]
 
     def check_domains(state: State) -> bool:
-        return warn_out_of_domain(experts, np.asarray(state.lists.out_of_domain)[0])
+        return warn_out_of_domain(experts, np.asarray(state.lists.out_of_domain)[0], stacklevel=4)
 
     return Slabs(scatter, gather, evaluate, advance, check_domains)
 

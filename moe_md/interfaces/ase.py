@@ -10,7 +10,6 @@ sizes, so that a program compiled once serves many structures.
 """
 
 import contextlib
-import warnings
 from typing import NamedTuple, cast
 
 import jax
@@ -21,7 +20,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from moe_md import checkpoint as checkpoints
 from moe_md.checkpoint import Checkpoint
-from moe_md.experts.base import Expert
+from moe_md.experts.domain import warn_out_of_domain
 from moe_md.interfaces import ase_gates, cached_rows
 from moe_md.interfaces.cached_rows import When
 from moe_md.neighbors.rows import closer, image_pairs
@@ -136,11 +135,11 @@ class MixtureCalculator(Calculator):
         if _has_gate(region):
             ase_gates.check_reach(region, place)
             support |= np.asarray(ase_gates.support(region, place, cutoff=whole, margin=self._skin))
+        self._check_domains(weight, now, pairs)
         rows, slots = [], []
         for e, expert in enumerate(self.checkpoint.experts):
             own = np.flatnonzero(support[:, e])
             near, wide = closer(pairs, expert.cutoff), closer(pairs, expert.cutoff + self._skin)
-            self._warn_outside_domain(e, expert, weight[:, e] > 0, near, now.species)
             halo = _halo(expert.num_hops, wide, n_atoms, own)
             like = last.rows[e] if last else None
             rows.append(
@@ -226,22 +225,16 @@ class MixtureCalculator(Calculator):
             )
         return values if n_atoms is None else np.broadcast_to(values, (n_atoms,))
 
-    def _warn_outside_domain(
-        self, e: int, expert: Expert, own: np.ndarray, near, species: np.ndarray
-    ) -> None:
-        out_of_domain = ~np.array([s in expert.allowed_species for s in expert.species])
-        i, j, _ = near
-        sees = out_of_domain[species]
-        sees[i[out_of_domain[species[j]]]] = True
-        count = int((own & sees).sum())
-        if count and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"region gives expert {e} {count} atoms that are or see species outside its domain "
-                f"{expert.allowed_species}: "
-                f"its energies there are untrained. Enlarge the region by its cutoff, {expert.cutoff} Å.",
-                stacklevel=5,
-            )
+    def _check_domains(self, weight: np.ndarray, now: When, pairs) -> None:
+        """Warn, once, of experts that own atoms outside their domains."""
+        if self._warned:
+            return
+        experts = self.checkpoint.experts
+        counts = [
+            cached_rows.n_out_of_domain(e, np.flatnonzero(share > 0), now, pairs)
+            for e, share in zip(experts, weight.T)
+        ]
+        self._warned = not warn_out_of_domain(experts, np.array(counts), stacklevel=6)
 
 
 class _Held(NamedTuple):

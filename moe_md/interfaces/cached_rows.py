@@ -21,7 +21,8 @@ from jax import Array
 
 from moe_md import derivatives
 from moe_md.experts.base import Expert, chunked_atom_energies
-from moe_md.neighbors.rows import Neighborhood, compact_neighbors, rows_from_images
+from moe_md.experts.domain import allows_every_species, in_domain
+from moe_md.neighbors.rows import Neighborhood, closer, compact_neighbors, rows_from_images
 
 ROOM = 1.1  # slots for neighbours within a cutoff, over those of now
 
@@ -108,6 +109,29 @@ def hold(
         center_species=jnp.asarray(np.pad(rows.center_species, flat)),
         neighbor_species=jnp.asarray(np.pad(rows.neighbor_species, square)),
     )
+
+
+def n_out_of_domain(expert: Expert, centers: np.ndarray, at: When, pairs) -> int:
+    """Number of some atoms that are outside the expert's domain.
+
+    Args:
+        expert: the potential.
+        centers: `[n]` int, atoms.
+        at: where the atoms are.
+        pairs: of `image_pairs`, up to the expert's cutoff or further.
+    """
+    if allows_every_species(expert):
+        return 0
+    rows = rows_from_images(
+        at.position,
+        at.species,
+        at.cell,
+        at.pbc,
+        expert.cutoff,
+        centers=centers,
+        pairs=closer(pairs, expert.cutoff),
+    )
+    return int(np.sum(~np.asarray(in_domain(expert, rows))))
 
 
 def roomy(n: int) -> int:

@@ -18,7 +18,6 @@ import contextlib
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,6 +28,7 @@ from scipy.spatial import cKDTree  # ty: ignore[missing-module-member]  # compil
 from moe_md import checkpoint as checkpoints
 from moe_md.checkpoint import Checkpoint
 from moe_md.checks import check_count, check_positive
+from moe_md.experts.domain import warn_out_of_domain
 from moe_md.interfaces import ase_gates, cached_rows, lammps_gates
 from moe_md.interfaces.cached_rows import When
 from moe_md.neighbors.rows import closer, image_pairs
@@ -247,7 +247,7 @@ class Coupling:
         support = np.array(ase_gates.support(region, self._place(held, now), cutoff=whole, margin=skin)) | (
             self._weights(held, now) > 0
         )
-        self._warn_outside_domain(support, pairs, now.species, n_local)
+        self._check_domains(support[:n_local], now, pairs)
         for e, expert in enumerate(experts):
             sight = expert.cutoff * expert.num_hops
             own = np.flatnonzero(support[:, e] & (away <= max(sight, self._gate) + skin))
@@ -307,21 +307,16 @@ class Coupling:
         weight[len(held.ids) :] = 0.0
         return weight
 
-    def _warn_outside_domain(self, support: np.ndarray, pairs, species: np.ndarray, n_local: int) -> None:
-        for e, expert in enumerate(self.checkpoint.experts):
-            out_of_domain = ~np.array([s in expert.allowed_species for s in expert.species])
-            i, j, _ = closer(pairs, expert.cutoff)
-            sees = out_of_domain[species]
-            sees[i[out_of_domain[species[j]]]] = True
-            count = int((support[:, e] & sees)[:n_local].sum())
-            if count and not self._warned:
-                self._warned = True
-                warnings.warn(
-                    f"region gives expert {e} {count} atoms of this rank "
-                    f"that are or see species outside its domain {expert.allowed_species}: "
-                    f"its energies there are untrained. Enlarge the region by its cutoff, {expert.cutoff} Å.",
-                    stacklevel=5,
-                )
+    def _check_domains(self, support: np.ndarray, now: When, pairs) -> None:
+        """Warn, once, of experts that compute atoms of this rank outside their domains."""
+        if self._warned:
+            return
+        experts = self.checkpoint.experts
+        counts = [
+            cached_rows.n_out_of_domain(e, np.flatnonzero(computed), now, pairs)
+            for e, computed in zip(experts, support.T)
+        ]
+        self._warned = not warn_out_of_domain(experts, np.array(counts), stacklevel=6)
 
 
 class _Held(NamedTuple):
