@@ -62,7 +62,7 @@ def check_reach(region: Region, place: Place) -> None:
     widths = perpendicular_widths(place.cell.T)[place.pbc]
     for sphere in jax.tree.leaves(region.required_neighbors(0.0), is_leaf=_is_request):
         if len(widths):
-            warn_of_wide_requests(float(sphere.reach), widths.min())
+            warn_of_wide_requests(float(sphere.cutoff), widths.min())
 
 
 @partial(jax.jit, static_argnames=("cutoff", "margin"))
@@ -121,7 +121,7 @@ def _region_neighbors(
             (others,),
             position,
             place.cell,
-            jnp.asarray(wish.reach)[None],
+            jnp.asarray(wish.cutoff)[None],
             wish.centers,
             jnp.zeros((), bool),
             (1, 1, 1),

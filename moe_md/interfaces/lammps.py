@@ -29,10 +29,10 @@ from moe_md import checkpoint as checkpoints
 from moe_md.checkpoint import Checkpoint
 from moe_md.checks import check_count, check_positive
 from moe_md.experts.domain import warn_out_of_domain
-from moe_md.interfaces import ase_gates, cached_rows, lammps_gates
+from moe_md.interfaces import ase_gates, cached_rows
 from moe_md.interfaces.cached_rows import When
 from moe_md.neighbors.rows import closer, image_pairs
-from moe_md.regions.protocol import Region
+from moe_md.regions.protocol import Region, check_region
 
 FAR = 1e6  # Å, where atoms stand that only fill arrays
 PROBES = 16  # atoms of a rank whose ghosts are counted as a run begins
@@ -49,7 +49,8 @@ def halo(checkpoint: Checkpoint, region: Region) -> float:
     >>> halo(mm.Checkpoint((expert, expert), ({}, {}), {}, {}), mm.regions.around([0], 4.0, 2.0))
     12.0
     """
-    sight, gate = max(e.cutoff * e.num_hops for e in checkpoint.experts), lammps_gates.reach(region)
+    check_region(region, "interaction_range", "neighbor_cutoff", "restrict", "check_size")
+    sight, gate = max(e.cutoff * e.num_hops for e in checkpoint.experts), region.interaction_range()
     return max(2 * sight, sight + gate, 2 * gate)
 
 
@@ -108,7 +109,7 @@ def attach(
             f"lmp must number its atoms from 1 to {n_atoms}, "
             f"got ids from {ids.min(initial=0)} to {ids.max(initial=0)}."
         )
-    lammps_gates.check(region, n_atoms, len(coupling.checkpoint.experts))
+    region.check_size(n_atoms, len(coupling.checkpoint.experts))
     lmp.command(f"neighbor {skin!r} bin")
     lmp.command("neigh_modify every 1 delay 0 check yes")
     lmp.command(f"comm_modify mode single cutoff {coupling.halo + skin + 1e-6!r}")
@@ -179,7 +180,7 @@ class Coupling:
         self._skin = float(skin)
         self._dtype = np.dtype(dtype)
         self._evaluate = [cached_rows.evaluator(e, chunk_size) for e in checkpoint.experts]
-        self._gate = lammps_gates.reach(region)
+        self._gate = region.interaction_range()
         self._held: _Held | None = None
         self._warned = False
 
@@ -237,10 +238,10 @@ class Coupling:
         last, skin = self._held, self._skin
         experts = self.checkpoint.experts
         index = np.pad(ids - 1, (0, len(now.position) - n_held), constant_values=-1)
-        region = lammps_gates.of_held(self.region, index)
-        reach = max([*(e.cutoff for e in experts), lammps_gates.sight(self.region)])
+        region = self.region.restrict(index)
+        reach = max([*(e.cutoff for e in experts), self.region.neighbor_cutoff()])
         pairs = image_pairs(now.position[:n_held], now.cell, now.pbc, reach + skin)
-        idx, whole = ase_gates.neighbors_of_all(now, pairs, lammps_gates.sight(self.region), skin)
+        idx, whole = ase_gates.neighbors_of_all(now, pairs, self.region.neighbor_cutoff(), skin)
         away = np.zeros(len(now.position))
         away[n_local:] = cKDTree(now.position[:n_local]).query(now.position[n_local:])[0]
         held = _Held(n_local, ids.copy(), now, region, idx, whole, away, np.zeros(0), [], [])

@@ -244,9 +244,9 @@ def mixture_neighbor_list(
 
         def listed(wanted: NeighborRequest):
             _check_seeds(wanted.centers, n_atoms)
-            warn_of_wide_requests(float(wanted.reach) - dr_threshold, narrowest)
+            warn_of_wide_requests(float(wanted.cutoff) - dr_threshold, narrowest)
             return list_fns.allocate(
-                position, extra_capacity, cutoffs=[wanted.reach], centers=wanted.centers, **kwargs
+                position, extra_capacity, cutoffs=[wanted.cutoff], centers=wanted.centers, **kwargs
             )
 
         requested = jax.tree.map(listed, owner.required_neighbors(dr_threshold), is_leaf=_is_request)
@@ -270,7 +270,7 @@ def mixture_neighbor_list(
         _check_requested(wanted, neighbors.requested)
 
         def old(wish: NeighborRequest, made: lists.NeighborList) -> Array:
-            return list_fns.stale(position, made, cutoffs=wish.reach[None], centers=wish.centers, **kwargs)
+            return list_fns.stale(position, made, cutoffs=wish.cutoff[None], centers=wish.centers, **kwargs)
 
         of_spheres = jax.tree.leaves(jax.tree.map(old, wanted, neighbors.requested, is_leaf=_is_request))
         return jnp.any(jnp.stack([list_fns.stale(position, neighbors.list, **kwargs), *of_spheres]))
@@ -284,7 +284,7 @@ def mixture_neighbor_list(
 
         def listed(wanted: NeighborRequest, old: lists.NeighborList):
             return list_fns.update(
-                position, old, renew=renew, cutoffs=wanted.reach[None], centers=wanted.centers, **kwargs
+                position, old, renew=renew, cutoffs=wanted.cutoff[None], centers=wanted.centers, **kwargs
             )
 
         wanted = owner.required_neighbors(dr_threshold)
