@@ -23,6 +23,7 @@ PYTHON = {
     "moe_md.gradients.uniform": "moe_md.gradients.isotropic_equilibrium",
     "moe_md.gradients.UNIFORM_STRAIN": "moe_md.gradients.ISOTROPIC_STRAIN",
     "moe_md.regions.hard": "moe_md.regions.reassigned",
+    "moe_md.regions.Weighted": "moe_md.regions.FixedGates",
     "moe_md.simulate.rollout": "moe_md.gradients.rollout",
     "moe_md.simulate.check_rollout": "moe_md.gradients.check_rollout",
 }

@@ -24,6 +24,7 @@ from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Batch, pack_batch, packs, prepare
 from moe_md.data.dataset import Dataset, dataset_from_frames
 from moe_md.data.extxyz import Frame
+from moe_md.experts.base import check_two_experts
 from moe_md.renamed import missing_attribute
 from moe_md.training.evaluation import QUANTITIES
 from moe_md.training.losses import frames_in_domain, mix, predict, rows_in_domain
@@ -80,7 +81,7 @@ def compare(
         ValueError: the checkpoint does not hold two such experts, there is no
             frame, or a species is unknown.
     """
-    check_two(checkpoint)
+    check_two_experts(checkpoint.experts, "experts of the checkpoint", strictly_local=True)
     dataset = dataset_from_frames(dataset.frames, checkpoint.experts[0].species)
     prepared = prepare(dataset, max(e.cutoff for e in checkpoint.experts), dtype=dtype)
     owners = [_checked_owner(rule(frame), frame, k) for k, frame in enumerate(dataset.frames)]
@@ -172,17 +173,6 @@ def boundary_report(
         "outside": _mixed_and_expensive(compared, [d < 0 for d in distance]),
         "bins": bins,
     }
-
-
-def check_two(checkpoint: Checkpoint) -> None:
-    """Raise `ValueError` unless a checkpoint holds two experts that pass no messages."""
-    if len(checkpoint.experts) != 2:
-        raise ValueError(f"checkpoint must hold two experts, got {len(checkpoint.experts)}.")
-    if max(e.num_hops for e in checkpoint.experts) > 1:
-        raise ValueError(
-            "checkpoint must hold experts that pass no messages, as their rows are mixed one by one, "
-            f"got num_hops of {[e.num_hops for e in checkpoint.experts]}."
-        )
 
 
 def _predictions(experts, params, batch: Batch, owned):

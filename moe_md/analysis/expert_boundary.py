@@ -26,6 +26,7 @@ from moe_md.data.batching import frame_rows
 from moe_md.data.crystals import fcc_supercell
 from moe_md.data.extxyz import Frame, frame_from_atoms
 from moe_md.experts.base import Expert, Params, energies_and_partial_forces
+from moe_md.experts.domain import in_domain
 from moe_md.neighbors.rows import Neighborhood
 from moe_md.renamed import missing_attribute
 
@@ -255,7 +256,7 @@ def mismatch(experts: Sequence[Expert], params: Sequence[Params], rows: Neighbor
         raise ValueError(f"experts must be at least 2, got {len(experts)}.")
     (e_0, g_0), (e_1, g_1) = (_on_rows(e, p, rows) for e, p in zip(experts[:2], params[:2], strict=True))
     partial_force = np.sqrt(np.sum(np.square(g_0 - g_1), axis=(1, 2)))
-    in_domain = np.all([_in_domain(e, rows) for e in experts[:2]], axis=0)
+    in_domain = np.all([in_domain(e, rows) for e in experts[:2]], axis=0)
     return Mismatch(e_0 - e_1, partial_force, in_domain)
 
 
@@ -309,13 +310,6 @@ def _ghost_force(partials: Sequence[np.ndarray], rows: Neighborhood, owner: np.n
     length = np.linalg.norm(forces, axis=1)
     rms = float(np.sqrt(np.mean(length[near] ** 2))) if near.any() else 0.0
     return GhostForce(float(length.max()), rms, forces, near)
-
-
-def _in_domain(expert: Expert, rows: Neighborhood) -> np.ndarray:
-    allowed = np.array([s in expert.allowed_species for s in expert.species])
-    inside = np.asarray(rows.mask) & (np.linalg.norm(rows.displacement, axis=-1) < expert.cutoff)
-    out_of_domain = np.any(inside & ~allowed[np.asarray(rows.neighbor_species)], axis=1)
-    return allowed[np.asarray(rows.center_species)] & ~out_of_domain
 
 
 def _checked_assignment(assignment, n_atoms: int, n_experts: int) -> np.ndarray:

@@ -30,7 +30,9 @@ from moe_md.analysis.environments import BOND_CUTOFF_FACTOR, Rule, bonds_across,
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.extxyz import Frame, frame_from_atoms
 from moe_md.experts.base import Expert
+from moe_md.experts.domain import in_domain
 from moe_md.mixture.energy import mixture_neighbor_list
+from moe_md.neighbors.rows import Neighborhood
 from moe_md.reporters.trajectory import drift
 
 BIN_WIDTH = 0.05  # Å, of the radial distribution function
@@ -262,13 +264,23 @@ def _production(
 
 def _out_of_domain_fraction(run: Trajectory, atoms: Atoms, owner: np.ndarray, cheap: Expert) -> float:
     """Share of frames in which the cheap expert had an atom of another species within its cutoff."""
-    out_of_domain = ~np.isin(atoms.get_chemical_symbols(), cheap.allowed_species)
-    if not out_of_domain.any():
+    species = np.array([cheap.species.index(symbol) for symbol in atoms.symbols])
+    other = np.flatnonzero(~np.isin(atoms.get_chemical_symbols(), cheap.allowed_species))  # few atoms
+    own = np.flatnonzero(owner == 1)
+    if len(other) == 0:
         return 0.0
     box = atoms.cell.lengths()
-    apart = run.position[:, out_of_domain, None] - run.position[:, None, owner == 1]  # few such atoms
-    apart -= box * np.round(apart / box)
-    return float(np.mean(np.any(np.linalg.norm(apart, axis=-1) < cheap.cutoff, axis=(1, 2))))
+    displacement = run.position[:, None, other] - run.position[:, own, None]
+    displacement -= box * np.round(displacement / box)  # [n_frames, n_own, n_other, 3]
+    n_frames, shape = len(run.position), (len(run.position) * len(own), len(other))
+    rows = Neighborhood(
+        displacement=displacement.reshape(*shape, 3),
+        mask=np.ones(shape, bool),
+        center_species=np.tile(species[own], n_frames),
+        neighbor_species=np.broadcast_to(species[other], shape),
+        neighbor=np.broadcast_to(other, shape),
+    )
+    return float(np.mean(np.any(~in_domain(cheap, rows).reshape(n_frames, -1), axis=1)))
 
 
 def _drift_text(summary: dict) -> str:

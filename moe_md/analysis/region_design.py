@@ -23,7 +23,7 @@ from moe_md import derivatives
 from moe_md.checks import check_positive
 from moe_md.data.batching import frame_rows
 from moe_md.data.extxyz import Frame
-from moe_md.experts.base import Expert, Params, energies_and_partial_forces
+from moe_md.experts.base import Expert, Params, check_two_experts, energies_and_partial_forces
 from moe_md.neighbors.rows import Neighborhood, map_rows
 from moe_md.regions import Region
 from moe_md.renamed import missing_attribute
@@ -57,8 +57,7 @@ def stored_frames(
     Raises:
         ValueError: there are not two experts, one passes messages, or frames differ in their atoms.
     """
-    if len(experts) != 2 or any(e.num_hops > 1 for e in experts):
-        raise ValueError(f"experts must be two that pass no messages, got {len(experts)}.")
+    check_two_experts(experts, strictly_local=True)
     if len(frames) == 0 or any(tuple(f.symbols) != tuple(frames[0].symbols) for f in frames):
         raise ValueError("frames must hold the same atoms in the same order, at least one frame.")
     cutoff, dtype = max(e.cutoff for e in experts), jnp.zeros(()).dtype

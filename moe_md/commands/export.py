@@ -16,7 +16,6 @@ from moe_md.commands import settings_file
 from moe_md.commands.system import load_system
 from moe_md.files import write_atomic
 from moe_md.interfaces.lammps import RankPotential
-from moe_md.regions.serialize import region_as_dict
 from moe_md.settings import ExportSettings
 
 
@@ -46,7 +45,7 @@ def lammps(settings: ExportSettings, folder) -> Path:
     model, atoms, region = load_system(settings)
     elements = sorted(set(atoms.symbols))
     RankPotential(model, region, elements, skin=settings.skin, dtype=settings.dtype)  # checks that they fit
-    region_json = json.dumps(region_as_dict(region)) + "\n"
+    region_json = json.dumps(region.to_dict()) + "\n"
     has_velocities = bool(atoms.has("momenta") and np.abs(atoms.get_momenta()).max() > 0)
     start = (
         ""

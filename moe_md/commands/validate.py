@@ -40,6 +40,7 @@ from moe_md.commands import frames, settings_file, validate_report
 from moe_md.data import structures
 from moe_md.data.dataset import Dataset, digest
 from moe_md.data.extxyz import frame_from_atoms
+from moe_md.experts.base import check_two_experts
 from moe_md.files import write_atomic
 from moe_md.plots import validation as validation_plots
 from moe_md.settings import SECTIONS, ValidateSettings
@@ -84,7 +85,7 @@ def make_plan(model: Checkpoint, settings: ValidateSettings) -> Plan:
     Raises:
         ValueError: the checkpoint does not fit the settings.
     """
-    errors.check_two(model)
+    check_two_experts(model.experts, "experts of the checkpoint", strictly_local=True)
     expensive, cheap = model.experts
     for name, expert in zip(("expensive", "cheap"), model.experts):
         if settings.metal not in expert.allowed_species:

@@ -16,10 +16,11 @@ from moe_md import units
 from moe_md.checks import check_not_negative, check_positive, check_value
 from moe_md.distributed.slabs import SLAB, Atoms, Cut, Lists, Sizes, State, which
 from moe_md.experts.base import Potential, chunked_atom_energies
-from moe_md.mixture.energy import mixture_neighbor_list, warn_out_of_domain
+from moe_md.experts.domain import allows_every_species, in_domain, warn_out_of_domain
+from moe_md.mixture.energy import mixture_neighbor_list
 from moe_md.neighbors import neighbor_list as lists
 from moe_md.neighbors.rows import rows_from_neighbor_list
-from moe_md.regions import Around, Fixed, Region, RegionNeighbors, Weighted
+from moe_md.regions import Region, RegionNeighbors, check_region
 from moe_md.simulate.integrators import NVE, Evaluation, Langevin
 
 
@@ -118,7 +119,9 @@ def mixture(
     builder_params, energies_of = tuple(params), [chunked_atom_energies(e, chunk_size) for e in experts]
     in_slab, in_box = _displacement(np.where(np.arange(3) == axis, np.inf, edges)), _displacement(edges)
     make_rows = lists.neighbor_list(in_slab, cut.local_box, cutoffs, dr_threshold=dr_threshold).rows
-    seeds = np.asarray(region.seeds) if isinstance(region, Around) else np.zeros(0, np.int32)
+    seeds = np.asarray(
+        region.required_neighbors(dr_threshold).centers if region.is_dynamic else np.zeros(0, np.int32)
+    )
     mesh, piece, whole = Mesh(np.array(devices), (SLAB,)), PartitionSpec(SLAB), PartitionSpec()
     on_slabs = partial(jax.shard_map, mesh=mesh, check_vma=False)  # branches of `cond` differ in what varies
 
@@ -130,12 +133,11 @@ def mixture(
         mine = position.at[made.seeds].get(mode="fill", fill_value=0.0)
         position = jnp.concatenate([position, jnp.sum(jax.lax.all_gather(mine, SLAB), axis=0)])
         copies = jnp.arange(own, n, dtype=jnp.int32)
-        around = cast(Around, region)  # what else moves `_check_region` refuses
-        reach = around.required_neighbors(dr_threshold).reach[None]
+        reach = region.required_neighbors(dr_threshold).cutoff[None]
         frame, no, none = jnp.eye(3, dtype=position.dtype), jnp.zeros((), bool), jnp.zeros(0, jnp.int32)
         known = lists.NeighborList((made.near,), position, frame, reach, copies, no, (1, 1, 1), 0)
         near = RegionNeighbors(none, none[None], cutoffs[0], known)  # it asks for its spheres alone
-        return position, replace(around, seeds=copies), near
+        return position, region.with_centers(copies), near
 
     def gate(position: Array, atoms: Atoms, made: Lists) -> Array:
         """Shares of own atoms, zero in empty slots."""
@@ -210,17 +212,12 @@ def mixture(
     def n_out_of_domain(e: int, weight: Array, everywhere: Array, made: Lists) -> Array:
         """How many own atoms with weight on an expert are, or see, what it does not know."""
         expert, centers = experts[e], made.centers[e]
-        if set(expert.allowed_species) == set(expert.species) or len(centers) == 0:
+        if allows_every_species(expert) or len(centers) == 0:
             return jnp.zeros((), int)
-        allowed, rows = (
-            jnp.asarray([s in expert.allowed_species for s in expert.species]),
-            rows_of(e, centers, everywhere, made),
+        rows = rows_of(e, centers, everywhere, made)
+        return jnp.sum(
+            ~in_domain(expert, rows) & (weight.at[centers, e].get(mode="fill", fill_value=0.0) > 0)
         )
-        near = rows.mask & (jnp.sum(rows.displacement**2, axis=-1) < expert.cutoff**2)
-        out_of_domain = ~allowed[rows.center_species] | jnp.any(
-            near & ~allowed[rows.neighbor_species], axis=1
-        )
-        return jnp.sum(out_of_domain & (weight.at[centers, e].get(mode="fill", fill_value=0.0) > 0))
 
     def own_energy(position: Array, atoms: Atoms, made: Lists, params) -> Array:
         """eV, of own atoms; NaN where an atom with weight has no row."""
@@ -429,7 +426,7 @@ def mixture(
         return advance(state, NVE(0.0, _in_open_space), 0, params, first=True)[0]
 
     def check_domains(state: State) -> bool:
-        return warn_out_of_domain(experts, np.asarray(state.lists.out_of_domain)[0])
+        return warn_out_of_domain(experts, np.asarray(state.lists.out_of_domain)[0], stacklevel=4)
 
     return Slabs(scatter, gather, evaluate, advance, check_domains)
 
@@ -473,21 +470,10 @@ def _checked_edges(box, axis: int | None) -> tuple[np.ndarray, int]:
 
 
 def _check_region(region, n_atoms: int, n_experts: int) -> None:
-    if isinstance(region, Around):
-        if n_experts != 2 or not (np.asarray(region.seeds) < n_atoms).all():
-            found = f"{np.asarray(region.seeds)!s:.80} and {n_experts}"
-            raise ValueError(f"region must follow seeds from 0 to {n_atoms - 1} with 2 experts, got {found}.")
-        return
-    if not isinstance(region, (Fixed, Weighted)):
-        raise ValueError(
-            "region must be static, or around seeds, on several devices, "
-            f"got one of type {type(region).__name__}."
-        )
-    shape = (len(region.assignment), region.n_experts) if isinstance(region, Fixed) else region.weights.shape
-    if shape != (n_atoms, n_experts):
-        raise ValueError(
-            f"region must speak of [n_atoms, n_experts] = [{n_atoms}, {n_experts}], got {list(shape)}."
-        )
+    check_region(region, "with_centers", "check_size")
+    if region.is_dynamic:
+        region.with_centers(jnp.zeros(0, jnp.int32))  # raises for regions that need more than centres
+    region.check_size(n_atoms, n_experts)
 
 
 def _checked(name: str, value, shape: tuple[int, ...]) -> np.ndarray:

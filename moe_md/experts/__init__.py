@@ -11,11 +11,13 @@ from moe_md.experts.base import (
     Potential,
     build,
     cast,
+    check_two_experts,
     chunked_atom_energies,
     energies_and_partial_forces,
     potentials,
     register_expert,
 )
+from moe_md.experts.domain import in_domain, warn_out_of_domain
 from moe_md.experts.embedded_atom import embedded_atom
 from moe_md.experts.lennard_jones import lennard_jones
 from moe_md.experts.nequip import nequip
@@ -27,12 +29,15 @@ __all__ = [
     "allegro",
     "build",
     "cast",
+    "check_two_experts",
     "chunked_atom_energies",
     "embedded_atom",
     "energies_and_partial_forces",
+    "in_domain",
     "lennard_jones",
     "nequip",
     "potentials",
     "power_spectrum",
     "register_expert",
+    "warn_out_of_domain",
 ]

@@ -73,6 +73,25 @@ def potentials(experts: Sequence[Expert], params: Sequence[Params]) -> tuple[Pot
     return tuple(map(Potential, experts, params))
 
 
+def check_two_experts(
+    experts: Sequence[Expert], name: str = "experts", *, strictly_local: bool = False
+) -> None:
+    """Raise `ValueError` unless there are two experts.
+
+    Args:
+        experts: the expensive one first.
+        name: what the message calls them.
+        strictly_local: they must also pass no messages, so that rows can be compared one by one.
+    """
+    if len(experts) != 2:
+        raise ValueError(f"{name} must be two, the expensive one first, got {len(experts)}.")
+    if strictly_local and max(e.num_hops for e in experts) > 1:
+        raise ValueError(
+            f"{name} must not pass messages, as they are compared row by row, "
+            f"got num_hops of {[e.num_hops for e in experts]}: use strictly local ones."
+        )
+
+
 def energies_and_partial_forces(expert: Expert, params: Params, rows: Neighborhood) -> tuple[Array, Array]:
     """Per-atom energies and g = dE_i / d displacement of every slot.
 

@@ -11,7 +11,6 @@ program serves many structures.
 """
 
 import contextlib
-import warnings
 from typing import NamedTuple, cast
 
 import jax
@@ -22,7 +21,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from moe_md import checkpoint as checkpoints
 from moe_md.checkpoint import Checkpoint
-from moe_md.experts.base import Expert
+from moe_md.experts.domain import warn_out_of_domain
 from moe_md.interfaces import ase_gates, cached_rows
 from moe_md.interfaces.cached_rows import ReferenceGeometry
 from moe_md.neighbors.rows import closer, image_pairs
@@ -137,11 +136,11 @@ class MixtureCalculator(Calculator):
             support |= np.asarray(
                 ase_gates.support(region, inputs, cutoff=complete_within, margin=self._skin)
             )
+        self._check_domains(gate, geometry, pairs)
         rows, max_neighbors = [], []
         for e, expert in enumerate(self.checkpoint.experts):
             own = np.flatnonzero(support[:, e])
             near, wide = closer(pairs, expert.cutoff), closer(pairs, expert.cutoff + self._skin)
-            self._warn_outside_domain(e, expert, gate[:, e] > 0, near, geometry.species)
             halo = _halo(expert.num_hops, wide, n_atoms, own)
             previous_rows = previous.rows[e] if previous else None
             rows.append(
@@ -258,22 +257,16 @@ class MixtureCalculator(Calculator):
             )
         return values if n_atoms is None else np.broadcast_to(values, (n_atoms,))
 
-    def _warn_outside_domain(
-        self, e: int, expert: Expert, own: np.ndarray, near, species: np.ndarray
-    ) -> None:
-        out_of_domain = ~np.array([s in expert.allowed_species for s in expert.species])
-        i, j, _ = near
-        sees = out_of_domain[species]
-        sees[i[out_of_domain[species[j]]]] = True
-        count = int((own & sees).sum())
-        if count and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"region gives expert {e} {count} atoms that are or see species outside its domain "
-                f"{expert.allowed_species}: "
-                f"its energies there are untrained. Enlarge the region by its cutoff, {expert.cutoff} Å.",
-                stacklevel=5,
-            )
+    def _check_domains(self, gate: np.ndarray, geometry: ReferenceGeometry, pairs) -> None:
+        """Warn, once, of experts that own atoms outside their domains."""
+        if self._warned:
+            return
+        experts = self.checkpoint.experts
+        counts = [
+            cached_rows.n_out_of_domain(expert, np.flatnonzero(share > 0), geometry, pairs)
+            for expert, share in zip(experts, gate.T)
+        ]
+        self._warned = not warn_out_of_domain(experts, np.array(counts), stacklevel=6)
 
 
 class _Cache(NamedTuple):

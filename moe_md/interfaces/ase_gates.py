@@ -72,7 +72,7 @@ def warn_of_wide_spheres(region: Region, inputs: GateInputs) -> None:
     widths = perpendicular_widths(inputs.cell.T)[inputs.pbc]
     for request in jax.tree.leaves(region.required_neighbors(0.0), is_leaf=_is_request):
         if len(widths):
-            warn_of_wide_requests(float(request.reach), widths.min())
+            warn_of_wide_requests(float(request.cutoff), widths.min())
 
 
 @partial(jax.jit, static_argnames=("cutoff", "margin"))
@@ -144,7 +144,7 @@ def _region_neighbors(
             (others,),
             position,
             inputs.cell,
-            jnp.asarray(request.reach)[None],
+            jnp.asarray(request.cutoff)[None],
             request.centers,
             jnp.zeros((), bool),
             (1, 1, 1),

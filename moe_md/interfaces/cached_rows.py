@@ -23,7 +23,8 @@ from jax import Array
 
 from moe_md import derivatives
 from moe_md.experts.base import Expert, chunked_atom_energies
-from moe_md.neighbors.rows import Neighborhood, compact_neighbors, rows_from_images
+from moe_md.experts.domain import allows_every_species, in_domain
+from moe_md.neighbors.rows import Neighborhood, closer, compact_neighbors, rows_from_images
 
 NEIGHBOR_CAPACITY_FACTOR = 1.1  # capacity of packed rows over the present number of neighbours
 
@@ -126,6 +127,29 @@ def build(
         center_species=jnp.asarray(np.pad(rows.center_species, per_row)),
         neighbor_species=jnp.asarray(np.pad(rows.neighbor_species, per_neighbor)),
     )
+
+
+def n_out_of_domain(expert: Expert, centers: np.ndarray, geometry: ReferenceGeometry, pairs) -> int:
+    """Number of some atoms that are outside the expert's domain.
+
+    Args:
+        expert: the potential.
+        centers: `[n]` int, atoms.
+        geometry: positions, cell and species.
+        pairs: from `image_pairs`, up to the expert's cutoff or further.
+    """
+    if allows_every_species(expert):
+        return 0
+    rows = rows_from_images(
+        geometry.position,
+        geometry.species,
+        geometry.cell,
+        geometry.pbc,
+        expert.cutoff,
+        centers=centers,
+        pairs=closer(pairs, expert.cutoff),
+    )
+    return int(np.sum(~np.asarray(in_domain(expert, rows))))
 
 
 def bucket_size(n: int) -> int:

@@ -19,7 +19,6 @@ import contextlib
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -30,11 +29,12 @@ from scipy.spatial import cKDTree  # ty: ignore[missing-module-member]  # compil
 from moe_md import checkpoint as checkpoints
 from moe_md.checkpoint import Checkpoint
 from moe_md.checks import check_count, check_positive
-from moe_md.interfaces import ase_gates, cached_rows, lammps_gates
+from moe_md.experts.domain import warn_out_of_domain
+from moe_md.interfaces import ase_gates, cached_rows
 from moe_md.interfaces.cached_rows import ReferenceGeometry
 from moe_md.interfaces.lammps_ghosts import check_ghosts, copy_of_atoms
 from moe_md.neighbors.rows import closer, image_pairs
-from moe_md.regions.protocol import Region
+from moe_md.regions.protocol import Region, check_region
 
 PADDING_POSITION = 1e6  # Å, x of the first padded atom
 
@@ -51,7 +51,8 @@ def halo(checkpoint: Checkpoint, region: Region) -> float:
     12.0
     """
     expert_range = max(e.cutoff * e.num_hops for e in checkpoint.experts)
-    gate_range = lammps_gates.reach(region)
+    check_region(region, "interaction_range", "neighbor_cutoff", "restrict", "check_size")
+    gate_range = region.interaction_range()
     return max(2 * expert_range, expert_range + gate_range, 2 * gate_range)
 
 
@@ -92,7 +93,7 @@ def attach(
     """
     potential = RankPotential(checkpoint, region, elements, skin=skin, dtype=dtype, chunk_size=chunk_size)
     n_atoms = _checked_n_atoms(lmp, elements)
-    lammps_gates.check(region, n_atoms, len(potential.checkpoint.experts))
+    region.check_size(n_atoms, len(potential.checkpoint.experts))
     lmp.command(f"neighbor {skin!r} bin")
     lmp.command("neigh_modify every 1 delay 0 check yes")
     lmp.command(f"comm_modify mode single cutoff {potential.halo + skin + 1e-6!r}")
@@ -193,8 +194,8 @@ class RankPotential:
         self._skin = float(skin)
         self._dtype = np.dtype(dtype)
         self._evaluators = [cached_rows.evaluator(e, chunk_size) for e in checkpoint.experts]
-        self._gate_range = lammps_gates.reach(region)
-        self._neighbor_cutoff = lammps_gates.sight(region)
+        self._gate_range = region.interaction_range()
+        self._neighbor_cutoff = region.neighbor_cutoff()
         self._cache: _RankCache | None = None
         self._warned = False
 
@@ -250,7 +251,7 @@ class RankPotential:
         previous, skin = self._cache, self._skin
         experts = self.checkpoint.experts
         n = len(geometry.position)
-        region = lammps_gates.of_held(self.region, np.pad(ids - 1, (0, n - n_all), constant_values=-1))
+        region = self.region.restrict(np.pad(ids - 1, (0, n - n_all), constant_values=-1))
         max_cutoff = max([*(e.cutoff for e in experts), self._neighbor_cutoff])
         pairs = image_pairs(geometry.position[:n_all], geometry.cell, geometry.pbc, max_cutoff + skin)
         idx, complete_within = ase_gates.gate_neighbors(geometry, pairs, self._neighbor_cutoff, skin)
@@ -272,7 +273,7 @@ class RankPotential:
         support = np.array(
             ase_gates.support(region, self._gate_inputs(cache, geometry), cutoff=complete_within, margin=skin)
         ) | (self._gate(cache, geometry) > 0)
-        self._warn_outside_domain(support, pairs, geometry.species, n_local)
+        self._check_domains(support[:n_local], geometry, pairs)
         for e, expert in enumerate(experts):
             interaction_range = max(expert.cutoff * expert.num_hops, self._gate_range)
             own = np.flatnonzero(support[:, e] & (distance_to_owned <= interaction_range + skin))
@@ -350,21 +351,16 @@ class RankPotential:
         gate[len(cache.ids) :] = 0.0
         return gate
 
-    def _warn_outside_domain(self, support: np.ndarray, pairs, species: np.ndarray, n_local: int) -> None:
-        for e, expert in enumerate(self.checkpoint.experts):
-            out_of_domain = ~np.array([s in expert.allowed_species for s in expert.species])
-            i, j, _ = closer(pairs, expert.cutoff)
-            sees = out_of_domain[species]
-            sees[i[out_of_domain[species[j]]]] = True
-            count = int((support[:, e] & sees)[:n_local].sum())
-            if count and not self._warned:
-                self._warned = True
-                warnings.warn(
-                    f"region gives expert {e} {count} atoms of this rank "
-                    f"that are or see species outside its domain {expert.allowed_species}: "
-                    f"its energies there are untrained. Enlarge the region by its cutoff, {expert.cutoff} Å.",
-                    stacklevel=5,
-                )
+    def _check_domains(self, support: np.ndarray, geometry: ReferenceGeometry, pairs) -> None:
+        """Warn, once, of experts that compute owned atoms outside their domains."""
+        if self._warned:
+            return
+        experts = self.checkpoint.experts
+        counts = [
+            cached_rows.n_out_of_domain(expert, np.flatnonzero(computed), geometry, pairs)
+            for expert, computed in zip(experts, support.T)
+        ]
+        self._warned = not warn_out_of_domain(experts, np.array(counts), stacklevel=6)
 
 
 class _RankCache(NamedTuple):

@@ -24,6 +24,7 @@ from jax import Array
 
 from moe_md.checks import check_value
 from moe_md.experts.base import Expert, Params, Potential, chunked_atom_energies
+from moe_md.experts.domain import allows_every_species, in_domain, warn_out_of_domain
 from moe_md.neighbors import neighbor_list as lists
 from moe_md.neighbors.rows import Neighborhood, max_occupancy, rows_from_neighbor_list, rows_within_cutoff
 from moe_md.regions import NeighborRequest, Region, RegionNeighbors, check_region
@@ -243,9 +244,9 @@ def mixture_neighbor_list(
 
         def listed(wanted: NeighborRequest):
             _check_seeds(wanted.centers, n_atoms)
-            warn_of_wide_requests(float(wanted.reach) - dr_threshold, narrowest)
+            warn_of_wide_requests(float(wanted.cutoff) - dr_threshold, narrowest)
             return list_fns.allocate(
-                position, extra_capacity, cutoffs=[wanted.reach], centers=wanted.centers, **kwargs
+                position, extra_capacity, cutoffs=[wanted.cutoff], centers=wanted.centers, **kwargs
             )
 
         requested = jax.tree.map(listed, owner.required_neighbors(dr_threshold), is_leaf=_is_request)
@@ -269,7 +270,7 @@ def mixture_neighbor_list(
         _check_requested(wanted, neighbors.requested)
 
         def old(wish: NeighborRequest, made: lists.NeighborList) -> Array:
-            return list_fns.stale(position, made, cutoffs=wish.reach[None], centers=wish.centers, **kwargs)
+            return list_fns.stale(position, made, cutoffs=wish.cutoff[None], centers=wish.centers, **kwargs)
 
         of_spheres = jax.tree.leaves(jax.tree.map(old, wanted, neighbors.requested, is_leaf=_is_request))
         return jnp.any(jnp.stack([list_fns.stale(position, neighbors.list, **kwargs), *of_spheres]))
@@ -283,7 +284,7 @@ def mixture_neighbor_list(
 
         def listed(wanted: NeighborRequest, old: lists.NeighborList):
             return list_fns.update(
-                position, old, renew=renew, cutoffs=wanted.reach[None], centers=wanted.centers, **kwargs
+                position, old, renew=renew, cutoffs=wanted.cutoff[None], centers=wanted.centers, **kwargs
             )
 
         wanted = owner.required_neighbors(dr_threshold)
@@ -399,40 +400,25 @@ def mixture_neighbor_list(
         gate = owner.gate(position, moved, region_neighbors(neighbors.list, neighbors.requested))
         counts = []
         for e, (expert, centers) in enumerate(zip(experts, neighbors.centers)):
-            if set(expert.allowed_species) == set(expert.species):
+            if allows_every_species(expert):
                 counts.append(jnp.zeros((), int))
                 continue
-            allowed = jnp.asarray([s in expert.allowed_species for s in expert.species])
             rows = rows_from_neighbor_list(position, species, neighbors.list.idx[level[e]], moved, centers)
-            near = rows.mask & (jnp.sum(rows.displacement**2, axis=-1) < expert.cutoff**2)
-            out_of_domain = ~allowed[rows.center_species] | jnp.any(
-                near & ~allowed[rows.neighbor_species], axis=1
+            counts.append(
+                jnp.sum(~in_domain(expert, rows) & (gate.at[centers, e].get(mode="fill", fill_value=0.0) > 0))
             )
-            counts.append(jnp.sum(out_of_domain & (gate.at[centers, e].get(mode="fill", fill_value=0.0) > 0)))
         return jnp.stack(counts)
 
     def check_domains(
         position, neighbors: MixtureNeighbors, *, region: Region | None = None, **kwargs
     ) -> bool:
-        if all(set(expert.allowed_species) == set(expert.species) for expert in experts):
+        if all(map(allows_every_species, experts)):
             return True
         counts = np.asarray(count_out_of_domain(position, neighbors, region, given(**kwargs)))
-        return warn_out_of_domain(experts, counts)
+        return warn_out_of_domain(experts, counts, stacklevel=4)
 
     timescales = (None, None) if inner_potential is None else (inner_energy, inner_outer_split)
     return MixtureNeighborFns(allocate, update, check_domains, parts, gate, assign, *timescales), energy_fn
-
-
-def warn_out_of_domain(experts: Sequence[Expert], counts: np.ndarray) -> bool:
-    """Whether no expert computes atoms outside its domain, of which it has so many; warns where one does."""
-    for e in np.flatnonzero(counts):
-        warnings.warn(
-            f"region gives expert {e} {counts[e]} atoms that are or see species outside its domain "
-            f"{experts[e].allowed_species}: "
-            f"its energies there are untrained. Enlarge the region by its cutoff, {experts[e].cutoff} Å.",
-            stacklevel=4,
-        )
-    return not counts.any()
 
 
 def _first(mask: Array, size: int) -> Array:

@@ -1,29 +1,28 @@
 """Regions: which expert owns which atom.
 
-A region is a pytree with three methods,
+A region is a pytree with a gate, the share of each atom's energy that each expert
+supplies. `Region` in `regions.protocol` lists all its methods. The main two are
 
-    gate(position, displacement_fn, near)            -> [n_atoms, n_experts], rows sum to 1
-    support(position, displacement_fn, margin, near) -> [n_atoms, n_experts] bool,
-                                                        a superset of gate > 0 wherever no atom moved
-                                                        by more than half the margin
-    spheres(margin)                                  -> which atoms' surroundings it wants in `near`
+    gate(position, displacement_fn, neighbors)            -> [n_atoms, n_experts], rows sum to 1
+    support(position, displacement_fn, margin, neighbors) -> [n_atoms, n_experts] bool,
+                                                             the entries with a gate above zero, also
+                                                             after moves by up to half the margin
 
-`near` is what a mixture's lists know (`RegionNeighbors`); without it, `None`, a
-region that follows atoms looks at every pair.
+`neighbors` are the lists of a mixture (`RegionNeighbors`). Where it is None, `around`
+compares all pairs of seeds and atoms.
 
-Static: `fixed` is any assignment; `slab` and `sphere` make one from positions,
-once, with a blend shell of frozen weights if asked for. Regions fixed in space
-would break momentum conservation if atoms crossed them, so an atom keeps its
-weight.
+Static regions: `fixed` takes any assignment. `slab` and `sphere` make one from the
+current positions, with a shell of constant gates if asked for. An atom keeps its
+gate when it moves: gates fixed in space would not conserve momentum.
 
-Moving: `around` follows atoms, `descriptor` a number that each atom's
-neighbours say (`coordination`, `committee`, a learned one), `custom` does what
-a function says. Gates are part of the energy and their gradient part of the
-force, so energy is conserved while weights change; momentum is where gates
-depend on atoms relative to atoms.
+Dynamic regions: `around` follows atoms. `descriptor` evaluates a scalar of each
+atom's neighbours (`coordination`, `committee`, a learned one). `custom` evaluates a
+function. Gates are part of the energy and their gradient is part of the force, so
+the energy is conserved while gates change. Momentum is conserved if gates depend on
+positions of atoms relative to each other only.
 
-`union`, `complement` and `nested` build on any of them; `reassigned` makes any of them
-switch at once, and `simulate.run` books the work.
+`union`, `complement` and `nested` combine regions. `reassigned` lets atoms switch
+expert at once, and `simulate.run` accumulates the switching work.
 """
 
 from moe_md.regions.combined import Complement, Custom, Nested, Union, complement, custom, nested, union
@@ -31,7 +30,7 @@ from moe_md.regions.described import Descriptor, committee, coordination, descri
 from moe_md.regions.following import Around, around
 from moe_md.regions.protocol import NeighborRequest, Region, RegionNeighbors, check_region, switch
 from moe_md.regions.reassigned import Reassigned, reassigned
-from moe_md.regions.static import Fixed, Weighted, fixed, slab, sphere
+from moe_md.regions.static import Fixed, FixedGates, fixed, slab, sphere
 from moe_md.renamed import missing_attribute
 
 __all__ = [
@@ -40,13 +39,13 @@ __all__ = [
     "Custom",
     "Descriptor",
     "Fixed",
+    "FixedGates",
     "NeighborRequest",
     "Nested",
     "Reassigned",
     "Region",
     "RegionNeighbors",
     "Union",
-    "Weighted",
     "around",
     "check_region",
     "committee",

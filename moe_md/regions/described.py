@@ -1,4 +1,8 @@
-"""Regions of what an atom's neighbours say: their number, a committee's spread, any smooth function."""
+"""Regions from a scalar descriptor of each atom's neighbours.
+
+The descriptor may be the coordination number, the spread of a committee's
+energies, or any smooth function of a row.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -7,62 +11,82 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from moe_md.checks import check_value
 from moe_md.neighbors.rows import Neighborhood, map_rows, rows_from_neighbor_list
 from moe_md.regions.combined import Complement, complement
-from moe_md.regions.protocol import RegionNeighbors, length, switch
+from moe_md.regions.protocol import Region, RegionNeighbors, check_two_columns, length, switch
 
-CHUNK = 256  # rows at a time
+CHUNK = 256  # rows computed at a time
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Descriptor:
-    """Atoms of which a number, made of their neighbours, is low go to expert 0; two experts."""
+class Descriptor(Region):
+    """Atoms with a low value of the descriptor belong to expert 0, the others to expert 1."""
 
-    parameters: Any  # a pytree, handed to the function
-    low: Array  # up to which an atom is all expert 0's
-    high: Array  # from which it is all expert 1's
-    slack: Array  # by which the number may change where atoms move by half a skin
-    scalar_fn: Callable = field(metadata={"static": True})
-    cutoff: float = field(metadata={"static": True})  # Å, of the function
+    parameters: Any  # a pytree, passed to `scalar_fn`
+    low: Array  # number; up to it the gate of expert 0 is 1
+    high: Array  # number; from it on the gate of expert 0 is 0
+    slack: Array  # number, largest change of the descriptor as atoms move by half the skin
+    scalar_fn: Callable = field(metadata={"static": True})  # (parameters, Neighborhood) -> [n]
+    cutoff: float = field(metadata={"static": True})  # Å, of `scalar_fn`
 
     is_dynamic: ClassVar[bool] = True
 
-    def gate(self, position: Array, displacement_fn: Callable, near: RegionNeighbors | None = None) -> Array:
-        """Inside is switch((number - low) / (high - low))."""
+    def gate(
+        self, position: Array, displacement_fn: Callable, neighbors: RegionNeighbors | None = None
+    ) -> Array:
+        """`[n_atoms, 2]`; inside is switch((value - low) / (high - low))."""
         low, high = (x.astype(position.dtype) for x in (self.low, self.high))
-        inside = switch((self.numbers(position, displacement_fn, near) - low) / (high - low))
+        inside = switch((self.values(position, displacement_fn, neighbors) - low) / (high - low))
         return jnp.stack([inside, 1.0 - inside], axis=1)
 
     def support(
-        self, position: Array, displacement_fn: Callable, margin: float, near: RegionNeighbors | None = None
+        self,
+        position: Array,
+        displacement_fn: Callable,
+        margin: float,
+        neighbors: RegionNeighbors | None = None,
     ) -> Array:
-        """`[n_atoms, 2]` bool; as good as `slack`."""
-        number = self.numbers(position, displacement_fn, near)
-        return jnp.stack([number < self.high + self.slack, number > self.low - self.slack], axis=1)
+        """`[n_atoms, 2]` bool; complete where the descriptor changes by less than `slack`."""
+        value = self.values(position, displacement_fn, neighbors)
+        return jnp.stack([value < self.high + self.slack, value > self.low - self.slack], axis=1)
 
-    def required_neighbors(self, margin: float) -> None:
-        """None."""
+    def neighbor_cutoff(self) -> float:
+        """Å, cutoff of the descriptor."""
+        return self.cutoff
 
-    def numbers(
-        self, position: Array, displacement_fn: Callable, near: RegionNeighbors | None = None
+    def interaction_range(self) -> float:
+        """Å, cutoff of the descriptor."""
+        return self.cutoff
+
+    def restrict(self, index: np.ndarray) -> "Descriptor":
+        """The same region: it holds no array of atoms."""
+        return self
+
+    def check_size(self, n_atoms: int, n_experts: int) -> None:
+        """Raise `ValueError` where there are not two experts."""
+        check_two_columns(n_experts)
+
+    def values(
+        self, position: Array, displacement_fn: Callable, neighbors: RegionNeighbors | None = None
     ) -> Array:
-        """`[n_atoms]`, what the function says of each atom.
+        """The descriptor of every atom: `[n_atoms]`.
 
         Raises:
-            ValueError: there is no list of neighbours, or a shorter one.
+            ValueError: there is no list of neighbours, or one with a shorter cutoff.
         """
-        if near is None or near.cutoff < self.cutoff:
-            known = None if near is None else near.cutoff
+        if neighbors is None or neighbors.cutoff < self.cutoff:
+            known = None if neighbors is None else neighbors.cutoff
             raise ValueError(
-                f"near must hold neighbours within {self.cutoff} Å, the region's cutoff, "
-                f"got {known}: an expert must see as far."
+                f"neighbors must be listed within {self.cutoff} Å, the region's cutoff, "
+                f"got {known}: one expert must have a cutoff at least as long."
             )
-        everyone = jnp.arange(position.shape[0], dtype=jnp.int32)
-        rows = rows_from_neighbor_list(position, near.species, near.idx, displacement_fn, everyone)
+        atoms = jnp.arange(position.shape[0], dtype=jnp.int32)
+        rows = rows_from_neighbor_list(position, neighbors.species, neighbors.idx, displacement_fn, atoms)
         return map_rows(lambda chunk: self.scalar_fn(self.parameters, chunk), rows, CHUNK)
 
 
@@ -75,27 +99,27 @@ def descriptor(
     parameters: Any = None,
     slack: float | None = None,
 ) -> Descriptor:
-    """Atoms whose neighbours make a low number go to expert 0, those of a high one to expert 1.
+    """A dynamic region: atoms with a low descriptor belong to expert 0, those with a high one to expert 1.
 
     Args:
-        scalar_fn: `(parameters, Neighborhood) -> [n]`, two continuous
-            derivatives in the displacements and zero weight to neighbours from
-            the cutoff on, as an `Expert.atom_energies`, which serves: a learned
-            number.
-        low, high: up to `low` an atom is all expert 0's, from `high` on all
-            expert 1's; exchange them with `complement`.
-        cutoff: Å, of the function; no more than the experts' longest.
+        scalar_fn: `(parameters, Neighborhood) -> [n]`, the descriptor of each row. It
+            needs two continuous derivatives in the displacements and must not depend
+            on neighbours beyond the cutoff. `Expert.atom_energies` has this form and
+            can be used as a learned descriptor.
+        low, high: up to `low` expert 0 supplies the full energy of an atom, from
+            `high` on expert 1; `complement` exchanges them.
+        cutoff: Å, of the function; at most the experts' longest.
         parameters: a pytree; gradients with respect to it, `low` and `high` exist.
-        slack: by how much the number may change where atoms move by half the
-            skin, between two updates of the lists; default a fifth of
-            `high - low`. `simulate.run` updates before each force, and asks no
-            slack. Too little gives NaN, never a wrong energy.
+        slack: largest change of the descriptor between two updates of the lists, in
+            which atoms move by up to half the skin; default a fifth of `high - low`.
+            `simulate.run` updates before each force and needs none. Too small a slack
+            gives NaN, never a wrong energy.
 
     Returns:
         A region.
 
     Raises:
-        ValueError: no function, or a number is out of range.
+        ValueError: `scalar_fn` is not a function, or a number is out of range.
     """
     if not callable(scalar_fn):
         raise ValueError(f"scalar_fn must be a function, got {scalar_fn!r:.80}.")
@@ -114,17 +138,19 @@ def descriptor(
 def coordination(
     low: float, high: float, *, r_full: float, r_none: float, slack: float | None = None
 ) -> Descriptor:
-    """Atoms with few neighbours go to expert 0: surfaces, steps, adatoms, rims of vacancies.
+    """A dynamic region: atoms with few neighbours belong to expert 0.
+
+    These are atoms at surfaces, steps and vacancies, and adatoms.
 
     The number of neighbours is sum_j switch((r_ij - r_full) / (r_none - r_full)).
 
     Args:
-        low, high: neighbours; up to `low` an atom is all expert 0's, from `high`
-            on all expert 1's.
+        low, high: numbers of neighbours; up to `low` expert 0 supplies the full
+            energy of an atom, from `high` on expert 1.
         r_full, r_none: Å; a neighbour counts 1 up to `r_full` and 0 from
-            `r_none`. For fcc, between the first and the second shell:
-            0.8 and 0.95 lattice constants.
-        slack: as of `descriptor`.
+            `r_none`. For fcc, 0.8 and 0.95 lattice constants lie between the first
+            and the second shell.
+        slack: as for `descriptor`.
 
     Raises:
         ValueError: a number is out of range.
@@ -138,22 +164,22 @@ def coordination(
 
 
 def committee(expert, params: Sequence, low: float, high: float, *, slack: float | None = None) -> Complement:
-    """Atoms on which a committee of cheap experts disagrees go to expert 0.
+    """A dynamic region: atoms on which a committee of cheap experts disagrees belong to expert 0.
 
-    The disagreement is the standard deviation of their energies of the atom,
+    The descriptor is the standard deviation of the members' energies of the atom,
     smoothed: sqrt(variance + (low / 2)^2).
 
     Args:
-        expert: their architecture, as `mm.experts.power_spectrum(...)`; it does
+        expert: the members' architecture, as `mm.experts.power_spectrum(...)`; it must
             not pass messages.
         params: two or more trees of parameters.
-        low, high: eV, positive; up to `low` an atom is all expert 1's, from
-            `high` on all expert 0's.
-        slack: as of `descriptor`.
+        low, high: eV, positive; up to `low` expert 1 supplies the full energy of an
+            atom, from `high` on expert 0.
+        slack: as for `descriptor`.
 
     Returns:
-        A region. What the committee does not know (species outside its domain)
-        belongs to `around`: take the `union`.
+        A region. The committee's spread means nothing for species outside its domain:
+        take the `union` with `around` of these atoms.
 
     Raises:
         ValueError: fewer than two members, an expert that passes messages, or a number is out of range.
@@ -178,7 +204,7 @@ def committee(expert, params: Sequence, low: float, high: float, *, slack: float
 
 
 def _coordination(radii: tuple[Array, Array], rows: Neighborhood) -> Array:
-    """Neighbours of each centre, `[n]`."""
+    """Smooth number of neighbours of each centre, `[n]`."""
     full, none = (r.astype(rows.displacement.dtype) for r in radii)
     distance = length(rows.displacement)
     return jnp.sum(jnp.where(rows.mask, switch((distance - full) / (none - full)), 0.0), axis=1)
@@ -186,7 +212,7 @@ def _coordination(radii: tuple[Array, Array], rows: Neighborhood) -> Array:
 
 @lru_cache
 def _spread(atom_energies: Callable) -> Callable:
-    """One function for one architecture, so that nothing is compiled twice."""
+    """The descriptor of `committee`; cached, so that one architecture is compiled once."""
 
     def spread(parameters, rows: Neighborhood) -> Array:
         least, members = parameters

@@ -1,7 +1,7 @@
 """Spheres that follow atoms."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import jax
@@ -10,101 +10,156 @@ import numpy as np
 from jax import Array
 
 from moe_md.checks import check_value
-from moe_md.regions.protocol import NeighborRequest, RegionNeighbors, finite_array, length, switch
+from moe_md.neighbors.capacity import bucket_size
+from moe_md.regions.protocol import (
+    NeighborRequest,
+    Region,
+    RegionNeighbors,
+    check_two_columns,
+    finite_array,
+    length,
+    switch,
+)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Around:
-    """Spheres about atoms, which they follow, melted into one another; two experts."""
+class Around(Region):
+    """Smooth union of spheres around atoms, which it follows; two experts."""
 
-    seeds: Array  # [n_seeds] int
+    seeds: Array  # [n_seeds] int, atoms at the centres of the spheres
     r_core: Array  # Å
     r_blend: Array  # Å
 
     is_dynamic: ClassVar[bool] = True
 
-    def gate(self, position: Array, displacement_fn: Callable, near: RegionNeighbors | None = None) -> Array:
-        """Inside is 1 - prod_s [1 - switch((r_s - r_core) / r_blend)]."""
-        atoms, real, distance = self._pairs(position, displacement_fn, near)
+    def gate(
+        self, position: Array, displacement_fn: Callable, neighbors: RegionNeighbors | None = None
+    ) -> Array:
+        """`[n_atoms, 2]`; inside is 1 - prod_s [1 - switch((r_s - r_core) / r_blend)]."""
+        atoms, real, distance = self._pairs(position, displacement_fn, neighbors)
         r_core, r_blend = (r.astype(position.dtype) for r in (self.r_core, self.r_blend))
-        out = jnp.where(real, 1.0 - switch((distance - r_core) / r_blend), 1.0)
-        # The product over the seeds of an atom, as sums: of logarithms, and of zeros apart.
-        zero = out < jnp.finfo(position.dtype).tiny * 1e6
-        logs = jnp.log(jnp.where(zero, 1.0, out))
+        factor = jnp.where(real, 1.0 - switch((distance - r_core) / r_blend), 1.0)
+        # The product over seeds as a sum of logarithms; factors of zero are counted separately.
+        zero = factor < jnp.finfo(position.dtype).tiny * 1e6
+        logs = jnp.log(jnp.where(zero, 1.0, factor))
         sums = jnp.zeros((position.shape[0], 2), position.dtype)
         sums = sums.at[atoms].add(jnp.stack([logs, zero.astype(position.dtype)], axis=-1), mode="drop")
         outside = jnp.where(sums[:, 1] > 0, 0.0, jnp.exp(sums[:, 0]))
-        outside = outside * jnp.where(self._unknown(position, near), jnp.nan, 1.0).astype(position.dtype)
+        outside = outside * jnp.where(self._is_invalid(position, neighbors), jnp.nan, 1.0).astype(
+            position.dtype
+        )
         return jnp.stack([1.0 - outside, outside], axis=1)
 
     def support(
-        self, position: Array, displacement_fn: Callable, margin: float, near: RegionNeighbors | None = None
+        self,
+        position: Array,
+        displacement_fn: Callable,
+        margin: float,
+        neighbors: RegionNeighbors | None = None,
     ) -> Array:
         """`[n_atoms, 2]` bool."""
-        atoms, real, distance = self._pairs(position, displacement_fn, near)
+        atoms, real, distance = self._pairs(position, displacement_fn, neighbors)
 
-        def within(reach):
-            return jnp.zeros(position.shape[0], bool).at[atoms].max(real & (distance <= reach), mode="drop")
+        def within(radius):
+            return jnp.zeros(position.shape[0], bool).at[atoms].max(real & (distance <= radius), mode="drop")
 
         return jnp.stack([within(self.r_core + self.r_blend + margin), ~within(self.r_core - margin)], axis=1)
 
     def required_neighbors(self, margin: float) -> NeighborRequest:
-        """Around the seeds, as far as the gate may reach after a move."""
+        """The atoms around the seeds within `r_core + r_blend + margin`."""
         return NeighborRequest(self.seeds, self.r_core + self.r_blend + margin)
 
+    def interaction_range(self) -> float:
+        """Å, `r_core + r_blend`."""
+        return float(self.r_core) + float(self.r_blend)
+
+    def restrict(self, index: np.ndarray) -> "Around":
+        """Spheres around every image of a seed; the number of seeds is padded with the last entry."""
+        seeds = np.flatnonzero(np.isin(index, np.asarray(self.seeds))).astype(np.int32)
+        padding = (0, bucket_size(len(seeds) + 1) - len(seeds))
+        return replace(self, seeds=np.pad(seeds, padding, constant_values=len(index) - 1))
+
+    def check_size(self, n_atoms: int, n_experts: int) -> None:
+        """Raise `ValueError` where a seed is no atom, or where there are not two experts."""
+        check_two_columns(n_experts)
+        largest = int(np.max(self.seeds))
+        if largest >= n_atoms:
+            raise ValueError(
+                f"region must have seeds below the number of atoms, {n_atoms}, got a seed of {largest}."
+            )
+
+    def with_centers(self, centers: Array) -> "Around":
+        """Spheres around the same atoms, which have other numbers."""
+        return replace(self, seeds=centers)
+
+    def to_dict(self) -> dict:
+        """Seeds and radii."""
+        return {
+            "kind": "around",
+            "seeds": np.asarray(self.seeds).tolist(),
+            "r_core": float(self.r_core),
+            "r_blend": float(self.r_blend),
+        }
+
     def _pairs(
-        self, position: Array, displacement_fn: Callable, near: RegionNeighbors | None
+        self, position: Array, displacement_fn: Callable, neighbors: RegionNeighbors | None
     ) -> tuple[Array, Array, Array]:
-        """`[n_seeds, K]`: atoms near each seed, itself first; whether there is one; its distance in Å."""
+        """Atoms near each seed, the seed itself first: index, whether it is real, distance in Å.
+
+        Each is `[n_seeds, K]`. Without lists these are all atoms.
+        """
         n_atoms = position.shape[0]
-        if near is None:
+        if neighbors is None:
             others = jnp.broadcast_to(jnp.arange(n_atoms, dtype=jnp.int32), (self.seeds.shape[0], n_atoms))
             others = jnp.where(others == self.seeds[:, None], n_atoms, others)
         else:
-            others = near.requested.idx[0]
+            others = neighbors.requested.idx[0]
         atoms = jnp.concatenate([self.seeds[:, None], others], axis=1)
         safe = jnp.minimum(atoms, n_atoms - 1)
-        middle = position[jnp.minimum(self.seeds, n_atoms - 1)]
-        displacement = jax.vmap(jax.vmap(displacement_fn, (0, None)))(position[safe], middle)
+        center = position[jnp.minimum(self.seeds, n_atoms - 1)]
+        displacement = jax.vmap(jax.vmap(displacement_fn, (0, None)))(position[safe], center)
         return atoms, atoms < n_atoms, length(displacement)
 
-    def _unknown(self, position: Array, near: RegionNeighbors | None) -> Array:
-        """A seed that is no atom, or a list that was made for other seeds or shorter radii.
+    def _is_invalid(self, position: Array, neighbors: RegionNeighbors | None) -> Array:
+        """Whether a seed is no atom, or the list is of other seeds or a shorter cutoff; bool.
 
-        No energy is better than a wrong one.
+        The gate is then NaN, so that no wrong energy is returned.
         """
-        unknown = jnp.any(self.seeds >= position.shape[0])
-        if near is None:
-            return unknown
-        known = near.requested
-        too_far = self.r_core + self.r_blend > known.cutoffs[0]
-        return unknown | too_far | jnp.any(known.centers != self.seeds)
+        invalid = jnp.any(self.seeds >= position.shape[0])
+        if neighbors is None:
+            return invalid
+        listed = neighbors.requested
+        too_far = self.r_core + self.r_blend > listed.cutoffs[0]
+        return invalid | too_far | jnp.any(listed.centers != self.seeds)
 
 
 def around(seeds, r_core: float, r_blend: float) -> Around:
-    """Spheres about some atoms go to expert 0, what is outside all of them to expert 1.
+    """Smooth union of spheres around atoms: expert 0 inside, expert 1 outside.
 
-    The spheres follow the atoms.
-
-    In a mixture, each seed is compared with the atoms near it, so that the cost
-    grows with the seeds and not with the atoms. Nearest images count: where a
-    sphere is wider than half the box, atoms midway between two images of a seed
-    feel a kink.
+    The spheres follow the atoms. In a mixture each seed is compared with the atoms
+    near it, so the cost grows with the number of seeds, not of atoms. Distances are
+    to the nearest image: where a sphere is wider than half the box, the gate of atoms
+    midway between two images of a seed has a kink.
 
     Args:
-        seeds: `[n_seeds]` int, atoms in the middle of a sphere, each once.
-        r_core: Å, within which an atom is all expert 0's. At least the cheap
-            expert's cutoff where seeds are outside its domain.
-        r_blend: Å, thickness of the shell in which both share an atom; positive,
-            or energy would not be conserved.
+        seeds: `[n_seeds]` int, atoms at the centres of the spheres, each once.
+        r_core: Å; within it expert 0 supplies the full energy. Choose at least the
+            cheap expert's cutoff where seeds are outside its domain.
+        r_blend: Å, thickness of the shell in which both experts share an atom;
+            positive, or the energy is not conserved.
 
     Returns:
-        A region; its radii and seeds are leaves, so that gradients with respect
-        to the radii exist.
+        A region. Its radii and seeds are leaves, so gradients with respect to the
+        radii exist.
 
     Raises:
-        ValueError: seeds are no integers, or a length is out of range.
+        ValueError: seeds are not integers, or a length is out of range.
+
+    >>> import numpy as np
+    >>> from jax_md import space
+    >>> around([0], 1.0, 2.0).gate(jnp.zeros((1, 3)), space.free()[0]).tolist()
+    [[1.0, 0.0]]
     """
     values = finite_array("seeds", seeds)
     check_value("r_core", r_core, float)

@@ -1,71 +1,182 @@
-"""What a mixture asks of a region, and what regions share."""
+"""The contract of a region, and what all regions share.
+
+A region says which expert owns which atom. Its gate g_ie >= 0, sum_e g_ie = 1, is
+the share of atom i's energy that expert e supplies. A region is a pytree, so that
+gradients with respect to its arrays exist.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 
 class NeighborRequest(NamedTuple):
-    """A wish: all atoms that are so near to these."""
+    """A request for the atoms around some centres."""
 
-    centers: Array  # [n] int
-    reach: Array  # Å
+    centers: Array  # [n] int, atoms
+    cutoff: Array  # Å, number; all atoms within it are wanted
 
 
 class RegionNeighbors(NamedTuple):
-    """What the lists of a mixture know, for gates."""
+    """Neighbour lists that gates are computed from."""
 
     species: Array  # [n_atoms] int
-    idx: Array  # [n_atoms, K] int, neighbours of every atom, n_atoms where none
-    cutoff: float  # Å, up to which `idx` is whole
-    requested: Any  # a `NeighborList` for each `NeighborRequest` that the region wants, as it wants them
+    idx: Array  # [n_atoms, K] int, neighbours of every atom; n_atoms where padded
+    cutoff: float  # Å, `idx` holds all neighbours within it
+    requested: Any  # a `NeighborList` in place of each `NeighborRequest` of `required_neighbors`
 
 
 class Region(Protocol):
-    """What a mixture asks of a region."""
+    """Which expert owns which atom.
+
+    A class of your own derives from this one and defines `gate` and `support`.
+    The other methods have defaults. Those that LAMMPS and region files need raise
+    a `ValueError` unless the class defines them. Register the class as a pytree
+    (`jax.tree_util.register_dataclass`).
+    """
 
     @property
     def is_dynamic(self) -> bool:
-        """Whether atoms may change hands."""
-        ...
+        """Whether gates depend on the positions, so that atoms may switch expert."""
+        return True
+
+    @property
+    def smooth(self) -> bool:
+        """Whether gates are differentiable; if not, the energy jumps as atoms switch expert."""
+        return True
 
     def gate(
-        self, position: Array, displacement_fn: Callable, near: RegionNeighbors | None = None
-    ) -> Array: ...
+        self, position: Array, displacement_fn: Callable, neighbors: RegionNeighbors | None = None
+    ) -> Array:
+        """Share of each atom's energy that each expert supplies.
+
+        Args:
+            position: `[n_atoms, 3]`, in the units of `displacement_fn`.
+            displacement_fn: from `jax_md.space`.
+            neighbors: lists for this region; None where there are none.
+
+        Returns:
+            `[n_atoms, n_experts]`, rows sum to 1, dtype of `position`. It has two
+            continuous derivatives in the positions, or the energy is not conserved.
+        """
+        ...
 
     def support(
-        self, position: Array, displacement_fn: Callable, margin: float, near: RegionNeighbors | None = None
-    ) -> Array: ...
+        self,
+        position: Array,
+        displacement_fn: Callable,
+        margin: float,
+        neighbors: RegionNeighbors | None = None,
+    ) -> Array:
+        """Atoms that each expert computes: `[n_atoms, n_experts]` bool.
 
-    def required_neighbors(self, margin: float) -> Any: ...  # a pytree of `NeighborRequest`, or None
+        It contains every entry with a gate above zero, also after all atoms have
+        moved by up to half of `margin`, Å.
+        """
+        ...
 
+    def required_neighbors(self, margin: float) -> Any:
+        """A pytree of `NeighborRequest`, or None; `margin` is the lists' skin, Å."""
+        return None
 
-def check_region(region) -> None:
-    """Raise `ValueError` where something is no region."""
-    if not all(callable(getattr(region, name, None)) for name in ("gate", "support", "required_neighbors")):
+    def neighbor_cutoff(self) -> float:
+        """Å, cutoff of the neighbours of every atom that gates are computed from; 0 for none."""
+        return 0.0
+
+    def interaction_range(self) -> float:
+        """Å, largest distance over which an atom influences the gate of another one.
+
+        Raises:
+            ValueError: it is not known.
+        """
+        raise _missing_method(self, "interaction_range")
+
+    def restrict(self, index: np.ndarray) -> "Region":
+        """The region of a subset of atoms.
+
+        Args:
+            index: `[n]` int, for each atom of the subset its number in the full
+                system, or -1 for a padded entry. An atom may occur several times
+                (images). The last entry is padded.
+
+        Raises:
+            ValueError: the region has no such method.
+        """
+        raise _missing_method(self, "restrict")
+
+    def check_size(self, n_atoms: int, n_experts: int) -> None:
+        """Raise `ValueError` where the region does not fit so many atoms and experts."""
+        return
+
+    def with_centers(self, centers: Array) -> "Region":
+        """The region with other centres in its one `NeighborRequest`.
+
+        Args:
+            centers: `[n]` int, the same atoms, as they are numbered in another array.
+
+        Raises:
+            ValueError: the region is not defined by the positions of some centres alone.
+        """
         raise ValueError(
-            f"region must have the methods gate, support and required_neighbors, got {region!r:.80}."
+            f"region must be static, or around seeds, on several devices, got a {type(self).__name__}."
+        )
+
+    def to_dict(self) -> dict:
+        """The region as plain values for a JSON file; `serialize.region_from_dict` reads them.
+
+        Raises:
+            ValueError: the region cannot be written.
+        """
+        raise _missing_method(self, "to_dict")
+
+
+def check_region(region, *more: str) -> None:
+    """Raise `ValueError` unless something has the methods of a region.
+
+    Args:
+        region: to be checked.
+        *more: methods that are needed besides `gate`, `support` and `required_neighbors`.
+    """
+    names = ("gate", "support", "required_neighbors", *more)
+    if not all(callable(getattr(region, name, None)) for name in names):
+        raise ValueError(
+            f"region must have the methods {', '.join(names[:-1])} and {names[-1]}, got {region!r:.80}. "
+            "Derive a class of your own from mm.regions.Region."
         )
 
 
+def check_two_columns(n_experts: int) -> None:
+    """Raise `ValueError` where a region of two experts is used for another number of them."""
+    if n_experts != 2:
+        raise ValueError(
+            f"region must be of the {n_experts} experts of the mixture, got one of 2: use regions.nested."
+        )
+
+
+def map_requests(fn: Callable, requests, *others):
+    """`fn` of every `NeighborRequest` of a pytree, and of what `others` hold in its place."""
+    return jax.tree.map(fn, requests, *others, is_leaf=lambda x: isinstance(x, NeighborRequest))
+
+
 def switch(x: Array) -> Array:
-    """One below 0, zero above 1, two continuous derivatives: 1 - 10 x^3 + 15 x^4 - 6 x^5."""
+    """1 - 10 x^3 + 15 x^4 - 6 x^5: one below 0, zero above 1, two continuous derivatives."""
     x = jnp.clip(x, 0.0, 1.0)
     return 1.0 - x**3 * (10.0 - 15.0 * x + 6.0 * x**2)
 
 
 def length(displacement: Array | np.ndarray) -> Array:
-    """Norms whose gradient at zero is zero."""
+    """Norms along the last axis; the gradient at zero is zero."""
     square = jnp.sum(displacement**2, axis=-1)
     zero = square == 0
     return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
 
 
 def finite_array(name: str, value) -> np.ndarray:
-    """An argument as an array, or `ValueError`."""
+    """An argument as an array; `ValueError` unless it holds finite numbers."""
     try:
         array = np.asarray(value)
     except ValueError:  # rows of unequal length
@@ -73,3 +184,12 @@ def finite_array(name: str, value) -> np.ndarray:
     if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
         raise ValueError(f"{name} must be finite numbers, got {value!r:.80}.")
     return array
+
+
+def _missing_method(region, name: str) -> ValueError:
+    purpose = "be written to a file" if name == "to_dict" else "run in LAMMPS"
+    smooth = "" if name == "to_dict" else "coordination, committee, descriptor, "
+    return ValueError(
+        f"region must be one of fixed, slab, sphere, around, {smooth}or a union, complement or nest of "
+        f"these, to {purpose}, got {type(region).__name__}. A class of your own must define {name}."
+    )

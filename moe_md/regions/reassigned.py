@@ -1,4 +1,4 @@
-"""Atoms that change hands at once, and not by degrees."""
+"""Regions in which atoms switch expert at once, without a blend."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,44 +13,54 @@ from moe_md.regions.protocol import Region, RegionNeighbors, check_region
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Reassigned:
-    """Every atom with the expert that had most of it when it was last asked."""
+class Reassigned(Region):
+    """Each atom belongs to the expert that had the largest gate at the last assignment."""
 
     region: Region
-    weights: Array | None  # [n_atoms, n_experts], a one in every row; None before anyone asked
+    weights: Array | None  # [n_atoms, n_experts] gates, one 1 in each row; None before the first assignment
 
     is_dynamic: ClassVar[bool] = True
-    smooth: ClassVar[bool] = False  # no derivative knows of its jumps
+    smooth: ClassVar[bool] = False  # the energy jumps as atoms switch expert
 
-    def gate(self, position: Array, displacement_fn: Callable, near: RegionNeighbors | None = None) -> Array:
-        """`[n_atoms, n_experts]`, a one in every row; constant between two assignments.
+    def gate(
+        self, position: Array, displacement_fn: Callable, neighbors: RegionNeighbors | None = None
+    ) -> Array:
+        """`[n_atoms, n_experts]`, one 1 in each row; constant between two assignments.
 
         Raises:
-            ValueError: no atom was ever dealt out.
+            ValueError: atoms have not been assigned yet.
         """
-        del displacement_fn, near
-        return self._dealt().astype(position.dtype)
+        del displacement_fn, neighbors
+        return self._assigned_gates().astype(position.dtype)
 
     def support(
-        self, position: Array, displacement_fn: Callable, margin: float, near: RegionNeighbors | None = None
+        self,
+        position: Array,
+        displacement_fn: Callable,
+        margin: float,
+        neighbors: RegionNeighbors | None = None,
     ) -> Array:
         """`[n_atoms, n_experts]` bool."""
-        return self._dealt() > 0
+        return self._assigned_gates() > 0
 
     def required_neighbors(self, margin: float) -> Any:
-        """Those of the region, which will be asked again."""
+        """Those of the region inside, which the next assignment evaluates."""
         return self.region.required_neighbors(margin)
 
-    def assigned(
-        self, position: Array, displacement_fn: Callable, near: RegionNeighbors | None = None
-    ) -> "Reassigned":
-        """The same region, every atom given to whoever has most of it here."""
-        weights = self.region.gate(position, displacement_fn, near)
-        winner = jax.nn.one_hot(jnp.argmax(weights, axis=1), weights.shape[1], dtype=weights.dtype)
-        # Where the region does not know, neither does this one.
-        return replace(self, weights=jnp.where(jnp.isnan(weights), jnp.nan, winner))
+    def neighbor_cutoff(self) -> float:
+        """Å, of the region inside."""
+        return self.region.neighbor_cutoff()
 
-    def _dealt(self) -> Array:
+    def assigned(
+        self, position: Array, displacement_fn: Callable, neighbors: RegionNeighbors | None = None
+    ) -> "Reassigned":
+        """The same region; every atom belongs to the expert with the largest gate at these positions."""
+        gate = self.region.gate(position, displacement_fn, neighbors)
+        largest = jax.nn.one_hot(jnp.argmax(gate, axis=1), gate.shape[1], dtype=gate.dtype)
+        # NaN gates stay NaN.
+        return replace(self, weights=jnp.where(jnp.isnan(gate), jnp.nan, largest))
+
+    def _assigned_gates(self) -> Array:
         if self.weights is None:
             raise ValueError(
                 "region must have assigned its atoms: build the mixture with the region inside `reassigned`, "
@@ -60,24 +70,24 @@ class Reassigned:
 
 
 def reassigned(region: Region) -> Reassigned:
-    """All of an atom to the expert that has most of it, dealt out anew from time to time.
+    """A region that gives each atom fully to the expert with the largest gate, at intervals.
 
-    For those who want no blend: with a mixture built for `region`,
-    `simulate.run(..., region=reassigned(region), reassign_steps=20)` deals the atoms
-    out every so many steps and books the energy that this puts in, so that
-    energy less work is conserved. Between two assignments the energy is that of
-    a fixed region. Dynamics do not follow one energy: where the experts
-    disagree, the work is heating, or cooling, that no thermostat is told of. A
-    blend has none.
+    It serves runs without a blend. With a mixture built for `region`,
+    `simulate.run(..., region=reassigned(region), reassign_steps=20)` reassigns the
+    atoms every 20 steps. It accumulates the energy that this adds, the switching
+    work; energy less work is conserved. Between two assignments the energy is that
+    of a static region. The dynamics does not follow one energy function: where the
+    experts disagree, the switching work heats or cools the system, unseen by any
+    thermostat. A blend has no such work.
 
     Args:
-        region: any. At equal weights the expert of lower number wins.
+        region: any. Where gates are equal, the expert of lower number gets the atom.
 
     Returns:
-        A region; its `assigned` weights are a leaf.
+        A region; the assigned gates are a leaf.
 
     Raises:
-        ValueError: that is no region.
+        ValueError: `region` lacks the methods of a region.
     """
     check_region(region)
     return Reassigned(region, None)

@@ -1,7 +1,7 @@
-"""Regions whose atoms keep their weights for good."""
+"""Static regions: the gate of each atom is constant."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import jax
@@ -10,62 +10,104 @@ import numpy as np
 from jax import Array
 
 from moe_md.checks import check_value
-from moe_md.regions.protocol import RegionNeighbors, finite_array, switch
+from moe_md.regions.protocol import Region, RegionNeighbors, finite_array, switch
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Fixed:
-    """Each atom belongs to one expert for good."""
+class Fixed(Region):
+    """Each atom belongs to one expert, always."""
 
     assignment: Array  # [n_atoms] int, the expert of each atom
     n_experts: int = field(metadata={"static": True})
 
     is_dynamic: ClassVar[bool] = False
 
-    def gate(self, position: Array, displacement_fn: Callable, near: RegionNeighbors | None = None) -> Array:
+    def gate(
+        self, position: Array, displacement_fn: Callable, neighbors: RegionNeighbors | None = None
+    ) -> Array:
         """One for the owner, zero for the others: `[n_atoms, n_experts]`."""
-        del displacement_fn, near
+        del displacement_fn, neighbors
         return jax.nn.one_hot(self.assignment, self.n_experts, dtype=position.dtype)
 
     def support(
-        self, position: Array, displacement_fn: Callable, margin: float, near: RegionNeighbors | None = None
+        self,
+        position: Array,
+        displacement_fn: Callable,
+        margin: float,
+        neighbors: RegionNeighbors | None = None,
     ) -> Array:
         """`[n_atoms, n_experts]` bool."""
-        del position, displacement_fn, margin, near
+        del position, displacement_fn, margin, neighbors
         return self.assignment[:, None] == jnp.arange(self.n_experts)[None]
 
-    def required_neighbors(self, margin: float) -> None:
-        """None."""
+    def interaction_range(self) -> float:
+        """Å, zero: gates are constant."""
+        return 0.0
+
+    def restrict(self, index: np.ndarray) -> "Fixed":
+        """The experts of a subset of atoms; a padded entry has that of the last atom."""
+        return replace(self, assignment=np.asarray(self.assignment)[index])
+
+    def check_size(self, n_atoms: int, n_experts: int) -> None:
+        """Raise `ValueError` where the region does not fit so many atoms and experts."""
+        _check_shape((len(self.assignment), self.n_experts), n_atoms, n_experts)
+
+    def to_dict(self) -> dict:
+        """The assignment and the number of experts."""
+        return {
+            "kind": "fixed",
+            "assignment": np.asarray(self.assignment).tolist(),
+            "n_experts": self.n_experts,
+        }
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Weighted:
-    """Each atom keeps its weights for good."""
+class FixedGates(Region):
+    """Experts share atoms; the gates are constant."""
 
-    weights: Array  # [n_atoms, n_experts]
+    gates: Array  # [n_atoms, n_experts], rows sum to 1
 
     is_dynamic: ClassVar[bool] = False
 
-    def gate(self, position: Array, displacement_fn: Callable, near: RegionNeighbors | None = None) -> Array:
-        """The weights, in the dtype of the positions."""
-        del displacement_fn, near
-        return self.weights.astype(position.dtype)
+    def gate(
+        self, position: Array, displacement_fn: Callable, neighbors: RegionNeighbors | None = None
+    ) -> Array:
+        """The stored gates, in the dtype of the positions."""
+        del displacement_fn, neighbors
+        return self.gates.astype(position.dtype)
 
     def support(
-        self, position: Array, displacement_fn: Callable, margin: float, near: RegionNeighbors | None = None
+        self,
+        position: Array,
+        displacement_fn: Callable,
+        margin: float,
+        neighbors: RegionNeighbors | None = None,
     ) -> Array:
         """`[n_atoms, n_experts]` bool."""
-        del position, displacement_fn, margin, near
-        return self.weights > 0
+        del position, displacement_fn, margin, neighbors
+        return self.gates > 0
 
-    def required_neighbors(self, margin: float) -> None:
-        """None."""
+    def interaction_range(self) -> float:
+        """Å, zero: gates are constant."""
+        return 0.0
+
+    def restrict(self, index: np.ndarray) -> "FixedGates":
+        """The gates of a subset of atoms; a padded entry has those of the last atom."""
+        return replace(self, gates=np.asarray(self.gates)[index])
+
+    def check_size(self, n_atoms: int, n_experts: int) -> None:
+        """Raise `ValueError` where the region does not fit so many atoms and experts."""
+        _check_shape(self.gates.shape, n_atoms, n_experts)
+
+    def to_dict(self) -> dict:
+        """The gates, under the key that region files have had from the start."""
+        return {"kind": "weighted", "weights": np.asarray(self.gates, float).tolist()}
 
 
 def fixed(assignment, n_experts: int = 2) -> Fixed:
-    """A region from a list: the expert of each atom.
+    """A static region from the expert of each atom.
 
     Args:
         assignment: `[n_atoms]` int, 0 for the first (most expensive) expert.
@@ -97,19 +139,19 @@ def fixed(assignment, n_experts: int = 2) -> Fixed:
 def slab(
     position, *, lower: float = -np.inf, upper: float = np.inf, axis: int = 2, n_experts: int = 2
 ) -> Fixed:
-    """Atoms between two planes go to expert 0, the others to expert 1, for good.
+    """A static region: atoms now between two planes belong to expert 0, the others to expert 1.
 
     Args:
-        position: `[n_atoms, 3]` Å, where the atoms are now.
-        lower, upper: Å, the planes; an atom on a plane is inside.
-        axis: 0, 1 or 2, the planes' normal.
+        position: `[n_atoms, 3]` Å, current positions.
+        lower, upper: Å, positions of the planes; an atom on a plane is inside.
+        axis: 0, 1 or 2, direction of the planes' normal.
         n_experts: number of experts of the mixture, at least 2.
 
     Returns:
-        A fixed region.
+        A `fixed` region.
 
     Raises:
-        ValueError: a bad shape or axis, fewer than two experts, or no atom is inside.
+        ValueError: a wrong shape or axis, fewer than two experts, or no atom is inside.
 
     >>> import numpy as np
     >>> slab(np.diag([1.0, 2.0, 3.0]), lower=2.5).assignment.tolist()
@@ -139,51 +181,59 @@ def slab(
 
 def sphere(
     position, center, radius: float, *, blend: float = 0.0, displacement_fn: Callable | None = None
-) -> Fixed | Weighted:
-    """Atoms in a sphere go to expert 0, the others to expert 1, for good.
+) -> Fixed | FixedGates:
+    """A static region: atoms now in a sphere belong to expert 0, the others to expert 1.
 
     Args:
-        position: `[n_atoms, 3]` Å, where the atoms are now.
+        position: `[n_atoms, 3]` Å, current positions.
         center: `[3]` Å.
         radius: Å, positive.
         blend: Å, thickness of the shell outside `radius` in which both experts
             share the atoms.
-        displacement_fn: of the box; default free space.
+        displacement_fn: from `jax_md.space`, default open space.
 
     Returns:
-        A fixed region, or one of frozen weights where `blend` is positive.
+        A region of one expert for each atom, or of constant gates where `blend` is positive.
 
     Raises:
-        ValueError: a bad shape or length, or no atom is inside.
+        ValueError: a wrong shape or length, or no atom is inside.
 
     >>> import numpy as np
     >>> sphere(np.diag([1.0, 2.0, 3.0]), [0.0, 0.0, 0.0], 2.5).assignment.tolist()
     [0, 0, 1]
     """
-    values, middle = finite_array("position", position), finite_array("center", center)
+    values, center = finite_array("position", position), finite_array("center", center)
     check_value("radius", radius, float)
     check_value("blend", blend, float)
     if displacement_fn is not None and not callable(displacement_fn):
         raise ValueError(f"displacement_fn must be a function, got {displacement_fn!r:.80}.")
-    if values.ndim != 2 or values.shape[1] != 3 or middle.shape != (3,):
+    if values.ndim != 2 or values.shape[1] != 3 or center.shape != (3,):
         raise ValueError(
             "position and center must have shapes [n_atoms, 3] and [3], "
-            f"got {values.shape} and {middle.shape}."
+            f"got {values.shape} and {center.shape}."
         )
     if not radius > 0 or not blend >= 0:
         raise ValueError(f"radius must be positive and blend not negative (Å), got {radius} and {blend}.")
-    displacement = values - middle
+    displacement = values - center
     if displacement_fn is not None:
         displacement = jax.vmap(displacement_fn, (0, None))(
-            jnp.asarray(values), jnp.asarray(middle, values.dtype)
+            jnp.asarray(values), jnp.asarray(center, values.dtype)
         )
     distance = np.linalg.norm(displacement, axis=1)
     if not (distance <= radius).any():
         raise ValueError(
             f"sphere must select at least one atom: radius = {radius} Å, but the nearest atom is "
-            f"{distance.min() if distance.size else np.inf:.3f} Å from center = {middle.tolist()}."
+            f"{distance.min() if distance.size else np.inf:.3f} Å from center = {center.tolist()}."
         )
     if blend == 0:
         return fixed(np.where(distance <= radius, 0, 1))
     inside = np.asarray(switch((distance - radius) / blend))
-    return Weighted(jnp.asarray(np.stack([inside, 1.0 - inside], axis=1)))
+    return FixedGates(jnp.asarray(np.stack([inside, 1.0 - inside], axis=1)))
+
+
+def _check_shape(shape: tuple[int, ...], n_atoms: int, n_experts: int) -> None:
+    if shape != (n_atoms, n_experts):
+        raise ValueError(
+            f"region must assign each of the {n_atoms} atoms to one of {n_experts} experts, "
+            f"got gates of shape [n_atoms, n_experts] = {list(shape)}."
+        )

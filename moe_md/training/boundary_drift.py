@@ -26,7 +26,7 @@ from moe_md import lazy_jax_md as jax_md
 from moe_md import regions, units
 from moe_md.checks import check_count, check_positive
 from moe_md.data.crystals import fcc_supercell
-from moe_md.experts.base import Expert, Params, potentials
+from moe_md.experts.base import Expert, Params, check_two_experts, potentials
 from moe_md.gradients.rollout import rollout
 from moe_md.mixture.energy import mixture_neighbor_list
 from moe_md.simulate.integrators import nve
@@ -65,8 +65,7 @@ def boundary_drift(
         ValueError: an argument is out of range, or not two experts.
     """
     experts = tuple(experts)
-    if len(experts) != 2:
-        raise ValueError(f"experts must be two, got {len(experts)}.")
+    check_two_experts(experts)
     check_positive("weight", weight)
     check_positive("skin", skin)
     check_positive("lattice_constant", lattice_constant)

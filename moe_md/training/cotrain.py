@@ -41,7 +41,7 @@ from moe_md.data.dataset import (
     summary,
 )
 from moe_md.data.extxyz import Frame
-from moe_md.experts.base import Expert, Params
+from moe_md.experts.base import Expert, Params, check_two_experts
 from moe_md.settings import LossWeights, TrainSettings
 from moe_md.simulate import interrupts
 from moe_md.training import progress as progress_file
@@ -484,13 +484,7 @@ def _result(experts, here: Progress, settings, dataset, validation, start, devic
 
 
 def _check_experts(experts: tuple[Expert, ...]) -> None:
-    if len(experts) != 2:
-        raise ValueError(f"experts must be two, the expensive one first, got {len(experts)}.")
-    if max(e.num_hops for e in experts) > 1:
-        raise ValueError(
-            "experts must not pass messages, as they are made to agree row by row, "
-            f"got num_hops of {[e.num_hops for e in experts]}."
-        )
+    check_two_experts(experts, strictly_local=True)
     if experts[0].species != experts[1].species:
         raise ValueError(
             f"experts must share one species tuple, got {experts[0].species} and {experts[1].species}."

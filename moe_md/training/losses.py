@@ -44,6 +44,7 @@ from jax.typing import ArrayLike
 from moe_md import derivatives
 from moe_md.data.batching import Batch
 from moe_md.experts.base import Expert, Params, energies_and_partial_forces
+from moe_md.experts.domain import in_domain
 from moe_md.neighbors.rows import Neighborhood
 from moe_md.settings import LossWeights
 from moe_md.training.sharding import each_its_rows
@@ -121,12 +122,8 @@ def mix(
 
 
 def rows_in_domain(expert: Expert, batch: Batch) -> Array:
-    """Rows whose centre and neighbours within the cutoff the expert may meet: `[n_rows]` bool."""
-    allowed = jnp.asarray([s in expert.allowed_species for s in expert.species])
-    rows = batch.rows
-    distance = jnp.linalg.norm(jnp.where(rows.mask[..., None], rows.displacement, 1.0), axis=-1)
-    out_of_domain = rows.mask & (distance < expert.cutoff) & ~allowed[rows.neighbor_species]
-    return batch.row_mask & allowed[rows.center_species] & ~jnp.any(out_of_domain, axis=1)
+    """Rows of a batch that hold an atom and are in the expert's domain: `[n_rows]` bool."""
+    return jnp.asarray(batch.row_mask & in_domain(expert, batch.rows))
 
 
 def frames_in_domain(row_in_domain: Array, batch: Batch) -> Array:

@@ -150,7 +150,9 @@ def test_missing_labels_are_left_out(model, dataset):
 
 
 def test_bad_input(model, dataset):
-    with pytest.raises(ValueError, match="checkpoint must hold two experts, got 1"):
+    with pytest.raises(
+        ValueError, match="experts of the checkpoint must be two, the expensive one first, got 1"
+    ):
         errors.compare(Checkpoint(model.experts[:1], model.params[:1], {}, {}), dataset, RULE)
     with pytest.raises(ValueError, match="at least one frame"):
         errors.compare(model, dataset._replace(frames=()), RULE)

@@ -121,7 +121,7 @@ def test_a_region_is_optimised(system):
 
 def test_bad_arguments(system):
     experts, params, frames, _, displacement_fn, stored = system
-    with pytest.raises(ValueError, match="experts must be two that pass no messages, got 1"):
+    with pytest.raises(ValueError, match="experts must be two, the expensive one first, got 1"):
         stored_frames(experts[:1], params[:1], frames)
     with pytest.raises(ValueError, match="frames must hold the same atoms"):
         stored_frames(experts, params, [])

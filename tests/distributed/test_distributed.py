@@ -318,8 +318,8 @@ def test_langevin_dynamics_reach_their_temperature(found):
         ({"devices": []}, "devices must be at least one"),
         ({"devices": 9 * [None]}, "9 slabs of 43.2 Å along axis 0 are 4.8 Å wide, at most 8 fit"),
         ({"devices": 3 * [None], "axis": 1}, "slabs are as wide as the longest cutoff and the skin, 5.4 Å"),
-        ({"region": mm.regions.fixed([0, 1])}, r"must speak of \[n_atoms, n_experts\] = \[128, 2\]"),
-        ({"region": mm.regions.around([128], 3.0, 1.0)}, "seeds from 0 to 127"),
+        ({"region": mm.regions.fixed([0, 1])}, "must assign each of the 128 atoms to one of 2 experts"),
+        ({"region": mm.regions.around([128], 3.0, 1.0)}, "seeds below the number of atoms, 128"),
         ({"region": mm.regions.complement(mm.regions.around([0], 3.0, 1.0))}, "static, or around seeds"),
     ],
 )

@@ -186,14 +186,14 @@ def test_serialized_regions_have_the_same_gate():
         mm.regions.nested(combined, mm.regions.fixed([0, 1, 0, 1])),
         mm.regions.sphere(np.eye(4, 3), np.zeros(3), 0.5, blend=1.0),
     ):
-        back = serialize.region_from_dict(serialize.region_as_dict(region))
+        back = serialize.region_from_dict(region.to_dict())
         R, displacement_fn = np.random.default_rng(0).normal(size=(4, 3)) * 2, lambda a, b: a - b
         np.testing.assert_allclose(back.gate(R, displacement_fn), region.gate(R, displacement_fn))
     with pytest.raises(ValueError, match="region must be one of"):
-        serialize.region_as_dict(mm.regions.coordination(11.0, 12.0, r_full=3.0, r_none=3.5))
+        mm.regions.coordination(11.0, 12.0, r_full=3.0, r_none=3.5).to_dict()
     with pytest.raises(ValueError, match="kind must be"):
         serialize.region_from_dict({"kind": "square"})
-    with pytest.raises(ValueError, match="as region_as_dict wrote it"):
+    with pytest.raises(ValueError, match="as Region.to_dict writes it"):
         serialize.region_from_dict({"kind": "around"})
 
 

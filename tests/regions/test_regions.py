@@ -14,6 +14,7 @@ from moe_md.mixture import mixture_neighbor_list
 from moe_md.neighbors.rows import rows_from_neighbor_list
 from moe_md.regions import (
     Fixed,
+    Region,
     RegionNeighbors,
     around,
     committee,
@@ -345,7 +346,7 @@ def test_coordination_counts_neighbors():
     )
     nbrs = neighbor_fn.allocate(jnp.asarray(hole))
     near = RegionNeighbors(jnp.zeros(len(hole), int), nbrs.idx, 3.2, None)
-    numbers = np.asarray(region.numbers(jnp.asarray(hole), D, near))
+    numbers = np.asarray(region.values(jnp.asarray(hole), D, near))
     away = hole - CUBIC[100]
     beside = np.linalg.norm(away - EDGES * np.round(away / EDGES), axis=1) < 1.1 * LATTICE
     np.testing.assert_allclose(numbers, np.where(beside, 5.0, 6.0), rtol=1e-12)
@@ -354,11 +355,11 @@ def test_coordination_counts_neighbors():
     np.testing.assert_allclose(gate[beside, 0], switch(0.5 / 1.1), rtol=1e-12)
     assert nbrs.centers[0].shape[0] < 10 and np.isfinite(energy_fn(jnp.asarray(hole), nbrs))
     with pytest.raises(
-        ValueError, match="near must hold neighbours within 2.8 Å, the region's cutoff, got None"
+        ValueError, match="neighbors must be listed within 2.8 Å, the region's cutoff, got None"
     ):
         region.gate(jnp.asarray(hole), D)
     with pytest.raises(
-        ValueError, match="near must hold neighbours within 3.5 Å, the region's cutoff, got 3.2"
+        ValueError, match="neighbors must be listed within 3.5 Å, the region's cutoff, got 3.2"
     ):
         mixture_neighbor_list(
             D,
@@ -408,3 +409,38 @@ def test_a_committee_takes_what_it_disagrees_on():
 def test_bad_descriptors_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+class Sharp(Region):
+    """A region of one's own with the two methods that a mixture needs."""
+
+    def gate(self, position, displacement_fn, neighbors=None):
+        return jnp.stack([jnp.ones(len(position)), jnp.zeros(len(position))], axis=1)
+
+    def support(self, position, displacement_fn, margin, neighbors=None):
+        return self.gate(position, displacement_fn) > 0
+
+
+def test_a_region_class_of_ones_own_has_defaults():
+    region = Sharp()
+    assert region.is_dynamic and region.smooth and region.neighbor_cutoff() == 0.0
+    assert region.required_neighbors(0.4) is None and region.check_size(3, 2) is None
+    for use in (region.interaction_range, lambda: region.restrict(np.arange(3)), region.to_dict):
+        with pytest.raises(ValueError, match="got Sharp. A class of your own must define"):
+            use()
+
+
+def test_what_lacks_methods_is_told_of_the_class_to_derive_from():
+    with pytest.raises(ValueError, match=r"gate, support and required_neighbors, got 3.*mm\.regions\.Region"):
+        complement(3)
+
+
+def test_restricted_regions_have_the_gates_of_their_atoms():
+    """A subset of the atoms, a distant image of one of them, and a padded entry."""
+    index = np.array([3, 1, 2, 1, -1])
+    held = jnp.asarray(POSITION[index] + np.outer([0, 0, 0, 1, 2], [1e3, 0.0, 0.0]))
+    regions = (fixed([0, 1, 1, 0]), sphere(POSITION, POSITION[2], 1.0, blend=5.0), around([1, 3], 1.0, 3.0))
+    for region in (*regions, complement(regions[0]), union(*regions), nested(*regions)):
+        gate = region.gate(jnp.asarray(POSITION), displacement_fn)
+        part = region.restrict(index).gate(held, displacement_fn)
+        np.testing.assert_allclose(part[:-1], gate[index[:-1]], atol=1e-12)

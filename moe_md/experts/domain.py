@@ -1,0 +1,68 @@
+"""The domain of an expert: the environments that it may be used in.
+
+An environment is one row: a centre with its neighbours within the cutoff. It is
+in the domain if the centre and all these neighbours are among
+`Expert.allowed_species`.
+"""
+
+import warnings
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from moe_md.experts.base import Expert
+from moe_md.neighbors.rows import Neighborhood
+
+
+def allows_every_species(expert: Expert) -> bool:
+    """Whether the expert may meet every species, so that every row is in its domain."""
+    return set(expert.allowed_species) == set(expert.species)
+
+
+def in_domain(expert: Expert, rows: Neighborhood) -> Array | np.ndarray:
+    """Rows whose centre and neighbours within the cutoff are of allowed species.
+
+    Args:
+        expert: the potential; its `allowed_species` and `cutoff` are used.
+        rows: `n` rows of `K` neighbour slots, in numpy or jax arrays. Neighbours
+            beyond the cutoff (skin) do not count.
+
+    Returns:
+        `[n]` bool, in the arrays' own kind. Padded rows have a meaningless value.
+
+    >>> from moe_md.experts import lennard_jones
+    >>> argon = lennard_jones(("Ar", "Kr"), 5.0, allowed_species=("Ar",))
+    >>> distance = np.array([4.0, 6.0]).reshape(2, 1, 1) * np.array([1.0, 0.0, 0.0])
+    >>> krypton = np.ones((2, 1), int)
+    >>> in_domain(argon, Neighborhood(distance, krypton > 0, np.zeros(2, int), krypton, krypton)).tolist()
+    [False, True]
+    """
+    xp = jnp if isinstance(rows.displacement, jax.Array) else np
+    allowed = xp.asarray([symbol in expert.allowed_species for symbol in expert.species])  # [n_species]
+    within_cutoff = rows.mask & (xp.sum(rows.displacement**2, axis=-1) < expert.cutoff**2)
+    disallowed_neighbor = within_cutoff & ~allowed[rows.neighbor_species]
+    return allowed[rows.center_species] & ~xp.any(disallowed_neighbor, axis=1)
+
+
+def warn_out_of_domain(experts: Sequence[Expert], counts: np.ndarray, *, stacklevel: int = 3) -> bool:
+    """Warn of experts that a region gives atoms outside their domains.
+
+    Args:
+        experts: of the mixture.
+        counts: `[n_experts]` int, atoms of each expert that are out of its domain.
+        stacklevel: as of `warnings.warn`, counted from this function.
+
+    Returns:
+        Whether all counts are zero.
+    """
+    for e in np.flatnonzero(counts):
+        warnings.warn(
+            f"region gives expert {e} {counts[e]} atoms that are or have as neighbours species outside its "
+            f"domain {experts[e].allowed_species}: its energies there are untrained. "
+            f"Enlarge the region by its cutoff, {experts[e].cutoff} Å.",
+            stacklevel=stacklevel,
+        )
+    return not np.any(counts)
