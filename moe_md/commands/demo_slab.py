@@ -6,6 +6,7 @@ from ase import Atoms
 from moe_md import regions
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.structures import co_covered_slab
+from moe_md.experts.base import check_two_experts
 from moe_md.neighbors.rows import image_pairs
 from moe_md.settings import DemoSettings
 from moe_md.timing import System
@@ -16,10 +17,7 @@ MARGIN = 0.6  # Å, atoms may move this far before the cheap expert meets C or O
 
 def check_experts(model: Checkpoint) -> None:
     """Raise `ValueError` unless the checkpoint holds two experts for Pt, C and O."""
-    if len(model.experts) != 2:
-        raise ValueError(
-            f"experts of the checkpoint must be two, the expensive one first, got {len(model.experts)}."
-        )
+    check_two_experts(model.experts, "experts of the checkpoint")
     missing = [s for s in (METAL, "C", "O") if s not in model.experts[0].species]
     if missing:
         raise ValueError(f"checkpoint must know Pt, C and O, got species {model.experts[0].species}.")

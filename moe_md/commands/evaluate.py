@@ -6,6 +6,7 @@ from pathlib import Path
 
 from moe_md import checkpoint as checkpoints
 from moe_md.commands import frames, settings_file
+from moe_md.experts.base import check_two_experts
 from moe_md.files import write_json
 from moe_md.settings import DataSettings
 from moe_md.training import evaluation
@@ -29,10 +30,7 @@ def command(settings: DataSettings, parsed: Namespace, log: Callable) -> dict:
         ValueError: the checkpoint does not hold two experts, or does not fit the frames.
     """
     model = checkpoints.load(parsed.checkpoint)
-    if len(model.experts) != 2:
-        raise ValueError(
-            f"experts of the checkpoint must be two, the expensive one first, got {len(model.experts)}."
-        )
+    check_two_experts(model.experts, "experts of the checkpoint")
     dataset = frames.load(settings, model.experts[0].species)
     dataset = frames.split(dataset, model, parsed.split, parsed.validation_fraction)
     settings_file.echo(parsed.out, {"data": settings}, parsed.typed)

@@ -10,7 +10,7 @@ from moe_md import checkpoint as checkpoints
 from moe_md import data
 from moe_md.checkpoint import Checkpoint
 from moe_md.commands import expert_tables, frames, settings_file
-from moe_md.experts.base import Expert
+from moe_md.experts.base import Expert, check_two_experts
 from moe_md.files import write_json
 from moe_md.settings import TrainSettings
 from moe_md.training import cotrain, evaluation
@@ -86,8 +86,7 @@ def choose_devices(wanted: str | None) -> list[jax.Device] | None:
 
 def _pair(model: Checkpoint) -> tuple[Expert, Expert]:
     """The two experts of a checkpoint."""
-    if len(model.experts) != 2:
-        raise ValueError(f"experts of start must be two, the expensive one first, got {len(model.experts)}.")
+    check_two_experts(model.experts, "experts of start")
     expensive, cheap = model.experts
     return expensive, cheap
 
