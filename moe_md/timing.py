@@ -13,7 +13,7 @@ from moe_md import lazy_jax_md as jax_md
 from moe_md import regions, simulate, units
 from moe_md.checkpoint import Checkpoint
 from moe_md.experts.base import Expert, potentials
-from moe_md.mixture.energy import mixture_neighbor_list
+from moe_md.mixture import mixture_neighbor_list
 
 SKIN = 0.4  # Å, of the neighbour list
 

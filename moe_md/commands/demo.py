@@ -31,7 +31,7 @@ from moe_md.data.batching import frame_rows
 from moe_md.data.extxyz import frame_from_atoms
 from moe_md.data.structures import co_covered_slab
 from moe_md.experts.base import check_two_experts
-from moe_md.mixture.energy import mixture_neighbor_list
+from moe_md.mixture import mixture_neighbor_list
 from moe_md.neighbors.rows import image_pairs
 from moe_md.plots import plots
 from moe_md.reporters.trajectory import LogWriter, XYZWriter, drift

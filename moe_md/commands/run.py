@@ -19,7 +19,7 @@ from moe_md import lazy_jax_md as jax_md
 from moe_md import regions, simulate
 from moe_md.commands.system import load_mixed
 from moe_md.files import write_json
-from moe_md.mixture.energy import mixture_neighbor_list
+from moe_md.mixture import mixture_neighbor_list
 from moe_md.reporters.blending import BlendWatch
 from moe_md.reporters.h5md import H5MDWriter
 from moe_md.reporters.restart import Restart, load_restart

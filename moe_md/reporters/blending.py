@@ -147,7 +147,7 @@ class BlendWatch:
 def _looker(parts: Callable) -> Callable:
     def look(position, velocity, force, neighbors, given) -> dict[str, Array]:
         # A walk back through the weights alone: what the experts say is held.
-        weight, pull = jax.vjp(lambda R: parts(R, neighbors, **given).weight, position)
+        weight, pull = jax.vjp(lambda R: parts(R, neighbors, **given).gate, position)
         energy = parts(position, neighbors, **given).energy
         (slope,) = pull(energy)
         (normal,) = pull(jnp.zeros_like(weight).at[:, 0].set(1.0))
