@@ -14,7 +14,7 @@ from moe_md import regions, simulate
 from moe_md.checkpoint import Checkpoint
 from moe_md.experts.base import Potential
 from moe_md.failures import SimulationError, Status
-from moe_md.mixture.energy import mixture_neighbor_list
+from moe_md.mixture import mixture_neighbor_list
 from moe_md.simulate.advance import Chunk, advance_chunk
 
 SKIN = 0.4  # Å, of the neighbour list

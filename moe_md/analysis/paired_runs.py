@@ -31,7 +31,7 @@ from moe_md.checkpoint import Checkpoint
 from moe_md.data.extxyz import Frame, frame_from_atoms
 from moe_md.experts.base import Expert
 from moe_md.experts.domain import in_domain
-from moe_md.mixture.energy import mixture_neighbor_list
+from moe_md.mixture import mixture_neighbor_list
 from moe_md.neighbors.rows import Neighborhood
 from moe_md.reporters.trajectory import drift
 

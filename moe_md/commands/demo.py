@@ -34,7 +34,7 @@ from moe_md.commands import demo_report, settings_file
 from moe_md.commands.demo_slab import MARGIN, METAL, build, check_experts, lower_plane
 from moe_md.data import frame_from_atoms
 from moe_md.data.batching import frame_rows
-from moe_md.mixture.energy import mixture_neighbor_list
+from moe_md.mixture import mixture_neighbor_list
 from moe_md.reporters.trajectory import Drift, LogWriter, XYZWriter, drift
 from moe_md.settings import DemoSettings
 from moe_md.timing import SKIN, Stepper, System, Timings, interleave, steppers

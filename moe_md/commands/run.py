@@ -22,7 +22,7 @@ from moe_md.commands import settings_file
 from moe_md.commands.system import load_system
 from moe_md.experts.base import Potential
 from moe_md.files import write_json
-from moe_md.mixture.energy import mixture_neighbor_list
+from moe_md.mixture import mixture_neighbor_list
 from moe_md.reporters.blending import BlendWatch
 from moe_md.reporters.h5md import H5MDWriter
 from moe_md.reporters.restart import Restart, load_restart

@@ -17,7 +17,7 @@ from moe_md.checks import check_not_negative, check_positive, check_value
 from moe_md.distributed.slabs import SLAB, Atoms, Cut, Lists, Sizes, State, which
 from moe_md.experts.base import Potential, chunked_atom_energies
 from moe_md.experts.domain import allows_every_species, in_domain, warn_out_of_domain
-from moe_md.mixture.energy import mixture_neighbor_list
+from moe_md.mixture import mixture_neighbor_list
 from moe_md.neighbors import neighbor_list as lists
 from moe_md.neighbors.rows import rows_from_neighbor_list
 from moe_md.regions import Region, RegionNeighbors, check_region

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from moe_md.interfaces.cached_rows import ReferenceGeometry
-from moe_md.mixture.energy import warn_of_wide_requests
+from moe_md.mixture.checks import warn_of_wide_requests
 from moe_md.neighbors.neighbor_list import NeighborList, perpendicular_widths
 from moe_md.neighbors.rows import closer
 from moe_md.regions.protocol import NeighborRequest, Region, RegionNeighbors

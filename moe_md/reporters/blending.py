@@ -153,7 +153,7 @@ class BlendWatch:
 def _diagnostics(parts: Callable, position, velocity, force, neighbors, given) -> dict[str, Array]:
     """The fields of `Blend` after `time_ps`; `area` is divided by the volume of an atom."""
     # The vector-Jacobian product of the gate alone: energies are constants.
-    gate, gate_vjp = jax.vjp(lambda R: parts(R, neighbors, **given).weight, position)
+    gate, gate_vjp = jax.vjp(lambda R: parts(R, neighbors, **given).gate, position)
     energy = parts(position, neighbors, **given).energy
     (slope,) = gate_vjp(energy)  # [n_atoms, 3], -F_gate
     (normal,) = gate_vjp(jnp.zeros_like(gate).at[:, 0].set(1.0))

@@ -28,7 +28,7 @@ from moe_md.checks import check_count, check_positive
 from moe_md.data.crystals import fcc_supercell
 from moe_md.experts.base import Expert, Params, check_two_experts, potentials
 from moe_md.gradients.rollout import rollout
-from moe_md.mixture.energy import mixture_neighbor_list
+from moe_md.mixture import mixture_neighbor_list
 from moe_md.simulate.integrators import nve
 
 

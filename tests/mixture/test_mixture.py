@@ -671,9 +671,10 @@ def test_bad_positions_are_refused():
 
 def test_bad_regions_are_refused():
     refused(
-        r"region must speak of \[n_atoms, n_experts\] = \[6, 2\], got \[5, 2\]", region=fixed([0, 0, 1, 1, 1])
+        r"region must have gates of shape \[n_atoms, n_experts\] = \[6, 2\], got \[5, 2\]",
+        region=fixed([0, 0, 1, 1, 1]),
     )
-    refused(r"region must speak of .* = \[6, 2\], got \[6, 3\]", region=fixed(OWNERS, n_experts=3))
+    refused(r"region must have gates of shape .* = \[6, 2\], got \[6, 3\]", region=fixed(OWNERS, n_experts=3))
 
 
 @pytest.mark.parametrize(

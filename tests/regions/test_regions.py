@@ -329,7 +329,7 @@ def test_lists_for_other_seeds_or_wider_spheres_give_no_energy():
     assert not update(nbrs, around([5, 100], 1.5, 1.0)).did_buffer_overflow
     with pytest.raises(
         ValueError,
-        match=r"neighbors must be allocated for the region .* it follows \[3\] seeds, they know of \[2\]",
+        match=r"neighbors must be allocated for the region .* around \[2\] seeds for a region of \[3\] seeds",
     ):
         energy_fn(R, nbrs, region=around([5, 200, 7], 1.5, 1.0))
     with pytest.raises(ValueError, match="neighbors must be allocated for the region"):

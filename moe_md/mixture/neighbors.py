@@ -1,0 +1,195 @@
+"""Neighbours of a mixture: allocation on the host, update under jit.
+
+Every expert gets the list of its own cutoff, the atoms with a gate above zero
+(`centers`) and, if it passes messages, the atoms around them (`halo`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from moe_md.mixture import checks
+from moe_md.mixture.config import THERMAL_CAPACITY_FACTOR, MixtureConfig, MixtureNeighbors
+from moe_md.neighbors.capacity import first_true, padded_capacity
+from moe_md.neighbors.neighbor_list import NeighborList, perpendicular_widths, strained
+from moe_md.neighbors.rows import max_occupancy
+from moe_md.regions import NeighborRequest, Region
+from moe_md.regions.protocol import map_requests
+
+
+def allocate(
+    config: MixtureConfig,
+    update_fn: Callable,
+    stale_fn: Callable,
+    check_domains: Callable,
+    position: Array,
+    extra_capacity: int = 0,
+    *,
+    region: Region | None = None,
+    **kwargs,
+) -> MixtureNeighbors:
+    """Neighbours with the capacities that these positions need; must not be traced.
+
+    Args:
+        config: of the builder.
+        update_fn, stale_fn, check_domains: of the builder, bound to `config`.
+        position: `[n_atoms, 3]`.
+        extra_capacity: entries added to each row of neighbours.
+        region: default the builder's.
+        **kwargs: `box`, `perturbation`.
+
+    Raises:
+        ValueError: positions, box or region do not fit the mixture.
+    """
+    kwargs = config.box_arguments(**kwargs)
+    frame = strained(kwargs.get("box", config.box), kwargs.get("perturbation"))
+    checks.check_position(position, config.n_atoms)
+    checks.check_box(frame, config.cutoffs[0])
+    region_in_use = config.region if region is None else region
+    full_list = config.list_fns.allocate(position, extra_capacity=extra_capacity, **kwargs)
+    min_width = perpendicular_widths(frame).min()
+
+    def allocate_request(request: NeighborRequest) -> NeighborList:
+        checks.check_seeds(request.centers, config.n_atoms)
+        checks.warn_of_wide_requests(float(request.cutoff) - config.dr_threshold, min_width)
+        return config.list_fns.allocate(
+            position, extra_capacity, cutoffs=[request.cutoff], centers=request.centers, **kwargs
+        )
+
+    requested = map_requests(allocate_request, region_in_use.required_neighbors(config.dr_threshold))
+    support = _support(config, position, region_in_use, full_list, requested, kwargs)
+    checks.check_support(np.asarray(support), config.n_atoms, len(config.experts))
+    halos = _halos(config, support, full_list)
+    factor = config.capacity_multiplier
+    sizes = [
+        _capacity(n, factor if region_in_use.is_dynamic else 1.0, config.n_atoms)
+        for n in np.sum(support, axis=0)
+    ]
+    halo_sizes = [_capacity(np.sum(mask), factor, config.n_atoms) for mask in halos]
+    centers, halo, overflow = _select(support, halos, sizes, halo_sizes)
+    factor = 1.0 + THERMAL_CAPACITY_FACTOR * (factor - 1.0)
+    max_neighbors = tuple(
+        None if n is None else max(1, padded_capacity(factor, extra_capacity, int(n)))
+        for n in _max_occupancies(config, position, centers, full_list, kwargs)
+    )
+    neighbors = MixtureNeighbors(
+        full_list, centers, halo, requested, overflow, max_neighbors, update_fn, stale_fn
+    )
+    check_domains(position, neighbors, region=region, **kwargs)
+    return neighbors
+
+
+def update(
+    config: MixtureConfig,
+    position: Array,
+    neighbors: MixtureNeighbors,
+    *,
+    region: Region | None = None,
+    renew: bool = False,
+    **kwargs,
+) -> MixtureNeighbors:
+    """The neighbours at new positions, with the same capacities; see `MixtureNeighbors.update`."""
+    kwargs = config.box_arguments(**kwargs)
+    full_list = config.list_fns.update(position, neighbors.list, renew=renew, **kwargs)
+    region = config.region if region is None else region
+
+    def update_request(request: NeighborRequest, old: NeighborList) -> NeighborList:
+        return config.list_fns.update(
+            position, old, renew=renew, cutoffs=request.cutoff[None], centers=request.centers, **kwargs
+        )
+
+    requests = region.required_neighbors(config.dr_threshold)
+    checks.check_requested(requests, neighbors.requested)
+    requested = map_requests(update_request, requests, neighbors.requested)
+    support = _support(config, position, region, full_list, requested, kwargs)
+    sizes, halo_sizes = ([c.shape[0] for c in each] for each in (neighbors.centers, neighbors.halo))
+    centers, halo, overflow = _select(support, _halos(config, support, full_list), sizes, halo_sizes)
+    overflow = overflow | neighbors.centers_overflow
+    occupancies = _max_occupancies(config, position, centers, full_list, kwargs)
+    for n, size in zip(occupancies, neighbors.max_neighbors):
+        overflow = overflow if n is None or size is None else overflow | (n > size)
+    return replace(
+        neighbors,
+        list=full_list,
+        centers=centers,
+        halo=halo,
+        requested=requested,
+        centers_overflow=overflow,
+    )
+
+
+def stale(
+    config: MixtureConfig,
+    position: Array,
+    neighbors: MixtureNeighbors,
+    *,
+    region: Region | None = None,
+    **kwargs,
+) -> Array:
+    """Whether lists may miss pairs at these positions: bool; see `MixtureNeighbors.stale`."""
+    kwargs = config.box_arguments(**kwargs)
+    requests = (config.region if region is None else region).required_neighbors(config.dr_threshold)
+    checks.check_requested(requests, neighbors.requested)
+
+    def stale_request(request: NeighborRequest, old: NeighborList) -> Array:
+        return config.list_fns.stale(
+            position, old, cutoffs=request.cutoff[None], centers=request.centers, **kwargs
+        )
+
+    of_requests = jax.tree.leaves(map_requests(stale_request, requests, neighbors.requested))
+    return jnp.any(jnp.stack([config.list_fns.stale(position, neighbors.list, **kwargs), *of_requests]))
+
+
+def _support(config: MixtureConfig, position, region: Region, full_list, requested, kwargs: dict) -> Array:
+    """Atoms that each expert computes: `[n_atoms, n_experts]` bool."""
+    neighbors = config.region_neighbors(full_list, requested)
+    return region.support(position, config.displacement(**kwargs), config.dr_threshold, neighbors)
+
+
+def _halos(config: MixtureConfig, support: Array, full_list: NeighborList) -> list[Array]:
+    """For each expert the other atoms whose rows it needs: `[n_atoms]` bool."""
+    return [
+        _halo(support[:, e], full_list.idx[config.level[e]], expert.num_hops)
+        for e, expert in enumerate(config.experts)
+    ]
+
+
+def _halo(owned: Array, idx: Array, num_hops: int) -> Array:
+    """Atoms within `num_hops - 1` neighbours of the owned ones, without these: `[n_atoms]` bool."""
+    reached = owned
+    for _ in range(num_hops - 1):
+        target = jnp.where(reached[:, None], idx, idx.shape[0])
+        reached = reached.at[target].set(True, mode="drop")
+    return reached & ~owned
+
+
+def _select(
+    support: Array, halos: Sequence[Array], sizes: Sequence[int], halo_sizes: Sequence[int]
+) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
+    """Centres and halo of each expert at given capacities, and whether a capacity is too small."""
+    centers = tuple(first_true(support[:, e], size) for e, size in enumerate(sizes))
+    halo = tuple(first_true(mask, size) for mask, size in zip(halos, halo_sizes))
+    needed = jnp.concatenate([jnp.sum(support, axis=0), jnp.stack([jnp.sum(mask) for mask in halos])])
+    return centers, halo, jnp.any(needed > jnp.asarray([*sizes, *halo_sizes]))
+
+
+def _max_occupancies(
+    config: MixtureConfig, position: Array, centers: Sequence[Array], full_list: NeighborList, kwargs: dict
+) -> list[Array | None]:
+    """Largest number of neighbours within its cutoff of each potential; None where rows are not packed."""
+    displacement_fn = config.displacement(**kwargs)
+    centers = [*centers, centers[0]]  # the inner potential computes the atoms of expert 0
+    return [
+        max_occupancy(position, full_list.idx[config.level[n]], displacement_fn, centers[n], expert.cutoff)
+        if config.is_packed(n)
+        else None
+        for n, expert in enumerate(config.potentials)
+    ]
+
+
+def _capacity(n, factor: float, largest: int) -> int:
+    return min(padded_capacity(factor, 0, int(n)), largest)
