@@ -200,7 +200,7 @@ def conservation() -> Figure:
 
     def without_gate_gradient(R, neighbor, **kwargs):
         parts = neighbor_fn.parts(R, neighbor)
-        return jnp.sum(jax.lax.stop_gradient(parts.weight) * parts.energy)
+        return jnp.sum(jax.lax.stop_gradient(parts.gate) * parts.energy)
 
     nve = mm.simulate.nve(shift_fn, 4.0)
     start = mm.simulate.start(

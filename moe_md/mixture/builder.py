@@ -44,7 +44,7 @@ def mixture_neighbor_list(
         chunk_size: rows computed at a time.
         inner_potential: a cheap expert and its parameters, of any domain, that
             replaces expert 0 between two of its forces, for multiple time steps:
-            `simulate.nve(..., outer_every=)`. It may be expert 1 itself.
+            `simulate.respa`. It may be expert 1 itself.
 
     Returns:
         neighbor_fn: `allocate(R)` on the host, then `nbrs.update(R)` under jit.
