@@ -61,7 +61,7 @@ WAYS = {
     "total forces": "agreement of total forces",
     "partial forces": "agreement of partial forces",
     "stress": "partial forces and stress (default)",
-    "one-sided": "the same, gradient to the cheap expert only",
+    "one-sided": "one-sided (gradient to the cheap expert only)",
     "lots": "default and random assignment",
 }
 

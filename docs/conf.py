@@ -1,8 +1,8 @@
 """The documentation as pages: `sphinx-build -W --keep-going docs docs/_build`.
 
-Docstrings are Google's style, with Markdown's single backticks, formulas in
-indented blocks, and what a field means in the comment beside it; a few small
-functions here make reStructuredText of that.
+Docstrings have Google's style, single backticks as in Markdown, formulas in indented
+blocks, and the meaning of each field in a comment beside it. The functions here turn
+that into reStructuredText.
 """
 
 import dataclasses
@@ -52,9 +52,7 @@ FIELD = re.compile(r"^    (\w+): (.+?)(?: = (.+?))?(?:  # (.*))?$", re.MULTILINE
 
 
 def formulas(app, what, name, obj, options, lines: list[str]) -> None:
-    """Indented paragraphs outside of Google's sections are taken literally,
-    bars and stars everywhere else too.
-    """
+    """Make indented paragraphs outside of sections literal, and escape bars and stars elsewhere."""
     made: list[str] = []
     prose: list[str] = []
     inside, literal = False, False
@@ -80,7 +78,7 @@ def formulas(app, what, name, obj, options, lines: list[str]) -> None:
 
 
 def several_returns(app, what, name, obj, options, lines: list[str]) -> None:
-    """`name: text` under `Returns:`, where there are two and more, as a list."""
+    """Turn two or more lines `name: text` under `Returns:` into a list."""
     if "Returns:" not in lines:
         return
     start = lines.index("Returns:") + 1
@@ -95,7 +93,7 @@ def several_returns(app, what, name, obj, options, lines: list[str]) -> None:
 
 
 def escaped(text: str) -> str:
-    """Prose with code between backticks: what reStructuredText would read as markup is text."""
+    """Prose with the characters escaped that reStructuredText would read as markup; code is unchanged."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(
         part if part.startswith("`") else re.sub(r"([*|\\]|(?<=\w)_(?!\w))", r"\\\1", part) for part in parts
@@ -107,7 +105,7 @@ def fields_of(obj) -> list[tuple[str, str, str | None, str | None]]:
     if not inspect.isclass(obj) or not (hasattr(obj, "_fields") or hasattr(obj, "__dataclass_fields__")):
         return []
     declared = list(getattr(obj, "__dataclass_fields__", {}).values())
-    if any("help" in field.metadata for field in declared):  # settings say it themselves
+    if any("help" in field.metadata for field in declared):  # settings have a help text
         return [_setting(field) for field in declared]
     try:
         found = FIELD.findall(inspect.getsource(obj).partition("\n    def ")[0])
@@ -118,14 +116,14 @@ def fields_of(obj) -> list[tuple[str, str, str | None, str | None]]:
 
 
 def _setting(field: dataclasses.Field) -> tuple[str, str, str | None, str | None]:
-    """Name, type, default and text of a field of settings."""
+    """Name, type, default and help text of a settings field."""
     kind = getattr(field.type, "__name__", str(field.type))
     default = None if field.default is dataclasses.MISSING else repr(field.default)
     return field.name, kind, default, field.metadata.get("help")
 
 
 def fields(app, what, name, obj, options, lines: list[str]) -> None:
-    """What the source says beside each field."""
+    """Add the list of fields with their comments."""
     found = fields_of(obj) if what == "class" else []
     if found:
         lines += ["", ".. rubric:: Fields", ""]
@@ -136,12 +134,12 @@ def fields(app, what, name, obj, options, lines: list[str]) -> None:
 
 
 def skip_fields(app, what, name, obj, skip, options):
-    """Fields stand in the list of their class."""
+    """Skip fields, which are in the list of their class."""
     return True if what == "class" and (type(obj).__name__ in ("_tuplegetter", "member_descriptor")) else None
 
 
 def draw(app) -> None:
-    """The pictures, from moe_md itself."""
+    """Draw the pictures before pages are read."""
     import figures
 
     figures.main(HERE / "_figures")

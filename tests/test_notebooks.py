@@ -15,7 +15,8 @@ config = pytest.importorskip("traitlets.config")
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-IN_A_KERNEL = ("optimise_region",)  # the quickest; the others run here, which needs no second start of jax
+# The quickest notebook; the others run in this process, without a second start of jax.
+IN_A_KERNEL = ("optimise_region",)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -32,16 +33,16 @@ def test_first_cell_installs_only_what_is_missing(path):
     first = nbformat.read(path, as_version=4).cells[0].source
     assert 'find_spec("moe_md") is None' in first
     assert "pip install" in first
-    assert first == nbformat.read(NOTEBOOKS[0], as_version=4).cells[0].source  # as in all others
+    assert first == nbformat.read(NOTEBOOKS[0], as_version=4).cells[0].source  # the same in all
     needed = {"py3Dmol"} if "moe_md.plots.view" in path.read_text() else set()
     assert needed <= set(first.split("pip install -q")[1].split())
 
 
 class Shell(interactiveshell.InteractiveShell):
-    """What runs the cells of a kernel: magics, and the display of figures and of a cell's last value."""
+    """Runs cells as a kernel does: magics, display of figures and of the last value of a cell."""
 
     def enable_gui(self, gui=None) -> None:
-        """Of `%matplotlib inline`; there is no window."""
+        """Called by `%matplotlib inline`; there is no window to open."""
 
 
 @pytest.fixture
