@@ -232,7 +232,7 @@ def test_the_new_file_appears_whole(tmp_path, monkeypatch):
     assert seen == [(b"new", b"old")] and path.read_bytes() == b"new"
 
 
-PAIRS = [name for name in names() if not name.endswith("-inner_potential")]
+PAIRS = [name for name in names() if not name.endswith("-inner")]
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -254,7 +254,7 @@ def test_shipped_guides_know_what_their_pair_knows(name):
     """One cheap expert of all species,
     whose forces on a stretched molecule are nearly those it stands in for.
     """
-    inner_potential, pair = load(name), load(name.removesuffix("-inner_potential"))
+    inner_potential, pair = load(name), load(name.removesuffix("-inner"))
     (expert,) = inner_potential.experts
     assert (
         expert.species == expert.allowed_species == pair.experts[0].species

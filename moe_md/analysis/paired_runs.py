@@ -27,7 +27,7 @@ from moe_md import regions, simulate
 from moe_md.analysis import dynamics
 from moe_md.analysis.environments import SHELL, Rule, bonds_across, boundary_distance
 from moe_md.checkpoint import Checkpoint
-from moe_md.data.extxyz import frame_from_atoms
+from moe_md.data.reading import frame_from_atoms
 from moe_md.experts.base import Expert
 from moe_md.mixture.energy import mixture_neighbor_list
 from moe_md.reporters.trajectory import drift

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import ase.units
 import numpy as np
 from ase import Atoms
-from ase.build import add_adsorbate, bulk, fcc100, fcc110, fcc111
+from ase.build import add_adsorbate, bulk
 from ase.constraints import FixAtoms, FixCartesian
 from ase.geometry import get_distances
 from ase.optimize import BFGS
@@ -24,7 +24,8 @@ from ase.optimize import BFGS
 from moe_md.analysis.environments import near_other_species
 from moe_md.checkpoint import Checkpoint
 from moe_md.checks import check_count, check_positive, check_value
-from moe_md.data.extxyz import frame_from_atoms
+from moe_md.data.reading import frame_from_atoms
+from moe_md.data.structures import FLAT_FACETS, facet_slab
 from moe_md.interfaces.ase import MixtureCalculator
 
 Region = int | Callable[[Atoms], np.ndarray]
@@ -35,8 +36,6 @@ VACUUM = 10.0  # Å, on each side of a slab
 DISPLACEMENT = 0.01  # Å, of the finite differences of forces
 SOFT_CM1 = 30.0  # an imaginary mode below it is noise
 
-# Builder, and distance of layers in lattice constants.
-_FACETS = {"111": (fcc111, 3**-0.5), "100": (fcc100, 0.5), "110": (fcc110, 8**-0.5)}
 # ASE's name of a site, metal atoms around it, height of C in Å.
 _SITES = {
     "top": ("ontop", 1, 1.85),
@@ -62,7 +61,7 @@ def around_adsorbate(cutoff: float) -> Callable[[Atoms], np.ndarray]:
     Raises:
         ValueError: the cutoff is not positive.
 
-    >>> slab = fcc111("Pt", (2, 2, 4), a=3.98, vacuum=8.0)
+    >>> slab = facet_slab("Pt", 3.98, (2, 2, 4), "111", vacuum=8.0)
     >>> add_adsorbate(slab, "C", 1.3, "fcc")
     >>> by_layer = around_adsorbate(5.0)(slab).reshape(-1)[:16].reshape(4, 4)  # from below
     >>> by_layer.sum(axis=1).tolist()
@@ -164,12 +163,12 @@ def surface_energies(
     check_positive("lattice_constant", lattice_constant)
     check_positive("thickness", thickness)
     check_count("max_steps", max_steps, 1)
-    _check_known("facets", facets, _FACETS)
+    _check_known("facets", facets, FLAT_FACETS)
     calculator = _calculator(checkpoint, region)
     perfect = _owned(bulk(symbol, "fcc", a=lattice_constant), region, calculator).get_potential_energy()
     found = {}
     for facet in facets:
-        build, spacing = _FACETS[facet]
+        build, spacing, _ = FLAT_FACETS[facet]
         layers = int(np.ceil(thickness / (spacing * lattice_constant))) + 1
         atoms = _owned(build(symbol, (1, 1, layers), a=lattice_constant, vacuum=VACUUM), region, calculator)
         two_areas = 2 * np.linalg.norm(np.cross(*atoms.cell.array[:2])) * ase.units.J / ase.units.m**2
@@ -263,7 +262,7 @@ def adsorption(
         "steps": gas_steps,
     }
 
-    clean = _owned(fcc111(symbol, tuple(size), a=lattice_constant, vacuum=VACUUM), region, calculator)
+    clean = _owned(facet_slab(symbol, lattice_constant, size, "111", VACUUM), region, calculator)
     clean.set_constraint(
         FixAtoms(mask=clean.get_tags() > (size[2] + 1) // 2)
     )  # tags count layers from the top

@@ -28,7 +28,7 @@ from moe_md.analysis import expert_boundary
 from moe_md.analysis.bulk import relax_fcc
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import frame_rows
-from moe_md.data.extxyz import frame_from_atoms
+from moe_md.data.reading import frame_from_atoms
 from moe_md.data.structures import co_covered_slab
 from moe_md.mixture.energy import mixture_neighbor_list
 from moe_md.neighbors.rows import image_pairs

@@ -29,7 +29,7 @@ from moe_md.analysis.environments import SHELL, Rule, environments, near_other_s
 from moe_md.checkpoint import Checkpoint
 from moe_md.data import structures
 from moe_md.data.dataset import Dataset, digest
-from moe_md.data.extxyz import frame_from_atoms
+from moe_md.data.reading import frame_from_atoms
 from moe_md.files import write_atomic
 from moe_md.plots import validation as validation_plots
 from moe_md.settings import SECTIONS, ValidateSettings

@@ -25,7 +25,7 @@ from jax import Array
 from moe_md import lazy_jax_md as jax_md
 from moe_md import regions, units
 from moe_md.checks import check_count, check_positive
-from moe_md.data.crystals import fcc_supercell
+from moe_md.data.structures import fcc_supercell
 from moe_md.experts.base import Expert, Params, potentials
 from moe_md.gradients.rollout import rollout
 from moe_md.mixture.energy import mixture_neighbor_list

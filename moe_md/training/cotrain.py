@@ -30,7 +30,6 @@ from tqdm import tqdm
 from moe_md import checkpoint
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Batch, Prepared, batches, collate, frame_rows, prepare
-from moe_md.data.crystals import fcc_supercell, ideal_crystals, metal_frames
 from moe_md.data.dataset import (
     Dataset,
     dataset_from_frames,
@@ -40,7 +39,9 @@ from moe_md.data.dataset import (
     require_labels,
     summary,
 )
-from moe_md.data.extxyz import Frame
+from moe_md.data.environments import ideal_crystals, metal_frames
+from moe_md.data.reading import Frame
+from moe_md.data.structures import fcc_supercell
 from moe_md.experts.base import Expert, Params
 from moe_md.settings import LossWeights, TrainSettings
 from moe_md.simulate import interrupts

@@ -67,7 +67,7 @@ def evaluate_by_kind(
     kinds = [f.kind for f in dataset.frames]
     totals: dict[str, dict[str, np.ndarray]] = {}
     for shape, pack in packs(
-        prepared, max_atoms=max_atoms, apart=kinds
+        prepared, max_atoms=max_atoms, separate_by=kinds
     ):  # few shapes, for all kinds the same
         found = _sums(jax.device_get(terms_fn(tuple(params), pack_batch(prepared, shape, pack))))
         totals[kinds[pack[0]]] = _added(totals.get(kinds[pack[0]]), found)

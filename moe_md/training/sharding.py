@@ -119,7 +119,7 @@ def padded(batch: Batch, multiple: int) -> Batch:
     """A batch with rows of padding, to a multiple of a number.
 
     >>> from moe_md.data.batching import collate
-    >>> from moe_md.data.crystals import fcc_supercell
+    >>> from moe_md.data.structures import fcc_supercell
     >>> batch = padded(collate([fcc_supercell("Pt", 3.98, 1)], ("Pt",), 3.0), 3)
     >>> batch.row_mask.tolist(), int(batch.rows.neighbor.max())
     ([True, True, True, True, False, False], 6)

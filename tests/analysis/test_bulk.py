@@ -17,7 +17,7 @@ from moe_md import experts, units
 from moe_md.analysis.bulk import elastic_constants, equation_of_state, fcc_report, phonons, relax_fcc
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import frame_rows
-from moe_md.data.crystals import fcc_supercell
+from moe_md.data.structures import fcc_supercell
 from moe_md.interfaces.ase import MixtureCalculator
 
 SIGMA, EPSILON, CUTOFF = 2.5446, 0.6, 6.0

@@ -11,7 +11,7 @@ from jax_md import space
 
 import moe_md as mm
 from moe_md.analysis.region_design import centres, expected_cost, force_error, mixed_forces, stored_frames
-from moe_md.data.extxyz import frame_from_atoms
+from moe_md.data.reading import frame_from_atoms
 from moe_md.regions import Around
 
 SEEDS = [0, 20]

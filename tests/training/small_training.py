@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 
-from moe_md.data.crystals import random_metal
 from moe_md.data.dataset import dataset_from_frames
+from moe_md.data.environments import random_metal
 from moe_md.experts import power_spectrum
 from moe_md.settings import TrainSettings
 from moe_md.training import cotrain
@@ -26,7 +26,7 @@ def frames(n: int, seed: int):
     """Small crystals, one in three with a carbon atom, under random labels."""
     rng, found = np.random.default_rng(seed), []
     while len(found) < n:
-        frame = random_metal(rng)
+        frame = random_metal(rng, symbol="Pt", lattice_constant=3.98)
         if len(frame.symbols) == 4:
             symbols = frame.symbols if len(found) % 3 else ("Pt", "Pt", "Pt", "C")
             labels = {

@@ -8,7 +8,7 @@ from small_training import EXPERTS, frames, settings
 
 from moe_md import experts
 from moe_md.analysis.expert_boundary import ghost_force
-from moe_md.data.crystals import fcc_supercell
+from moe_md.data.structures import fcc_supercell
 from moe_md.training.boundary_drift import boundary_drift
 from moe_md.training.cotrain import cotrain
 

@@ -7,9 +7,9 @@ from ase.calculators.emt import EMT
 
 import moe_md as mm
 from moe_md.data.batching import batches, prepare
-from moe_md.data.crystals import random_metal
 from moe_md.data.dataset import dataset_from_frames, force_rms, split_by_group
-from moe_md.data.extxyz import frame_from_atoms, frame_to_atoms
+from moe_md.data.environments import random_metal
+from moe_md.data.reading import frame_from_atoms, frame_to_atoms
 from moe_md.settings import TrainSettings
 from moe_md.training.cotrain import cotrain, environment_batch, frame_weights
 from moe_md.training.evaluation import describe, evaluate
@@ -42,7 +42,9 @@ def metal():
     rng = np.random.default_rng(0)
     frames = []
     while len(frames) < 8:
-        atoms = frame_to_atoms(random_metal(rng, max_strain=0.02, max_rattle=0.1))
+        atoms = frame_to_atoms(
+            random_metal(rng, symbol="Pt", lattice_constant=3.98, max_strain=0.02, max_rattle=0.1)
+        )
         if len(atoms) > 4:
             continue
         atoms.calc = EMT()

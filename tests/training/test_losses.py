@@ -10,8 +10,9 @@ import pytest
 
 from moe_md import experts
 from moe_md.data.batching import collate
-from moe_md.data.crystals import fcc_supercell, random_metal
-from moe_md.data.extxyz import Frame
+from moe_md.data.environments import random_metal
+from moe_md.data.reading import Frame
+from moe_md.data.structures import fcc_supercell
 from moe_md.settings import LossWeights
 from moe_md.training import losses
 
@@ -37,7 +38,9 @@ def pair():
 
 
 def strained_cell(seed=0) -> Frame:
-    return random_metal(np.random.default_rng(seed), max_strain=0.03, max_rattle=0.1)
+    return random_metal(
+        np.random.default_rng(seed), symbol="Pt", lattice_constant=3.98, max_strain=0.03, max_rattle=0.1
+    )
 
 
 def co_on_platinum(**labels) -> Frame:
