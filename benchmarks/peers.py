@@ -168,8 +168,8 @@ def torch_model(problem: Problem):
     """The model and its input; its weights are left for moe_md."""
     os.environ["NEQUIP_SKIP_AOTI_MODEL_CHECK"] = "1"  # the parent compares forces
     import torch
-    from bench_public_dft import torch_allegro
     from nequip.data import compute_neighborlist_, from_dict
+    from torch_peer import torch_allegro
 
     import moe_md as mm
     from moe_md import checkpoint

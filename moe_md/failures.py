@@ -1,12 +1,12 @@
-"""How a run ends that could not go on."""
+"""The exception of a simulation that cannot continue."""
 
 from typing import Any
 
 
 class SimulationError(RuntimeError):
-    """Numbers went bad; `state` is the last good one, `log` what was logged."""
+    """Raised where a simulation cannot continue, such as at non-finite values."""
 
     def __init__(self, message: str, state: Any, log: Any = None):
         super().__init__(message)
-        self.state = state  # `simulate.State`
-        self.log = log  # `simulate.Log`, None where nothing was logged
+        self.state = state  # the last valid `simulate.State`
+        self.log = log  # `simulate.Log` up to that state; None without one
