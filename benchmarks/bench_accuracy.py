@@ -1,12 +1,11 @@
-"""How near a pair comes to its labels, and its experts to each other.
+"""Errors of a pair against its labels, and differences of its experts.
 
     python benchmarks/bench_accuracy.py CHECKPOINT --data ptco_fm
 
-Errors of each expert, and of the mixture whose expensive expert owns the
-adsorbates and the two top layers, on frames that training held out and on the
-test sets of the same labels: a larger cell, hotter runs, an unseen coverage,
-unseen steps; then what the experts make of one crystal, and what a seam between
-them does. What was wanted of a figure stands beside it.
+Errors of each expert, and of the mixture whose expensive expert owns the adsorbates and
+the two top layers, on the validation frames of the training and on the test sets of the
+same labels: a larger cell, higher temperatures, another coverage, other steps. Then the
+crystal of each expert, ghost forces and stress jumps. Each figure has a target.
 """
 
 import argparse
@@ -19,14 +18,15 @@ import numpy as np
 import moe_md as mm
 from moe_md import units
 from moe_md.analysis import errors
-from moe_md.analysis.crystal_report import fcc_report
+from moe_md.analysis.bulk import fcc_report
 from moe_md.analysis.environments import top_layers
 from moe_md.analysis.expert_boundary import ghost_force_report, stress_jump
 from moe_md.data import PACKAGED, Frame, dataset_from_frames, load_dataset, split_by_group
 
 METAL, LAYERS = "Pt", 2
 STRAINS = (0.98, 0.99, 1.0, 1.01, 1.02)
-WANTED = {
+# Targets: differences of the experts in %, ghost force in meV/Å, stress jump in GPa.
+TARGETS = {
     "lattice_constant": 0.05,
     "bulk_modulus": 1.0,
     "C_ij": 3.0,
@@ -37,14 +37,15 @@ WANTED = {
 
 
 class Part(NamedTuple):
-    """Frames that are looked at together."""
+    """A set of frames, evaluated together."""
 
     name: str
-    belongs: Callable[[Frame], bool]
-    wanted: dict[str, float] | None = None  # force errors in meV/Å, by expert
+    contains: Callable[[Frame], bool]
+    target: dict[str, float] | None = None  # force errors of the experts, meV/Å
 
 
 def _kinds(*starts: str, but: str = "none") -> Callable[[Frame], bool]:
+    """True for frames whose kind has one of these prefixes and whose group does not contain `but`."""
     return lambda f: f.kind.startswith(starts) and f"-{but}-" not in f.group
 
 
@@ -72,24 +73,24 @@ PARTS = {
 
 
 def held_out(model: mm.Checkpoint, name: str) -> list[Frame]:
-    """Frames of packaged labels that training did not see."""
+    """Packaged frames that were not used in training."""
     dataset = load_dataset(PACKAGED[name](), model.experts[0].species)
     if name.endswith("_test"):
         return list(dataset.frames)
-    told = model.settings
+    settings = model.settings
     return list(
         split_by_group(
             dataset,
-            validation_fraction=told["validation_fraction"],
-            seed=told.get("split_seed", told["seed"]),
+            validation_fraction=settings["validation_fraction"],
+            seed=settings.get("split_seed", settings["seed"]),
         )[1].frames
     )
 
 
-def errors_of(compared: Sequence[errors.ComparedFrame]) -> dict:
-    """Of each expert, and of mixture and expensive expert in the region and elsewhere."""
+def errors_of(compared: Sequence[errors.Compared]) -> dict:
+    """Errors of each expert, and of mixture and expensive expert inside and outside the region."""
     report = errors.report(compared, lambda frame: np.full(len(frame.symbols), "bulk"))["all"]
-    seams = [c for c in compared if c.has_expert_boundary]
+    divided = [c for c in compared if c.has_seam]  # frames with atoms on both experts
     return {
         "frames": len(compared),
         **{
@@ -102,8 +103,8 @@ def errors_of(compared: Sequence[errors.ComparedFrame]) -> dict:
         **{
             where: {
                 who: _rms(
-                    [getattr(c, who).forces - c.frame.forces for c in seams],
-                    [c.owner == owner for c in seams],
+                    [getattr(c, who).forces - c.frame.forces for c in divided],
+                    [c.owner == owner for c in divided],
                 )
                 for who in ("expensive", "mixed")
             }
@@ -118,7 +119,7 @@ def _rms(differences: Sequence[np.ndarray], chosen: Sequence[np.ndarray]) -> flo
 
 
 def agreement(model: mm.Checkpoint, *, smoke: bool) -> dict:
-    """What the two experts make of one crystal, in % where no unit is named, and what their seam does."""
+    """Differences of the two experts' crystals in %, their ghost force in meV/Å and stress jump in GPa."""
     crystal = None if smoke else fcc_report(model, METAL)
     a = 3.98 if smoke else crystal["experts"][0]["lattice_constant_A"]
     lattice_constants = [a * strain for strain in STRAINS]
@@ -141,11 +142,10 @@ def agreement(model: mm.Checkpoint, *, smoke: bool) -> dict:
 
 
 def crystal_of_labels(frames: Sequence[Frame]) -> dict | None:
-    """The crystal by the labels themselves, from stresses of cells under one strain, up and down
-    (`sample.py pbe-test`).
+    """Lattice constant and elastic constants from the labels themselves.
 
-    The lattice constant is that of the cells less the pressure that is left; None where there are no such
-    frames.
+    They follow from the stresses of cells under positive and negative strains (`sample.py pbe-test`). The
+    lattice constant is that of the cells, corrected for their residual pressure. None without such frames.
     """
     stress = {f.group: f.stress / units.GPa for f in frames if f.kind == "test-elastic"}
     if not stress:
@@ -157,10 +157,10 @@ def crystal_of_labels(frames: Sequence[Frame]) -> dict | None:
         along[0, 0],
         0.5 * (along[1, 1] + along[2, 2]),
         shear[1, 2],
-    )  # 0.01 is the whole angle of yz
+    )  # 0.01 is the total shear angle of yz
     modulus = (C11 + 2 * C12) / 3
-    left = sum(map(np.trace, stress.values())) / 3 / len(stress)
-    a = next(f.cell[1, 1] for f in frames if f.group == "elastic-xx+0.01") * (1 - left / 3 / modulus)
+    residual = sum(map(np.trace, stress.values())) / 3 / len(stress)
+    a = next(f.cell[1, 1] for f in frames if f.group == "elastic-xx+0.01") * (1 - residual / 3 / modulus)
     return {
         "lattice_constant_A": a,
         "bulk_modulus_GPa": modulus,
@@ -171,7 +171,7 @@ def crystal_of_labels(frames: Sequence[Frame]) -> dict | None:
 
 
 def measure(arguments) -> dict:
-    """Everything a line of the results says."""
+    """The record of one checkpoint, a line of `results/accuracy.jsonl`."""
     model = mm.load(arguments.checkpoint)
     names = (arguments.data, f"{arguments.data}_test")
     rule = top_layers(model.experts[1].allowed_species, LAYERS, arguments.lattice_constant / np.sqrt(2))
@@ -181,11 +181,11 @@ def measure(arguments) -> dict:
             model, dataset_from_frames(held_out(model, name), model.experts[0].species), rule
         )
         for part in PARTS[name]:
-            chosen = [c for c in compared if part.belongs(c.frame)]
+            chosen = [c for c in compared if part.contains(c.frame)]
             if not chosen:
                 continue
             found = errors_of(chosen)
-            parts.append({"name": part.name, "wanted": part.wanted or {}, **found})
+            parts.append({"name": part.name, "wanted": part.target or {}, **found})
             print(
                 part.name,
                 {who: found[who] for who in ("expensive", "cheap", "inside", "outside")},
@@ -195,7 +195,7 @@ def measure(arguments) -> dict:
         "benchmark": "accuracy",
         **harness.environment(),
         "smoke": arguments.smoke,
-        "dtype": "float32",  # of errors; crystals and seams are in float64
+        "dtype": "float32",  # dtype of the errors; crystals, ghost forces and stress jumps are in float64
         "checkpoint": arguments.name or str(arguments.checkpoint),
         "steps": model.record.get("best_step") or model.record["step"],
         "train": model.record["train"],
@@ -203,7 +203,7 @@ def measure(arguments) -> dict:
         "parts": parts,
         "agreement": agreement(model, smoke=arguments.smoke),
         "crystal_of_labels": crystal_of_labels(held_out(model, f"{arguments.data}_test")),
-        "wanted": WANTED,
+        "wanted": TARGETS,
     }
 
 
@@ -213,15 +213,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("checkpoint", help="name or path, trained on the labels named")
     parser.add_argument(
-        "--data", choices=("ptco_fm", "ptco_pbe"), default="ptco_pbe", help="the labels to hold it against"
+        "--data", choices=("ptco_fm", "ptco_pbe"), default="ptco_pbe", help="labels to compare with"
     )
-    parser.add_argument("--name", help="of the pair, for the table; default the checkpoint's")
-    parser.add_argument("--lattice-constant", type=float, default=3.98, help="Å; tells layers apart")
+    parser.add_argument("--name", help="name of the pair in the table; default the checkpoint's")
+    parser.add_argument("--lattice-constant", type=float, default=3.98, help="Å; defines the layers of atoms")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
     parser.add_argument("--smoke", action="store_true", help="no crystal")
     arguments = parser.parse_args(arguments)
     record = measure(arguments)
-    print({name: record["agreement"].get(name) for name in WANTED})
+    print({name: record["agreement"].get(name) for name in TARGETS})
     harness.append(arguments.results, "accuracy", record)
 
 

@@ -1,22 +1,23 @@
-"""What makes two experts agree, and what does it cost?
+"""Ablation of the agreement terms: agreement of two experts, and its cost in accuracy.
 
-An ablation: one pair, one budget (steps, data, batches), seven ways of training.
+One pair is trained in seven ways on the same data, batches and number of steps.
 
-    independent     no agreement at all
-    distillation    one way: the expensive expert learns alone, the cheap one only
-                    from it: energies of atoms, total forces, stress (after ML-MIX)
-    total forces    joint: energies of atoms and total forces (arXiv:2604.26143)
-    partial forces  joint: energies of atoms and partial forces
-    stress          the same and stress: the defaults of moe_md
-    one-sided       the same, but only the cheap expert yields (agreement_gradient_scale = 0)
-    lots            the defaults and forces of seams drawn by lot
+    independent        no agreement
+    distillation       the expensive expert is fitted to the data, the cheap one to its
+                       energies of atoms, total forces and stress (after ML-MIX)
+    total forces       joint: energies of atoms and total forces (arXiv:2604.26143)
+    partial forces     joint: energies of atoms and partial forces
+    stress             the same and stress: the defaults of moe_md
+    one-sided          the same, but agreement changes the cheap expert only
+                       (agreement_gradient_scale = 0)
+    random assignment  the defaults, and forces of random assignments of rows
 
-Measured for each: errors on validation frames, those of `--leave-out` apart
-(squeezed and unlike frames, whose few errors would drown the others); how far the two experts' crystals
-differ; the ghost force, of a perfect crystal cut in two (along (100), along
-(111), around a sphere, at the lattice constant and 2 % to either side); the
-largest jump of stress; the drift of the mixture's energy. One line of results
-per way and seed; the seed also draws the validation set.
+Measured for each: errors on validation frames, without the kinds of `--leave-out`, whose
+few large errors would dominate; the differences of the two experts' crystals; the ghost
+force of an ideal crystal divided along (100), along (111) and around a sphere, at
+the lattice constant and 2 % to either side; the largest jump of stress; and the drift of
+the mixture's energy. One line of results per way and seed. The seed also selects the
+validation set.
 """
 
 import argparse
@@ -55,7 +56,7 @@ WAYS: dict[str, dict] = {
     "partial forces": {"weights": PARTIAL},
     "stress": {"weights": LossWeights()},
     "one-sided": {"weights": LossWeights(), "agreement_gradient_scale": 0.0},
-    "lots": {"weights": LossWeights(agree_random_assignment=3.0)},
+    "random assignment": {"weights": LossWeights(agree_random_assignment=3.0)},
 }
 DYNAMICS = {"size": (6, 6, 5), "temperature_K": 500.0, "warm_steps": 300, "steps": 2000}
 
@@ -63,7 +64,7 @@ DYNAMICS = {"size": (6, 6, 5), "temperature_K": 500.0, "warm_steps": 300, "steps
 def energy_drift(
     model: mm.Checkpoint, lattice_constant: float, *, size, temperature_K, warm_steps, steps
 ) -> dict:
-    """Of CO on a slab, the expensive expert around it, in float64."""
+    """Energy drift of CO on a slab in float64; the expensive expert owns CO and the atoms around it."""
     atoms = slab_with_adsorbate(METAL, lattice_constant, size)
     owner = near_other_species(model.experts[1].allowed_species, model.experts[1].cutoff + 0.5)(
         frame_from_atoms(atoms)
@@ -92,7 +93,7 @@ def energy_drift(
 
 
 def measure(arguments, way: str, seed: int) -> dict:
-    """Everything a line of the results says."""
+    """The record of one way and seed, a line of `results/cotraining.jsonl`."""
     dataset = load_dataset(
         PACKAGED[arguments.data]() if arguments.data in PACKAGED else arguments.data, SPECIES
     )
@@ -152,7 +153,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--validation-fraction", type=float, default=0.1)
     parser.add_argument(
-        "--leave-out", nargs="*", default=["contact", "gas-co", "gas-pair"], help="kinds not to validate on"
+        "--leave-out",
+        nargs="*",
+        default=["contact", "gas-co", "gas-pair"],
+        help="kinds not validated on",
     )
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--learning-rate", type=float, default=1e-2)
@@ -161,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--smoke", action="store_true", help="a tiny pair, a few steps, one way")
     arguments = parser.parse_args(arguments)
     if arguments.smoke:
-        vars(arguments).update(steps=2, data="ptco_pbe", ways=["lots"], seeds=[0])
+        vars(arguments).update(steps=2, data="ptco_pbe", ways=["random assignment"], seeds=[0])
     for seed in arguments.seeds:
         for way in arguments.ways:
             record = measure(arguments, way, seed)

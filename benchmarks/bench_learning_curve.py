@@ -1,11 +1,11 @@
-"""What would more labels bring?
+"""Learning curve: validation error against the number of labelled frames.
 
-One pair is trained on nested shares of the training trajectories, with one
-budget of steps, and tested on the same held-out trajectories every time: from
-random parameters, and (`--start`) from a pair trained on the many frames of a
-lesser method. Where the curve still falls, labels pay. One line of results per
-start and seed; the seed draws the held-out trajectories and the order in which
-the others are added, each kind of frame in its proportion.
+One pair is trained on nested shares of the training trajectories, with the same
+number of steps, and validated on the same held-out trajectories every time: from
+random parameters, or (`--start`) from a pair trained on the many frames of a less
+accurate method. Where the curve still falls, more labels reduce the error. One line
+of results per start and seed. The seed selects the held-out trajectories and the order
+in which the others are added, each kind of frame in its proportion.
 """
 
 import argparse
@@ -22,9 +22,9 @@ SHARES = (0.125, 0.25, 0.5, 1.0)
 
 
 def share_of(dataset: Dataset, share: float, seed: int) -> Dataset:
-    """A share of the trajectories of each kind, at least one; a smaller share lies within a larger one.
+    """A share of the trajectories of each kind, at least one; a larger share contains a smaller one.
 
-    `split_by_group` holds out the groups of the lowest lots: the same ones first, whatever the fraction.
+    `split_by_group` holds out groups in an order that does not depend on the fraction.
     """
     if share >= 1.0:
         return dataset
@@ -32,7 +32,7 @@ def share_of(dataset: Dataset, share: float, seed: int) -> Dataset:
 
 
 def measure(arguments, start: mm.Checkpoint | None, seed: int) -> dict:
-    """Everything a line of the results says."""
+    """The record of one start and seed, a line of `results/learning_curve.jsonl`."""
     experts = start.experts if start else harness.small_experts(tiny=arguments.smoke)
     dataset = load_dataset(
         PACKAGED[arguments.data]() if arguments.data in PACKAGED else arguments.data, experts[0].species
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--start", help="checkpoint to begin with; default random parameters of the pair of `ptco-small`"
     )
     parser.add_argument(
-        "--shares", type=float, nargs="+", default=list(SHARES), help="of the training trajectories"
+        "--shares", type=float, nargs="+", default=list(SHARES), help="shares of the training trajectories"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--validation-fraction", type=float, default=0.25)

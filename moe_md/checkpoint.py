@@ -1,6 +1,6 @@
-"""Checkpoints: experts, parameters and how they were made, in one file.
+"""Checkpoints: experts, parameters, training settings and training record in one file.
 
-MessagePack of plain values and arrays (`files.py`); nothing in a file is ever executed.
+The format is MessagePack of plain values and arrays (`files.py`); loading executes no code from the file.
 """
 
 from importlib import resources
@@ -19,12 +19,12 @@ FORMAT = 1
 
 
 class Checkpoint(NamedTuple):
-    """What training leaves behind."""
+    """The result of a training."""
 
     experts: tuple[Expert, ...]  # most expensive first
     params: tuple[Params, ...]
-    settings: dict  # what training was told
-    record: dict  # what training measured
+    settings: dict  # fields of `TrainSettings`
+    record: dict  # steps, seconds, data summary and validation errors of the training
 
     @property
     def potentials(self) -> tuple[Potential, ...]:
@@ -47,20 +47,20 @@ def __getattr__(name: str):
 
 
 def models() -> list[str]:
-    """Names of the checkpoints that come with the package."""
+    """Names of the checkpoints shipped with the package."""
     folder = resources.files("moe_md") / "checkpoints"
     return sorted(p.name.removesuffix(".msgpack") for p in folder.iterdir() if p.name.endswith(".msgpack"))
 
 
 def save(path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, whole or not at all.
+    """Write a checkpoint atomically.
 
     Args:
-        path: file to write; the folder exists.
+        path: file to write, in an existing folder.
         checkpoint: params may be jax or numpy arrays.
 
     Raises:
-        OSError: the file cannot be written; what was there before is whole.
+        OSError: the file cannot be written; a previous file is unchanged.
     """
     content = {
         "experts": [e.config for e in checkpoint.experts],
@@ -72,18 +72,21 @@ def save(path, checkpoint: Checkpoint) -> None:
 
 
 def load(name_or_path) -> Checkpoint:
-    """Read a checkpoint that comes with the package, or a file.
+    """Read a checkpoint shipped with the package, or a file.
 
     Args:
-        name_or_path: `"ptco"`, another of `models()`, or a path.
+        name_or_path: one of `models()`, such as `"ptco"`, or a path.
+
+    Returns:
+        The checkpoint, its experts built from their stored configuration.
 
     Raises:
-        ValueError: no such name or file, not a checkpoint, not as it was
-            written, of another format version, or its parameters do not fit its
-            experts or are not finite.
+        ValueError: there is no such name or file; the file is no checkpoint, was
+            changed after it was written, or has another format version; or its
+            parameters do not fit its experts or are not finite.
     """
     path = Path(name_or_path)
-    if not path.is_file() and str(name_or_path) in models():  # also beside a folder of that name
+    if not path.is_file() and str(name_or_path) in models():  # a folder of that name does not count
         path = Path(str(resources.files("moe_md") / "checkpoints" / f"{name_or_path}.msgpack"))
     if not path.is_file():
         raise ValueError(
@@ -103,7 +106,7 @@ def load(name_or_path) -> Checkpoint:
         try:
             experts.append(build(config))
             wanted = jax.eval_shape(experts[-1].init, jax.random.key(0))
-        except Exception as error:  # a tampered config may upset any part of a network
+        except Exception as error:  # an edited config may fail in any part of a builder
             raise ValueError(
                 f"{path} must describe experts that can be built, got {config!r:.200}: {error}"
             ) from error
@@ -112,7 +115,7 @@ def load(name_or_path) -> Checkpoint:
 
 
 def _in_order(path: Path, key: str, value) -> list:
-    """A list of dicts, also where it was stored as a dict of indices."""
+    """A list of dicts; flax stores a list as a dict of indices."""
     if isinstance(value, dict) and all(str(k).isdecimal() for k in value):
         value = [value[k] for k in sorted(value, key=int)]
     if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
@@ -121,6 +124,7 @@ def _in_order(path: Path, key: str, value) -> list:
 
 
 def _check_params(path: Path, builder: str, wanted: Params, params: Params) -> None:
+    """Raise where parameters have other shapes than the expert's, or are not finite floats."""
     wanted, found = (signature(tree, dtypes=False) for tree in (wanted, params))
     if wanted != found:
         raise ValueError(f"{path} must hold parameters of shapes {wanted} for {builder}, got {found}.")

@@ -1,4 +1,4 @@
-"""Where compiled programs are kept between processes."""
+"""The folder in which jax stores compiled programs for later processes."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def default_folder() -> Path:
-    """The user's cache folder, one for each version of jax."""
+    """Folder in the user's cache folder, one for each version of jax."""
     from importlib.metadata import version
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -14,14 +14,15 @@ def default_folder() -> Path:
 
 
 def use_compilation_cache(folder: str | os.PathLike | None = None) -> Path:
-    """Keep compiled programs in a folder, so that the next process need not compile them again.
+    """Store compiled programs in a folder, so that later processes need not compile them again.
 
-    Sets jax's own option; call it before the first program is compiled. A
-    folder that jax was told of before, by `JAX_COMPILATION_CACHE_DIR` or its
-    configuration, stays.
+    Sets the option `jax_compilation_cache_dir` of jax; call it before the first
+    program is compiled. A folder set earlier, by the variable
+    `JAX_COMPILATION_CACHE_DIR` or by jax's configuration, is not changed.
 
     Args:
-        folder: default `default_folder()`. It grows without bound: delete it at any time.
+        folder: default `default_folder()`. Its size is not limited; it may be
+            deleted at any time.
 
     Returns:
         The folder in use.
@@ -34,12 +35,15 @@ def use_compilation_cache(folder: str | os.PathLike | None = None) -> Path:
 
 
 def quieten_cache_warnings() -> None:
-    """Silence XLA's warning of another machine about programs kept on this one (jax issue 38445)."""
+    """Silence XLA's false warning that a cached program was compiled on another machine (jax issue 38445)."""
     _set_where_unset("jax_logging_level", "CRITICAL")
 
 
 def _set_where_unset(name: str, value: str) -> str:
-    """Set an option of jax, by the environment where jax is not loaded yet; its value in force."""
+    """Set an option of jax unless it is set, and return its value.
+
+    Before jax is imported, the option is set through its environment variable.
+    """
     if "jax" not in sys.modules:
         return os.environ.setdefault(name.upper(), value)
     import jax

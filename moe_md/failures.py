@@ -35,5 +35,5 @@ class SimulationError(RuntimeError):
 
     def __init__(self, message: str, state: Any, log: Any = None):
         super().__init__(message)
-        self.state = state  # `simulate.State`
-        self.log = log  # `simulate.Log`, None where nothing was logged
+        self.state = state  # the last valid `simulate.State`
+        self.log = log  # `simulate.Log` up to that state; None without one

@@ -1,7 +1,7 @@
-"""Files that are written whole or not at all, and read only if they are as they were written.
+"""Files that are written atomically, and read only if they are unchanged since.
 
-MessagePack of plain values and arrays; nothing in a file is ever executed.
-Written under another name and renamed, so that a file is whole or absent.
+The format is MessagePack of plain values and arrays; reading executes no code
+from a file. A file is written under a temporary name and then renamed.
 """
 
 import hashlib
@@ -10,42 +10,42 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-MAX_DEPTH = 32  # of what a file nests
+MAX_DEPTH = 32  # deepest nesting that is read
 
 
 def write(path, version: int, content: dict) -> None:
     """Write plain values and arrays, with their format version and their SHA-256.
 
     Args:
-        path: file to write; the folder exists.
-        version: stored as `format`.
+        path: file to write, in an existing folder.
+        version: format version, stored as `format`.
         content: a dict of dicts, lists, numbers, text and arrays.
 
     Raises:
-        OSError: the file cannot be written; what was there before is whole.
+        OSError: the file cannot be written; a previous file is unchanged.
     """
     content = {"format": version, **content}
     write_atomic(path, _packed({**content, "sha256": _sha256(content)}))
 
 
 def read(path, what: str, version: int, keys: Sequence[str]) -> dict:
-    """What `write` wrote.
+    """The content of a file written by `write`.
 
-    The digest tells damage from a file as it was written (files of before the
-    digest carry none); it is no signature.
+    The stored SHA-256 detects damage; it does not protect against tampering.
+    Files of earlier versions have none and are read without this check.
 
     Args:
         path: the file.
-        what: it must be, for messages.
-        version: its `format` must be.
-        keys: it must hold.
+        what: description of the expected file, for error messages.
+        version: expected format version.
+        keys: keys that the content must have, besides `format`.
 
     Returns:
         The content, with `format`.
 
     Raises:
-        ValueError: the file cannot be read, is of another version, is not as it
-            was written, lacks a key, or holds anything else.
+        ValueError: the file cannot be read, has another format version, was
+            changed after it was written, or has missing or unknown keys.
     """
     from flax.serialization import msgpack_restore
 
@@ -54,7 +54,7 @@ def read(path, what: str, version: int, keys: Sequence[str]) -> dict:
         content = msgpack_restore(path.read_bytes())
         _check_plain(content)
         found = content["format"]
-    except Exception as error:  # garbage upsets the decoder in many ways
+    except Exception as error:  # the decoder raises many types on invalid files
         raise ValueError(
             f"{path} must be {what}, but it cannot be read: {type(error).__name__}: {error}."
         ) from None
@@ -62,7 +62,7 @@ def read(path, what: str, version: int, keys: Sequence[str]) -> dict:
         raise ValueError(f"{path} must have {what.split()[-1]} format {version}, got {found!r:.80}.")
     digest = content.pop("sha256", None)
     if digest is not None and digest != _sha256(content):
-        raise ValueError(f"{path} must be {what} as it was written, but its content has changed since.")
+        raise ValueError(f"{path} must be {what}, but its content has changed since it was written.")
     missing, unknown = set(keys) - set(content), set(content) - {"format", *keys}
     if missing or unknown:
         problem = (
@@ -73,7 +73,7 @@ def read(path, what: str, version: int, keys: Sequence[str]) -> dict:
 
 
 def write_atomic(path, content: bytes) -> None:
-    """Write bytes so that `path` holds either the old or the new content.
+    """Write bytes so that `path` has either its old or its new content at any time.
 
     Raises:
         OSError: the new content cannot be written.
@@ -89,23 +89,23 @@ def write_atomic(path, content: bytes) -> None:
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            reason = f"cannot be written, what was there before is kept: {error.strerror or error}"
+            reason = f"cannot be written, the previous file is unchanged: {error.strerror or error}"
             raise OSError(error.errno, reason, str(path)) from error
         raise
 
 
 def write_json(path, content: dict) -> None:
-    """A file of JSON, whole or not at all; arrays become lists."""
+    """Write JSON atomically; arrays become lists."""
     write_atomic(path, (json.dumps(content, indent=2, default=plain) + "\n").encode())
 
 
 def plain(value):
-    """What JSON has no word for, as it has one: for `json.dumps(default=)`."""
+    """Lists of arrays, text of everything else: for `json.dumps(default=)`."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def signature(tree, *, dtypes: bool):
-    """Shapes, and dtypes if asked for, of a tree of dicts and arrays; the type of what is neither."""
+    """Tree of the shapes of all arrays (with dtypes on request), and of the type names of other values."""
     if isinstance(tree, dict):
         return {key: signature(value, dtypes=dtypes) for key, value in tree.items()}
     if not hasattr(tree, "dtype"):
@@ -115,7 +115,7 @@ def signature(tree, *, dtypes: bool):
 
 def _packed(content: dict) -> bytes:
     """Content as MessagePack."""
-    from flax.serialization import msgpack_serialize  # imports jax, which few callers of this module need
+    from flax.serialization import msgpack_serialize  # here, as it imports jax
 
     return msgpack_serialize(content)
 
@@ -125,7 +125,7 @@ def _sha256(content: dict) -> str:
 
 
 def _check_plain(value, depth: int = 0) -> None:
-    """Plain values and arrays only, nested no deeper than anything we write."""
+    """Raise on anything but plain values and arrays, or on nesting deeper than `MAX_DEPTH`."""
     import numpy as np
 
     if depth > MAX_DEPTH:

@@ -1,8 +1,8 @@
-"""Modules of jax-md, each imported when it is first used.
+"""Modules of jax-md, each imported at its first use.
 
-Importing jax-md starts a jax backend and takes 2.7 s (`jax_md.rigid_body` computes on import), after which
-`jax.distributed.initialize()` fails and forked processes hang. So modules of this package write
-`from moe_md import lazy_jax_md as jax_md` and `jax_md.simulate.nve` inside their functions.
+Importing jax-md takes 2.7 s and starts a jax backend, as `jax_md.rigid_body` computes on import. After that
+`jax.distributed.initialize()` fails and forked processes hang. Modules of this package therefore write
+`from moe_md import lazy_jax_md as jax_md`, and use `jax_md.simulate.nve` inside their functions only.
 """
 
 import importlib
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from jax_md import space as space
     from jax_md.nn import nequip as nequip
 
-# Each module: where it is, and its name there.
-_HOME = {
+# Package of each module, and its name there.
+_LOCATION = {
     "minimize": ("jax_md", "minimize"),
     "nequip": ("jax_md.nn", "nequip"),
     "simulate": ("jax_md", "simulate"),
@@ -24,11 +24,11 @@ _HOME = {
 
 
 def __getattr__(name: str):
-    if name not in _HOME:
+    if name not in _LOCATION:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import jax
 
-    home, attribute = _HOME[name]
-    with jax.ensure_compile_time_eval():  # what jax-md computes on import must be values, also within a trace
-        globals()[name] = module = getattr(importlib.import_module(home), attribute)
+    package, attribute = _LOCATION[name]
+    with jax.ensure_compile_time_eval():  # arrays that jax-md computes on import must not be tracers
+        globals()[name] = module = getattr(importlib.import_module(package), attribute)
     return module

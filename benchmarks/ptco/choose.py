@@ -1,14 +1,14 @@
-"""Choose frames to label: those on which a committee of pairs disagrees most.
+"""Choose frames to label: those with the largest disagreement of a committee of pairs.
 
     python sample.py fm --out candidates.xyz --share 0.3 --seed 7
     python choose.py --candidates candidates.xyz --committee a.msgpack b.msgpack c.msgpack --out queue.xyz
 
 The disagreement of a frame is the largest, over its atoms, of the spread of the
 expensive experts' forces (root mean square deviation from their mean). Members
-are trainings of other seeds or splits. At most `--per-origin` frames of one
-trajectory are taken, and none of more than `--max-atoms` atoms or of a force
-beyond `--max-force`: labels of wreckage teach little. Energies play no part, as
-their zero is each member's own.
+are trainings with different seeds or splits. At most `--per-origin` frames of one
+trajectory are chosen, and none with more than `--max-atoms` atoms or a force above
+`--max-force`, as unphysical structures are of little use. Energies are not compared, as
+each member has its own reference energies.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def committee_forces(frames: list[Atoms], checkpoints: list[str]) -> list[np.nda
 
 
 def disagreement(forces: np.ndarray) -> float:
-    """Largest spread over atoms, eV/Å."""
+    """Largest spread of the forces on an atom, eV/Å."""
     deviation = np.linalg.norm(forces - forces.mean(axis=0), axis=-1)
     return float(np.sqrt(np.mean(deviation**2, axis=0)).max())
 
@@ -43,7 +43,7 @@ def disagreement(forces: np.ndarray) -> float:
 def choose(
     frames: list[Atoms], forces: list[np.ndarray], *, count: int, per_origin: int, max_force: float
 ) -> list[int]:
-    """Indices of the frames to label, most disputed first."""
+    """Indices of the frames to label, largest disagreement first."""
     size = np.array([disagreement(f) for f in forces])
     taken, chosen = {}, []
     for k in np.argsort(-size):
@@ -77,10 +77,10 @@ def main() -> None:
     limits = {"count": arguments.count, "per_origin": arguments.per_origin, "max_force": arguments.max_force}
     chosen = choose(frames, forces, **limits)
     write(arguments.out, [frames[k] for k in chosen], format="extxyz")
-    disputed = [frames[k].info["disagreement"] for k in chosen]
+    sizes = [frames[k].info["disagreement"] for k in chosen]
     print(
-        f"{len(chosen)} of {len(frames)} frames, disagreement {min(disputed):.2f} to "
-        f"{max(disputed):.2f} eV/Å, in {arguments.out}"
+        f"{len(chosen)} of {len(frames)} frames, disagreement {min(sizes):.2f} to "
+        f"{max(sizes):.2f} eV/Å, in {arguments.out}"
     )
 
 

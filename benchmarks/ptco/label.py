@@ -4,20 +4,20 @@
     python label.py label --with sevennet --frames fm.xyz --out labels-fm/
     python label.py collect --labels labels/ --into frames.xyz.gz
 
-`label` may be killed at any time: a label exists when its file does, and a
-frame that has one is skipped, here and in `--known` collections. `sample.py`
-makes frames. GPAW needs a compiler and libxc:
+`label` may be killed at any time: a frame is labelled when its file exists. Frames with
+such a file, or in a collection of `--known`, are skipped. `sample.py` makes frames.
+GPAW needs a compiler and libxc:
 
     apt-get install libxc-dev libopenblas-dev libopenmpi-dev libfftw3-dev
     pip install gpaw==26.7.0 gpaw-data
 
 Recipe: PBE, plane waves 500 eV, 10-electron Pt, Fermi-Dirac 0.1 eV, no point
-group. `free_energy` is the energy whose gradient the forces are. About 40 to
-110 s of one core for a 4-atom bulk cell, 130 to 390 s for a 14-atom slab.
+group. The forces are the gradient of `free_energy`. A 4-atom bulk cell takes about 40
+to 110 s of one core, a 14-atom slab 130 to 390 s.
 
 The foundation model is SevenNet `7net-l3i5`, whose weights are in its package
-(`pip install torch==2.13.0 sevenn==0.13.0`): 0.02 s per atom. Too soft away from
-equilibrium, so for breadth and pretraining, never the truth.
+(`pip install torch==2.13.0 sevenn==0.13.0`): 0.02 s per atom. Its forces are too small
+away from equilibrium. Use its labels for a first training, not as a reference.
 """
 
 import argparse
@@ -41,7 +41,7 @@ FOUNDATION_MODEL = "7net-l3i5"
 
 
 def frame_key(atoms: Atoms) -> str:
-    """Name of a frame's label: a hash of what GPAW is given."""
+    """Name of a frame's label: a hash of composition, cell and positions."""
     text = (
         atoms.get_chemical_formula(mode="reduce").encode()
         + np.round(atoms.cell.array, 5).tobytes()
@@ -51,14 +51,14 @@ def frame_key(atoms: Atoms) -> str:
 
 
 def k_points(atoms: Atoms) -> tuple[int, int, int]:
-    """The mesh of a frame: the same density for every bulk cell and every slab."""
+    """The k-point mesh of a frame: one density for bulk cells, another for slabs."""
     density = BULK_K if atoms.pbc.all() else SLAB_K
     counts = np.where(atoms.pbc, np.maximum(1, np.rint(density / np.maximum(atoms.cell.lengths(), 1e-9))), 1)
     return tuple(int(n) for n in counts)
 
 
 def gpaw(atoms: Atoms, log: Path):
-    """A calculator for frames of this cell and composition, and what to call its labels."""
+    """GPAW's calculator for frames of this cell and composition, and the name of the method."""
     from gpaw.new.ase_interface import GPAW
 
     options = dict(
@@ -79,7 +79,7 @@ def gpaw(atoms: Atoms, log: Path):
 
 
 def sevennet(atoms: Atoms, log: Path):
-    """The same for any frame."""
+    """SevenNet's calculator for any frame, and the name of the method."""
     from sevenn.calculator import SevenNetCalculator
 
     return SevenNetCalculator(
@@ -91,7 +91,7 @@ METHODS: dict[str, Callable] = {"gpaw": gpaw, "sevennet": sevennet}
 
 
 def system_of(atoms: Atoms, method: str):
-    """Frames of one system can share a calculator, which saves GPAW a third of its work."""
+    """A key: frames with equal keys share a calculator, which saves a third of GPAW's time."""
     return method != "gpaw" or (
         atoms.get_chemical_formula(),
         atoms.cell.array.round(8).tobytes(),
@@ -100,7 +100,7 @@ def system_of(atoms: Atoms, method: str):
 
 
 def part_of(frames: list[Atoms], part: str) -> list[Atoms]:
-    """Whole trajectories, dealt round robin, so that calculators are reused."""
+    """Part `i/n` of the frames: every n-th trajectory, so that calculators are reused."""
     index, count = (int(x) for x in part.split("/"))
     origins = list(dict.fromkeys(a.info.get("origin", str(i)) for i, a in enumerate(frames)))
     mine = set(origins[index::count])
@@ -108,11 +108,12 @@ def part_of(frames: list[Atoms], part: str) -> list[Atoms]:
 
 
 def label(arguments) -> None:
+    """Label the frames that have no label."""
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     known = {frame_key(a) for path in arguments.known for a in read(path, ":")}
     stop = time.time() + 3600 * arguments.hours
-    calc, source, same = None, "", None
+    calc, source, calc_system = None, "", None
     for atoms in part_of(read(arguments.frames, ":"), arguments.part):
         if time.time() > stop:
             break
@@ -122,9 +123,9 @@ def label(arguments) -> None:
         atoms = atoms.copy()
         atoms.set_constraint()
         system = system_of(atoms, arguments.method)
-        if calc is None or system != same:
+        if calc is None or system != calc_system:
             log = out / f"{arguments.method}-{arguments.part.replace('/', '-')}.txt"
-            (calc, source), same = METHODS[arguments.method](atoms, log), system
+            (calc, source), calc_system = METHODS[arguments.method](atoms, log), system
         started = time.time()
         atoms.calc = calc
         try:
@@ -136,7 +137,7 @@ def label(arguments) -> None:
             )
             if atoms.pbc.all():
                 results["stress"] = atoms.get_stress()
-        except Exception as error:  # one frame that does not converge must not end the run
+        except Exception as error:  # a frame that does not converge does not end the run
             print(f"{atoms.info.get('kind')} {target.stem} failed: {error}", flush=True)
             calc = None
             continue
@@ -148,6 +149,7 @@ def label(arguments) -> None:
 
 
 def save_label(atoms: Atoms, results: dict, target: Path) -> None:
+    """Write a labelled frame atomically."""
     from ase.calculators.singlepoint import SinglePointCalculator
 
     labelled = atoms.copy()
@@ -158,7 +160,7 @@ def save_label(atoms: Atoms, results: dict, target: Path) -> None:
 
 
 def collect(arguments) -> None:
-    """Merge label files into one collection, old frames first, none twice."""
+    """Merge label files into one collection without duplicates, earlier frames first."""
     into = Path(arguments.into)
     frames = read(into, ":") if into.exists() else []
     seen = {frame_key(a) for a in frames}

@@ -1,13 +1,12 @@
-"""How far do the forces of a labelling method reach?
+"""Range of the forces of a labelling method.
 
     python reach.py --with sevennet
 
-In a rattled crystal all atoms farther than R from one atom are rattled anew, and
-its force changes. Half the mean square of the change is the variance of the
-force at given near atoms: no potential that sees no farther than R can err by
-less than its root. A strictly local potential of cutoff c sees farther than c,
-through neighbours that both atoms share, never farther than 2 c; how much of
-what lies between it can know, this does not tell.
+In a rattled crystal, all atoms farther than R from one atom are rattled again, and the
+force on that atom changes. Half the mean square of the change is the variance of the force
+at fixed positions of the atoms within R. Its root is a lower bound on the error of any
+potential whose forces depend on atoms within R only. Forces of a strictly local potential
+with cutoff c depend on atoms up to 2 c away, through neighbours that two atoms share.
 """
 
 import argparse
@@ -22,15 +21,15 @@ from label import METHODS
 def reach(
     calc, crystal: Atoms, radii: list[float], *, rattle: float, samples: int, seed: int
 ) -> tuple[float, list[float]]:
-    """Force on the first atom, and its spread over where atoms beyond each radius are.
+    """Force on the first atom, and its standard deviation over positions of atoms beyond each radius.
 
     Args:
         calc: an ASE calculator.
-        crystal: fully periodic; where radii reach beyond half its edges, corners are what is left to move.
+        crystal: fully periodic; beyond half its edges, only atoms in the corners of the cell are moved.
         radii: Å.
         rattle: Å, standard deviation of displacements.
-        samples: rattled crystals.
-        seed: of the displacements.
+        samples: number of rattled crystals.
+        seed: seed of the displacements.
 
     Returns:
         Root mean square of the force's components, and the standard deviation for each radius, eV/Å.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains a pair on both tiers: train.sh ptco-small OUT [more arguments of moe-md train]
-# Stopped and started again, it goes on where it was.
+# Train a pair on both sets of labels: train.sh ptco-small OUT [more arguments of moe-md train]
+# A training that was stopped is resumed.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 pair=$1 out=$2

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from moe_md.data.extxyz import Frame
+from moe_md.data.reading import Frame
 from moe_md.neighbors.rows import image_pairs
 
 ENVIRONMENTS = ("bulk", "subsurface", "surface", "adsorbate")
@@ -44,7 +44,7 @@ def environments(frame: Frame, metal: Sequence[str], bond_cutoff: float) -> np.n
     Raises:
         ValueError: `bond_cutoff` is not positive.
 
-    >>> from moe_md.data.crystals import fcc_slab
+    >>> from moe_md.data.structures import fcc_slab
     >>> slab = fcc_slab("Pt", 3.98, (1, 1, 5))
     >>> environments(slab, ("Pt",), BOND_CUTOFF_FACTOR * 3.98 / 2**0.5).tolist()
     ['surface', 'subsurface', 'bulk', 'subsurface', 'surface']

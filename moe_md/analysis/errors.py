@@ -23,7 +23,7 @@ from moe_md.analysis.environments import ENVIRONMENTS, Rule, boundary_distance
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Batch, pack_batch, packs, prepare
 from moe_md.data.dataset import Dataset, dataset_from_frames
-from moe_md.data.extxyz import Frame
+from moe_md.data.reading import Frame
 from moe_md.experts.base import check_two_experts
 from moe_md.renamed import missing_attribute
 from moe_md.training.evaluation import QUANTITIES

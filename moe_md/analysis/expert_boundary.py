@@ -18,13 +18,13 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from ase.build import bulk, fcc100, fcc111
+from ase.build import bulk
 
 from moe_md import derivatives, units
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import frame_rows
-from moe_md.data.crystals import fcc_supercell
-from moe_md.data.extxyz import Frame, frame_from_atoms
+from moe_md.data.reading import Frame, frame_from_atoms
+from moe_md.data.structures import FLAT_FACETS, fcc_supercell
 from moe_md.experts.base import Expert, Params, energies_and_partial_forces
 from moe_md.experts.domain import in_domain
 from moe_md.neighbors.rows import Neighborhood
@@ -110,7 +110,8 @@ def bisected_crystals(
         not a lattice point) the crystal and the expert of each atom, `[n_atoms]` int.
     """
     crystals = {}
-    for name, build, spacing, period in (("100", fcc100, 1 / 2, 2), ("111", fcc111, 3**-0.5, 3)):
+    for name, period in (("100", 2), ("111", 3)):
+        build, spacing, _ = FLAT_FACETS[name]
         half = int(np.ceil(2 * cutoff / (spacing * lattice_constant)))
         half += -half % period  # the stacking sequence is periodic
         atoms = build(symbol, size=(1, 1, 2 * half), a=lattice_constant, periodic=True)

@@ -28,7 +28,7 @@ from moe_md import regions, simulate
 from moe_md.analysis import dynamics
 from moe_md.analysis.environments import BOND_CUTOFF_FACTOR, Rule, bonds_across, boundary_distance
 from moe_md.checkpoint import Checkpoint
-from moe_md.data.extxyz import Frame, frame_from_atoms
+from moe_md.data.reading import Frame, frame_from_atoms
 from moe_md.experts.base import Expert
 from moe_md.experts.domain import in_domain
 from moe_md.mixture import mixture_neighbor_list

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import ase.units
 import numpy as np
 from ase import Atoms
-from ase.build import add_adsorbate, bulk, fcc100, fcc110, fcc111
+from ase.build import add_adsorbate, bulk
 from ase.constraints import FixAtoms, FixCartesian
 from ase.geometry import get_distances
 from ase.optimize import BFGS
@@ -24,7 +24,8 @@ from ase.optimize import BFGS
 from moe_md.analysis.environments import near_other_species
 from moe_md.checkpoint import Checkpoint
 from moe_md.checks import check_count, check_positive, check_value
-from moe_md.data.extxyz import frame_from_atoms
+from moe_md.data.reading import frame_from_atoms
+from moe_md.data.structures import FLAT_FACETS, facet_slab
 from moe_md.interfaces.ase import MixtureCalculator
 
 AtomsRegion = int | Callable[[Atoms], np.ndarray]
@@ -35,8 +36,6 @@ VACUUM = 10.0  # Å, on each side of a slab
 DISPLACEMENT = 0.01  # Å, of the finite differences of forces
 NOISE_CM1 = 30.0  # imaginary modes below it are not counted as unstable
 
-# ASE's builder of the facet, and the distance of its layers in lattice constants.
-_FACETS = {"111": (fcc111, 3**-0.5), "100": (fcc100, 0.5), "110": (fcc110, 8**-0.5)}
 # ASE's name of the site, number of metal atoms around it, initial height of C in Å.
 _SITES = {
     "top": ("ontop", 1, 1.85),
@@ -62,7 +61,7 @@ def around_adsorbate(cutoff: float) -> Callable[[Atoms], np.ndarray]:
     Raises:
         ValueError: the cutoff is not positive.
 
-    >>> slab = fcc111("Pt", (2, 2, 4), a=3.98, vacuum=8.0)
+    >>> slab = facet_slab("Pt", 3.98, (2, 2, 4), "111", vacuum=8.0)
     >>> add_adsorbate(slab, "C", 1.3, "fcc")
     >>> by_layer = around_adsorbate(5.0)(slab).reshape(-1)[:16].reshape(4, 4)  # bottom layer first
     >>> by_layer.sum(axis=1).tolist()
@@ -165,14 +164,14 @@ def surface_energies(
     check_positive("lattice_constant", lattice_constant)
     check_positive("thickness", thickness)
     check_count("max_steps", max_steps, 1)
-    _check_known("facets", facets, _FACETS)
+    _check_known("facets", facets, FLATFLAT_FACETS)
     calculator = _calculator(checkpoint, region)
     perfect = _assign_experts(
         bulk(symbol, "fcc", a=lattice_constant), region, calculator
     ).get_potential_energy()
     energies = {}
     for facet in facets:
-        build, spacing = _FACETS[facet]
+        build, spacing, _ = FLAT_FACETS[facet]
         layers = int(np.ceil(thickness / (spacing * lattice_constant))) + 1
         atoms = _assign_experts(
             build(symbol, (1, 1, layers), a=lattice_constant, vacuum=VACUUM), region, calculator
@@ -261,9 +260,7 @@ def adsorption(
         )
     gas = _assign_experts(Atoms("CO", [[0, 0, 0], [0, 0, _GAS_BOND]]), region, calculator)
     gas_report = _relaxed_molecule(gas, max_steps)
-    clean = _assign_experts(
-        fcc111(symbol, tuple(size), a=lattice_constant, vacuum=VACUUM), region, calculator
-    )
+    clean = _assign_experts(facet_slab(symbol, lattice_constant, size, "111", VACUUM), region, calculator)
     lower_half = clean.get_tags() > (size[2] + 1) // 2  # tags count layers from the top
     clean.set_constraint(FixAtoms(mask=lower_half))
     clean_converged, clean_steps = _relax(clean, max_steps)

@@ -39,7 +39,7 @@ from moe_md.checkpoint import Checkpoint
 from moe_md.commands import frames, settings_file, validate_report
 from moe_md.data import structures
 from moe_md.data.dataset import Dataset, digest
-from moe_md.data.extxyz import frame_from_atoms
+from moe_md.data.reading import frame_from_atoms
 from moe_md.experts.base import check_two_experts
 from moe_md.files import write_atomic
 from moe_md.plots import validation as validation_plots

@@ -1,7 +1,6 @@
-"""Frames, datasets and padded batches, on the host: numpy in, numpy out."""
+"""Frames, datasets, structures and padded batches: numpy arrays on the host."""
 
 from moe_md.data.batching import Batch, Prepared, batches, collate, packing_plan, prepare
-from moe_md.data.crystals import fcc_slab, fcc_supercell, ideal_crystals, metal_frames, random_metal
 from moe_md.data.dataset import (
     PACKAGED,
     Dataset,
@@ -19,7 +18,9 @@ from moe_md.data.dataset import (
     split_by_group,
     summary,
 )
-from moe_md.data.extxyz import Frame, frame_from_atoms, frame_to_atoms, read_frames
+from moe_md.data.environments import ideal_crystals, metal_frames, random_metal
+from moe_md.data.reading import Frame, frame_from_atoms, frame_to_atoms, read_frames
+from moe_md.data.structures import co_covered_slab, fcc_slab, fcc_supercell, slab_with_adsorbate
 
 __all__ = [
     "PACKAGED",
@@ -28,6 +29,7 @@ __all__ = [
     "Frame",
     "Prepared",
     "batches",
+    "co_covered_slab",
     "collate",
     "dataset_from_frames",
     "digest",
@@ -50,6 +52,7 @@ __all__ = [
     "read_frames",
     "reference_energies",
     "require_labels",
+    "slab_with_adsorbate",
     "split_by_group",
     "summary",
 ]

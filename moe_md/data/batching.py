@@ -1,8 +1,8 @@
-"""Batches of rows in few fixed shapes, so that a training step compiles few times.
+"""Padded batches of few fixed shapes, so that a training step compiles few times.
 
-Neighbours are found once per frame (`prepare`); each epoch then packs whole
-frames, in a new order, into padded batches (`batches`). All batches of a group
-of frames have one shape, which does not depend on the order.
+`prepare` lists the neighbours of every frame once. Each epoch, `batches` packs
+whole frames in a new order into padded batches. Frames form at most four
+groups, and all batches of one group have the same shape in every epoch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,29 +11,29 @@ from typing import NamedTuple
 import numpy as np
 
 from moe_md.data.dataset import Dataset
-from moe_md.data.extxyz import Frame
+from moe_md.data.reading import Frame
 from moe_md.neighbors.rows import Neighborhood, rows_from_images
 
 
 class Batch(NamedTuple):
-    """Whole frames as rows, padded; a pytree of numpy arrays."""
+    """Whole frames as padded rows, one row per atom; a pytree of numpy arrays."""
 
-    rows: Neighborhood  # n_rows x K; `neighbor` is a row of this batch, n_rows where none
+    rows: Neighborhood  # [n_rows, K]; `neighbor` indexes the rows of this batch, n_rows where padded
     frame: np.ndarray  # [n_rows] int, frame of each row, n_frames where padded
     row_mask: np.ndarray  # [n_rows] bool, False where padded
-    n_atoms: np.ndarray  # [n_frames] float, 0 where padded
+    n_atoms: np.ndarray  # [n_frames] float, atoms of each frame, 0 where padded
     volume: np.ndarray  # [n_frames] Å^3, 1 where not fully periodic or padded
     energy: np.ndarray  # [n_frames] eV, 0 where masked
     energy_mask: np.ndarray  # [n_frames] bool
     forces: np.ndarray  # [n_rows, 3] eV/Å, 0 where masked
     forces_mask: np.ndarray  # [n_rows] bool
     stress: np.ndarray  # [n_frames, 3, 3] eV/Å^3, 0 where masked
-    stress_mask: np.ndarray  # [n_frames] bool, fully periodic frames only
-    weight: np.ndarray  # [n_frames] float, of the frame's squared errors in every mean
+    stress_mask: np.ndarray  # [n_frames] bool, True in fully periodic frames only
+    weight: np.ndarray  # [n_frames] float, factor of the frame's squared errors in every mean
 
 
 class Prepared(NamedTuple):
-    """Frames with their rows, found once."""
+    """Frames with their rows, from `prepare`."""
 
     frames: tuple[Frame, ...]
     rows: tuple[Neighborhood, ...]  # one per frame; `neighbor` indexes its atoms
@@ -50,23 +50,23 @@ class Shape(NamedTuple):
 
 
 def frame_rows(frame: Frame, species: Sequence[str], cutoff: float, *, dtype=np.float32) -> Neighborhood:
-    """Rows of one frame, with periodic images.
+    """Rows of one frame, periodic images included.
 
     Args:
         frame: the structure.
         species: as `Expert.species`.
         cutoff: Å.
-        dtype: of the displacements.
+        dtype: dtype of the displacements.
 
     Returns:
         One row per atom.
 
     Raises:
-        ValueError: the frame has another species, or a broken structure.
+        ValueError: the frame has another species, or an invalid structure.
     """
     index = {symbol: k for k, symbol in enumerate(species)}
     for symbol in sorted(set(frame.symbols) - set(index)):
-        raise ValueError(f"species must include every symbol of a frame, {symbol} too, got {tuple(species)}.")
+        raise ValueError(f"species must include {symbol}, which a frame contains, got {tuple(species)}.")
     numbers = np.array([index[symbol] for symbol in frame.symbols], np.int32)
     return rows_from_images(frame.positions, numbers, frame.cell, frame.pbc, cutoff, dtype=dtype)
 
@@ -89,11 +89,11 @@ def collate(
         frames: the frames.
         species: as `Expert.species`.
         cutoff: Å.
-        n_rows, max_neighbors, n_frames: shape to pad to; by default no padding (at
-            least one of each). A padded row is all masked.
-        dtype: of all floating point arrays.
-        cached_rows: the rows of each frame, where they are known already.
-        weights: of each frame's squared errors in the loss; by default one.
+        n_rows, max_neighbors, n_frames: shape to pad to; by default the smallest that
+            holds the frames, at least 1. All entries of a padded row are masked.
+        dtype: dtype of all floating point arrays.
+        cached_rows: the rows of each frame; by default `frame_rows` computes them.
+        weights: factor of each frame's squared errors in the loss; default 1.
 
     Returns:
         The batch.
@@ -102,7 +102,7 @@ def collate(
         ValueError: the frames do not fit the shape, or as `frame_rows`.
 
     Example:
-        >>> from moe_md.data.crystals import fcc_supercell
+        >>> from moe_md.data.structures import fcc_supercell
         >>> batch = collate([fcc_supercell("Pt", 3.98, 1)], ("Pt",), 3.0, n_rows=6)
         >>> batch.rows.mask.sum(axis=1).tolist(), batch.energy_mask.tolist()
         ([12, 12, 12, 12, 0, 0], [False])
@@ -115,14 +115,25 @@ def collate(
         max_neighbors=max((rows.mask.shape[1] for rows in cached_rows), default=1),
         n_frames=max(len(frames), 1),
     )
-    asked = (n_rows, max_neighbors, n_frames)
-    shape = Shape(*(need if ask is None else ask for need, ask in zip(needed, asked)))
-    for name, need, have in zip(Shape._fields, needed, shape):
-        if have < need:
-            raise ValueError(f"{name} must be at least {need} for these frames, got {have}.")
-    n_rows, max_neighbors, n_frames = shape
+    requested = (n_rows, max_neighbors, n_frames)
+    shape = Shape(*(need if given is None else given for need, given in zip(needed, requested)))
+    for name, need, given in zip(Shape._fields, needed, shape):
+        if given < need:
+            raise ValueError(f"{name} must be at least {need} for these frames, got {given}.")
+    batch = _empty_batch(shape, dtype)
+    if weights is not None:
+        batch.weight[: len(frames)] = weights
+    first_row = 0
+    for k, (frame, rows) in enumerate(zip(frames, cached_rows)):
+        _write_frame(batch, k, first_row, frame, rows)
+        first_row += sizes[k]
+    return batch
 
-    batch = Batch(
+
+def _empty_batch(shape: Shape, dtype) -> Batch:
+    """A batch of padding only."""
+    n_rows, max_neighbors, n_frames = shape
+    return Batch(
         rows=Neighborhood(
             displacement=np.ones((n_rows, max_neighbors, 3), dtype),
             mask=np.zeros((n_rows, max_neighbors), bool),
@@ -142,45 +153,44 @@ def collate(
         stress_mask=np.zeros(n_frames, bool),
         weight=np.ones(n_frames, dtype),
     )
-    if weights is not None:
-        batch.weight[: len(frames)] = weights
-    start = 0
-    for k, (frame, rows, size) in enumerate(zip(frames, cached_rows, sizes)):
-        here, slots = slice(start, start + size), slice(rows.mask.shape[1])
-        batch.rows.displacement[here, slots] = rows.displacement
-        batch.rows.mask[here, slots] = rows.mask
-        batch.rows.center_species[here] = rows.center_species
-        batch.rows.neighbor_species[here, slots] = rows.neighbor_species
-        batch.rows.neighbor[here, slots] = np.where(rows.mask, rows.neighbor + start, n_rows)
-        batch.frame[here] = k
-        batch.row_mask[here] = True
-        batch.n_atoms[k] = size
-        periodic = bool(np.all(frame.pbc))
-        if periodic:
-            batch.volume[k] = abs(np.linalg.det(frame.cell))
-        if frame.energy is not None:
-            batch.energy[k], batch.energy_mask[k] = frame.energy, True
-        if frame.forces is not None:
-            batch.forces[here], batch.forces_mask[here] = frame.forces, True
-        if frame.stress is not None and periodic:
-            batch.stress[k], batch.stress_mask[k] = frame.stress, True
-        start += size
-    return batch
+
+
+def _write_frame(batch: Batch, k: int, first_row: int, frame: Frame, rows: Neighborhood) -> None:
+    """Write frame `k` and the labels it has into the rows of a batch from `first_row` on."""
+    n_atoms, n_columns = rows.mask.shape
+    at, columns = slice(first_row, first_row + n_atoms), slice(n_columns)
+    batch.rows.displacement[at, columns] = rows.displacement
+    batch.rows.mask[at, columns] = rows.mask
+    batch.rows.center_species[at] = rows.center_species
+    batch.rows.neighbor_species[at, columns] = rows.neighbor_species
+    batch.rows.neighbor[at, columns] = np.where(rows.mask, rows.neighbor + first_row, len(batch.row_mask))
+    batch.frame[at] = k
+    batch.row_mask[at] = True
+    batch.n_atoms[k] = n_atoms
+    periodic = bool(np.all(frame.pbc))
+    if periodic:
+        batch.volume[k] = abs(np.linalg.det(frame.cell))
+    if frame.energy is not None:
+        batch.energy[k], batch.energy_mask[k] = frame.energy, True
+    if frame.forces is not None:
+        batch.forces[at], batch.forces_mask[at] = frame.forces, True
+    if frame.stress is not None and periodic:
+        batch.stress[k], batch.stress_mask[k] = frame.stress, True
 
 
 def prepare(dataset: Dataset, cutoff: float, *, dtype=np.float32) -> Prepared:
-    """Find the rows of every frame, once.
+    """List the neighbours of every frame, once for all epochs.
 
     Args:
         dataset: the frames.
-        cutoff: Å, the largest of the experts'.
-        dtype: of all floating point arrays of the batches to come.
+        cutoff: Å, the largest of the experts' cutoffs.
+        dtype: dtype of all floating point arrays of the batches.
 
     Returns:
-        What `batches` takes.
+        The frames with their rows, for `batches`.
 
     Raises:
-        ValueError: there are no frames, or a frame is broken; its index is
+        ValueError: there are no frames, or a frame is invalid; its index is
             named.
     """
     if not dataset.frames:
@@ -197,10 +207,10 @@ def prepare(dataset: Dataset, cutoff: float, *, dtype=np.float32) -> Prepared:
 def packing_plan(prepared: Prepared, max_atoms: int) -> list[tuple[Shape, np.ndarray]]:
     """Sort frames into at most four groups, each with one batch shape.
 
-    Frames of at most `max_atoms` atoms are packed together, in at most two
-    groups by neighbour count, so that sparse frames do not pay for the slots
-    of dense ones. Larger frames get a batch each, in at most two groups by
-    size.
+    Frames of at most `max_atoms` atoms share batches, in at most two groups by
+    number of neighbours: sparse frames are not padded to the width of dense
+    ones. Each larger frame is a batch of its own, in at most two groups by
+    number of atoms.
 
     Args:
         prepared: frames and rows.
@@ -215,32 +225,41 @@ def packing_plan(prepared: Prepared, max_atoms: int) -> list[tuple[Shape, np.nda
     if max_atoms < 1:
         raise ValueError(f"max_atoms must be at least 1, got {max_atoms}.")
     size = np.array([len(frame.symbols) for frame in prepared.frames])
-    slots = np.array([rows.mask.shape[1] for rows in prepared.rows])
-
-    def groups(index: np.ndarray, value: np.ndarray, weight: np.ndarray) -> list[np.ndarray]:
-        # All frames of a group are padded to its largest value: cut in two
-        # where that wastes least, if it saves a quarter of the whole.
-        if len(index) < 2:
-            return [index] if len(index) else []
-        index = index[np.argsort(value[index], kind="stable")]
-        below, largest = np.cumsum(weight[index]), value[index[-1]]
-        cost = below * value[index] + (below[-1] - below) * largest
-        cut = int(np.argmin(cost)) + 1
-        parts = [index[:cut], index[cut:]] if cost[cut - 1] < 0.75 * cost[-1] else [index]
-        return [np.sort(part) for part in parts]
-
+    width = np.array([rows.mask.shape[1] for rows in prepared.rows])  # neighbour slots of each frame
     plan = []
-    for index in groups(np.flatnonzero(size <= max_atoms), slots, size):
+    for index in _split_by_padding(np.flatnonzero(size <= max_atoms), width, size):
         total, largest = int(size[index].sum()), int(size[index].max())
-        # Equal shares: with this room, filling in any order takes no more
+        # With equal shares plus the largest frame, filling in any order needs no more
         # batches than total / max_atoms rounded up, unless max_atoms is the bound.
         share = -(-total // -(-total // max_atoms))
         n_rows = min(max_atoms, total, share + largest - 1)
         n_frames = min(len(index), n_rows // int(size[index].min()))
-        plan.append((Shape(n_rows, int(slots[index].max()), n_frames), index))
-    for index in groups(np.flatnonzero(size > max_atoms), size, np.ones_like(size)):
-        plan.append((Shape(int(size[index].max()), int(slots[index].max()), 1), index))
+        plan.append((Shape(n_rows, int(width[index].max()), n_frames), index))
+    for index in _split_by_padding(np.flatnonzero(size > max_atoms), size, np.ones_like(size)):
+        plan.append((Shape(int(size[index].max()), int(width[index].max()), 1), index))
     return plan
+
+
+def _split_by_padding(index: np.ndarray, value: np.ndarray, count: np.ndarray) -> list[np.ndarray]:
+    """Cut frames into at most two groups, each padded to the largest value in it.
+
+    Args:
+        index: `[n]` int, the frames to group.
+        value: `[n_frames]` int, the size along the padded axis.
+        count: `[n_frames]` int, how many times a frame has that size.
+
+    Returns:
+        Sorted indices of each group: two where the best cut saves a quarter of
+        the padded total, else one; none without frames.
+    """
+    if len(index) < 2:
+        return [index] if len(index) else []
+    index = index[np.argsort(value[index], kind="stable")]
+    cumulative, largest = np.cumsum(count[index]), value[index[-1]]
+    padded = cumulative * value[index] + (cumulative[-1] - cumulative) * largest
+    cut = int(np.argmin(padded)) + 1
+    parts = [index[:cut], index[cut:]] if padded[cut - 1] < 0.75 * padded[-1] else [index]
+    return [np.sort(part) for part in parts]
 
 
 def packs(
@@ -248,13 +267,13 @@ def packs(
     *,
     max_atoms: int,
     rng: np.random.Generator | None = None,
-    apart: Sequence[str] | None = None,
+    separate_by: Sequence[str] | None = None,
 ) -> list[tuple[Shape, list[int]]]:
-    """Which frames share a batch.
+    """Assign the frames of one epoch to batches.
 
     Args:
         prepared, max_atoms, rng: as in `batches`.
-        apart: a label for each frame; frames of two labels share no batch.
+        separate_by: a label for each frame; frames of two labels share no batch.
 
     Returns:
         The shape of each batch and the indices of its frames, in the order of
@@ -265,16 +284,18 @@ def packs(
     """
     found: list[tuple[Shape, list[int]]] = []
     for shape, index in packing_plan(prepared, max_atoms):
-        pack, room = [], shape.n_rows
+        pack, free_rows = [], shape.n_rows
         order = index if rng is None else rng.permutation(index)
-        for k in order if apart is None else sorted(order, key=lambda k: apart[k]):
+        if separate_by is not None:
+            order = sorted(order, key=lambda k: separate_by[k])
+        for k in order:
             size = len(prepared.frames[k].symbols)
-            full = size > room or len(pack) == shape.n_frames
-            if pack and (full or (apart is not None and apart[k] != apart[pack[0]])):
+            full = size > free_rows or len(pack) == shape.n_frames
+            if pack and (full or (separate_by is not None and separate_by[k] != separate_by[pack[0]])):
                 found.append((shape, pack))
-                pack, room = [], shape.n_rows
+                pack, free_rows = [], shape.n_rows
             pack.append(int(k))
-            room -= size
+            free_rows -= size
         found.append((shape, pack))
     return found
 
@@ -282,7 +303,7 @@ def packs(
 def pack_batch(
     prepared: Prepared, shape: Shape, pack: Sequence[int], weights: Sequence[float] | None = None
 ) -> Batch:
-    """The batch of some frames, by index, in a shape of `packs`; `weights` as in `batches`."""
+    """The batch of the frames with indices `pack`, in a shape of `packs`; `weights` as in `batches`."""
     return collate(
         [prepared.frames[i] for i in pack],
         prepared.species,
@@ -305,12 +326,12 @@ def batches(
 
     Args:
         prepared: from `prepare`.
-        max_atoms: atoms per batch; a larger frame gets a batch of its own.
+        max_atoms: atoms per batch; a larger frame is a batch of its own.
         rng: shuffles frames and batches; None keeps the order.
-        weights: of each frame's squared errors in the loss; by default one.
+        weights: factor of each frame's squared errors in the loss; default 1.
 
     Yields:
-        Batches; their shapes are the same in each epoch (`packing_plan`).
+        Batches, whose shapes are the same in each epoch (`packing_plan`).
 
     Raises:
         ValueError: `max_atoms` is below 1.

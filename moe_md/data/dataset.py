@@ -1,4 +1,4 @@
-"""A set of frames over one tuple of species: splits, counts, reference energies."""
+"""Datasets, frames over one tuple of species: splits, summaries, reference energies."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moe_md.data.extxyz import Frame, read_frames
+from moe_md.data.reading import Frame, read_frames
 
 LABELS = ("energy", "forces", "stress")
 
@@ -18,22 +18,22 @@ class Dataset(NamedTuple):
     """Frames and the species they may contain."""
 
     frames: tuple[Frame, ...]
-    species: tuple[str, ...]
+    species: tuple[str, ...]  # in the order of `Expert.species`
 
 
 def dataset_from_frames(frames: Iterable[Frame], species: Sequence[str] | None = None) -> Dataset:
-    """A dataset, checked.
+    """A dataset of these frames, its species checked.
 
     Args:
         frames: the frames.
         species: the species allowed, in the order of `Expert.species`; by
-            default those present, sorted.
+            default those of the frames, sorted.
 
     Returns:
         The dataset.
 
     Raises:
-        ValueError: a species is repeated, or a frame contains another one.
+        ValueError: a species is repeated, or a frame contains one that is not allowed.
     """
     frames = tuple(frames)
     if species is None:
@@ -55,7 +55,7 @@ def load_dataset(path: str | Path, species: Sequence[str] | None = None, **read_
     Args:
         path: the file; `ptco_pbe()` is shipped.
         species: as in `dataset_from_frames`.
-        **read_kwargs: handed to `read_frames`.
+        **read_kwargs: passed to `read_frames`.
 
     Returns:
         The dataset.
@@ -79,21 +79,22 @@ def ptco_pbe() -> Path:
 def ptco_pbe_test() -> Path:
     """Path of the test sets of `ptco_pbe`.
 
-    They are a larger cell, hotter runs, steps and a coverage that are not there, and strained crystals.
+    Their frames differ in kind from those of `ptco_pbe`: a larger cell, higher temperatures, other steps,
+    another coverage, strained crystals.
     """
     return _packaged("ptco_pbe", "test.xyz.gz")
 
 
 def ptco_fm() -> Path:
-    """Path of the packaged frames of Pt and CO that a foundation model labelled: many, biased.
+    """Path of the packaged frames of Pt and CO labelled by a foundation model; its README is beside it.
 
-    Its README is beside it.
+    There are many, with the model's systematic errors.
     """
     return _packaged("ptco_fm", "frames.xyz.gz")
 
 
 def ptco_fm_test() -> Path:
-    """Path of the test sets of `ptco_fm`: larger cells, hotter runs, other steps and coverages than there."""
+    """Path of the test sets of `ptco_fm`: larger cells, higher temperatures, other steps and coverages."""
     return _packaged("ptco_fm", "test.xyz.gz")
 
 
@@ -112,16 +113,17 @@ def _packaged(*names: str) -> Path:
 def split_by_group(dataset: Dataset, *, validation_fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     """Train and validation sets that share no group.
 
-    Frames of one trajectory are nearly copies: a split between them would
-    measure memory. A group's lot is drawn from its name and the seed alone, so
-    frames added later leave the lot of the others as it was. Each kind gives at
-    least one group and never its last; a kind with a single group stays in
-    train. (Where no kind has two groups, kinds are ignored.)
+    Frames of one trajectory are nearly equal: a split within a group would
+    measure memorisation. A pseudo-random number decides the side of each group.
+    It follows from the group's name and the seed alone, so that frames added
+    later move no other group. Each kind gives at least one group to validation,
+    and keeps at least one in train; a kind with a single group stays in train.
+    Where no kind has two groups, kinds are ignored.
 
     Args:
         dataset: the frames.
-        validation_fraction: in (0, 1), of the groups, on average.
-        seed: of the draw; the same seed gives the same split.
+        validation_fraction: expected fraction of groups in validation, in (0, 1).
+        seed: seed of the numbers; the same seed gives the same split.
 
     Returns:
         `(train, validation)`, frames in their original order.
@@ -134,20 +136,21 @@ def split_by_group(dataset: Dataset, *, validation_fraction: float, seed: int) -
         raise ValueError(f"validation_fraction must be in (0, 1), got {validation_fraction}.")
     held_out: set[str] = set()
     for groups in _groups_by_kind(dataset):
-        lots = {group: _lot(group, seed) for group in groups}
-        groups = sorted(groups, key=lots.__getitem__)
-        below = sum(lot < validation_fraction for lot in lots.values())
+        drawn = {group: _pseudo_random_number(group, seed) for group in groups}
+        groups = sorted(groups, key=drawn.__getitem__)
+        below = sum(number < validation_fraction for number in drawn.values())
         held_out.update(groups[: min(max(below, 1), len(groups) - 1)])
     return _divide(dataset, held_out)
 
 
 def folds_by_group(dataset: Dataset, *, n_folds: int, seed: int) -> list[tuple[Dataset, Dataset]]:
-    """Splits for cross-validation: every group of a kind that has two or more is held out once.
+    """Splits for cross-validation: every group of a kind with two groups or more is held out once.
 
     Args:
         dataset: the frames.
-        n_folds: at least 2. A kind of fewer groups is held out in some folds only.
-        seed: of the order in which groups are dealt.
+        n_folds: number of folds, at least 2. A kind with fewer groups is held out
+            in some folds only.
+        seed: seed of the order in which groups are assigned to folds.
 
     Returns:
         `(train, validation)` for each fold, frames in their original order.
@@ -159,19 +162,21 @@ def folds_by_group(dataset: Dataset, *, n_folds: int, seed: int) -> list[tuple[D
     if n_folds < 2:
         raise ValueError(f"n_folds must be at least 2, got {n_folds}.")
     held_out: list[set[str]] = [set() for _ in range(n_folds)]
-    turn = 0
+    assigned = 0
     for groups in _groups_by_kind(dataset):
         if len(groups) > 1:
-            for group in sorted(groups, key=lambda group: _lot(group, seed)):
-                held_out[turn % n_folds].add(group)
-                turn += 1
-    if turn < n_folds:
-        raise ValueError(f"n_folds must be at most {turn}, the groups that can be held out, got {n_folds}.")
+            for group in sorted(groups, key=lambda group: _pseudo_random_number(group, seed)):
+                held_out[assigned % n_folds].add(group)
+                assigned += 1
+    if assigned < n_folds:
+        raise ValueError(
+            f"n_folds must be at most {assigned}, the number of groups to hold out, got {n_folds}."
+        )
     return [_divide(dataset, groups) for groups in held_out]
 
 
 def _groups_by_kind(dataset: Dataset) -> list[list[str]]:
-    """Groups of each kind; of all kinds together where none has two."""
+    """Sorted groups of each kind, or one list of all groups where no kind has two."""
     kind_of: dict[str, str] = {}
     for frame in dataset.frames:
         kind_of.setdefault(frame.group, frame.kind)
@@ -185,8 +190,8 @@ def _groups_by_kind(dataset: Dataset) -> list[list[str]]:
     return [kinds[kind] for kind in sorted(kinds)]
 
 
-def _lot(group: str, seed: int) -> float:
-    """A number in [0, 1) that follows from name and seed, on every machine."""
+def _pseudo_random_number(group: str, seed: int) -> float:
+    """A number in [0, 1) from a hash of name and seed, the same on every machine."""
     digest = hashlib.sha256(f"{seed}:{group}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
@@ -198,28 +203,30 @@ def _divide(dataset: Dataset, held_out: set[str]) -> tuple[Dataset, Dataset]:
 
 
 def summary(dataset: Dataset) -> dict:
-    """What a dataset holds, in numbers fit for JSON.
+    """Counts of frames, atoms, groups and labels, serialisable as JSON.
 
     Args:
         dataset: the frames.
 
     Returns:
-        `frames`, `atoms`, `groups` and how many frames carry `energy`,
-        `forces` and `stress`, for the whole and, under `kinds`, for each kind.
+        `frames`, `atoms`, `groups`, and the number of frames with a label
+        `energy`, `forces` and `stress`: of all frames and, under `kinds`, of
+        the frames of each kind.
     """
-
-    def count(frames: Sequence[Frame]) -> dict:
-        labels = {label: sum(getattr(f, label) is not None for f in frames) for label in LABELS}
-        atoms = sum(len(f.symbols) for f in frames)
-        return {"frames": len(frames), "atoms": atoms, "groups": len({f.group for f in frames}), **labels}
-
     kinds = sorted({frame.kind for frame in dataset.frames})
-    by_kind = {kind: count([f for f in dataset.frames if f.kind == kind]) for kind in kinds}
-    return {**count(dataset.frames), "kinds": by_kind}
+    by_kind = {kind: _counts([f for f in dataset.frames if f.kind == kind]) for kind in kinds}
+    return {**_counts(dataset.frames), "kinds": by_kind}
+
+
+def _counts(frames: Sequence[Frame]) -> dict:
+    """Numbers of frames, atoms, groups and labels."""
+    labels = {label: sum(getattr(f, label) is not None for f in frames) for label in LABELS}
+    atoms = sum(len(f.symbols) for f in frames)
+    return {"frames": len(frames), "atoms": atoms, "groups": len({f.group for f in frames}), **labels}
 
 
 def digest(dataset: Dataset) -> str:
-    """A name for exactly these frames, in this order: equal data have equal digests, other data another.
+    """SHA-256 of the frames in their order, with all labels, groups and kinds.
 
     Args:
         dataset: the frames.
@@ -239,11 +246,12 @@ def digest(dataset: Dataset) -> str:
 def reference_energies(dataset: Dataset) -> dict[str, float]:
     """Energy per atom of each species, by least squares on composition.
 
-    The solution of least norm: species that only occur together (the C and O
-    of CO) share their sum, and one that does not occur gets zero.
+    The solution has the least norm: species that only occur together in a fixed
+    ratio (the C and O of CO) share their energy, and a species that does not
+    occur has zero.
 
     Args:
-        dataset: the frames; those without an energy are left out.
+        dataset: the frames; those without an energy are ignored.
 
     Returns:
         eV for each of `dataset.species`.
@@ -263,10 +271,10 @@ def force_rms(dataset: Dataset) -> float:
     """Root mean square of all labelled force components, eV/Å.
 
     Args:
-        dataset: the frames; those without forces are left out.
+        dataset: the frames; those without forces are ignored.
 
     Returns:
-        The root mean square.
+        The root mean square, eV/Å.
 
     Raises:
         ValueError: no frame has forces.
@@ -279,7 +287,7 @@ def force_rms(dataset: Dataset) -> float:
 def require_labels(
     dataset: Dataset, *, energy: bool = False, forces: bool = False, stress: bool = False
 ) -> None:
-    """Check that the labels a loss asks for exist.
+    """Check that the labels a loss needs exist.
 
     Args:
         dataset: the frames.
@@ -287,14 +295,14 @@ def require_labels(
             a stress counts in fully periodic frames only.
 
     Raises:
-        ValueError: no frame has a label that is asked for; it is named.
+        ValueError: no frame has a required label; the message names it.
     """
-    for label, wanted in (("energy", energy), ("forces", forces), ("stress", stress)):
+    for label, required in (("energy", energy), ("forces", forces), ("stress", stress)):
         eligible = [f for f in dataset.frames if label != "stress" or np.all(f.pbc)]
-        if wanted and all(getattr(frame, label) is None for frame in eligible):
+        if required and all(getattr(frame, label) is None for frame in eligible):
             where = "fully periodic frame" if label == "stress" else "frame"
             got = f"none of {len(eligible)} has it"
             raise ValueError(
-                f"dataset must have {label} on at least one {where}, "
-                f"{got}: does the file call it otherwise ({label}_key)?"
+                f"dataset must have {label} on at least one {where}, {got}: "
+                f"where the file uses another name, set {label}_key."
             )

@@ -1,58 +1,45 @@
-"""Co-training: one optax loop over the parameters of both experts.
+"""Co-training: optimisation of the parameters of two experts with one joint loss.
 
-Each step sees one batch of labelled frames and one of metal environments made
-on the fly, which carry no labels and ask for agreement only. Everything random
-follows from the seed and the step, and all that steps hand on is saved
-(`progress.py`), so that a run that was killed, interrupted or out of disk ends,
-once it is started again, with the same bits as one that never stopped (on a
-device whose sums are reproducible, as a CPU's are).
+Each step takes one batch of labelled frames, and one of unlabelled metal environments
+that enter the agreement terms only (`inputs`). All random numbers follow from the seed
+and the number of the step, and everything that one step passes to the next is saved
+(`progress`). A training that was killed, interrupted or stopped by a full disk
+therefore ends, when it is started again, with the same bits as one that never
+stopped, on devices whose sums are reproducible, such as CPUs.
 
-Labels of two methods never meet in one loss, their zeros and their biases
-differ: train on the many of the lesser method, then `start` from that on the
-few of the better one.
+Do not mix labels of two methods in one training, as their reference energies and
+systematic errors differ. Train on the many frames of the less accurate method, then
+use `start` to continue on the few of the more accurate one.
 """
 
-import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from ase.data import chemical_symbols
 from tqdm import tqdm
 
 from moe_md import checkpoint
 from moe_md.checkpoint import Checkpoint
-from moe_md.data.batching import Batch, Prepared, batches, collate, frame_rows, prepare
-from moe_md.data.crystals import fcc_supercell, ideal_crystals, metal_frames
-from moe_md.data.dataset import (
-    Dataset,
-    dataset_from_frames,
-    digest,
-    force_rms,
-    reference_energies,
-    require_labels,
-    summary,
-)
-from moe_md.data.extxyz import Frame
+from moe_md.data.batching import Batch, Prepared, prepare
+from moe_md.data.dataset import Dataset, dataset_from_frames, digest, require_labels, summary
 from moe_md.experts.base import Expert, Params, check_two_experts
-from moe_md.settings import LossWeights, TrainSettings
+from moe_md.settings import TrainSettings
 from moe_md.simulate import interrupts
 from moe_md.training import progress as progress_file
 from moe_md.training.evaluation import describe, loss_of, scores_of, totals_of
-from moe_md.training.losses import Terms, joint_loss, joint_terms, predict
-from moe_md.training.progress import Best, Progress, State, is_finite
-from moe_md.training.sharding import on_devices
-from moe_md.training.soap import scale_by_soap
+from moe_md.training.inputs import training_inputs
+from moe_md.training.losses import Terms, joint_terms
+from moe_md.training.parameters import digest_params, initial_params, params_with_new_references
+from moe_md.training.progress import Best, Progress, is_finite
+from moe_md.training.sharding import Placement, on_devices
+from moe_md.training.step import hyperparameters, initial_state, learning_rates, step_config, training_step
 
 DEFAULTS = TrainSettings()
-SLOT_STEP = 16  # slots of environment batches are rounded up to this
 
 
 def cotrain(
@@ -71,416 +58,303 @@ def cotrain(
     """Train an expensive and a cheap expert together.
 
     Both get the reference energies and the force scale of the data. The cheap
-    expert's data are the frames wholly in its domain; on the other frames the
-    mixed energy is fitted, the expensive expert owning what the cheap one may
-    not. Where both are at home they are made to agree.
+    expert is fitted to the frames whose environments are all in its domain. On
+    the other frames the mixed energy is fitted, in which the expensive expert owns
+    the atoms outside that domain. Within the domain both experts are fitted to
+    each other (`losses`).
 
     Args:
-        experts: the expensive one, whose domain is every species, then the cheap one.
-        dataset: labelled frames; labels may be missing here and there.
+        experts: the expensive one, whose domain has every species, then the cheap one.
+        dataset: labelled frames; some labels may be missing.
         settings: see `TrainSettings`.
-        validation: frames to report errors on, and to stop by where
-            `settings.patience` is set; groups apart from `dataset`.
-        start: parameters to begin with, of the same experts, such as those
-            trained on many frames of a lesser method. Their reference energies
-            move to the data's: by least squares of what is left on composition.
-        extra_loss: `(params, step) -> number`, differentiable and traced, added
-            to the loss of every step; `step` (int, from 0) lets it grow, or wait
-            its turn (`jax.lax.cond`). For what no single frame shows, such as a
-            short trajectory's error (`gradients.rollout`). To go on, a training
-            must be given one of the same name again.
+        validation: frames for validation errors, and for early stopping where
+            `settings.patience` is set. Its groups must not occur in `dataset`.
+        start: initial parameters, of the same experts, such as those trained on
+            many frames of a less accurate method. Their reference energies are
+            shifted to the labels of `dataset` by least squares on composition.
+        extra_loss: `(params, step) -> number`, differentiable and traceable, added
+            to the loss of every step, for properties that no single frame has, such
+            as the error of a short trajectory (`gradients.rollout`). `step` (int,
+            from 0) may change its weight, or skip steps (`jax.lax.cond`). To resume
+            a training, pass an extra loss of the same name.
         watch: called with the number of steps done and the averaged parameters,
-            every `settings.validate_every` steps and after the last, with a
-            `validation` or without: for what only a person asks, such as ghost
-            forces along a training. Training does not mind what it does.
-        folder: where `training.msgpack` (to resume from) and
-            `checkpoint.msgpack` go; nothing is written where None. A folder
-            that holds a `training.msgpack` of the same settings, experts and
-            data is resumed; an interrupt (Ctrl-C) saves the last whole step.
-        progress: show a bar with both experts' errors and their mismatch.
-        devices: those of jax, such as `jax.devices()`, that share the rows of
-            every batch (`sharding`); None for one. `settings.max_atoms` is of all
-            together. Batches and losses are those of one device but for the
-            order of sums, and a training may go on with another number.
+            every `settings.validate_every` steps and after the last one, with or
+            without `validation`. It does not change the training.
+        folder: folder for `training.msgpack`, from which a training is resumed, and
+            `checkpoint.msgpack`; None writes nothing. A `training.msgpack` of the
+            same settings, experts and data is resumed. An interrupt (Ctrl-C) saves
+            the last complete step.
+        progress: show a bar with the errors of both experts and their mismatch.
+        devices: jax devices, such as `jax.devices()`, that share the rows of every
+            batch (`sharding`); None for one. `settings.max_atoms` is the number of
+            atoms on all devices together. Batches do not depend on the devices, and
+            losses differ by the order of sums only, so that a training may be resumed
+            on another number of devices.
 
     Returns:
-        Experts, averaged parameters (the best of all validations where
+        Experts, averaged parameters (those of the best validation where
         `settings.patience` is set, else the last), settings and record.
 
     Raises:
-        ValueError: experts do not fit each other, the data or `start`, a label
-            that the loss asks for is missing everywhere, patience finds no
-            validation, devices are none, or not jax's, or `folder` holds another training, or a damaged one.
-        OSError: a file cannot be written; what was saved before is whole.
-        FloatingPointError: the loss is no longer finite.
+        ValueError: experts do not fit each other, the data or `start`; no frame has a
+            label that the loss needs; `settings.patience` is set without
+            `validation`; `devices` are empty or no jax devices; or `folder` holds
+            another training, or a damaged file.
+        OSError: a file cannot be written; the file saved before is unchanged.
+        FloatingPointError: the loss or the parameters are not finite.
     """
     experts = tuple(experts)
     _check_experts(experts)
-    species = experts[0].species
-    dataset = dataset_from_frames(dataset.frames, species)
-    weights = settings.weights
-    if settings.metal not in chemical_symbols[1:]:
-        raise ValueError(f"metal must be a chemical symbol, got {settings.metal!r}.")
-    require_labels(dataset, energy=weights.energy > 0, forces=weights.forces > 0)
-    if extra_loss is not None and not callable(extra_loss):
-        raise ValueError(f"extra_loss must be a function of params and step, got {extra_loss!r:.80}.")
-    if watch is not None and not callable(watch):
-        raise ValueError(f"watch must be a function of step and params, got {watch!r:.80}.")
-    if settings.patience and validation is None:
-        raise ValueError(f"validation must be given where patience is, {settings.patience}, got None.")
-    if start is not None and [e.config for e in start.experts] != [e.config for e in experts]:
-        raise ValueError(f"start must hold the experts to train, got {[e.config for e in start.experts]}.")
-    place = on_devices(devices)
+    dataset = dataset_from_frames(dataset.frames, experts[0].species)
+    require_labels(dataset, energy=settings.weights.energy > 0, forces=settings.weights.forces > 0)
+    _check_arguments(experts, settings, validation, start, extra_loss, watch)
+    placement = on_devices(devices)
     cutoff = max(e.cutoff for e in experts)
     train = prepare(dataset, cutoff)
-    held_out = (
-        None if validation is None else prepare(dataset_from_frames(validation.frames, species), cutoff)
-    )
-
-    optimizer = optax.chain(optax.clip_by_global_norm(settings.clip_norm), scale_by_soap())
-    step_fn = place.compiled(
-        partial(
-            _step,
-            experts,
-            optimizer,
-            settings.seed if weights.agree_random_assignment else None,
-            extra_loss,
-            mesh=place.mesh,
-        )
-    )
-    knobs = _knobs(settings)
-    terms_of = place.compiled(partial(joint_terms, experts, mesh=place.mesh))
-    fingerprint = {
-        "settings": asdict(settings),
-        "experts": [e.config for e in experts],
-        "data": digest(dataset),
-        "validation data": None if validation is None else digest(validation),
-        "start": None if start is None else _digest(start.params),
-        **(
-            {}
-            if extra_loss is None
-            else {"extra loss": getattr(extra_loss, "__name__", type(extra_loss).__name__)}
+    config = step_config(experts, settings, extra_loss, placement.mesh)
+    training = _Training(
+        experts=experts,
+        settings=settings,
+        step_fn=placement.compiled(partial(training_step, config)),
+        terms_fn=partial(
+            _placed_terms, placement.compiled(partial(joint_terms, experts, mesh=placement.mesh)), placement
         ),
-    }
-    params = (
-        _initial_params(experts, dataset, settings)
-        if start is None
-        else _moved(start, dataset, train, settings.max_atoms)
+        learning_rates=learning_rates(settings),
+        validation=_prepared_validation(validation, experts[0].species, cutoff),
+        watch=watch,
+        folder=None if folder is None else Path(folder),
+        fingerprint=_fingerprint(experts, settings, dataset, validation, start, extra_loss),
+        record=_static_record(dataset, validation, start, devices),
     )
-    state = State(jnp.asarray(0), params, params, optimizer.init(params))
-    here = Progress(state, Best(0, np.inf, params), {}, [], 0.0)
-    if folder is not None:
-        here = progress_file.read(folder, here, fingerprint)
-    here = here._replace(state=place.state(here.state))
-    started = time.monotonic() - here.seconds
+    if start is None:
+        params = initial_params(experts, dataset, settings)
+    else:
+        params = params_with_new_references(start, train, settings.max_atoms)
+    current = Progress(initial_state(config, params), Best(0, np.inf, params), {}, [], 0.0)
+    if training.folder is not None:
+        current = progress_file.read(training.folder, current, training.fingerprint)
+    current = current._replace(state=placement.state(current.state))
+    inputs = (
+        (placement.batch(labelled), placement.batch(unlabelled))
+        for labelled, unlabelled in training_inputs(experts, train, settings, current.step)
+    )
+    return _run(training, current, inputs, show_bar=progress)
 
-    def terms_fn(params, batch: Batch) -> Terms:
-        return terms_of(params, place.batch(batch))
 
-    def result() -> Checkpoint:
-        return _result(experts, here, settings, dataset, validation, start, devices)
+@dataclass(frozen=True)
+class _Training:
+    """Everything that stays constant during a training."""
 
-    inputs = (tuple(map(place.batch, pair)) for pair in _inputs(experts, train, settings, here.step))
+    experts: tuple[Expert, ...]
+    settings: TrainSettings
+    step_fn: Callable  # compiled `training_step` without its first argument
+    terms_fn: Callable  # (params, Batch) -> Terms
+    learning_rates: np.ndarray  # [steps]
+    validation: Prepared | None
+    watch: Callable[[int, tuple[Params, ...]], None] | None
+    folder: Path | None
+    fingerprint: dict  # identifies the training that a folder holds
+    record: dict  # data, device and start, for the checkpoint
+
+
+def _run(training: _Training, current: Progress, inputs, *, show_bar: bool) -> Checkpoint:
+    """Take the remaining steps, validate and save.
+
+    Args:
+        training: the constant parts.
+        current: the progress to continue from.
+        inputs: iterator of the labelled and unlabelled batches of every step.
+        show_bar: whether to show a progress bar.
+
+    Returns:
+        The checkpoint.
+    """
+    settings, folder = training.settings, training.folder
+    started = time.monotonic() - current.seconds
     batch = next(inputs)
+    bar_of = partial(tqdm, initial=current.step, disable=not show_bar, desc="co-training", unit="step")
     try:
-        bar_of = partial(tqdm, initial=here.step, disable=not progress, desc="co-training", unit="step")
         with interrupts.deferred_sigint() as check_interrupt, bar_of(total=settings.steps) as bar:
-            for step in range(here.step + 1, settings.steps + 1):
+            for step in range(current.step + 1, settings.steps + 1):
                 check_interrupt()
-                if _out_of_patience(here, settings):
+                if _out_of_patience(current, settings):
                     break
-                state, terms = step_fn(knobs(step - 1), here.state, *batch)
-                batch = next(inputs)  # while the device works
-                # `here` changes all at once: an interrupt finds a whole step.
-                now = here._replace(
-                    state=state, running=_running(here.running, terms), seconds=time.monotonic() - started
-                )
-                done = step == settings.steps
-                save, validate = (
-                    done or step % n == 0 for n in (settings.save_every, settings.validate_every)
-                )
-                if save or validate:
-                    _check_finite(now, settings)
-                if validate and held_out is not None:
-                    now = _validated(
-                        now, totals_of(terms_fn, state.average, held_out, settings.max_atoms), settings
-                    )
-                    if progress:
-                        bar.write(f"step {step}: " + describe(now.history[-1]))
-                here = now
-                if validate and watch is not None:
-                    watch(step, jax.tree.map(np.asarray, state.average))
+                numbers = hyperparameters(settings, training.learning_rates, step - 1)
+                state, terms = training.step_fn(numbers, current.state, *batch)
+                batch = next(inputs)  # prepared while the device computes
+                running = _smoothed_errors(current.running, terms)
+                after = current._replace(state=state, running=running, seconds=time.monotonic() - started)
+                validate = _is_due(step, settings.validate_every, settings)
+                save = _is_due(step, settings.save_every, settings)
+                if validate or save:
+                    _check_finite(after, settings)
+                if validate and training.validation is not None:
+                    after = _validated(training, after)
+                    if show_bar:
+                        bar.write(f"step {step}: " + describe(after.history[-1]))
+                current = after  # one assignment per step: an interrupt finds a complete step
+                if validate and training.watch is not None:
+                    training.watch(step, jax.tree.map(np.asarray, state.average))
                 if save and folder is not None:
-                    progress_file.write(folder, here, fingerprint)
-                    checkpoint.save(Path(folder) / "checkpoint.msgpack", result())
+                    _save(training, current)
                 if step % 20 == 0:
                     bar.update(20)
-                    bar.set_postfix_str(_errors_line(here.running))
+                    bar.set_postfix_str(_errors_line(current.running))
     except KeyboardInterrupt:
-        if folder is not None and is_finite(here):
-            progress_file.write(folder, here, fingerprint)
+        if folder is not None and is_finite(current):
+            progress_file.write(folder, current, training.fingerprint)
         raise
-    if folder is not None:  # also where a finished training was killed before it wrote this
-        checkpoint.save(Path(folder) / "checkpoint.msgpack", result())
-    return result()
+    if folder is not None:  # a finished training may have been killed before it wrote the checkpoint
+        checkpoint.save(folder / "checkpoint.msgpack", _result(training, current))
+    return _result(training, current)
 
 
-def environment_batch(experts: Sequence[Expert], settings: TrainSettings, step: int) -> Batch | None:
-    """Unlabelled metal environments of one step, padded to few shapes.
+def _placed_terms(
+    compiled_fn: Callable, placement: Placement, params: tuple[Params, ...], batch: Batch
+) -> Terms:
+    """Terms of a batch, which is placed on the devices first."""
+    return compiled_fn(params, placement.batch(batch))
 
-    Distorted metal, and perfect crystals under strain with a weight of their
-    own: what two experts disagree about in the mean crystal does not average
-    out in a run, however small beside their thermal disagreement.
-    """
-    if settings.unlabelled_atoms + settings.ideal_crystals == 0:
+
+def _prepared_validation(
+    validation: Dataset | None, species: tuple[str, ...], cutoff: float
+) -> Prepared | None:
+    """Validation frames with their rows; None without any."""
+    if validation is None:
         return None
-    rng = np.random.default_rng([settings.seed, 1, step])
-    crystal = {"symbol": settings.metal, "lattice_constant": settings.lattice_constant}
-    frames = ideal_crystals(rng, settings.ideal_crystals, max_strain=settings.max_ideal_strain, **crystal)
-    weights = [settings.ideal_crystal_weight] * len(frames)
-    if settings.unlabelled_atoms:
-        distortion = {"max_strain": settings.max_strain, "max_rattle": settings.max_rattle}
-        frames += metal_frames(rng, settings.unlabelled_atoms, **distortion, **crystal)
-        weights += [1.0] * (len(frames) - len(weights))
-    species, cutoff = experts[0].species, max(e.cutoff for e in experts)
-    rows = [frame_rows(f, species, cutoff) for f in frames]
-    dense = fcc_supercell(settings.metal, settings.lattice_constant * (1 - settings.max_strain), 1)
-    wide = frame_rows(dense, species, cutoff + settings.max_rattle)
-    slots = max(r.mask.shape[1] for r in (wide, *rows))
-    return collate(
-        frames,
-        species,
-        cutoff,
-        n_rows=settings.unlabelled_atoms + settings.ideal_crystals,
-        max_neighbors=-(-slots // SLOT_STEP) * SLOT_STEP,
-        n_frames=settings.unlabelled_atoms // 4 + settings.ideal_crystals,
-        cached_rows=rows,
-        weights=weights,
-    )
+    return prepare(dataset_from_frames(validation.frames, species), cutoff)
 
 
-class StepHyperparameters(NamedTuple):
-    """What a step is told by numbers: another value compiles nothing anew."""
-
-    learning_rate: np.float32
-    agreement: np.float32  # share of the weights of agreement
-    pull: np.float32  # share of agreement's gradient that reaches the expensive expert
-    decay: np.float32  # of the average
-    weights: LossWeights
+def _is_due(step: int, every: int, settings: TrainSettings) -> bool:
+    """True every `every` steps and after the last step."""
+    return step == settings.steps or step % every == 0
 
 
-def _knobs(settings: TrainSettings) -> Callable[[int], StepHyperparameters]:
-    """What each step is told, counted from 0."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0,
-        settings.learning_rate,
-        min(settings.warmup_steps, settings.steps // 2),
-        settings.steps,
-        settings.learning_rate * settings.final_learning_rate,
-    )
-    learning_rates = np.asarray(schedule(jnp.arange(settings.steps)), np.float32)
-    weights = jax.tree.map(np.float32, settings.weights)
-
-    def knobs(step: int) -> StepHyperparameters:
-        # Two experts agree soonest on nothing at all: let the data speak first.
-        agreement = ((step + 1) / settings.steps) ** settings.agreement_ramp
-        # An average that starts at the start: full weight to the newest at first.
-        decay = min(settings.ema_decay, (1.0 + step) / (10.0 + step))
-        return StepHyperparameters(
-            learning_rates[step],
-            *map(np.float32, (agreement, settings.agreement_gradient_scale, decay)),
-            weights,
-        )
-
-    return knobs
+def _validated(training: _Training, current: Progress) -> Progress:
+    """The progress with the results of a validation of the averaged parameters."""
+    settings, average = training.settings, current.state.average
+    assert training.validation is not None
+    totals = totals_of(training.terms_fn, average, training.validation, settings.max_atoms)
+    loss = loss_of(totals, settings.weights)
+    best = Best(current.step, loss, average) if loss < current.best.loss else current.best
+    entry = {"step": current.step, "loss": loss, **scores_of(totals), "train": current.running}
+    return current._replace(best=best, history=[*current.history, entry])
 
 
-def _step(
-    experts,
-    optimizer,
-    lots_seed: int | None,
-    extra_loss: Callable | None,
-    knobs: StepHyperparameters,
-    state: State,
-    labelled: Batch,
-    environment: Batch | None,
-    mesh=None,
-):
-    def terms_of(params, batch: Batch) -> Terms:
-        lots = None
-        if lots_seed is not None:
-            lots = jax.random.bernoulli(
-                jax.random.fold_in(jax.random.key(lots_seed), state.step), shape=batch.row_mask.shape
-            )
-        return joint_terms(experts, params, batch, knobs.pull, lots, mesh)
-
-    def loss_fn(params):
-        params = tuple(_frozen(p) for p in params)
-        terms = terms_of(params, labelled)
-        loss = joint_loss(knobs.weights, terms, knobs.agreement)
-        if environment is not None:
-            loss = loss + joint_loss(knobs.weights, terms_of(params, environment), knobs.agreement)
-        if extra_loss is not None:
-            loss = loss + extra_loss(params, state.step)
-        return loss, terms
-
-    gradient, terms = jax.grad(loss_fn, has_aux=True)(state.params)
-    updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-    params = jax.tree.map(lambda p, u: p - knobs.learning_rate * u, state.params, updates)
-    average = jax.tree.map(lambda a, p: a + (1.0 - knobs.decay) * (p - a), state.average, params)
-    return State(state.step + 1, params, average, optimizer_state), terms
+def _out_of_patience(current: Progress, settings: TrainSettings) -> bool:
+    """True where `settings.patience` validations brought no lower loss."""
+    since_best = current.step - current.best.step
+    return current.best.step > 0 and 0 < settings.patience * settings.validate_every <= since_best
 
 
-def _frozen(params: Params) -> Params:
-    """Scale and shift come from the data and stay."""
-    held = {k: jax.lax.stop_gradient(params[k]) for k in ("scale", "shift") if k in params}
-    return {**params, **held}
-
-
-def _initial_params(experts, dataset: Dataset, settings: TrainSettings) -> tuple[Params, ...]:
-    """Random, with scale and shift of the data."""
-    references = reference_energies(dataset)
-    scale = force_rms(dataset)
-    params = []
-    for n, expert in enumerate(experts):
-        p = expert.init(jax.random.fold_in(jax.random.key(settings.seed), n))
-        if "shift" in p:
-            p["shift"] = jnp.asarray([references[s] for s in expert.species])
-            p["scale"] = jnp.full(len(expert.species), scale)
-        params.append(p)
-    return _single_precision(params)
-
-
-def _moved(start: Checkpoint, dataset: Dataset, train: Prepared, max_atoms: int) -> tuple[Params, ...]:
-    """Trained parameters, their reference energies moved to those of other labels."""
-    expert, params = start.experts[0], start.params[0]
-    energy_fn = jax.jit(lambda batch: predict(expert, params, batch).energy)
-    composition, missing = [], []
-    for batch in batches(train, max_atoms=max_atoms):
-        at = batch.energy_mask
-        species = np.eye(len(expert.species) + 1)[np.where(batch.row_mask, batch.rows.center_species, -1)][
-            :, :-1
-        ]
-        composition.append(
-            np.stack([species[batch.frame == k].sum(0) for k in np.flatnonzero(at)])
-            if at.any()
-            else species[:0]
-        )
-        missing.append((batch.energy - np.asarray(energy_fn(batch)))[at])
-    offset = np.linalg.lstsq(np.concatenate(composition), np.concatenate(missing), rcond=None)[0]
-    return _single_precision(
-        [{**p, "shift": p["shift"] + offset} if "shift" in p else p for p in start.params]
-    )
-
-
-def _single_precision(params: Sequence[Params]) -> tuple[Params, ...]:
-    return tuple(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), p) for p in params)
-
-
-def _digest(params) -> str:
-    leaves = [np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(params)]
-    return hashlib.sha256(b"".join(leaves)).hexdigest()
-
-
-def _inputs(
-    experts, train: Prepared, settings: TrainSettings, start: int
-) -> Iterator[tuple[Batch, Batch | None]]:
-    """What each step sees, without end, from step `start`."""
-    for step, labelled in enumerate(_labelled(train, settings, start), start):
-        yield labelled, environment_batch(experts, settings, step)
-
-
-def _labelled(train: Prepared, settings: TrainSettings, start: int) -> Iterator[Batch]:
-    """Batches without end, shuffled anew each epoch, from the one of step `start`."""
-    epoch, seen, weights = 0, 0, frame_weights(train.frames, settings.force_downweight_above)
-    while True:
-        rng = np.random.default_rng([settings.seed, 0, epoch])
-        for batch in batches(train, max_atoms=settings.max_atoms, rng=rng, weights=weights):
-            if seen >= start:
-                yield batch
-            seen += 1
-        epoch += 1
-
-
-def frame_weights(frames: Sequence[Frame], force_downweight_above: float) -> list[float]:
-    """Weight of each frame.
-
-    It is one, but (force_downweight_above / F)^2 where the frame's root mean square force F
-    is larger; one without forces.
-
-    A few squeezed frames must be seen, so that dynamics finds them steep, but
-    squares of their forces would outweigh all the others.
-    """
-    sizes = [0.0 if f.forces is None else float(np.sqrt(np.mean(f.forces**2))) for f in frames]
-    return [min(1.0, force_downweight_above / size) ** 2 if size else 1.0 for size in sizes]
-
-
-def _running(running: dict, terms: Terms) -> dict:
-    """Smoothed root mean square errors for the progress bar, meV/Å."""
-    terms = jax.device_get(terms)  # at once: each look at a device's array is a program of its own
-    now = {
+def _smoothed_errors(running: dict[str, float], terms: Terms) -> dict[str, float]:
+    """Exponentially smoothed root mean square errors of the training batches, meV/Å."""
+    terms = jax.device_get(terms)  # in one transfer, as each access to a device array is a program
+    latest = {
         "expensive": (terms.expensive.forces, terms.expensive.count[1]),
         "cheap": (terms.cheap.forces, terms.cheap.count[1]),
         "mismatch": (terms.mismatch.partial_forces, terms.mismatch.count[0]),
     }
-    new = {}
-    for name, (square, count) in now.items():
+    smoothed = {}
+    for name, (square, count) in latest.items():
         old = running.get(name, 0.0)
         value = 1e3 * float(square) ** 0.5
-        new[name] = old if float(count) == 0 else (0.98 * old + 0.02 * value if old else value)
-    return new
+        smoothed[name] = old if float(count) == 0 else (0.98 * old + 0.02 * value if old else value)
+    return smoothed
 
 
 def _errors_line(running: dict[str, float]) -> str:
+    """Text beside the progress bar."""
     return f"F {running['expensive']:.0f} | {running['cheap']:.0f} mismatch {running['mismatch']:.1f} meV/Å"
 
 
-def _validated(here: Progress, totals: dict[str, np.ndarray], settings: TrainSettings) -> Progress:
-    """With what validation measured."""
-    loss = loss_of(totals, settings.weights)
-    best = Best(here.step, loss, here.state.average) if loss < here.best.loss else here.best
-    return here._replace(
-        best=best,
-        history=[
-            *here.history,
-            {"step": here.step, "loss": loss, **scores_of(totals), "train": here.running},
-        ],
-    )
-
-
-def _out_of_patience(here: Progress, settings: TrainSettings) -> bool:
-    """Enough validations have passed since the best one."""
-    return (
-        here.best.step > 0 and 0 < settings.patience * settings.validate_every <= here.step - here.best.step
-    )
-
-
-def _check_finite(here: Progress, settings: TrainSettings) -> None:
-    if not is_finite(here):
+def _check_finite(current: Progress, settings: TrainSettings) -> None:
+    if not is_finite(current):
         raise FloatingPointError(
-            f"the loss or the parameters are not finite at step {here.step}: lower learning_rate = "
-            f"{settings.learning_rate}; the last saved state is whole."
+            f"the loss or the parameters are not finite at step {current.step}: lower learning_rate, "
+            f"now {settings.learning_rate}. The step saved last is finite."
         )
 
 
-def _result(experts, here: Progress, settings, dataset, validation, start, devices) -> Checkpoint:
-    best = here.best.step if settings.patience else 0
+def _save(training: _Training, current: Progress) -> None:
+    """Write the progress and the checkpoint."""
+    assert training.folder is not None
+    progress_file.write(training.folder, current, training.fingerprint)
+    checkpoint.save(training.folder / "checkpoint.msgpack", _result(training, current))
+
+
+def _result(training: _Training, current: Progress) -> Checkpoint:
+    """The checkpoint: the best parameters where `settings.patience` is set, else the last."""
+    best = current.best.step if training.settings.patience else 0
     record = {
-        "step": here.step,
+        "step": current.step,
         "best_step": best or None,
-        "seconds": round(here.seconds, 1),
+        "seconds": round(current.seconds, 1),
+        **training.record,
+        "history": current.history,
+    }
+    params = jax.tree.map(np.asarray, current.best.average if best else current.state.average)
+    return Checkpoint(training.experts, params, asdict(training.settings), record)
+
+
+def _static_record(
+    dataset: Dataset,
+    validation: Dataset | None,
+    start: Checkpoint | None,
+    devices: Sequence[jax.Device] | None,
+) -> dict:
+    """The part of a checkpoint's record that no step changes."""
+    return {
         "jax": jax.__version__,
         "device": (jax.devices() if devices is None else devices)[0].device_kind,
         "devices": 1 if devices is None else len(devices),
         "train": summary(dataset),
         "validation": None if validation is None else summary(validation),
-        "history": here.history,
         "start": None
         if start is None
-        else {"digest": _digest(start.params), "train": start.record.get("train")},
+        else {"digest": digest_params(start.params), "train": start.record.get("train")},
     }
-    params = jax.tree.map(np.asarray, here.best.average if best else here.state.average)
-    return Checkpoint(tuple(experts), params, asdict(settings), record)
+
+
+def _fingerprint(
+    experts: tuple[Expert, ...],
+    settings: TrainSettings,
+    dataset: Dataset,
+    validation: Dataset | None,
+    start: Checkpoint | None,
+    extra_loss: Callable | None,
+) -> dict:
+    """What must be equal where a training is resumed."""
+    fingerprint = {
+        "settings": asdict(settings),
+        "experts": [e.config for e in experts],
+        "data": digest(dataset),
+        "validation data": None if validation is None else digest(validation),
+        "start": None if start is None else digest_params(start.params),
+    }
+    if extra_loss is not None:
+        fingerprint["extra loss"] = getattr(extra_loss, "__name__", type(extra_loss).__name__)
+    return fingerprint
+
+
+def _check_arguments(
+    experts: tuple[Expert, ...],
+    settings: TrainSettings,
+    validation: Dataset | None,
+    start: Checkpoint | None,
+    extra_loss,
+    watch,
+) -> None:
+    if settings.metal not in chemical_symbols[1:]:
+        raise ValueError(f"metal must be a chemical symbol, got {settings.metal!r}.")
+    if extra_loss is not None and not callable(extra_loss):
+        raise ValueError(f"extra_loss must be a function of params and step, got {extra_loss!r:.80}.")
+    if watch is not None and not callable(watch):
+        raise ValueError(f"watch must be a function of step and params, got {watch!r:.80}.")
+    if settings.patience and validation is None:
+        raise ValueError(f"validation must be given where patience is set, here {settings.patience}.")
+    if start is not None and [e.config for e in start.experts] != [e.config for e in experts]:
+        raise ValueError(f"start must hold the experts to train, got {[e.config for e in start.experts]}.")
 
 
 def _check_experts(experts: tuple[Expert, ...]) -> None:

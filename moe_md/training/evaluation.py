@@ -1,4 +1,4 @@
-"""Errors and mismatch of two experts over whole data sets."""
+"""Errors and mismatch of two experts over data sets."""
 
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
@@ -13,19 +13,20 @@ from moe_md.experts.base import Expert, Params
 from moe_md.settings import LossWeights
 from moe_md.training.losses import Errors, Mismatch, Terms, joint_loss, joint_terms
 
-_OF_DATA = {"energy_meV_per_atom": 1e3, "forces_meV_per_A": 1e3, "stress_GPa": 1.0 / units.GPa}
-_OF_MISMATCH = {
+_ERROR_UNITS = {"energy_meV_per_atom": 1e3, "forces_meV_per_A": 1e3, "stress_GPa": 1.0 / units.GPa}
+_MISMATCH_UNITS = {
     "energy_meV": 1e3,
     "partial_forces_meV_per_A": 1e3,
     "stress_GPa": 1.0 / units.GPa,
     "forces_meV_per_A": 1e3,
 }
+# Quantities of each part of a report, and the factor from eV and Å to the unit in the name.
 QUANTITIES = {
-    "expensive": _OF_DATA,
-    "cheap": _OF_DATA,
-    "mixed": _OF_DATA,
-    "mismatch": _OF_MISMATCH,
-}  # and their units per eV and Å
+    "expensive": _ERROR_UNITS,
+    "cheap": _ERROR_UNITS,
+    "mixed": _ERROR_UNITS,
+    "mismatch": _MISMATCH_UNITS,
+}
 
 
 def evaluate(
@@ -34,16 +35,16 @@ def evaluate(
     """Root mean square errors and mismatch over all frames.
 
     Args:
-        experts, params: the two experts.
+        experts, params: the two experts and their parameters.
         prepared: from `data.batching.prepare`.
-        max_atoms: rows per batch.
+        max_atoms: atoms per batch.
 
     Returns:
         For `expensive`, `cheap` (frames in its domain) and `mixed` (the other
-        frames) a dict of `energy_meV_per_atom`, `forces_meV_per_A`,
-        `stress_GPa`; for `mismatch` a dict of `energy_meV`,
+        frames), a dict of `energy_meV_per_atom`, `forces_meV_per_A`,
+        `stress_GPa`; for `mismatch`, a dict of `energy_meV`,
         `partial_forces_meV_per_A`, `stress_GPa` and `forces_meV_per_A` (total
-        forces). None where nothing is labelled.
+        forces). A value without labels is None.
     """
     return scores_of(totals_of(jax.jit(partial(joint_terms, tuple(experts))), params, prepared, max_atoms))
 
@@ -54,9 +55,13 @@ def evaluate_by_kind(
     """`evaluate` for each kind of frame and for `"all"`, each with its number of `frames`.
 
     Args:
-        experts, params: the two experts.
+        experts, params: the two experts and their parameters.
         dataset: frames; labels may be missing.
-        max_atoms: rows per batch.
+        max_atoms: atoms per batch.
+
+    Returns:
+        A dict as that of `evaluate` for each kind, `"unnamed"` where it is
+        empty, and for `"all"`.
 
     Raises:
         ValueError: there is no frame, or a species is unknown to the experts.
@@ -66,11 +71,10 @@ def evaluate_by_kind(
     prepared = prepare(dataset, max(e.cutoff for e in experts))
     kinds = [f.kind for f in dataset.frames]
     totals: dict[str, dict[str, np.ndarray]] = {}
-    for shape, pack in packs(
-        prepared, max_atoms=max_atoms, apart=kinds
-    ):  # few shapes, for all kinds the same
-        found = _sums(jax.device_get(terms_fn(tuple(params), pack_batch(prepared, shape, pack))))
-        totals[kinds[pack[0]]] = _added(totals.get(kinds[pack[0]]), found)
+    for shape, pack in packs(prepared, max_atoms=max_atoms, separate_by=kinds):  # all kinds share shapes
+        sums = _sums(jax.device_get(terms_fn(tuple(params), pack_batch(prepared, shape, pack))))
+        kind = kinds[pack[0]]
+        totals[kind] = _added(totals[kind], sums) if kind in totals else sums
     report = {
         kind or "unnamed": {"frames": kinds.count(kind), **scores_of(totals[kind])} for kind in sorted(totals)
     }
@@ -81,49 +85,58 @@ def evaluate_by_kind(
 def totals_of(
     terms_fn: Callable, params: Sequence[Params], prepared: Prepared, max_atoms: int
 ) -> dict[str, np.ndarray]:
-    """Sums of squares and counts, `[2, len(QUANTITIES[part])]` for each part of a report."""
-    found = (
+    """Sums of squares and counts over all batches.
+
+    Args:
+        terms_fn: `(params, batch) -> Terms`.
+        params: parameters of the two experts.
+        prepared: from `data.batching.prepare`.
+        max_atoms: atoms per batch.
+
+    Returns:
+        For each part of a report, `[2, len(QUANTITIES[part])]`: sums, then counts.
+    """
+    sums = (
         _sums(jax.device_get(terms_fn(tuple(params), batch)))
         for batch in batches(prepared, max_atoms=max_atoms)
     )
-    return reduce(_added, found)
+    return reduce(_added, sums)
 
 
 def _sums(terms: Terms) -> dict[str, np.ndarray]:
+    """Sums of squares and counts of one batch, from its means."""
     m = terms.mismatch
     rows, stresses, forces = m.count
-    of_labels = {name: getattr(terms, name) for name in ("expensive", "cheap", "mixed")}
+    errors = {name: getattr(terms, name) for name in ("expensive", "cheap", "mixed")}
     return {
-        **{name: _weighted([e.energy, e.forces, e.stress], e.count) for name, e in of_labels.items()},
-        "mismatch": _weighted(
+        **{name: _sums_and_counts([e.energy, e.forces, e.stress], e.count) for name, e in errors.items()},
+        "mismatch": _sums_and_counts(
             [m.energy, m.partial_forces, m.stress, m.forces], [rows, rows, stresses, forces]
         ),
     }
 
 
-def _added(first: dict[str, np.ndarray] | None, second: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return second if first is None else {part: first[part] + second[part] for part in first}
-
-
-def _weighted(means, counts) -> np.ndarray:
+def _sums_and_counts(means, counts) -> np.ndarray:
+    """`[2, n]`: the sum behind each mean, and its count."""
     counts = np.asarray(counts, float)
     return np.stack([np.asarray(means, float) * counts, counts])
 
 
+def _added(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Totals of two sets of batches together."""
+    return {part: first[part] + second[part] for part in first}
+
+
 def loss_of(totals: dict[str, np.ndarray], weights: LossWeights) -> float:
-    """The joint loss of all frames, agreement at its full weight, without mixtures by lot."""
-
-    def means(part: str) -> list[float]:
-        squares, counts = totals[part]
-        return (squares / np.maximum(counts, 1.0)).tolist()
-
-    data = {part: Errors._make([*means(part), 0]) for part in ("expensive", "cheap", "mixed")}
-    mismatch = Mismatch._make([*means("mismatch"), 0.0, 0])
-    return float(joint_loss(weights, Terms(**data, mismatch=mismatch)))
+    """The joint loss over all frames, with full weights of agreement and without random assignments."""
+    means = {part: (sums / np.maximum(counts, 1.0)).tolist() for part, (sums, counts) in totals.items()}
+    errors = {part: Errors._make([*means[part], 0]) for part in ("expensive", "cheap", "mixed")}
+    mismatch = Mismatch._make([*means["mismatch"], 0.0, 0])
+    return float(joint_loss(weights, Terms(**errors, mismatch=mismatch)))
 
 
 def scores_of(totals: dict[str, np.ndarray]) -> dict:
-    """Roots of means, in the units that people read."""
+    """Root mean squares, in the units of `QUANTITIES`."""
     return {
         part: {
             name: float(unit * np.sqrt(square / count)) if count else None
@@ -134,18 +147,16 @@ def scores_of(totals: dict[str, np.ndarray]) -> dict:
 
 
 def describe(scores: dict) -> str:
-    """One line of errors, for people."""
-
-    def number(value, form):
-        return "-" if value is None else format(value, form)
-
+    """Energy and force errors in one line of text; "-" where there are none."""
     parts = []
     for name in ("expensive", "cheap", "mixed"):
         e = scores[name]
-        energy, forces = number(e["energy_meV_per_atom"], ".1f"), number(e["forces_meV_per_A"], ".0f")
+        energy, forces = _number(e["energy_meV_per_atom"], ".1f"), _number(e["forces_meV_per_A"], ".0f")
         parts.append(f"{name} {energy} meV/atom {forces} meV/Å")
     m = scores["mismatch"]
-    parts.append(
-        f"mismatch {number(m['energy_meV'], '.1f')} meV {number(m['partial_forces_meV_per_A'], '.1f')} meV/Å"
-    )
-    return ", ".join(parts)
+    energy, partial_forces = (_number(m[name], ".1f") for name in ("energy_meV", "partial_forces_meV_per_A"))
+    return ", ".join([*parts, f"mismatch {energy} meV {partial_forces} meV/Å"])
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

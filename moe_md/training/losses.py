@@ -1,33 +1,36 @@
-"""The joint loss of two experts: data, and agreement on the cheap one's domain.
+"""The joint loss of two experts: errors of their data, and their agreement in the cheap one's domain.
 
     loss = data(H; all frames) + data(L; frames in its domain)
-         + data(mixed energy; other frames, H on the rows outside L's domain)
+         + data(mixed energy; other frames, H owns the rows outside L's domain)
          + l_E mean_i (E_i^H - E_i^L)^2               rows in L's domain
          + l_P mean_i sum_k |g_ik^H - g_ik^L|^2       rows in L's domain
          + l_S mean |stress^H - stress^L|^2           periodic frames in L's domain
          + l_F mean |F^H - F^L|^2                     frames in L's domain
-         + l_R mean |F^R - F^H|^2                     the same, R a mixture of rows by lot
+         + l_R mean |F^R - F^H|^2                     frames in L's domain, R a random assignment of rows
 
-with g_ik = dE_i / d displacement_ik. If the partial forces of shared
-environments agree, no seam of any shape carries a ghost force. For fair-coin
-assignments of rows the expected squared error of the mixed force is
-1/4 |sum_i D_ik|^2 + 1/4 sum_i |D_ik|^2 with D the difference of partial
-forces: the second term is the l_P term in closed form.
+H is the expensive and L the cheap expert, and g_ik = dE_i / d displacement_ik are
+partial forces. If they agree in shared environments, no expert boundary of any
+shape carries a ghost force. When each row is assigned to either expert with
+probability one half, the expected squared error of the mixed force is
+1/4 |sum_i D_ik|^2 + 1/4 sum_i |D_ik|^2, where D is the difference of partial
+forces. The second term is the l_P term, in closed form.
 
-The stress term is a sum of the same differences over slots, but a coherent one:
-what is left of it pushes whole layers at a planar seam. The last two are off by
-default: l_F is the agreement of arXiv:2604.26143, which seams of any kind do
-not feel, and l_R draws the lots whose mean l_P has in closed form.
+The stress term sums the same differences over all neighbours, with their signs:
+this sum pushes whole layers at a planar boundary. The last two terms are off by
+default. l_F is the agreement of arXiv:2604.26143, on total forces, which does not
+constrain ghost forces. l_R samples the random assignments whose mean l_P contains
+in closed form.
 
-Every term but data needs no labels. All follow from one evaluation of energies
+Only the data terms need labels. All terms follow from one evaluation of energies
 and partial forces per expert.
 
-Choosing weights. Squares of eV/Å are the measure: `forces` stays 1. `energy` and
-`stress` say which errors count alike: at 30, 1 meV/atom weighs as much as
-5.5 meV/Å. Then agreement, all its weights together: halve them if the expensive
-expert's validation error is more than a tenth above that of a training without,
-double them if seams still push. `agreement_gradient_scale` says who yields: a lower one
-spares the expensive expert and leaves the cheap one to follow alone.
+Choosing weights. Squares of eV/Å set the scale: leave `forces` at 1. `energy` and
+`stress` say which errors count alike: at 30, 1 meV/atom counts as much as
+5.5 meV/Å. Then scale all weights of agreement together: halve them if the expensive
+expert's validation error exceeds that of a training without agreement by more than
+a tenth, double them if ghost forces remain too large. `agreement_gradient_scale`
+divides the gradient of agreement between the experts: a lower value changes the
+expensive expert less, and leaves more of the change to the cheap one.
 """
 
 from collections.abc import Sequence
@@ -47,34 +50,34 @@ from moe_md.experts.base import Expert, Params, energies_and_partial_forces
 from moe_md.experts.domain import in_domain
 from moe_md.neighbors.rows import Neighborhood
 from moe_md.settings import LossWeights
-from moe_md.training.sharding import each_its_rows
+from moe_md.training.sharding import map_row_shards
 
 
-def _weights_of(_, leaves) -> LossWeights:
-    """Weights of leaves that may be traced, so unchecked."""
+def _weights_from_leaves(_, leaves) -> LossWeights:
+    """Weights without the checks of their values, as leaves may be tracers."""
     weights = object.__new__(LossWeights)
     vars(weights).update(zip(LossWeights.__dataclass_fields__, leaves))
     return weights
 
 
 jax.tree_util.register_pytree_node(
-    LossWeights, lambda weights: (tuple(vars(weights).values()), None), _weights_of
+    LossWeights, lambda weights: (tuple(vars(weights).values()), None), _weights_from_leaves
 )
 
 
 class Prediction(NamedTuple):
-    """Energies and derivatives of a batch by one expert, or a mixture."""
+    """Energies and derivatives of a batch, from one expert or a mixture."""
 
     atom_energies: Array  # [n_rows] eV, zero on padded rows
     partial_forces: Array  # [n_rows, K, 3] eV/Å
     energy: Array  # [n_frames] eV
     forces: Array  # [n_rows, 3] eV/Å
-    stress: Array  # [n_frames, 3, 3] eV/Å^3; only periodic frames have one
+    stress: Array  # [n_frames, 3, 3] eV/Å^3; meaningful in fully periodic frames only
 
 
 def predict(expert: Expert, params: Params, batch: Batch, mesh: Mesh | None = None) -> Prediction:
-    """One expert on every row of a batch; on a mesh of devices each computes its own rows."""
-    energies, g = each_its_rows(partial(_partial_forces_with_fusion_barrier, expert), mesh)(
+    """Prediction of one expert for all rows of a batch; on a mesh, each device computes its share of rows."""
+    energies, g = map_row_shards(partial(_partial_forces_with_fusion_barrier, expert), mesh)(
         params, batch.rows
     )
     return assemble(jnp.where(batch.row_mask, energies, 0.0), g, batch, mesh)
@@ -83,91 +86,103 @@ def predict(expert: Expert, params: Params, batch: Batch, mesh: Mesh | None = No
 def _partial_forces_with_fusion_barrier(
     expert: Expert, params: Params, rows: Neighborhood
 ) -> tuple[Array, Array]:
-    """Energies and partial forces, the latter computed once.
+    """Energies `[n_rows]` and partial forces `[n_rows, K, 3]`, the latter computed once.
 
-    XLA for CPU fuses what the partial forces are made of into each of their
-    uses, and theirs into those of their cotangents: on a loss of partial forces
-    the power spectrum's gradient took nine times as long. It fuses nothing
-    through a product, so one with the identity stands between, in both
-    directions; it drops `jax.lax.optimization_barrier`.
+    XLA for CPU would fuse the computation of the partial forces into each of
+    their uses, and likewise that of their cotangents: the gradient of a loss of
+    partial forces took nine times as long for the power spectrum. XLA does not
+    fuse through a matrix product, so the partial forces are multiplied by the
+    identity matrix. `jax.lax.optimization_barrier` has no effect on CPU.
     """
     energies, g = energies_and_partial_forces(expert, params, rows)
     return energies, jnp.dot(g, jnp.eye(3, dtype=g.dtype), precision=jax.lax.Precision.HIGHEST)
 
 
 def assemble(atom_energies: Array, g: Array, batch: Batch, mesh: Mesh | None = None) -> Prediction:
-    """Totals, forces and stress from what each row gives."""
+    """Energies of frames, forces and stress from the energies and partial forces of rows.
+
+    Args:
+        atom_energies: `[n_rows]` eV, zero on padded rows.
+        g: `[n_rows, K, 3]` eV/Å, partial forces dE_i / d displacement_ik.
+        batch: the batch.
+        mesh: devices that share the rows; None for one device.
+    """
     n_rows, n_frames = batch.row_mask.shape[0], batch.n_atoms.shape[0]
-
-    def sums(_, content) -> tuple[Array, Array, Array]:
-        energies, g, rows, frame, index = content
-        return (
-            jax.ops.segment_sum(energies, frame, n_frames),
-            derivatives.forces(g, rows, index, n_rows),
-            jax.ops.segment_sum(derivatives.virial(g, rows), frame, n_frames),
-        )
-
     content = (atom_energies, g, batch.rows, batch.frame, jnp.arange(n_rows))
-    energy, forces, virial = each_its_rows(sums, mesh, add=True)((), content)
+    sums = partial(_sums_over_rows, n_rows, n_frames)
+    energy, forces, virial = map_row_shards(sums, mesh, add=True)((), content)
     return Prediction(atom_energies, g, energy, forces, virial / batch.volume[:, None, None])
+
+
+def _sums_over_rows(n_rows: int, n_frames: int, _, content) -> tuple[Array, Array, Array]:
+    """Energy `[n_frames]`, forces `[n_rows, 3]` and virial `[n_frames, 3, 3]` of the given rows."""
+    energies, g, rows, frame, index = content
+    return (
+        jax.ops.segment_sum(energies, frame, n_frames),
+        derivatives.forces(g, rows, index, n_rows),
+        jax.ops.segment_sum(derivatives.virial(g, rows), frame, n_frames),
+    )
 
 
 def mix(
     first: Prediction, second: Prediction, first_owns: Array, batch: Batch, mesh: Mesh | None = None
 ) -> Prediction:
-    """The mixture in which `first` owns the rows of `first_owns`, `[n_rows]` bool."""
+    """Prediction of a mixture in which `first` owns the rows where `first_owns`, `[n_rows]` bool, is True."""
     energies = jnp.where(first_owns, first.atom_energies, second.atom_energies)
     g = jnp.where(first_owns[:, None, None], first.partial_forces, second.partial_forces)
     return assemble(energies, g, batch, mesh)
 
 
 def rows_in_domain(expert: Expert, batch: Batch) -> Array:
-    """Rows of a batch that hold an atom and are in the expert's domain: `[n_rows]` bool."""
-    return jnp.asarray(batch.row_mask & in_domain(expert, batch.rows))
+    """Rows whose centre and neighbours within the cutoff are of allowed species: `[n_rows]` bool."""
+    return batch.row_mask & jnp.asarray(in_domain(expert, batch.rows))
 
 
 def frames_in_domain(row_in_domain: Array, batch: Batch) -> Array:
-    """Frames all of whose rows are in the domain: `[n_frames]` bool."""
-    outside = (batch.row_mask & ~row_in_domain).astype(jnp.int32)
-    outside = jax.ops.segment_sum(outside, batch.frame, batch.n_atoms.shape[0])
-    return (outside == 0) & (batch.n_atoms > 0)
+    """Frames whose rows are all in the domain: `[n_frames]` bool."""
+    out_of_domain = (batch.row_mask & ~row_in_domain).astype(jnp.int32)
+    out_of_domain = jax.ops.segment_sum(out_of_domain, batch.frame, batch.n_atoms.shape[0])
+    return (out_of_domain == 0) & (batch.n_atoms > 0)
 
 
 def mean_where(mask: Array, value: Array) -> Array:
-    """Mean of `value` over True entries of `mask`; zero where there is none."""
+    """Mean of `value` over True entries of `mask`, zero if there are none."""
     mask = jnp.broadcast_to(mask, value.shape)
     return jnp.sum(jnp.where(mask, value, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
-def weights_of(batch: Batch) -> tuple[Array, Array]:
-    """Weight of each frame, `[n_frames]`, and of each row, `[n_rows]`."""
+def frame_and_row_weights(batch: Batch) -> tuple[Array, Array]:
+    """Weight of each frame, `[n_frames]`, and of each row's frame, `[n_rows]`; zero on padded rows."""
     weight = jnp.asarray(batch.weight)
     return weight, jnp.append(weight, 0.0)[batch.frame]
 
 
 class Errors(NamedTuple):
-    """Mean squared errors of a batch, each times its frame's weight, and of how many numbers each is."""
+    """Mean squared errors of a batch, and how many numbers each mean is taken over.
+
+    Each squared error is multiplied by the weight of its frame.
+    """
 
     energy: Array  # (eV/atom)^2
     forces: Array  # (eV/Å)^2 per component
     stress: Array  # (eV/Å^3)^2 per component
-    count: Array  # [3] labelled frames, force components, stress components
+    count: Array  # [3] number of labelled energies, force components, stress components
 
 
 def errors(prediction: Prediction, batch: Batch, frames: Array | np.ndarray) -> Errors:
-    """Squared errors against the labels that the chosen frames have.
+    """Mean squared errors against the labels of chosen frames.
 
     Args:
-        prediction: of the batch.
-        batch: labels and masks; a missing label counts nowhere.
-        frames: `[n_frames]` bool.
+        prediction: prediction for the batch.
+        batch: labels and their masks; missing labels enter no mean.
+        frames: `[n_frames]` bool, True for the frames to count.
     """
-    row_frame = jnp.append(frames, False)[batch.frame]
+    row_chosen = jnp.append(frames, False)[batch.frame]
     energy_mask = batch.energy_mask & frames
-    forces_mask = (batch.forces_mask & row_frame)[:, None]
+    forces_mask = (batch.forces_mask & row_chosen)[:, None]
     stress_mask = (batch.stress_mask & frames)[:, None, None]
     per_atom = (prediction.energy - batch.energy) / jnp.maximum(batch.n_atoms, 1)
-    weight, row_weight = weights_of(batch)
+    weight, row_weight = frame_and_row_weights(batch)
     return Errors(
         mean_where(energy_mask, weight * per_atom**2),
         mean_where(forces_mask, row_weight[:, None] * (prediction.forces - batch.forces) ** 2),
@@ -177,15 +192,18 @@ def errors(prediction: Prediction, batch: Batch, frames: Array | np.ndarray) -> 
 
 
 class Mismatch(NamedTuple):
-    """Mean squared disagreement of two experts on shared rows, each times its frame's weight."""
+    """Mean squared differences of two experts in their common domain.
+
+    Each squared difference is multiplied by the weight of its frame.
+    """
 
     energy: Array  # eV^2 per row
-    partial_forces: Array  # (eV/Å)^2 per row, summed over its slots
+    partial_forces: Array  # (eV/Å)^2 per row, summed over its neighbours
     stress: Array  # (eV/Å^3)^2 per component
     forces: Array  # (eV/Å)^2 per component of the total forces
-    # (eV/Å)^2 per component, what a mixture by lot adds to the forces of the first; zero without one
-    lots: Array
-    count: Array  # [3] rows, stress components, force components
+    # (eV/Å)^2 per component, forces of a random assignment of rows less those of the first; zero without one
+    random_assignment: Array
+    count: Array  # [3] number of rows, stress components, force components
 
 
 def mismatch(
@@ -194,64 +212,67 @@ def mismatch(
     shared_rows: Array,
     shared_frames: Array,
     batch: Batch,
-    lots: Array | None = None,
+    random_assignment: Array | None = None,
     mesh: Mesh | None = None,
 ) -> Mismatch:
-    """Disagreement of two predictions where both experts are at home.
+    """Differences of two predictions in the common domain of their experts.
 
     Args:
-        first, second: of one batch.
+        first, second: predictions for the batch.
         shared_rows: `[n_rows]` bool, rows in both domains.
-        shared_frames: `[n_frames]` bool, frames wholly in both.
-        batch: the batch. Stress is compared in periodic frames only.
-        lots: `[n_rows]` bool, rows that the first owns in a mixture by lot; None for no such mixture.
-        mesh: devices that rows are spread over.
+        shared_frames: `[n_frames]` bool, frames whose rows are all in both domains.
+        batch: the batch. Stress is compared in fully periodic frames only.
+        random_assignment: `[n_rows]` bool, rows that the first expert owns in a
+            random mixture; None computes no such mixture.
+        mesh: devices that share the rows; None for one device.
     """
     periodic = (shared_frames & (batch.volume > 1.0))[:, None, None]
-    weight, row_weight = weights_of(batch)
+    weight, row_weight = frame_and_row_weights(batch)
     g2 = jnp.sum((first.partial_forces - second.partial_forces) ** 2, axis=(1, 2))
     in_frames = jnp.append(shared_frames, False)[batch.frame][:, None]
 
-    def of_forces(forces: Array) -> Array:
+    def force_mismatch(forces: Array) -> Array:
         return mean_where(in_frames, row_weight[:, None] * (forces - first.forces) ** 2)
 
     return Mismatch(
         mean_where(shared_rows, row_weight * (first.atom_energies - second.atom_energies) ** 2),
         mean_where(shared_rows, row_weight * g2),
         mean_where(periodic, weight[:, None, None] * (first.stress - second.stress) ** 2),
-        of_forces(second.forces),
-        jnp.zeros(()) if lots is None else of_forces(mix(first, second, lots, batch, mesh).forces),
+        force_mismatch(second.forces),
+        jnp.zeros(())
+        if random_assignment is None
+        else force_mismatch(mix(first, second, random_assignment, batch, mesh).forces),
         jnp.stack([jnp.sum(shared_rows), 9 * jnp.sum(periodic), 3 * jnp.sum(in_frames)]),
     )
 
 
 class Terms(NamedTuple):
-    """What a batch says of two experts."""
+    """Errors and mismatch of two experts on a batch."""
 
-    expensive: Errors  # all frames
-    cheap: Errors  # frames in its domain
-    mixed: Errors  # the other frames
-    mismatch: Mismatch
+    expensive: Errors  # of all frames
+    cheap: Errors  # of the frames in the cheap expert's domain
+    mixed: Errors  # of the other frames
+    mismatch: Mismatch  # of rows and frames in the cheap expert's domain
 
 
 def joint_terms(
     experts: Sequence[Expert],
     params: Sequence[Params],
     batch: Batch,
-    pull: ArrayLike = 1.0,
-    lots: Array | None = None,
+    gradient_scale: ArrayLike = 1.0,
+    random_assignment: Array | None = None,
     mesh: Mesh | None = None,
 ) -> Terms:
-    """Errors of both experts and of their mixture, and their disagreement.
+    """Errors of both experts and of their mixture, and their mismatch.
 
     Args:
-        experts: the expensive one (whose domain is every species), the cheap one.
-        params: theirs.
+        experts: the expensive one, whose domain has every species, and the cheap one.
+        params: parameters of both.
         batch: labelled, partly labelled or unlabelled frames.
-        pull: share of the gradient of their disagreement that reaches the
-            expensive expert; with zero only the cheap one yields.
-        lots: as `mismatch`.
-        mesh: devices that rows are spread over (`sharding.on_devices`).
+        gradient_scale: factor of the mismatch's gradient with respect to the
+            expensive expert; with zero, agreement changes the cheap one only.
+        random_assignment: as in `mismatch`.
+        mesh: devices that share the rows (`sharding.on_devices`); None for one device.
     """
     expensive, cheap = (predict(e, p, batch, mesh) for e, p in zip(experts, params, strict=True))
     rows = rows_in_domain(experts[1], batch)
@@ -262,21 +283,29 @@ def joint_terms(
         errors(expensive, batch, real),
         errors(cheap, batch, frames),
         errors(mixed, batch, real & ~frames),
-        mismatch(_pulled(expensive, pull), cheap, rows, frames, batch, lots, mesh),
+        mismatch(
+            _scale_gradient(expensive, gradient_scale), cheap, rows, frames, batch, random_assignment, mesh
+        ),
     )
 
 
-def _pulled(prediction: Prediction, share: ArrayLike) -> Prediction:
-    """The same numbers, with a share of their gradient."""
-    held = jax.lax.stop_gradient(prediction)
-    return jax.tree.map(lambda x, stopped: stopped + share * (x - stopped), prediction, held)
+def _scale_gradient(prediction: Prediction, scale: ArrayLike) -> Prediction:
+    """The same numbers, with their gradient multiplied by `scale`."""
+    constant = jax.lax.stop_gradient(prediction)
+    return jax.tree.map(lambda x, stopped: stopped + scale * (x - stopped), prediction, constant)
 
 
 def joint_loss(weights: LossWeights, terms: Terms, agreement: ArrayLike = 1.0) -> Array:
-    """The weighted sum of all terms, those of agreement times `agreement` besides."""
+    """Weighted sum of all terms.
+
+    Args:
+        weights: weight of each term.
+        terms: from `joint_terms`.
+        agreement: further factor of all agreement terms.
+    """
     data = sum(
-        share * (weights.energy * e.energy + weights.forces * e.forces + weights.stress * e.stress)
-        for share, e in ((1.0, terms.expensive), (weights.cheap, terms.cheap), (weights.mixed, terms.mixed))
+        weight * (weights.energy * e.energy + weights.forces * e.forces + weights.stress * e.stress)
+        for weight, e in ((1.0, terms.expensive), (weights.cheap, terms.cheap), (weights.mixed, terms.mixed))
     )
     m = terms.mismatch
     agree = (
@@ -284,6 +313,6 @@ def joint_loss(weights: LossWeights, terms: Terms, agreement: ArrayLike = 1.0) -
         + weights.agree_partial_forces * m.partial_forces
         + weights.agree_stress * m.stress
         + weights.agree_forces * m.forces
-        + weights.agree_random_assignment * m.lots
+        + weights.agree_random_assignment * m.random_assignment
     )
     return data + agree * agreement

@@ -1,7 +1,7 @@
-"""Where a training stands, and the file it is taken up from.
+"""The progress of a training, and the file from which it is resumed.
 
-All that one step hands to the next is saved, so that a training that was killed
-ends, once it is started again, with the bits of one that never stopped.
+The file holds everything that one step passes to the next. A training that is
+killed and resumed ends with the same bits as one that was never stopped.
 """
 
 from pathlib import Path
@@ -13,59 +13,56 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_md import files
+from moe_md.training.step import TrainState
 
-FORMAT = 4  # of training.msgpack
-
-
-class State(NamedTuple):
-    """What a training step changes."""
-
-    step: jax.Array  # int
-    params: tuple
-    average: tuple  # exponential moving average of params
-    optimizer: Any
+FORMAT = 4  # version of training.msgpack
 
 
 class Best(NamedTuple):
-    """The parameters of the lowest validation loss so far."""
+    """The parameters with the lowest validation loss so far."""
 
-    step: int  # 0 where nothing was validated yet
-    loss: float  # infinite there
-    average: tuple
+    step: int  # 0 before the first validation
+    loss: float  # infinite before the first validation
+    average: tuple  # averaged parameters of that step
 
 
 class Progress(NamedTuple):
-    """Where a training stands after a whole step: what `training.msgpack` holds."""
+    """The progress of a training after a complete step: the content of `training.msgpack`."""
 
-    state: State
+    state: TrainState
     best: Best
-    running: dict[str, float]  # smoothed errors, meV/Å
-    history: list[dict]  # what validation measured
-    seconds: float  # of training so far
+    running: dict[str, float]  # smoothed errors of the training batches, meV/Å
+    history: list[dict]  # results of each validation
+    seconds: float  # duration of the training so far
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Number of steps done."""
         return int(self.state.step)
 
 
-def is_finite(here: Progress) -> bool:
-    """No NaN, no infinity: whatever broke the parameters stays in their average."""
-    numbers = [*here.running.values(), *jax.tree.leaves((here.state.average, here.best.average))]
+def is_finite(now: Progress) -> bool:
+    """Whether errors and averaged parameters are finite; a NaN in the parameters stays in their average."""
+    numbers = [*now.running.values(), *jax.tree.leaves((now.state.average, now.best.average))]
     return all(np.isfinite(x).all() for x in numbers)
 
 
-def write(folder, here: Progress, fingerprint: dict) -> None:
-    """Save a whole step; `fingerprint` says of which training."""
-    content = {"fingerprint": fingerprint, **here._asdict(), **_trees(here)}
+def write(folder, now: Progress, fingerprint: dict) -> None:
+    """Save the progress; `fingerprint` identifies the training."""
+    content = {"fingerprint": fingerprint, **now._asdict(), **_trees(now)}
     files.write(Path(folder) / "training.msgpack", FORMAT, content)
 
 
 def read(folder, initial: Progress, fingerprint: dict) -> Progress:
-    """What a folder holds, `initial` where it holds nothing yet.
+    """The progress saved in a folder, or `initial` if there is none; creates the folder.
+
+    Args:
+        folder: folder of `training.msgpack`.
+        initial: progress before the first step, with the expected shapes and dtypes.
+        fingerprint: identifies the training, as in `write`.
 
     Raises:
-        ValueError: the folder holds another training, or a damaged one.
+        ValueError: the folder holds another training, or a damaged file.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     path = Path(folder) / "training.msgpack"
@@ -79,33 +76,35 @@ def read(folder, initial: Progress, fingerprint: dict) -> Progress:
             f"folder must hold no training of other {' and other '.join(other)}, "
             f"got {folder}: choose another."
         )
-    wanted, trees = (
+    expected, found = (
         files.signature(t, dtypes=True) for t in (_trees(initial), {k: content[k] for k in ("state", "best")})
     )
-    if trees != wanted:
-        raise ValueError(f"{path} must hold a state of shapes and dtypes {wanted}, got {trees}.")
+    if found != expected:
+        raise ValueError(f"{path} must hold a state of shapes and dtypes {expected}, got {found}.")
     for name in ("state", "best"):
         tree = flax.serialization.from_state_dict(getattr(initial, name), content[name])
         content[name] = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, tree)
-    here = Progress(*(content[name] for name in Progress._fields))
-    right = (
-        isinstance(here.running, dict)
-        and isinstance(here.history, list)
-        and isinstance(here.seconds, float)
-        and 0 <= here.best.step <= here.step <= fingerprint["settings"]["steps"]
-        and all(isinstance(x, float) for x in here.running.values())
-        and is_finite(here)
-    )
-    if not right:
+    progress = Progress(*(content[name] for name in Progress._fields))
+    if not _is_valid(progress, fingerprint["settings"]["steps"]):
         raise ValueError(
-            f"{path} must hold a whole and finite training, got a damaged one: remove it to start anew."
+            f"{path} must hold a whole and finite training, got a damaged one: remove it to start again."
         )
-    return here
+    return progress
 
 
-def _trees(here: Progress) -> dict:
-    """State and best parameters as plain dicts of arrays and numbers."""
-    plain = jax.tree.map(
-        lambda x: x if isinstance(x, (int, float)) else np.asarray(x), (here.state, here.best)
+def _is_valid(saved: Progress, steps: int) -> bool:
+    """Whether types, step numbers and values are those of a training of `steps` steps."""
+    return (
+        isinstance(saved.running, dict)
+        and isinstance(saved.history, list)
+        and isinstance(saved.seconds, float)
+        and 0 <= saved.best.step <= saved.step <= steps
+        and all(isinstance(x, float) for x in saved.running.values())
+        and is_finite(saved)
     )
+
+
+def _trees(now: Progress) -> dict[str, Any]:
+    """Training state and best parameters as plain dicts of arrays and numbers."""
+    plain = jax.tree.map(lambda x: x if isinstance(x, (int, float)) else np.asarray(x), (now.state, now.best))
     return {name: flax.serialization.to_state_dict(tree) for name, tree in zip(("state", "best"), plain)}

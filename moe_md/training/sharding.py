@@ -1,15 +1,16 @@
-"""Training on several devices: each has a share of the rows of every batch.
+"""Data-parallel training: devices share the rows of every batch.
 
-Parameters and optimiser are on all of them, and every device takes the same step.
-What costs is done row by row, the networks and their derivatives, so rows are what
-is shared out: a batch is padded to a multiple of the number of devices, and cut
-along its rows whatever frame they belong to. Devices then add up what few numbers
-the loss is made of (energies and virials of frames, forces on atoms) and the
-gradients of the parameters. Batches are those of one device, and so are losses,
-but for the order of sums.
+Parameters and optimiser state are replicated, and every device takes the same
+step. The cost lies in the networks and their derivatives, which are computed row
+by row. A batch is therefore padded to a multiple of the number of devices and
+divided along its rows, whichever frames they belong to. Devices then sum the
+energies and virials of frames, the forces on atoms, and the gradients of the
+parameters. Batches are those of a single device, and losses differ only by the
+order of sums.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -19,83 +20,84 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from moe_md.data.batching import Batch
 from moe_md.neighbors.rows import Neighborhood
 
-ROWS = "rows"  # the axis of the mesh
+ROWS = "rows"  # name of the mesh axis
 
 
 class Placement(NamedTuple):
-    """Where things of a training are."""
+    """Functions that place a training's arrays on its devices."""
 
-    mesh: Mesh | None  # None: one device, wherever jax puts things
-    state: Callable  # (pytree) -> the same on every device
-    batch: Callable  # (Batch) -> padded, its rows in equal pieces, all else on every device; None stays None
-    compiled: Callable  # (function) -> jitted; what it returns is on every device
+    mesh: Mesh | None  # None for jax's default device
+    state: Callable  # (pytree) -> pytree, replicated on every device
+    batch: Callable  # (Batch) -> Batch, padded, rows divided evenly, all else replicated; None stays None
+    compiled: Callable  # (function) -> jitted function, its results replicated
 
 
 def on_devices(devices: Sequence | None) -> Placement:
-    """Places for a training.
+    """Placement of a training on devices.
 
     Args:
-        devices: those of jax to share rows of batches; None for one, wherever
-            jax puts things.
+        devices: jax devices that share the rows of batches; None for jax's
+            default device.
 
     Raises:
-        ValueError: there is none, one twice, or something else.
+        ValueError: as `checked`.
     """
     if devices is None:
         return Placement(None, lambda tree: tree, lambda batch: batch, jax.jit)
     mesh = Mesh(np.array(checked(devices)), (ROWS,))
-    everywhere, cut = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(ROWS))
-
-    def put(batch: Batch | None) -> Batch | None:
-        if batch is None:
-            return None
-        batch = padded(batch, mesh.size)
-        places = Batch._make(cut if name == "rows" else everywhere for name in Batch._fields)
-        return jax.device_put(batch, places)
-
+    replicated = NamedSharding(mesh, PartitionSpec())
     return Placement(
         mesh,
-        lambda tree: jax.device_put(tree, everywhere),
-        put,
-        lambda fn: jax.jit(fn, out_shardings=everywhere),
+        lambda tree: jax.device_put(tree, replicated),
+        partial(_divide_rows, mesh),
+        partial(jax.jit, out_shardings=replicated),
     )
 
 
-def each_its_rows(fn: Callable, mesh: Mesh | None, *, add: bool = False) -> Callable:
-    """A function of parameters and rows, on every device of a mesh with its own rows.
+def _divide_rows(mesh: Mesh, batch: Batch | None) -> Batch | None:
+    """A batch on the devices of a mesh: an equal share of the rows on each, all else replicated."""
+    if batch is None:
+        return None
+    replicated, divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(ROWS))
+    shardings = Batch._make(divided if name == "rows" else replicated for name in Batch._fields)
+    return jax.device_put(padded(batch, mesh.size), shardings)
 
-    Compilers left to themselves gather the rows of small networks on every
-    device; so what is done where is said here. The gradient of the parameters is
-    that of all rows, added up over devices.
+
+def map_row_shards(fn: Callable, mesh: Mesh | None, *, add: bool = False) -> Callable:
+    """Apply a function of parameters and rows to each device's share of the rows.
+
+    Without `shard_map`, XLA gathers the rows of small networks on every device.
+    The gradient with respect to the parameters is summed over devices.
 
     Args:
         fn: `(params, pytree of [n_rows, ...]) -> pytree`.
-        mesh: None for the function as it is.
-        add: whether what the function returns is summed over devices, else it
-            is of rows.
+        mesh: the devices; with None, `fn` is returned unchanged.
+        add: True to sum the results over devices; False where they have one
+            entry per row.
     """
     if mesh is None:
         return fn
-
-    def summed(params, content):
-        return jax.lax.psum(fn(params, content), ROWS)
-
-    everywhere, cut = PartitionSpec(), PartitionSpec(ROWS)
-    # Unchecked where an expert may scan or branch, which does not say what varies.
+    replicated, divided = PartitionSpec(), PartitionSpec(ROWS)
     return jax.shard_map(
-        summed if add else fn,
+        partial(_summed_over_devices, fn) if add else fn,
         mesh=mesh,
-        in_specs=(everywhere, cut),
-        out_specs=everywhere if add else cut,
-        check_vma=add,
+        in_specs=(replicated, divided),
+        out_specs=replicated if add else divided,
+        check_vma=add,  # an expert may scan or branch without declaring what varies over devices
     )
+
+
+def _summed_over_devices(fn: Callable, params, content):
+    """The result of `fn`, summed over all devices."""
+    return jax.lax.psum(fn(params, content), ROWS)
 
 
 def checked(devices: Sequence) -> list:
     """The devices as a list.
 
     Raises:
-        ValueError: there is none, one twice, or something else.
+        ValueError: there is no device, one is repeated or belongs to another
+            process, or an entry is no jax device.
 
     >>> checked(8)
     Traceback (most recent call last):
@@ -109,42 +111,42 @@ def checked(devices: Sequence) -> list:
         raise ValueError(
             f"devices must be at least one, and each only once, got {[str(d) for d in devices]}."
         )
-    foreign = [str(d) for d in devices if d.process_index != jax.process_index()]
-    if foreign:
-        raise ValueError(f"devices must be of this process, got {foreign} of others.")
+    elsewhere = [str(d) for d in devices if d.process_index != jax.process_index()]
+    if elsewhere:
+        raise ValueError(f"devices must be of this process, got {elsewhere} of others.")
     return list(devices)
 
 
 def padded(batch: Batch, multiple: int) -> Batch:
-    """A batch with rows of padding, to a multiple of a number.
+    """A batch with padded rows added up to a multiple of a number.
 
     >>> from moe_md.data.batching import collate
-    >>> from moe_md.data.crystals import fcc_supercell
+    >>> from moe_md.data.structures import fcc_supercell
     >>> batch = padded(collate([fcc_supercell("Pt", 3.98, 1)], ("Pt",), 3.0), 3)
     >>> batch.row_mask.tolist(), int(batch.rows.neighbor.max())
     ([True, True, True, True, False, False], 6)
     """
     n_rows, n_frames = len(batch.row_mask), len(batch.n_atoms)
-    more = -n_rows % multiple
-    if more == 0:
+    added = -n_rows % multiple
+    if added == 0:
         return batch
-
-    def longer(x: jax.Array | np.ndarray, fill) -> np.ndarray:
-        return np.concatenate([x, np.full((more, *x.shape[1:]), fill, x.dtype)])
-
     rows = batch.rows
+    neighbor = np.where(rows.mask, rows.neighbor, n_rows + added).astype(rows.neighbor.dtype)
     return batch._replace(
         rows=Neighborhood(
-            displacement=longer(rows.displacement, 1.0),
-            mask=longer(rows.mask, False),
-            center_species=longer(rows.center_species, 0),
-            neighbor_species=longer(rows.neighbor_species, 0),
-            neighbor=longer(
-                np.where(rows.mask, rows.neighbor, n_rows + more).astype(rows.neighbor.dtype), n_rows + more
-            ),
+            displacement=_extended(rows.displacement, added, 1.0),
+            mask=_extended(rows.mask, added, False),
+            center_species=_extended(rows.center_species, added, 0),
+            neighbor_species=_extended(rows.neighbor_species, added, 0),
+            neighbor=_extended(neighbor, added, n_rows + added),
         ),
-        frame=longer(batch.frame, n_frames),
-        row_mask=longer(batch.row_mask, False),
-        forces=longer(batch.forces, 0.0),
-        forces_mask=longer(batch.forces_mask, False),
+        frame=_extended(batch.frame, added, n_frames),
+        row_mask=_extended(batch.row_mask, added, False),
+        forces=_extended(batch.forces, added, 0.0),
+        forces_mask=_extended(batch.forces_mask, added, False),
     )
+
+
+def _extended(x: jax.Array | np.ndarray, added: int, fill) -> np.ndarray:
+    """An array with `added` rows of `fill` at its end."""
+    return np.concatenate([x, np.full((added, *x.shape[1:]), fill, x.dtype)])

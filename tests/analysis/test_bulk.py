@@ -19,7 +19,7 @@ from moe_md.analysis.crystal_report import fcc_report
 from moe_md.analysis.phonons import phonons
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import frame_rows
-from moe_md.data.crystals import fcc_supercell
+from moe_md.data.structures import fcc_supercell
 from moe_md.interfaces.ase import MixtureCalculator
 
 SIGMA, EPSILON, CUTOFF = 2.5446, 0.6, 6.0

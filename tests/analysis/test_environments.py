@@ -12,7 +12,7 @@ from moe_md.analysis.environments import (
     near_other_species,
     top_layers,
 )
-from moe_md.data.extxyz import frame_from_atoms
+from moe_md.data.reading import frame_from_atoms
 
 A0 = 3.96
 NEAREST = A0 / np.sqrt(2)

@@ -10,7 +10,7 @@ from moe_md.analysis import errors
 from moe_md.analysis.environments import environments, near_other_species
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.dataset import Dataset
-from moe_md.data.extxyz import frame_from_atoms, frame_to_atoms
+from moe_md.data.reading import frame_from_atoms, frame_to_atoms
 from moe_md.interfaces.ase import MixtureCalculator
 from moe_md.training import evaluation
 

@@ -19,8 +19,8 @@ from moe_md.analysis.expert_boundary import (
 )
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import frame_rows
-from moe_md.data.crystals import fcc_slab, fcc_supercell
-from moe_md.data.extxyz import Frame
+from moe_md.data.reading import Frame
+from moe_md.data.structures import fcc_slab, fcc_supercell
 from moe_md.interfaces.ase import MixtureCalculator
 from moe_md.neighbors.rows import image_pairs
 

@@ -17,7 +17,7 @@ from moe_md.analysis.region_design import (
     mixed_forces,
     stored_frames,
 )
-from moe_md.data.extxyz import frame_from_atoms
+from moe_md.data.reading import frame_from_atoms
 from moe_md.regions import Around
 
 SEEDS = [0, 20]

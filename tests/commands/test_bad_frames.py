@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from moe_md.data import dataset as datasets
 from moe_md.data.batching import prepare
-from moe_md.data.extxyz import read_frames
+from moe_md.data.reading import read_frames
 
 WORDS = (
     "nan",

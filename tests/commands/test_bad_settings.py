@@ -18,7 +18,7 @@ from moe_md.commands import bench, demo, frames, settings_file, train
 from moe_md.commands import main as cli
 from moe_md.commands import run as md
 from moe_md.data import dataset as datasets
-from moe_md.data.extxyz import read_frames
+from moe_md.data.reading import read_frames
 from moe_md.settings import BenchSettings, DataSettings, DemoSettings, LossWeights, RunSettings, TrainSettings
 from moe_md.training import cotrain
 

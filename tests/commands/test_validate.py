@@ -15,7 +15,7 @@ from moe_md.commands import main as cli
 from moe_md.commands import validate
 from moe_md.data import structures
 from moe_md.data.dataset import Dataset
-from moe_md.data.extxyz import frame_from_atoms, frame_to_atoms
+from moe_md.data.reading import frame_from_atoms, frame_to_atoms
 from moe_md.plots import validation as validation_plots
 from moe_md.settings import ValidateSettings
 

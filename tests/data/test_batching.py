@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 
 from moe_md.data.batching import batches, collate, packing_plan, packs, prepare
-from moe_md.data.crystals import fcc_slab, fcc_supercell, metal_frames
 from moe_md.data.dataset import dataset_from_frames, load_dataset, ptco_pbe
-from moe_md.data.extxyz import Frame
+from moe_md.data.environments import metal_frames
+from moe_md.data.reading import Frame
+from moe_md.data.structures import fcc_slab, fcc_supercell
 from moe_md.neighbors.rows import rows_from_images
 
 SPECIES = ("C", "O", "Pt")
@@ -17,7 +18,7 @@ def ptco():
 
 
 def test_collate_holds_every_frame(ptco):
-    slab = next(f for f in ptco.frames if not all(f.pbc))  # which has no stress
+    slab = next(f for f in ptco.frames if not all(f.pbc))  # a frame without stress
     frames = (ptco.frames[0], slab, ptco.frames[9])
     batch = collate(frames, SPECIES, 5.0, n_rows=30, max_neighbors=80, n_frames=5, dtype=np.float64)
     sizes = [len(f.symbols) for f in frames]
@@ -77,14 +78,14 @@ def test_batch_is_a_pytree_of_its_dtype():
 
 
 @pytest.mark.parametrize("size", ["n_rows", "max_neighbors", "n_frames"])
-def test_collate_refuses_what_does_not_fit(size):
+def test_collate_refuses_too_small_shapes(size):
     frames = [fcc_supercell("Pt", 3.98, 1)] * 2
     with pytest.raises(ValueError, match=f"{size} must be at least"):
         collate(frames, SPECIES, 4.0, **{size: 1})
 
 
 def test_collate_refuses_other_species():
-    with pytest.raises(ValueError, match="Au too"):
+    with pytest.raises(ValueError, match="species must include Au, which a frame contains, got"):
         collate([fcc_supercell("Au", 4.08, 1)], SPECIES, 4.0)
 
 
@@ -95,7 +96,7 @@ def mixed():
     lone = Frame(np.zeros((1, 3)), ("C",), np.zeros((3, 3)), np.zeros(3, bool))
     pair = Frame(np.array([[0, 0, 0], [0, 0, 1.1]]), ("C", "O"), np.zeros((3, 3)), np.zeros(3, bool))
     big = [fcc_supercell("Pt", 3.98, n) for n in ((4, 4, 4), (4, 3, 3), (3, 3, 2))]
-    frames = [lone, pair, *big, *metal_frames(rng, 300), pair]
+    frames = [lone, pair, *big, *metal_frames(rng, 300, symbol="Pt", lattice_constant=3.98), pair]
     frames = [f._replace(energy=float(k)) for k, f in enumerate(frames)]
     return prepare(dataset_from_frames(frames, SPECIES), 4.5)
 
@@ -119,7 +120,7 @@ def test_an_epoch_holds_every_frame_once_in_few_shapes(mixed, max_atoms, seed):
 def test_frames_of_two_labels_share_no_batch(mixed, seed):
     labels = [str(len(f.symbols) % 3) for f in mixed.frames]
     rng = None if seed is None else np.random.default_rng(seed)
-    found = packs(mixed, max_atoms=64, rng=rng, apart=labels)
+    found = packs(mixed, max_atoms=64, rng=rng, separate_by=labels)
     assert sorted(k for _, pack in found for k in pack) == list(range(len(mixed.frames)))
     assert all(len({labels[k] for k in pack}) == 1 for _, pack in found)
     assert {shape for shape, _ in found} == {shape for shape, _ in packing_plan(mixed, 64)}
@@ -139,11 +140,11 @@ def test_padding_is_modest(ptco):
     prepared = prepare(ptco, 5.0)
     epoch = list(batches(prepared, max_atoms=64, rng=np.random.default_rng(0)))
     real = sum(b.rows.mask.sum() for b in epoch)
-    held = sum(b.rows.mask.size for b in epoch)
-    assert real > 0.4 * held
+    padded = sum(b.rows.mask.size for b in epoch)
+    assert real > 0.4 * padded
 
 
-def test_prepare_names_the_broken_frame():
+def test_prepare_names_the_invalid_frame():
     good = fcc_supercell("Pt", 3.98, 1)
     bad = good._replace(positions=np.zeros((4, 3)))
     with pytest.raises(ValueError, match="frame 1 of dataset: position must hold no two atoms"):

@@ -15,7 +15,7 @@ from moe_md.data.dataset import (
     split_by_group,
     summary,
 )
-from moe_md.data.extxyz import Frame
+from moe_md.data.reading import Frame
 
 
 def frame(symbols, group="g", kind="", pbc=True, **labels):

@@ -13,7 +13,7 @@ from torch_references import FILE, build, cases, evaluate, structures
 import moe_md as mm
 from moe_md import derivatives
 from moe_md.data.batching import frame_rows
-from moe_md.data.extxyz import frame_from_atoms
+from moe_md.data.reading import frame_from_atoms
 from moe_md.experts import energies_and_partial_forces
 from moe_md.interfaces.torch_allegro import from_module
 

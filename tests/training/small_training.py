@@ -1,4 +1,4 @@
-"""A co-training of seconds, as a program to be killed: `python small_training.py FOLDER CACHE [STEPS]`.
+"""A co-training of a few seconds, as a program to be killed: `python small_training.py FOLDER STEPS`.
 
 It prints the number of each step as the step begins.
 """
@@ -7,11 +7,11 @@ import sys
 
 import numpy as np
 
-from moe_md.data.crystals import random_metal
 from moe_md.data.dataset import dataset_from_frames
+from moe_md.data.environments import random_metal
 from moe_md.experts import power_spectrum
 from moe_md.settings import TrainSettings
-from moe_md.training import cotrain
+from moe_md.training import cotrain, inputs
 
 SPECIES = ("Pt", "C")
 EXPERTS = (
@@ -23,10 +23,10 @@ EXPERTS = (
 
 
 def frames(n: int, seed: int):
-    """Small crystals, one in three with a carbon atom, under random labels."""
+    """Small crystals with random labels; one in three has a carbon atom."""
     rng, found = np.random.default_rng(seed), []
     while len(found) < n:
-        frame = random_metal(rng)
+        frame = random_metal(rng, symbol="Pt", lattice_constant=3.98)
         if len(frame.symbols) == 4:
             symbols = frame.symbols if len(found) % 3 else ("Pt", "Pt", "Pt", "C")
             labels = {
@@ -39,7 +39,7 @@ def frames(n: int, seed: int):
 
 
 def settings(steps: int) -> TrainSettings:
-    """Epochs, saves and validations out of step with one another."""
+    """Lengths of epochs and intervals of saves and validations that have no common divisor."""
     return TrainSettings(
         steps=steps,
         max_atoms=8,
@@ -52,18 +52,18 @@ def settings(steps: int) -> TrainSettings:
 
 
 def train(folder, steps: int):
-    """The whole training, or what is left of it."""
+    """The training, or the rest of it where the folder holds its beginning."""
     return cotrain.cotrain(
         EXPERTS, frames(7, 0), settings(steps), validation=frames(3, 1), folder=folder, progress=False
     )
 
 
 if __name__ == "__main__":
-    batch_of_step = cotrain.environment_batch
+    batch_of_step = inputs.environment_batch
 
-    def told(experts, settings, step):
+    def printing(experts, settings, step):
         print(step, flush=True)
         return batch_of_step(experts, settings, step)
 
-    cotrain.environment_batch = told
+    inputs.environment_batch = printing
     train(sys.argv[1], int(sys.argv[2]))

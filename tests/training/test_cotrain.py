@@ -1,4 +1,4 @@
-"""The training loop: it learns, it resumes, it refuses nonsense."""
+"""The training loop: learning, resuming, and errors on invalid arguments."""
 
 import jax
 import numpy as np
@@ -7,12 +7,13 @@ from ase.calculators.emt import EMT
 
 import moe_md as mm
 from moe_md.data.batching import batches, prepare
-from moe_md.data.crystals import random_metal
 from moe_md.data.dataset import dataset_from_frames, force_rms, split_by_group
-from moe_md.data.extxyz import frame_from_atoms, frame_to_atoms
+from moe_md.data.environments import random_metal
+from moe_md.data.reading import frame_from_atoms, frame_to_atoms
 from moe_md.settings import TrainSettings
-from moe_md.training.cotrain import cotrain, environment_batch, frame_weights
+from moe_md.training.cotrain import cotrain
 from moe_md.training.evaluation import describe, evaluate
+from moe_md.training.inputs import environment_batch, frame_weights
 
 SPECIES = ("Pt", "C")
 SMALL = TrainSettings(
@@ -42,7 +43,9 @@ def metal():
     rng = np.random.default_rng(0)
     frames = []
     while len(frames) < 8:
-        atoms = frame_to_atoms(random_metal(rng, max_strain=0.02, max_rattle=0.1))
+        atoms = frame_to_atoms(
+            random_metal(rng, symbol="Pt", lattice_constant=3.98, max_strain=0.02, max_rattle=0.1)
+        )
         if len(atoms) > 4:
             continue
         atoms.calc = EMT()
@@ -79,7 +82,7 @@ def test_resumed_run_equals_one_that_never_stopped(pair, metal, tmp_path, monkey
         return environment_batch(experts, settings, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr("moe_md.training.cotrain.environment_batch", killed_after_seven)
+        patch.setattr("moe_md.training.inputs.environment_batch", killed_after_seven)
         with pytest.raises(Killed):
             cotrain(pair, metal, SMALL, folder=tmp_path / "cut", progress=False)
     resumed = cotrain(pair, metal, SMALL, folder=tmp_path / "cut", progress=False)
@@ -118,8 +121,8 @@ def test_frames_of_large_forces_weigh_less(pair, metal, monkeypatch):
             seen.extend(batch.weight[batch.n_atoms > 0].tolist())
             yield batch
 
-    monkeypatch.setattr("moe_md.training.cotrain.environment_batch", lambda *_: None)
-    monkeypatch.setattr("moe_md.training.cotrain.batches", watch)
+    monkeypatch.setattr("moe_md.training.inputs.environment_batch", lambda *_: None)
+    monkeypatch.setattr("moe_md.training.inputs.batches", watch)
     settings = TrainSettings(**{**vars(SMALL), "steps": 1, "max_atoms": 64, "force_downweight_above": 2.0})
     cotrain(pair, dataset_from_frames(frames), settings, progress=False)
     assert sorted(seen[:3]) == pytest.approx([1 / 16, 1.0, 1.0])  # the first epoch, a batch
@@ -254,7 +257,7 @@ def test_patience_ends_training_with_the_best_parameters(pair, metal, tmp_path):
     again = cotrain(pair, train, wild, validation=validation, folder=tmp_path, progress=False)
     assert again.record["step"] == stopped.record["step"]
     jax.tree.map(np.testing.assert_array_equal, again.params, stopped.params)
-    with pytest.raises(ValueError, match="validation must be given where patience is, 3, got None"):
+    with pytest.raises(ValueError, match="validation must be given where patience is set, here 3"):
         cotrain(pair, train, wild, progress=False)
     with pytest.raises(ValueError, match="start must hold the experts to train"):
         cotrain(pair, train, SMALL, start=stopped._replace(experts=stopped.experts[::-1]), progress=False)

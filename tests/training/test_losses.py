@@ -10,8 +10,9 @@ import pytest
 
 from moe_md import experts
 from moe_md.data.batching import collate
-from moe_md.data.crystals import fcc_supercell, random_metal
-from moe_md.data.extxyz import Frame
+from moe_md.data.environments import random_metal
+from moe_md.data.reading import Frame
+from moe_md.data.structures import fcc_supercell
 from moe_md.settings import LossWeights
 from moe_md.training import losses
 
@@ -37,11 +38,13 @@ def pair():
 
 
 def strained_cell(seed=0) -> Frame:
-    return random_metal(np.random.default_rng(seed), max_strain=0.03, max_rattle=0.1)
+    return random_metal(
+        np.random.default_rng(seed), symbol="Pt", lattice_constant=3.98, max_strain=0.03, max_rattle=0.1
+    )
 
 
 def co_on_platinum(**labels) -> Frame:
-    """Four platinum atoms in a line and CO at one end: the far end never meets it."""
+    """Four platinum atoms in a line with CO at one end; the other end is beyond the cutoff from it."""
     positions = np.array(
         [[0, 0, 0], [2.6, 0.1, 0], [5.2, 0, 0.1], [7.8, 0, 0], [9.6, 0.2, 0], [10.7, 0, 0]], float
     )
@@ -52,9 +55,9 @@ def batch_of(*frames, **shape):
     return jax.tree.map(jnp.asarray, collate(frames, SPECIES, CUTOFF, dtype=np.float64, **shape))
 
 
-@pytest.mark.parametrize("which", [0, 1])
-def test_forces_and_stress_are_derivatives_of_the_energy(pair, which):
-    (expert, params), frame, h = (pair[0][which], pair[1][which]), fcc_supercell("Pt", 3.9, 1), 1e-5
+@pytest.mark.parametrize("index", [0, 1])
+def test_forces_and_stress_are_derivatives_of_the_energy(pair, index):
+    (expert, params), frame, h = (pair[0][index], pair[1][index]), fcc_supercell("Pt", 3.9, 1), 1e-5
     frame = frame._replace(positions=frame.positions + np.random.default_rng(1).normal(size=(4, 3)) * 0.1)
 
     def energy(positions, cell):
@@ -90,7 +93,7 @@ def test_padding_changes_no_term(pair):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), plain, padded)
 
 
-def test_domain_is_what_never_meets_a_foreign_species(pair):
+def test_rows_in_domain_have_no_other_species_within_the_cutoff(pair):
     batch = batch_of(co_on_platinum(), fcc_supercell("Pt", 4.0, 1))
     rows = losses.rows_in_domain(pair[0][1], batch)
     # C sits 1.8 Å from the last platinum and 4.4 Å (beyond the cutoff) from the one before.
@@ -101,7 +104,7 @@ def test_domain_is_what_never_meets_a_foreign_species(pair):
     assert losses.frames_in_domain(rows, batch).tolist() == [False, True]
 
 
-def test_one_expert_twice_never_disagrees(pair):
+def test_one_expert_twice_has_no_mismatch(pair):
     expensive, params = pair[0][0], pair[1][0]
     terms = losses.joint_terms(
         (expensive, expensive), (params, params), batch_of(strained_cell(3), fcc_supercell("Pt", 4.0, 1))
@@ -111,7 +114,7 @@ def test_one_expert_twice_never_disagrees(pair):
     assert int(terms.mismatch.count[2]) == 3 * (4 + len(strained_cell(3).symbols))
 
 
-def test_missing_labels_count_nowhere(pair):
+def test_missing_labels_enter_no_mean(pair):
     labelled = co_on_platinum(energy=-20.0, forces=np.full((6, 3), 0.3))
     alone = losses.joint_terms(*pair, batch_of(labelled))
     beside = losses.joint_terms(*pair, batch_of(labelled, co_on_platinum()))
@@ -128,7 +131,7 @@ def test_partial_force_term_is_the_fair_coin_average(pair):
         jnp.sum((losses.mix(first, second, jnp.asarray(own), batch).forces - first.forces) ** 2)
         for own in itertools.product([True, False], repeat=4)
     ]
-    # The force on each atom that each row's disagreement exerts.
+    # Force on each atom from the difference of each row.
     per_row = jnp.stack(
         [losses.mix(second, first, jnp.arange(4) == i, batch).forces - first.forces for i in range(4)]
     )
@@ -136,27 +139,32 @@ def test_partial_force_term_is_the_fair_coin_average(pair):
     assert float(np.mean(squares)) == pytest.approx(float(closed), rel=1e-10)
 
 
-def test_lots_and_total_forces_measure_what_they_say(pair):
-    """Frames in the domain only: the forces of the other expert, and of a given mixture,
-    less those of the first.
+def test_force_terms_are_mean_squares_of_their_definitions(pair):
+    """Only frames in the domain count.
+
+    The terms are forces of the other expert, and of a given mixture, less those of the first.
     """
     both, params = pair
     batch = batch_of(strained_4(), co_on_platinum())
     first, second = (losses.predict(e, p, batch) for e, p in zip(both, params))
-    lots = jnp.arange(10) % 2 == 0
-    found = losses.joint_terms(both, params, batch, 1.0, lots).mismatch
+    assignment = jnp.arange(10) % 2 == 0
+    found = losses.joint_terms(both, params, batch, 1.0, assignment).mismatch
     assert int(found.count[2]) == 12
     assert float(found.forces) == pytest.approx(
         float(jnp.mean((second.forces - first.forces)[:4] ** 2)), rel=1e-12
     )
-    mixed = losses.mix(first, second, lots, batch).forces
-    assert float(found.lots) == pytest.approx(float(jnp.mean((mixed - first.forces)[:4] ** 2)), rel=1e-12)
+    mixed = losses.mix(first, second, assignment, batch).forces
+    assert float(found.random_assignment) == pytest.approx(
+        float(jnp.mean((mixed - first.forces)[:4] ** 2)), rel=1e-12
+    )
     none = losses.joint_terms(both, params, batch).mismatch
-    assert float(none.lots) == 0.0 and float(found.lots) > 0.0
+    assert float(none.random_assignment) == 0.0 and float(found.random_assignment) > 0.0
     weights = LossWeights(agree_forces=2.0, agree_random_assignment=5.0)
-    terms = losses.joint_terms(both, params, batch, 1.0, lots)
+    terms = losses.joint_terms(both, params, batch, 1.0, assignment)
     more = losses.joint_loss(weights, terms) - losses.joint_loss(LossWeights(), terms)
-    assert float(more) == pytest.approx(2.0 * float(found.forces) + 5.0 * float(found.lots), rel=1e-9)
+    assert float(more) == pytest.approx(
+        2.0 * float(found.forces) + 5.0 * float(found.random_assignment), rel=1e-9
+    )
 
 
 def strained_4() -> Frame:
@@ -198,14 +206,14 @@ def test_weight_of_a_frame_scales_its_share_of_every_mean(pair):
     assert loss([3.0, 0.5]) == pytest.approx(3.0 * loss([1.0, 0.0]) + 0.5 * loss([0.0, 1.0]), rel=1e-12)
 
 
-def test_pull_scales_what_the_expensive_expert_feels_of_disagreement(pair):
+def test_gradient_scale_multiplies_the_gradient_of_agreement_for_the_expensive_expert(pair):
     both, params = pair
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
-    batch = batch_of(strained_4())  # no labels: all gradient is of disagreement
+    batch = batch_of(strained_4())  # without labels only agreement has a gradient
 
-    def gradients(pull):
+    def gradients(gradient_scale):
         def loss(p):
-            return losses.joint_loss(LossWeights(), losses.joint_terms(both, p, batch, pull))
+            return losses.joint_loss(LossWeights(), losses.joint_terms(both, p, batch, gradient_scale))
 
         value, gradient = jax.value_and_grad(loss)(params)
         return float(value), *(jax.flatten_util.ravel_pytree(g)[0] for g in gradient)

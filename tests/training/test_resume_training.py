@@ -20,7 +20,7 @@ import small_training
 import moe_md as mm
 from moe_md.data.dataset import digest
 from moe_md.files import write_atomic
-from moe_md.training import cotrain
+from moe_md.training import inputs
 
 PROGRAM = Path(small_training.__file__)
 STEPS = 200
@@ -125,7 +125,7 @@ def check_result(short, folder) -> None:
 
 def at_step(monkeypatch, step: int, act) -> list[int]:
     """`act` as that step begins; returns the list of the steps begun."""
-    began, batch_of_step = [], cotrain.environment_batch
+    began, batch_of_step = [], inputs.environment_batch
 
     def batch(experts, settings, now):
         began.append(now)
@@ -133,7 +133,7 @@ def at_step(monkeypatch, step: int, act) -> list[int]:
             act()
         return batch_of_step(experts, settings, now)
 
-    monkeypatch.setattr(cotrain, "environment_batch", batch)
+    monkeypatch.setattr(inputs, "environment_batch", batch)
     return began
 
 

@@ -1,7 +1,7 @@
-"""A training on eight devices is the training on one.
+"""A training on eight devices equals the training on one.
 
-Run as a program, this file is what happens on eight simulated devices, which must be asked for before jax
-starts: `test_sharding.py FOLDER` prints what it found as JSON.
+Run as a program, `test_sharding.py FOLDER` trains on eight simulated devices and prints its results as JSON.
+It is a program of its own, as the number of devices must be set before jax starts.
 """
 
 import json
@@ -27,13 +27,16 @@ import small_training
 import moe_md as mm
 from moe_md.data.batching import prepare
 from moe_md.settings import LossWeights
-from moe_md.training import cotrain as training
+from moe_md.training import inputs as training_inputs_module
+from moe_md.training import parameters, step
+from moe_md.training.cotrain import cotrain
+from moe_md.training.inputs import training_inputs
 from moe_md.training.sharding import on_devices
 
 HERE = Path(__file__).parent
 SPECIES = small_training.SPECIES
 STEPS = 30
-# Every term there is; 4 + 3 rows of environments, which eight devices cannot share evenly.
+# All terms of the loss; 4 + 3 unlabelled rows, which eight devices cannot share evenly.
 SETTINGS = replace(
     small_training.settings(STEPS),
     ideal_crystals=3,
@@ -50,50 +53,45 @@ TINY = dict(
 
 
 def double(tree):
-    """A batch, knobs or parameters in float64."""
+    """A batch, hyperparameters or parameters in float64."""
     return jax.tree.map(lambda x: np.asarray(x, float) if np.asarray(x).dtype == np.float32 else x, tree)
 
 
 def steps(devices, found):
-    """What training's own step tells in float64 at each of `STEPS` steps, and the parameters at the end; by
-    Adam.
+    """Terms of each of `STEPS` training steps in float64, and the final parameters, by Adam.
 
-    (SOAP's bases are arbitrary where there is no gradient, which makes much of the order of sums.)
+    (SOAP's bases are arbitrary where a gradient is zero, which amplifies the order of sums.)
     """
     experts = (mm.experts.allegro(SPECIES, 3.5, l_max=1, **TINY), small_training.EXPERTS[1])
     data, place = small_training.frames(7, 0), on_devices(devices)
     optimizer = optax.chain(optax.clip_by_global_norm(SETTINGS.clip_norm), optax.scale_by_adam())
-    step_fn = place.compiled(
-        partial(training._step, experts, optimizer, SETTINGS.seed, None, mesh=place.mesh)
-    )
-    params = jax.tree.map(jax.numpy.asarray, double(training._initial_params(experts, data, SETTINGS)))
-    state = place.state(training.State(jax.numpy.asarray(0), params, params, optimizer.init(params)))
-    inputs, knobs = (
-        training._inputs(experts, prepare(data, 3.5, dtype=np.float64), SETTINGS, 0),
-        training._knobs(SETTINGS),
-    )
-    told = []
+    config = step.StepConfig(experts, optimizer, SETTINGS.seed, None, place.mesh)
+    step_fn = place.compiled(partial(step.training_step, config))
+    params = jax.tree.map(jax.numpy.asarray, double(parameters.initial_params(experts, data, SETTINGS)))
+    state = place.state(step.initial_state(config, params))
+    inputs = training_inputs(experts, prepare(data, 3.5, dtype=np.float64), SETTINGS, 0)
+    rates = step.learning_rates(SETTINGS)
+    all_terms = []
     for k in range(STEPS):
-        labelled, environment = (place.batch(double(batch)) for batch in next(inputs))
+        numbers = double(step.hyperparameters(SETTINGS, rates, k))
+        labelled, unlabelled = (place.batch(double(batch)) for batch in next(inputs))
         if k == 0:
-            found["program"] = (
-                step_fn.lower(double(knobs(k)), state, labelled, environment).compile().as_text()
-            )
-            found["slots"] = sorted({batch.rows.mask.shape[1] for batch in (labelled, environment)})
-            found["rows"] = [len(batch.row_mask) for batch in (labelled, environment)]
-        state, terms = step_fn(double(knobs(k)), state, labelled, environment)
-        told.append(np.concatenate([np.ravel(x) for x in jax.tree.leaves(terms)]))
+            found["program"] = step_fn.lower(numbers, state, labelled, unlabelled).compile().as_text()
+            found["widths"] = sorted({batch.rows.mask.shape[1] for batch in (labelled, unlabelled)})
+            found["rows"] = [len(batch.row_mask) for batch in (labelled, unlabelled)]
+        state, terms = step_fn(numbers, state, labelled, unlabelled)
+        all_terms.append(np.concatenate([np.ravel(x) for x in jax.tree.leaves(terms)]))
     found["compiled"] = step_fn._cache_size()
-    return np.array(told), [np.asarray(x) for x in jax.tree.leaves(state.params)]
+    return np.array(all_terms), [np.asarray(x) for x in jax.tree.leaves(state.params)]
 
 
 def shapes(program: str) -> set[tuple[int, ...]]:
-    """Of all arrays of floating point numbers in a compiled program."""
+    """Shapes of all arrays of floating point numbers in a compiled program."""
     return {tuple(map(int, s.split(","))) for s in re.findall(r"f64\[([\d,]+)\]", program)}
 
 
 def gathered(program: str) -> list[tuple[int, ...]]:
-    """Shapes of what any device collects from the others without adding it up."""
+    """Shapes of arrays that devices collect from each other without summing them."""
     lines = [
         line
         for line in program.splitlines()
@@ -109,7 +107,7 @@ def gathered(program: str) -> list[tuple[int, ...]]:
 
 
 def summed(program: str) -> set[tuple[int, ...]]:
-    """Shapes of what devices add up."""
+    """Shapes of arrays that are summed over devices."""
     lines = [
         re.split(r" all-reduce(?:-start)?\(", line)[0]
         for line in program.splitlines()
@@ -120,17 +118,17 @@ def summed(program: str) -> set[tuple[int, ...]]:
 
 def compared() -> dict:
     one, eight = {}, {}
-    told, params = steps(None, one)
-    told_too, params_too = steps(jax.devices(), eight)
-    size = np.abs(told).max(axis=0)
+    terms, params = steps(None, one)
+    sharded_terms, sharded_params = steps(jax.devices(), eight)
+    size = np.abs(terms).max(axis=0)
     return {
         "terms": int(np.sum(size > 0)),
-        "apart": float((np.abs(told - told_too) / np.where(size > 0, size, 1.0)).max()),
-        "params_apart": max(float(np.abs(a - b).max()) for a, b in zip(params, params_too)),
+        "difference": float((np.abs(terms - sharded_terms) / np.where(size > 0, size, 1.0)).max()),
+        "params_difference": max(float(np.abs(a - b).max()) for a, b in zip(params, sharded_params)),
         "moved": float(np.abs(params[-1]).max()),
         "compiled": eight["compiled"],
         "rows": [one["rows"], eight["rows"]],
-        "slots": eight["slots"],
+        "widths": eight["widths"],
         "shapes": [sorted(shapes(x["program"])) for x in (one, eight)],
         "gathered": gathered(eight["program"]),
         "summed": sorted(summed(eight["program"])),
@@ -143,17 +141,17 @@ class Killed(Exception):
 
 
 def trained(folder, devices, until=None, **changes):
-    """`cotrain` on these devices, killed when it asks for the environments of step `until`."""
-    environment_batch = training.environment_batch
+    """`cotrain` on these devices, killed when it makes the unlabelled batch of step `until`."""
+    environment_batch = training_inputs_module.environment_batch
 
     def killing(experts, settings, step):
         if step == until:
             raise Killed
         return environment_batch(experts, settings, step)
 
-    training.environment_batch = killing
+    training_inputs_module.environment_batch = killing
     try:
-        return training.cotrain(
+        return cotrain(
             small_training.EXPERTS,
             small_training.frames(7, 0),
             replace(SETTINGS, **changes),
@@ -165,65 +163,63 @@ def trained(folder, devices, until=None, **changes):
     except Killed:
         return None
     finally:
-        training.environment_batch = environment_batch
+        training_inputs_module.environment_batch = environment_batch
 
 
-def whole(folder) -> dict:
-    """`cotrain`, in its float32: with SOAP on eight devices, and by Adam on one, on eight, and on one,
-    eight, three and one.
+def trainings(folder) -> dict:
+    """Results of `cotrain` in float32: by SOAP on eight devices; by Adam on one, and on eight.
+
+    One more, by Adam, is resumed on other devices: on one, eight, three and one.
     """
     soap = trained(folder / "soap", jax.devices())
-    training.scale_by_soap = optax.scale_by_adam
+    step.scale_by_soap = optax.scale_by_adam
     alone = trained(None, None)
     together = trained(None, jax.devices())
     for devices, until in ((None, 7), (jax.devices(), 14), (jax.devices()[:3], 22)):
         assert trained(folder / "moved", devices, until) is None
     moved = trained(folder / "moved", None)
 
-    def apart(a, b):
-        return max(
-            float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params))
-        )
-
     def losses(result):
         return [entry["loss"] for entry in result.record["history"]]
 
     return {
-        "apart": [apart(alone, together), apart(alone, moved)],
+        "differences": [difference(alone, together), difference(alone, moved)],
         "losses": [losses(alone), losses(together), losses(moved)],
         "devices": [result.record["devices"] for result in (soap, together, moved)],
         "finite": bool(np.isfinite(losses(soap)).all()),
-        "stored": apart(mm.load(folder / "soap" / "checkpoint.msgpack"), soap),
+        "stored": difference(mm.load(folder / "soap" / "checkpoint.msgpack"), soap),
     }
 
 
+def difference(a, b) -> float:
+    """Largest difference of the parameters of two checkpoints."""
+    leaves = zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params))
+    return max(float(np.abs(x - y).max()) for x, y in leaves)
+
+
 def with_extra_loss() -> dict:
-    def pull(params, step):
+    def square(params, step):
         return 1e-3 * sum(jax.numpy.sum(x**2) for x in jax.tree.leaves(params)) * (1.0 + step)
 
     a, b = (
-        training.cotrain(
+        cotrain(
             small_training.EXPERTS,
             small_training.frames(3, 0),
             replace(SETTINGS, steps=3),
-            extra_loss=pull,
+            extra_loss=square,
             progress=False,
             devices=devices,
         )
         for devices in (None, jax.devices()[:2])
     )
-    return {
-        "apart": max(
-            float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params))
-        )
-    }
+    return {"difference": difference(a, b)}
 
 
 if __name__ == "__main__":
     answers = {
         "devices": len(jax.devices()),
         "compared": compared(),
-        "cotrain": whole(Path(sys.argv[1])),
+        "cotrain": trainings(Path(sys.argv[1])),
         "extra": with_extra_loss(),
     }
     print(json.dumps(answers), flush=True)
@@ -231,7 +227,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What the program found."""
+    """Results of this file run as a program."""
     done = subprocess.run(
         [sys.executable, __file__, str(tmp_path_factory.mktemp("trainings"))],
         env={
@@ -251,10 +247,10 @@ def found(tmp_path_factory):
     return answers
 
 
-def test_every_loss_and_the_parameters_are_those_of_one_device(found):
-    here = found["compared"]
-    assert here["terms"] >= 20 and here["moved"] > 0
-    assert here["apart"] < 1e-10 and here["params_apart"] < 1e-10
+def test_all_terms_and_parameters_equal_those_of_one_device(found):
+    compared = found["compared"]
+    assert compared["terms"] >= 20 and compared["moved"] > 0
+    assert compared["difference"] < 1e-10 and compared["params_difference"] < 1e-10
 
 
 def test_batches_that_do_not_divide_are_padded(found):
@@ -262,21 +258,21 @@ def test_batches_that_do_not_divide_are_padded(found):
 
 
 def test_each_device_computes_its_rows_only(found):
-    """One row of eight, never all of them with their slots; and only forces on atoms are collected."""
-    here = found["compared"]
-    alone, shared = ({tuple(s) for s in kept} for kept in here["shapes"])
-    for slots in here["slots"]:
-        whole = {(8, slots, 3), (7, slots, 3)}  # displacements, or derivatives by them
-        assert whole & alone and not whole & shared and (1, slots, 3) in shared
-    assert all(np.prod(s) <= 3 * 8 for s in here["gathered"])
+    """A device has one row of eight with its neighbours, never all; only forces on atoms are collected."""
+    compared = found["compared"]
+    alone, shared = ({tuple(s) for s in program} for program in compared["shapes"])
+    for width in compared["widths"]:
+        all_rows = {(8, width, 3), (7, width, 3)}  # displacements, or derivatives with respect to them
+        assert all_rows & alone and not all_rows & shared and (1, width, 3) in shared
+    assert all(np.prod(s) <= 3 * 8 for s in compared["gathered"])
 
 
-def test_gradients_are_added_up_and_little_else(found):
-    here = found["compared"]
-    summed = {tuple(s) for s in here["summed"]}
-    for shape in map(tuple, here["of_params"]):
+def test_little_more_than_gradients_is_summed_over_devices(found):
+    compared = found["compared"]
+    summed = {tuple(s) for s in compared["summed"]}
+    for shape in map(tuple, compared["of_params"]):
         assert any(np.prod(s) == np.prod(shape) for s in summed), shape
-    most = max(np.prod(s) for s in here["of_params"])
+    most = max(np.prod(s) for s in compared["of_params"])
     assert max(np.prod(s) for s in summed) <= max(most, 9 * 8)
 
 
@@ -284,31 +280,29 @@ def test_a_step_compiles_once_per_shape(found):
     assert found["compared"]["compiled"] == 1
 
 
-def test_cotrain_goes_on_with_another_number_of_devices(found):
-    here = found["cotrain"]
-    assert max(here["apart"]) < 1e-4  # single precision, thirty steps
-    alone, together, moved = here["losses"]
+def test_cotrain_resumes_on_another_number_of_devices(found):
+    results = found["cotrain"]
+    assert max(results["differences"]) < 1e-4  # single precision, thirty steps
+    alone, together, moved = results["losses"]
     assert len(alone) == 3
     np.testing.assert_allclose(together, alone, rtol=1e-4)
     np.testing.assert_allclose(moved, alone, rtol=1e-4)
-    assert here["devices"] == [8, 8, 1]
+    assert results["devices"] == [8, 8, 1]
 
 
 def test_soap_trains_on_eight_devices_and_is_stored(found):
     assert found["cotrain"]["finite"] and found["cotrain"]["stored"] == 0.0
 
 
-def test_an_extra_loss_is_that_of_one_device(found):
-    assert found["extra"]["apart"] < 1e-4
+def test_extra_loss_equals_that_of_one_device(found):
+    assert found["extra"]["difference"] < 1e-4
 
 
-def test_one_device_named_is_one_device(monkeypatch):
-    monkeypatch.setattr(training, "scale_by_soap", optax.scale_by_adam)
+def test_one_given_device_equals_the_default(monkeypatch):
+    monkeypatch.setattr(step, "scale_by_soap", optax.scale_by_adam)
     data = small_training.frames(3, 0)
     a, b = (
-        training.cotrain(
-            small_training.EXPERTS, data, small_training.settings(2), progress=False, devices=devices
-        )
+        cotrain(small_training.EXPERTS, data, small_training.settings(2), progress=False, devices=devices)
         for devices in (None, jax.devices()[:1])
     )
     for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params)):
@@ -325,9 +319,9 @@ def test_one_device_named_is_one_device(monkeypatch):
         (2 * jax.devices()[:1], "devices must be at least one, and each only once"),
     ],
 )
-def test_bad_devices_are_refused(devices, message, tmp_path):
+def test_invalid_devices_are_refused(devices, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        training.cotrain(
+        cotrain(
             small_training.EXPERTS,
             small_training.frames(2, 0),
             small_training.settings(1),

@@ -1,6 +1,6 @@
 """Labelled frames from extended XYZ files, through ASE.
 
-A label that a file does not carry is None: missing is missing, never zero.
+A label that is missing in a file is None, never zero.
 """
 
 import gzip
@@ -16,8 +16,8 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 
-MAX_LENGTH = 1000.0  # Å, of positions and cells
-MIN_IMAGE_DISTANCE = 0.5  # Å, between periodic images
+MAX_LENGTH = 1000.0  # Å, largest component of positions and cells
+MIN_IMAGE_DISTANCE = 0.5  # Å, smallest distance between periodic images
 DEFAULT_KEYS = {
     "energy_key": None,
     "forces_key": "forces",
@@ -28,17 +28,17 @@ DEFAULT_KEYS = {
 
 
 class Frame(NamedTuple):
-    """One structure and the labels it has."""
+    """One structure with its labels; a missing label is None."""
 
     positions: np.ndarray  # [n_atoms, 3] Å
     symbols: tuple[str, ...]  # n_atoms chemical symbols
     cell: np.ndarray  # [3, 3] Å, lattice vectors as rows (ASE)
     pbc: np.ndarray  # [3] bool
-    energy: float | None = None  # eV, whole frame
+    energy: float | None = None  # eV, of all atoms together
     forces: np.ndarray | None = None  # [n_atoms, 3] eV/Å
     stress: np.ndarray | None = None  # [3, 3] eV/Å^3, +(1/V) dE/dstrain (ASE)
-    group: str = ""  # frames of one group are correlated: one trajectory
-    kind: str = ""  # what the frame is: bulk, slab, ...
+    group: str = ""  # name of a set of correlated frames, such as one trajectory
+    kind: str = ""  # name of a class of structures: bulk, slab, ...
 
 
 def frame_from_atoms(
@@ -51,25 +51,26 @@ def frame_from_atoms(
     kind_key: str = "kind",
     name: str = "atoms",
 ) -> Frame:
-    """A frame from ASE's atoms; labels from its calculator, `info` and `arrays`.
+    """A frame from ASE's atoms, with labels from their calculator, `info` and `arrays`.
 
     Args:
-        atoms: the structure; no calculation is started.
-        energy_key: name of the energy; by default `free_energy` (whose
-            gradient the forces of a smeared DFT calculation are) and, without
-            it, `energy`.
+        atoms: the structure; its calculator's stored results are read, and no
+            calculation is run.
+        energy_key: name of the energy; by default `free_energy`, of which the
+            forces of a DFT calculation with smearing are the gradient, else
+            `energy`.
         forces_key: name of the forces.
-        stress_key: name of the stress, 6 (Voigt), 9 or 3 x 3 numbers.
+        stress_key: name of the stress: 6 (Voigt), 9 or 3 x 3 numbers.
         group_key, kind_key: entries of `atoms.info` that become `group` and `kind`.
-        name: what error messages call this structure.
+        name: name of this structure in error messages.
 
     Returns:
-        The frame, in float64. Absent labels are None.
+        The frame, in float64. Missing labels are None.
 
     Raises:
         ValueError: there are no atoms, a number is not finite, a label has the
             wrong shape, the periodic vectors are not independent, or a length
-            is absurd.
+            exceeds 1000 Å.
 
     Example:
         >>> from ase.build import molecule
@@ -81,22 +82,10 @@ def frame_from_atoms(
         raise ValueError(f"{name} must have at least one atom, got none.")
     stored = {**atoms.info, **atoms.arrays, **getattr(atoms.calc, "results", {})}
 
-    def label(key: str, *shapes: tuple[int, ...]) -> np.ndarray | None:
-        if stored.get(key) is None:
-            return None
-        value = np.asarray(stored[key])
-        if value.dtype.kind not in "iuf":  # booleans and text are no numbers
-            raise ValueError(f"{key} of {name} must be numbers, got {stored[key]!r:.80}.")
-        value = value.astype(float)
-        if value.shape not in shapes:
-            wanted = " or ".join(map(str, shapes))
-            raise ValueError(f"{key} of {name} must have shape {wanted}, got {value.shape}.")
-        return _finite(value, key, name)
-
     if energy_key is None:
         energy_key = "energy" if stored.get("free_energy") is None else "free_energy"
-    energy = label(energy_key, ())
-    stress = label(stress_key, (6,), (9,), (3, 3))
+    energy = _label(stored, energy_key, name, ())
+    stress = _label(stored, stress_key, name, (6,), (9,), (3, 3))
     if stress is not None:
         stress = voigt_6_to_full_3x3_stress(stress) if stress.size == 6 else stress.reshape(3, 3)
         stress = 0.5 * (stress + stress.T)
@@ -109,18 +98,32 @@ def frame_from_atoms(
         cell=cell,
         pbc=atoms.pbc.copy(),
         energy=None if energy is None else float(energy),
-        forces=label(forces_key, (len(atoms), 3)),
+        forces=_label(stored, forces_key, name, (len(atoms), 3)),
         stress=stress,
         group=str(atoms.info.get(group_key, "")),
         kind=str(atoms.info.get(kind_key, "")),
     )
 
 
-def frame_to_atoms(frame: Frame) -> Atoms:
-    """ASE's atoms, with the labels the frame has in a `SinglePointCalculator`.
+def _label(stored: dict, key: str, name: str, *shapes: tuple[int, ...]) -> np.ndarray | None:
+    """A finite float64 label in one of the shapes; None where `stored` has none of that name."""
+    if stored.get(key) is None:
+        return None
+    value = np.asarray(stored[key])
+    if value.dtype.kind not in "iuf":  # booleans and text are refused
+        raise ValueError(f"{key} of {name} must be numbers, got {stored[key]!r:.80}.")
+    value = value.astype(float)
+    if value.shape not in shapes:
+        wanted = " or ".join(map(str, shapes))
+        raise ValueError(f"{key} of {name} must have shape {wanted}, got {value.shape}.")
+    return _finite(value, key, name)
 
-    The energy is stored as both `energy` and `free_energy`, so that reading it
-    back gives the same number; `group` is stored as `origin`.
+
+def frame_to_atoms(frame: Frame) -> Atoms:
+    """ASE's atoms, with the frame's labels in a `SinglePointCalculator`.
+
+    The energy is stored as both `energy` and `free_energy`, so that
+    `frame_from_atoms` returns the same number; `group` is stored as `origin`.
 
     Args:
         frame: the structure.
@@ -151,20 +154,20 @@ def read_frames(
     group_key: str = "origin",
     kind_key: str = "kind",
 ) -> tuple[Frame, ...]:
-    """All frames of an extended XYZ file, gzipped where its name ends in `.gz`.
+    """All frames of an extended XYZ file, gzipped if its name ends in `.gz`.
 
     Args:
         path: the file.
         energy_key, forces_key, stress_key, group_key, kind_key: as in `frame_from_atoms`.
-            A frame without the group gets one of its own, `file name:index`.
+            A frame without a group is its own group, `file name:index`.
 
     Returns:
         The frames, in the order of the file.
 
     Raises:
-        ValueError: the file is missing, empty, damaged or cut short; a number
-            is not finite; a label has the wrong shape; or no frame carries a
-            label, group or kind whose name was given.
+        ValueError: the file is missing, empty, damaged or truncated; a number
+            is not finite; a label has the wrong shape; or no frame has a label,
+            group or kind under a name that was given.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise ValueError(f"path must be the path of a file, got {path!r:.80}.")
@@ -201,22 +204,23 @@ def read_frames(
 
 
 def _check_names(path: Path, images: list[Atoms], keys: dict[str, str | None]) -> None:
-    """What was named is there; a default name need not be."""
-    here: dict[str, set[str]] = {"labels": set(), "entries": set()}
+    """Raise where a name that is not the default occurs in no frame."""
+    present: dict[str, set[str]] = {"labels": set(), "entries": set()}
     for atoms in images:
         results = {key for key, value in getattr(atoms.calc, "results", {}).items() if value is not None}
-        here["entries"] |= set(atoms.info)
-        here["labels"] |= {*atoms.info, *results, *atoms.arrays} - {"numbers", "positions"}
+        present["entries"] |= set(atoms.info)
+        present["labels"] |= {*atoms.info, *results, *atoms.arrays} - {"numbers", "positions"}
     for argument, key in keys.items():
         what, of = ("entries", "an entry") if argument in ("group_key", "kind_key") else ("labels", "a label")
-        if key != DEFAULT_KEYS[argument] and key not in here[what]:
-            found = ", ".join(sorted(map(str, here[what]))[:20]) or "nothing"
+        if key != DEFAULT_KEYS[argument] and key not in present[what]:
+            found = ", ".join(sorted(map(str, present[what]))[:20]) or "nothing"
             raise ValueError(
                 f"{argument} must name {of} of a frame of {path}, got {key!r}; there is {found}."
             )
 
 
 def _read_text(path: Path) -> str:
+    """Text of a file, checked to hold whole frames."""
     if not path.is_file():
         raise ValueError(f"path must be an existing file, got {path}.")
     try:
@@ -228,8 +232,8 @@ def _read_text(path: Path) -> str:
     if not any(line.strip() for line in lines):
         raise ValueError(f"path must hold at least one frame, got the empty file {path}.")
     last = _last_frame(path, lines)
-    # A file cut inside its last number still parses. Where the other lines of
-    # the last frame share one width, a narrower unfinished line was cut.
+    # A file truncated within its last number still parses. If all other lines of the last
+    # frame have the same length, a shorter last line without a newline was truncated.
     if not text.endswith("\n"):
         widths = {len(line) for line in lines[last + 2 : -1]}
         if len(widths) == 1 and len(lines[-1]) < min(widths):
@@ -238,9 +242,9 @@ def _read_text(path: Path) -> str:
 
 
 def _last_frame(path: Path, lines: list[str]) -> int:
-    """The line where the last frame begins; every frame has the lines that it announces.
+    """Index of the first line of the last frame, after checking that every frame has all its lines.
 
-    ASE would read on beyond the end of the file, and stop at an empty line.
+    ASE accepts an incomplete last frame and ignores frames after an empty line.
     """
     last = start = 0
     while start < len(lines) and lines[start].strip():
@@ -260,14 +264,14 @@ def _last_frame(path: Path, lines: list[str]) -> int:
 
 
 def _check_lengths(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, name: str) -> None:
-    """No search for neighbours ends in absurd cells."""
+    """Raise on lengths and cells for which a search for neighbours would not end."""
     for what, value in (("positions", positions), ("cell", cell)):
         if np.abs(value).max() > MAX_LENGTH:
             raise ValueError(
                 f"{what} of {name} must lie within {MAX_LENGTH} Å, got {np.abs(value).max():.3g} Å."
             )
-    apart = np.linalg.svd(cell[pbc], compute_uv=False).min() if pbc.any() else np.inf
-    if apart < MIN_IMAGE_DISTANCE:
+    image_distance = np.linalg.svd(cell[pbc], compute_uv=False).min() if pbc.any() else np.inf
+    if image_distance < MIN_IMAGE_DISTANCE:
         raise ValueError(
             f"cell of {name} must have independent vectors along periodic directions, images at least "
             f"{MIN_IMAGE_DISTANCE} Å apart, got {cell.tolist()} with pbc {pbc.tolist()}."
@@ -275,6 +279,7 @@ def _check_lengths(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, nam
 
 
 def _finite(value: np.ndarray, what: str, name: str) -> np.ndarray:
+    """The value, after checking that all its numbers are finite."""
     if not np.isfinite(value).all():
         raise ValueError(f"{what} of {name} must be finite, got NaN or infinity.")
     return value

@@ -7,7 +7,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 
 from moe_md.data.dataset import ptco_pbe
-from moe_md.data.extxyz import Frame, frame_from_atoms, frame_to_atoms, read_frames
+from moe_md.data.reading import Frame, frame_from_atoms, frame_to_atoms, read_frames
 
 HEADER = 'Properties=species:S:1:pos:R:3:forces:R:3 pbc="F F F"'
 

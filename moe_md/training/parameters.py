@@ -1,0 +1,78 @@
+"""Parameters at the start of a training: random ones, or those of another training."""
+
+import hashlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moe_md.checkpoint import Checkpoint
+from moe_md.data.batching import Batch, Prepared, batches
+from moe_md.data.dataset import Dataset, force_rms, reference_energies
+from moe_md.experts.base import Expert, Params
+from moe_md.settings import TrainSettings
+from moe_md.training.losses import predict
+
+
+def initial_params(
+    experts: Sequence[Expert], dataset: Dataset, settings: TrainSettings
+) -> tuple[Params, ...]:
+    """Random parameters in float32, with the reference energies and the force scale of a dataset.
+
+    Args:
+        experts: those to train.
+        dataset: labelled frames, over the experts' species.
+        settings: for the seed.
+    """
+    references = reference_energies(dataset)
+    scale = force_rms(dataset)
+    params = []
+    for n, expert in enumerate(experts):
+        p = expert.init(jax.random.fold_in(jax.random.key(settings.seed), n))
+        if "shift" in p:
+            p["shift"] = jnp.asarray([references[s] for s in expert.species])
+            p["scale"] = jnp.full(len(expert.species), scale)
+        params.append(p)
+    return _single_precision(params)
+
+
+def params_with_new_references(start: Checkpoint, train: Prepared, max_atoms: int) -> tuple[Params, ...]:
+    """Parameters of a checkpoint in float32, with reference energies shifted to other labels.
+
+    The shift of each species is the least-squares fit of the expensive expert's
+    energy errors on composition; both experts get the same shift.
+
+    Args:
+        start: the checkpoint, its expensive expert first.
+        train: labelled frames.
+        max_atoms: atoms per batch.
+    """
+    expert, params = start.expensive
+    energy_fn = jax.jit(lambda batch: predict(expert, params, batch).energy)
+    composition, missing = [], []
+    for batch in batches(train, max_atoms=max_atoms):
+        composition.append(_composition(batch, len(expert.species))[batch.energy_mask])
+        missing.append((batch.energy - np.asarray(energy_fn(batch)))[batch.energy_mask])
+    shift = np.linalg.lstsq(np.concatenate(composition), np.concatenate(missing), rcond=None)[0]
+    return _single_precision(
+        [{**p, "shift": p["shift"] + shift} if "shift" in p else p for p in start.params]
+    )
+
+
+def _composition(batch: Batch, n_species: int) -> np.ndarray:
+    """Number of atoms of each species in each frame, `[n_frames, n_species]`."""
+    counts = np.zeros((len(batch.n_atoms), n_species))
+    real = batch.row_mask
+    np.add.at(counts, (batch.frame[real], batch.rows.center_species[real]), 1.0)
+    return counts
+
+
+def digest_params(params: Sequence[Params]) -> str:
+    """SHA-256 of all parameters."""
+    leaves = [np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(params)]
+    return hashlib.sha256(b"".join(leaves)).hexdigest()
+
+
+def _single_precision(params: Sequence[Params]) -> tuple[Params, ...]:
+    return tuple(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), p) for p in params)
