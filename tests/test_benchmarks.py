@@ -156,6 +156,7 @@ def test_scale(tmp_path, tables):
     assert "shuffled" in tables.scale(tmp_path)
 
 
+@pytest.mark.thorough
 def test_training(tmp_path, tables):
     record = smoke("training", tmp_path)
     times = {row["name"]: row for row in record["rows"]}
@@ -218,6 +219,7 @@ def test_cotraining(tmp_path, tables):
     assert "| independently | " in table and "| 0.50 (0.50, 0.50) | 4.0 (4.0, 4.0) |" in table
 
 
+@pytest.mark.thorough
 def test_accuracy(tmp_path, tables):
     record = smoke("accuracy", tmp_path, "ptco")
     bulk = record["parts"][0]
@@ -508,6 +510,7 @@ def test_regions(tmp_path, tables):
     assert "| 1,960 | 10 |" in tables.regions(tmp_path)
 
 
+@pytest.mark.thorough
 def test_distributed(tmp_path):
     record = smoke("distributed", tmp_path)
     one, eight = record["rows"]

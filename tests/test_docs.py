@@ -137,6 +137,7 @@ def test_own_region(tmp_path):
     assert np.any((program["share"] > 0.01) & (program["share"] < 0.99))  # some atoms are shared
 
 
+@pytest.mark.thorough
 def test_several_devices():
     """The programs of the page, one after the other."""
     program: dict = {}

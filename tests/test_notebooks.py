@@ -55,7 +55,7 @@ def shell():
 
 @pytest.mark.parametrize(
     "path",
-    short(NOTEBOOKS, only=[path for path in NOTEBOOKS if path.stem in ("quickstart", "moving_regions")]),
+    short(NOTEBOOKS, only=[path for path in NOTEBOOKS if path.stem == "quickstart"]),
     ids=lambda path: path.stem,
 )
 def test_runs_from_top_to_bottom(path, shell, tmp_path):

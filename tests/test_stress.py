@@ -83,7 +83,7 @@ CASES = [(name, kind, n_experts) for name in SHAPES for kind in ("fixed", "aroun
 
 @pytest.mark.parametrize(
     "case",
-    short(CASES, only=[("cubic", "around", 2), ("triclinic", "fixed", 3), ("full", "around", 3)]),
+    short(CASES, only=[("triclinic", "fixed", 3), ("full", "around", 3)]),
     ids=lambda case: "-".join(map(str, case)),
 )
 def test_stress_is_the_slope_of_finite_strain(case):
@@ -107,6 +107,7 @@ def test_stress_is_the_slope_of_finite_strain(case):
     close(stress / np.abs(expected).max(), expected / np.abs(expected).max(), 1e-7)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["fixed", "around"])
 def test_real_and_fractional_coordinates_agree(kind):
     box, fraction = crystal("triclinic")

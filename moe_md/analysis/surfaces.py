@@ -164,7 +164,7 @@ def surface_energies(
     check_positive("lattice_constant", lattice_constant)
     check_positive("thickness", thickness)
     check_count("max_steps", max_steps, 1)
-    _check_known("facets", facets, FLATFLAT_FACETS)
+    _check_known("facets", facets, FLAT_FACETS)
     calculator = _calculator(checkpoint, region)
     perfect = _assign_experts(
         bulk(symbol, "fcc", a=lattice_constant), region, calculator

@@ -22,6 +22,7 @@ def two_experts():
     ]
 
 
+@pytest.mark.thorough
 def test_the_cheap_expert_is_fitted_to_targets_of_the_mixture():
     """Newton's method on lattice constant and bulk modulus; the full mixture then has these values."""
     experts = two_experts()

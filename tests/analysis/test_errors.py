@@ -76,6 +76,7 @@ def test_predictions_agree_with_the_ase_calculator(model, dataset, compared):
                 np.testing.assert_allclose(predicted.stress, atoms.get_stress(voigt=False), atol=1e-9)
 
 
+@pytest.mark.thorough
 def test_errors_by_kind_agree_with_evaluate(model, dataset, compared):
     report = errors.report(compared, environment_fn)
     expected = evaluation.evaluate_by_kind(model.experts, model.params, dataset)

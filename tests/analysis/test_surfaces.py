@@ -211,6 +211,7 @@ def test_converged_is_false_where_max_steps_is_reached(one):
     assert not found["gas"]["converged"]
 
 
+@pytest.mark.thorough
 def test_the_shipped_mixture():
     """The order of sites of PBE, and a C-O stretch that decreases with coordination."""
     found = adsorption(mm.load("ptco"), lattice_constant=3.985, size=(2, 2, 3), sites=("top", "fcc"))

@@ -17,6 +17,7 @@ from moe_md.data import load_dataset, ptco_pbe
 from moe_md.settings import DataSettings, DemoSettings, RunSettings, TrainSettings
 
 
+@pytest.mark.thorough
 def test_bench(capsys, tmp_path):
     checkpoint.save(tmp_path / "soft.msgpack", soft_model())
     options = ("--columns", 4, "--rows", 4, "--layers", 8, "--rounds", 2)

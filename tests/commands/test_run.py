@@ -215,6 +215,7 @@ def test_a_run_is_resumed_at_its_last_step(folder, capsys, tmp_path):
     assert (tmp_path / "parts" / "log.csv").read_bytes() == before
 
 
+@pytest.mark.thorough
 def test_npt_around_an_adsorbate(folder, capsys, tmp_path):
     """A region around C at constant pressure, with an H5MD trajectory."""
     atoms = bulk("Pt", a=3.95, cubic=True).repeat(3)
@@ -250,6 +251,7 @@ def test_npt_around_an_adsorbate(folder, capsys, tmp_path):
     assert code == 0 and "outside its domain" in err
 
 
+@pytest.mark.thorough
 def test_settings_in_a_folder_of_results_repeat_the_run(folder, capsys, tmp_path):
     """They give the same run, bit for bit; with --json stdout holds the result only."""
     options = (

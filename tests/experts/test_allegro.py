@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 from contract import ATOMS, CUTOFF, POSITION, close, cluster_rows, randomized, small_allegro
+from depths import short
 
 from moe_md.experts.allegro import tensor_track
 
@@ -110,12 +111,16 @@ def reference(config, params, position, species):
 
 @pytest.mark.parametrize(
     "l_max, num_layers, parity",
-    [(1, 1, True), (1, 2, False), (1, 3, True), (2, 1, False), (2, 2, True), (2, 3, True), (2, 3, False)],
+    short(
+        [(1, 1, True), (1, 2, False), (1, 3, True), (2, 1, False), (2, 2, True), (2, 3, True), (2, 3, False)],
+        only=[(1, 2, False), (2, 2, True)],
+    ),
 )
 def test_fast_path_is_the_edgewise_product(l_max, num_layers, parity):
     compare(small_allegro(l_max, num_layers, parity))
 
 
+@pytest.mark.thorough
 def test_one_weight_per_path():
     compare(small_allegro(2, 2, True, path_channel_coupling=False))
 

@@ -115,6 +115,7 @@ def least_squares(residual, x, n_steps):
     return x
 
 
+@pytest.mark.thorough
 def test_it_learns_the_effective_medium_theory_of_platinum():
     """ASE's EMT is of this form, atom by atom. What remains is its cutoff, a step 0.2 Å wide,
     which few waves cannot be.

@@ -90,7 +90,7 @@ def test_contract(name, check):
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("fill", [0.0, 1e-3, 50.0])
+@pytest.mark.parametrize("fill", short([0.0, 1e-3, 50.0], only=[0.0]))
 def test_padding_changes_nothing(name, fill):
     _, params = made(name)
     first, _ = jitted(name)

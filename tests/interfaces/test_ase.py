@@ -231,6 +231,7 @@ def test_stresses_of_lennard_jones_are_ases(checkpoint):
     np.testing.assert_allclose(ours, atoms.get_stresses(), atol=1e-10)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", short(["sheared cell", "molecule"], only=["molecule"]))
 def test_an_expert_that_passes_messages_gets_its_halo(name):
     """Half of the atoms on NequIP: forces are the gradient, energies equal those of NequIP on all atoms."""

@@ -99,6 +99,7 @@ def test_barrier_on_a_wider_slab_is_that_of_the_expensive_expert(model, lattice_
     check_barrier(model, lattice_constant, (3, 3, 4), 5, 0.05)
 
 
+@pytest.mark.thorough
 def test_phonons_of_ase_are_those_of_the_hessian(model, lattice_constant, tmp_path):
     """At zone boundary points that are commensurate with a 2 x 2 x 2 supercell, frequencies equal
     those of the Hessian that jax computes.

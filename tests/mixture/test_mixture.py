@@ -116,12 +116,10 @@ def potential(name):
     "name",
     short(
         MIXTURES,
-        thorough=[
-            "embedded_atom + lennard_jones, sphere",
-            "embedded_atom + lennard_jones, custom",
-            "lennard_jones + embedded_atom, complement",
-            "allegro + smaller allegro + power_spectrum, nested",
-            "embedded_atom + nequip, around",
+        only=[
+            "allegro + power_spectrum, fixed",
+            "power_spectrum + embedded_atom, around",
+            "nequip + embedded_atom, fixed",
         ],
     ),
 )

@@ -116,6 +116,7 @@ def test_slots_that_run_out_are_told_and_healed():
     assert healed.slots[0] > 12 and bool(jnp.isfinite(energy_fn(moved, healed)))
 
 
+@pytest.mark.thorough
 def test_a_run_outgrows_its_slots():
     atoms, _, shift_fn, neighbor_fn, energy_fn = crystal(capacity_multiplier=1.0)
     start = dict(masses=atoms.get_masses(), temperature_K=900.0, key=jax.random.key(0))

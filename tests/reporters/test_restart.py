@@ -194,6 +194,7 @@ def test_bad_arguments(tmp_path):
         Restart(tmp_path / "nowhere" / "r").on_state(state(), ())
 
 
+@pytest.mark.thorough
 def test_continues_bit_for_bit_and_compiles_nothing(tmp_path):
     """In one process, through a file, with a random key: the continued run uses the same programs."""
     n = 64

@@ -181,7 +181,8 @@ def kill_and_resume(folder, case, n_steps, kills, seed):
 @pytest.mark.parametrize(
     "case, n_steps, kills",
     [
-        ("langevin", 400, 3),
+        ("langevin", 400, 1),
+        pytest.param("langevin", 400, 3, marks=pytest.mark.thorough),
         pytest.param("langevin", 2400, 20, marks=pytest.mark.slow),
         pytest.param("nve", 2400, 20, marks=pytest.mark.slow),
         pytest.param("npt", 2400, 20, marks=pytest.mark.slow),
@@ -212,6 +213,7 @@ def test_interrupt_keeps_the_last_chunk(tmp_path, uninterrupted):
     assert_same(tmp_path, uninterrupted("langevin", 400))
 
 
+@pytest.mark.thorough
 def test_full_disk(tmp_path, uninterrupted):
     """File sizes are limited; the H5MD file reaches the limit first."""
     error = finish(start(tmp_path, "langevin", 400, 1_200_000), 1)
