@@ -123,14 +123,7 @@ class AllegroNetwork(nn.Module):
         # Two-body embedding. No network here has a bias, so a masked slot,
         # whose radial basis is zero, stays exactly zero in every feature.
         basis = radial_basis(distance, mask, cutoff, self.num_bessels, self.polynomial_cutoff_p)
-        half = scalars_n // 2
-        embed = nn.initializers.normal(1.0)
-        of_center = self.param("center_embed", embed, (self.num_species, half))[rows.center_species]
-        of_neighbor = self.param("neighbor_embed", embed, (self.num_species, half))[rows.neighbor_species]
-        types = jnp.concatenate(
-            [jnp.broadcast_to(of_center[:, None], of_neighbor.shape), of_neighbor], axis=-1
-        )
-        edge = types * ScalarMLP((), scalars_n, name="basis_linear")(basis)
+        edge = self._pair_embedding(rows) * ScalarMLP((), scalars_n, name="basis_linear")(basis)
         edge = mlp(self.scalar_embed_mlp, scalars_n, name="scalar_embed")(edge)
 
         def split(x: Array) -> Array:  # one weight per channel and l, channel-major as the reference's
@@ -171,6 +164,13 @@ class AllegroNetwork(nn.Module):
 
         edge_energy = mlp(self.readout_mlp, 1, name="readout")(jnp.concatenate(features, axis=-1))
         return jnp.sum(edge_energy[..., 0], axis=-1) * per_edge[..., 0, 0] * 0.5**0.5
+
+    def _pair_embedding(self, rows: Neighborhood) -> Array:
+        """Embedding of the species of centre and neighbour, `[n, K, num_scalar_features]`."""
+        embed, shape = nn.initializers.normal(1.0), (self.num_species, self.num_scalar_features // 2)
+        center = self.param("center_embed", embed, shape)[rows.center_species]
+        neighbor = self.param("neighbor_embed", embed, shape)[rows.neighbor_species]
+        return jnp.concatenate([jnp.broadcast_to(center[:, None], neighbor.shape), neighbor], axis=-1)
 
 
 @register_expert

@@ -177,27 +177,9 @@ def _prepared(
         observe,
         1 if observe is None else observe_every,
     )
-    if n_steps < 1:
-        raise ValueError(f"n_steps must be at least 1, got {n_steps}.")
     if observe is None:
         observe_every = n_steps if update_every is None else update_every
-    if update_every is not None and update_every % observe_every:
-        raise ValueError(
-            f"update_every must be a multiple of observe_every = {observe_every}, got {update_every}."
-        )
-    if jax.dtypes.canonicalize_dtype(np.int64) != np.int64:
-        raise ValueError(
-            "jax_enable_x64 must be on for positions and momenta in 64-bit integers, got off: "
-            'jax.config.update("jax_enable_x64", True); '
-            "positions, and so energies, may stay float32."
-        )
-    with jax.ensure_compile_time_eval():
-        move = np.asarray(integrator.shift_fn(jnp.full((1, 3), 1e-3), jnp.full((1, 3), 1e-3)))
-    if not np.allclose(move, 2e-3, rtol=1e-4):
-        raise ValueError(
-            "shift_fn of the integrator must take positions in Å, got one of fractional coordinates: "
-            "use gradients.rollout."
-        )
+    _check_reversible(integrator, n_steps, update_every, observe_every)
     dtype = state.position.dtype
     leaves, structure = jax.tree.flatten((params, region))
     is_float = tuple(jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in leaves)
@@ -235,6 +217,29 @@ def _prepared(
         others,
         neighbors,
     )
+
+
+def _check_reversible(integrator: NVE, n_steps: int, update_every: int | None, observe_every: int) -> None:
+    """Raise `ValueError` where steps or coordinates do not allow time-reversed integration."""
+    if n_steps < 1:
+        raise ValueError(f"n_steps must be at least 1, got {n_steps}.")
+    if update_every is not None and update_every % observe_every:
+        raise ValueError(
+            f"update_every must be a multiple of observe_every = {observe_every}, got {update_every}."
+        )
+    if jax.dtypes.canonicalize_dtype(np.int64) != np.int64:
+        raise ValueError(
+            "jax_enable_x64 must be on for positions and momenta in 64-bit integers, got off: "
+            'jax.config.update("jax_enable_x64", True); '
+            "positions, and so energies, may stay float32."
+        )
+    with jax.ensure_compile_time_eval():
+        move = np.asarray(integrator.shift_fn(jnp.full((1, 3), 1e-3), jnp.full((1, 3), 1e-3)))
+    if not np.allclose(move, 2e-3, rtol=1e-4):
+        raise ValueError(
+            "shift_fn of the integrator must take positions in Å, got one of fractional coordinates: "
+            "use gradients.rollout."
+        )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
