@@ -17,7 +17,7 @@ FLOORS = (
     ("mixture", "checkpoint", "simulate"),
     ("derivatives", "settings", "data", "regions", "experts"),
     ("neighbors",),
-    ("units", "checks", "files", "failures"),
+    ("units", "checks", "files", "failures", "renamed"),
 )
 PURE = {"gradients", "mixture", "simulate", "derivatives", "regions", "experts", "neighbors"}
 
@@ -40,13 +40,13 @@ RUN = (
     Step("write log and trajectory", "reporters/"),
 )
 TRAIN = (
-    Step("read labelled frames", "data/extxyz.py"),
+    Step("read labelled frames", "data/reading.py"),
     Step("split by trajectory", "data/dataset.py"),
     Step("batch of rows, padded", "data/batching.py"),
-    Step("environments without labels", "data/crystals.py"),
+    Step("environments without labels", "data/environments.py"),
     Step("energies and partial forces", "experts/base.py"),
     Step("one loss for both experts", "training/losses.py"),
-    Step("step of the optimiser", "training/cotrain.py"),
+    Step("step of the optimiser", "training/step.py"),
     Step("parameters and record", "checkpoint.py"),
 )
 

@@ -33,5 +33,6 @@ def test_files_and_functions_are_short(path):
 
 
 def test_lengths_are_counted():
-    source = 'def f():\n    """Text.\n\n    More.\n    """\n    a = 1\n\n    return a\n\n\ndef g():\n    return 2\n'
+    first = 'def f():\n    """Text.\n\n    More.\n    """\n    a = 1\n\n    return a\n'
+    source = first + "\n\ndef g():\n    return 2\n"
     assert lengths(source) == {"f": 3, "g": 1}
