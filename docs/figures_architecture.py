@@ -31,13 +31,13 @@ class Step(NamedTuple):
 
 RUN = (
     Step("read structure, checkpoint, settings", "commands/run.py"),
-    Step("move the atoms", "simulate/integrators"),
+    Step("move the atoms", "simulate/integrators/nve.py"),
     Step("check, or rebuild, the neighbour list", "neighbors/neighbor_list.py"),
-    Step("gate of each atom", "regions/"),
-    Step("rows of each expert", "mixture/"),
-    Step("energy of each row", "experts/"),
-    Step("force: gradient of the sum", "simulate/run.py"),
-    Step("write log and trajectory", "reporters/"),
+    Step("gate of each atom", "regions/following.py"),
+    Step("rows of each expert", "mixture/neighbors.py"),
+    Step("energy of each row", "experts/allegro.py"),
+    Step("force: gradient of the sum", "simulate/step.py"),
+    Step("write log and trajectory", "reporters/trajectory.py"),
 )
 TRAIN = (
     Step("read labelled frames", "data/reading.py"),
