@@ -36,7 +36,9 @@ from moe_md import distributed, simulate
 class Run:
     """A trajectory that continues with each call of `advance`, for `harness.interleave`."""
 
-    def __init__(self, slabs: distributed.Slabs, state: distributed.State, integrator, n_steps: int):
+    def __init__(
+        self, slabs: distributed.DomainDecomposition, state: distributed.State, integrator, n_steps: int
+    ):
         self._slabs, self._integrator, self._n_steps = slabs, integrator, n_steps
         started = time.perf_counter()
         self.state = jax.block_until_ready(slabs.evaluate(state))
@@ -90,7 +92,7 @@ def row_of(n: int, run: Run, timing: harness.Timing) -> dict:
     """Times and exchanged bytes on `n` devices."""
     atom_bytes = 3 * run.state.atoms.position.dtype.itemsize
     sent = sum(
-        int(np.sum(np.asarray(face) < run.state.sizes.atoms))
+        int(np.sum(np.asarray(face) < run.state.capacities.atoms))
         for face in (run.state.lists.before, run.state.lists.after)
     )
     return {
@@ -98,9 +100,9 @@ def row_of(n: int, run: Run, timing: harness.Timing) -> dict:
         "median_s": timing.median,
         "quartiles_s": [timing.lower, timing.upper],
         "compile_s": run.compile_seconds,
-        "sizes": run.state.sizes._asdict(),
+        "sizes": run.state.capacities._asdict(),
         "halo_atoms": sent,
-        "bytes_per_step": 2 * 2 * n * run.state.sizes.halo * atom_bytes,
+        "bytes_per_step": 2 * 2 * n * run.state.capacities.halo * atom_bytes,
         "bytes_of_atoms_per_step": 2 * sent * atom_bytes,
     }
 

@@ -7,18 +7,18 @@ import numpy as np
 
 from moe_md import units
 from moe_md.checks import check_count
-from moe_md.distributed.energy import Slabs
-from moe_md.distributed.slabs import Atoms, State
+from moe_md.distributed.builder import DomainDecomposition
+from moe_md.distributed.partition import Atoms, State
 from moe_md.experts.base import Params
 from moe_md.simulate import interrupts
 from moe_md.simulate.integrators import Integrator
 
 
 class Frame(NamedTuple):
-    """What a reporter sees; the fields are those of `simulate.Frame`."""
+    """A record for reporters, with the fields of `simulate.Frame`."""
 
     step: int
-    time_ps: float  # of so many of these time steps
+    time_ps: float  # step times the time step
     potential: float  # eV
     kinetic: float  # eV
     total: float  # eV
@@ -36,14 +36,14 @@ class Frame(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A finished run."""
+    """Final state and records of a run."""
 
     state: State
     frames: tuple[Frame, ...]  # without arrays
 
 
 def run(
-    slabs: Slabs,
+    decomposition: DomainDecomposition,
     state: State,
     integrator: Integrator,
     *,
@@ -52,16 +52,16 @@ def run(
     chunk_steps: int = 50,
     reporters: Sequence[Callable] = (),
 ) -> Result:
-    """Molecular dynamics from where a state stands.
+    """Molecular dynamics that starts from a state.
 
     Args:
-        slabs: from `mixture`.
-        state: from `scatter`, or of an earlier result.
-        integrator: `nve` or `langevin`; positions are wrapped into the box where
-            lists are made, whatever its `shift_fn`.
+        decomposition: from `mixture`.
+        state: from `scatter`, or from an earlier result.
+        integrator: `nve` or `langevin`; its `shift_fn` is not used: positions are
+            wrapped into the box where lists are built.
         n_steps: steps to take.
         params: default the builder's.
-        chunk_steps: steps between looks at the flags, and between frames.
+        chunk_steps: steps between checks for overflow, and between frames.
         reporters: called with a `Frame` at the start and after each chunk.
 
     Returns:
@@ -69,7 +69,8 @@ def run(
 
     Raises:
         ValueError: an argument is out of range.
-        SlabError: numbers are not finite, atoms fly, or lists grow again and again.
+        SimulationError: values are not finite, atoms move too fast, or capacities do not
+            suffice after several reallocations.
     """
     check_count("n_steps", n_steps, 0)
     check_count("chunk_steps", chunk_steps, 1)
@@ -78,10 +79,10 @@ def run(
         while True:
             check_interrupt()
             n = min(chunk_steps, n_steps - done) if frames else 0
-            state, grew = slabs.advance(state, integrator, n, params, first=not frames)
+            state, grew = decomposition.advance(state, integrator, n, params, first=not frames)
             n_reallocations, done = n_reallocations + grew, done + n
-            in_domain = in_domain and slabs.check_domains(state)
-            frame = _frame(slabs.gather(state), state, integrator, n_reallocations)
+            in_domain = in_domain and decomposition.check_domains(state)
+            frame = _frame(decomposition.gather(state), state, integrator, n_reallocations)
             for report in reporters:
                 report(frame)
             frames.append(frame._replace(position=None, velocity=None, force=None))
@@ -102,7 +103,7 @@ def _frame(atoms: Atoms[np.ndarray], state: State, integrator, n_reallocations: 
         total=total,
         temperature_K=2 * kinetic / (n_free * units.kB),
         momentum=float(np.linalg.norm(momentum.sum(axis=0))),
-        conserved=total + float(integrator.reservoir(atoms)),
+        conserved=total + float(integrator.extended_energy(atoms)),
         n_reallocations=n_reallocations,
         position=atoms.position,
         velocity=atoms.velocity,

@@ -85,9 +85,7 @@ class MixtureNeighbors:
 
     list: NeighborList  # neighbours of all atoms, for each cutoff
     centers: tuple[Array, ...]  # per expert [capacity] int, atoms that it computes; n_atoms where padded
-    halo: tuple[
-        Array, ...
-    ]  # per expert [capacity] int, other atoms whose rows it needs; n_atoms where padded
+    halo: tuple[Array, ...]  # per expert [capacity] int, other atoms whose rows it needs; padded alike
     requested: Any  # a `NeighborList` in place of each `NeighborRequest` of the region
     centers_overflow: Array  # bool, an expert has more atoms or neighbours than its capacity; stays True
     # per potential, columns of its packed rows; None where rows are not packed

@@ -25,13 +25,13 @@ if __name__ == "__main__":
 import moe_md as mm
 from moe_md import distributed, simulate
 
-BOX = np.array([8 * 5.4, 2 * 5.4, 2 * 5.4])  # Å; eight slabs just as wide as the halo of 5.4 Å
+BOX = np.array([8 * 5.4, 2 * 5.4, 2 * 5.4])  # Å; eight subdomains just as wide as the halo of 5.4 Å
 SPECIES = ("Ar", "Kr")
 SPREAD = 0.1  # Å
 
 
 def argon():
-    """128 atoms of rattled fcc argon and krypton, every other plane of them at a face between slabs,
+    """128 atoms of rattled fcc argon and krypton, every other plane of them at a face between subdomains,
     some outside the box.
     """
     atoms = bulk("Ar", a=5.4, cubic=True).repeat((8, 2, 2))
@@ -86,10 +86,10 @@ def on_one_device(atoms, arguments):
     return float(energy), -np.asarray(gradient)
 
 
-def compared(slabs, state, reference):
+def compared(parallel, state, reference):
     """How far energy and forces are from those of one device, and how large forces are."""
     energy, force = reference
-    found = slabs.gather(state).force
+    found = parallel.gather(state).force
     return {
         "energy": abs(state.potential - energy),
         "force": float(np.abs(found - force).max()),
@@ -97,11 +97,11 @@ def compared(slabs, state, reference):
     }
 
 
-def homes(slabs, state):
-    """The slab of each atom, in their order."""
+def owners(parallel, state):
+    """The subdomain of each atom, in their order."""
     index = np.asarray(state.atoms.index).reshape(len(jax.devices()), -1)
-    slab, slot = np.nonzero(index < len(argon()))
-    return slab[np.argsort(index[slab, slot])]
+    subdomain, slot = np.nonzero(index < len(argon()))
+    return subdomain[np.argsort(index[subdomain, slot])]
 
 
 def statics(found):
@@ -111,29 +111,31 @@ def statics(found):
     atoms, arguments = system()
     reference = on_one_device(atoms, arguments)
     for n in (1, 2, 4, 8):
-        slabs = distributed.mixture(BOX, *arguments, devices=jax.devices()[:n])
-        state = slabs.evaluate(slabs.scatter(atoms.positions, atoms.get_masses()))
-        found[f"fixed, {n}"] = compared(slabs, state, reference)
+        parallel = distributed.mixture(BOX, *arguments, devices=jax.devices()[:n])
+        state = parallel.evaluate(parallel.scatter(atoms.positions, atoms.get_masses()))
+        found[f"fixed, {n}"] = compared(parallel, state, reference)
     # Half a halo: those farthest from the face are forgotten.
-    low = BOX[0] / 8 * np.repeat(np.arange(8), state.sizes.halo)
+    low = BOX[0] / 8 * np.repeat(np.arange(8), state.capacities.halo)
     along = np.append(np.asarray(state.atoms.position[:, 0]).reshape(8, -1), np.full((8, 1), np.nan), axis=1)
-    slot = np.minimum(np.asarray(state.lists.before).reshape(8, -1), state.sizes.atoms)
+    slot = np.minimum(np.asarray(state.lists.before).reshape(8, -1), state.capacities.atoms)
     far = np.take_along_axis(along, slot, axis=1).ravel() - low > 2.5
     thin = jax.device_put(
-        np.where(far, state.sizes.atoms, slot.ravel()).astype(np.int32), state.lists.before.sharding
+        np.where(far, state.capacities.atoms, slot.ravel()).astype(np.int32), state.lists.before.sharding
     )
     found["thin"] = compared(
-        slabs, slabs.evaluate(replace(state, lists=state.lists._replace(before=thin))), reference
+        parallel,
+        parallel.evaluate(replace(state, lists=state.lists._replace(before=thin))),
+        reference,
     )
-    single = slabs.evaluate(slabs.scatter(atoms.positions.astype(np.float32)))
-    found["float32"] = compared(slabs, single, reference) | {"dtype": str(single.atoms.position.dtype)}
+    single = parallel.evaluate(parallel.scatter(atoms.positions.astype(np.float32)))
+    found["float32"] = compared(parallel, single, reference) | {"dtype": str(single.atoms.position.dtype)}
     atoms, arguments = system(kind="learned")
-    slabs = distributed.mixture(BOX, *arguments, chunk_size=4)
-    state = slabs.evaluate(slabs.scatter(atoms.positions))
+    parallel = distributed.mixture(BOX, *arguments, chunk_size=4)
+    state = parallel.evaluate(parallel.scatter(atoms.positions))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        in_domain = slabs.check_domains(state)
-        found["learned"] = compared(slabs, state, on_one_device(atoms, arguments))
+        in_domain = parallel.check_domains(state)
+        found["learned"] = compared(parallel, state, on_one_device(atoms, arguments))
     found["warned"] = {
         "in_domain": in_domain,
         "messages": [str(w.message) for w in caught if "domain" in str(w.message)],
@@ -149,10 +151,12 @@ def dynamics(found):
     velocity -= np.average(velocity, axis=0, weights=atoms.get_masses())
     shift_fn = space.periodic(BOX)[1]
     integrator = simulate.nve(shift_fn, 4.0)
-    slabs = distributed.mixture(BOX, *arguments, capacity_multiplier=1.05)
-    first = slabs.scatter(atoms.positions, atoms.get_masses(), velocity=velocity)
+    parallel = distributed.mixture(BOX, *arguments, capacity_multiplier=1.05)
+    first = parallel.scatter(atoms.positions, atoms.get_masses(), velocity=velocity)
     seen = []
-    result = distributed.run(slabs, first, integrator, n_steps=200, chunk_steps=20, reporters=[seen.append])
+    result = distributed.run(
+        parallel, first, integrator, n_steps=200, chunk_steps=20, reporters=[seen.append]
+    )
     fns = mm.mixture_neighbor_list(space.periodic(BOX)[0], BOX, *arguments)
     one = simulate.run(
         *fns,
@@ -163,7 +167,7 @@ def dynamics(found):
         n_steps=200,
         chunk_steps=20,
     )
-    apart = np.asarray(slabs.gather(result.state).position) - np.asarray(one.state.position)
+    apart = np.asarray(parallel.gather(result.state).position) - np.asarray(one.state.position)
     found["nve"] = {
         "total": [frame.total for frame in result.frames],
         "momentum": max(frame.momentum for frame in result.frames),
@@ -172,7 +176,7 @@ def dynamics(found):
         ),
         "apart": float(np.abs((apart + BOX / 2) % BOX - BOX / 2).max()),
         "moved": float(np.ptp([frame.potential for frame in result.frames])),
-        "migrated": int(np.sum(homes(slabs, result.state) != homes(slabs, first))),
+        "migrated": int(np.sum(owners(parallel, result.state) != owners(parallel, first))),
         "regrown": result.frames[-1].n_reallocations,
         "step": result.frames[-1].step,
         "seen": [list(frame.position.shape) for frame in seen],
@@ -184,7 +188,7 @@ def dynamics(found):
             compiled.append(event) if event == "/jax/core/compile/backend_compile_duration" else None
         )
     )
-    longer = distributed.run(slabs, result.state, simulate.nve(shift_fn, 3.0), n_steps=30, chunk_steps=20)
+    longer = distributed.run(parallel, result.state, simulate.nve(shift_fn, 3.0), n_steps=30, chunk_steps=20)
     found["compiled"] = {
         "count": len(compiled),
         "regrown": longer.frames[-1].n_reallocations,
@@ -194,8 +198,8 @@ def dynamics(found):
         wild = replace(
             longer.state, atoms=longer.state.atoms._replace(momentum=factor * longer.state.atoms.momentum)
         )
-        with pytest.raises(distributed.SlabError) as error:
-            slabs.advance(wild, integrator, 5)
+        with pytest.raises(simulate.SimulationError) as error:
+            parallel.advance(wild, integrator, 5)
         found[name] = str(error.value)
         assert error.value.state is wild
 
@@ -203,15 +207,15 @@ def dynamics(found):
 def following(found):
     """A region that follows atoms across the faces, and Langevin dynamics."""
     atoms, arguments = system(mm.regions.around([3, 60, 127], 3.0, 2.0))
-    slabs = distributed.mixture(BOX, *arguments, dr_threshold=0.4)
-    state = slabs.scatter(atoms.positions, atoms.get_masses(), temperature_K=150.0, key=jax.random.key(0))
-    found["around"] = compared(slabs, slabs.evaluate(state), on_one_device(atoms, arguments))
-    result = distributed.run(slabs, state, simulate.nve(space.free()[1], 4.0), n_steps=100, chunk_steps=50)
+    parallel = distributed.mixture(BOX, *arguments, dr_threshold=0.4)
+    state = parallel.scatter(atoms.positions, atoms.get_masses(), temperature_K=150.0, key=jax.random.key(0))
+    found["around"] = compared(parallel, parallel.evaluate(state), on_one_device(atoms, arguments))
+    result = distributed.run(parallel, state, simulate.nve(space.free()[1], 4.0), n_steps=100, chunk_steps=50)
     found["around, nve"] = {"total": [f.total for f in result.frames], "momentum": result.frames[-1].momentum}
-    atoms.positions = slabs.gather(result.state).position
-    found["around, after"] = compared(slabs, result.state, on_one_device(atoms, arguments))
+    atoms.positions = parallel.gather(result.state).position
+    found["around, after"] = compared(parallel, result.state, on_one_device(atoms, arguments))
     hot = distributed.run(
-        slabs, state, simulate.langevin(space.free()[1], 4.0, 40.0, 0.02), n_steps=300, chunk_steps=10
+        parallel, state, simulate.langevin(space.free()[1], 4.0, 40.0, 0.02), n_steps=300, chunk_steps=10
     )
     found["langevin"] = [f.temperature_K for f in hot.frames]
 
@@ -316,8 +320,11 @@ def test_langevin_dynamics_reach_their_temperature(found):
         ({"dr_threshold": 0.0}, "dr_threshold must be positive"),
         ({"axis": 3}, "axis must be 0, 1 or 2"),
         ({"devices": []}, "devices must be at least one"),
-        ({"devices": 9 * [None]}, "9 slabs of 43.2 Å along axis 0 are 4.8 Å wide, at most 8 fit"),
-        ({"devices": 3 * [None], "axis": 1}, "slabs are as wide as the longest cutoff and the skin, 5.4 Å"),
+        ({"devices": 9 * [None]}, "9 subdomains of 43.2 Å along axis 0 are 4.8 Å wide, at most 8 fit"),
+        (
+            {"devices": 3 * [None], "axis": 1},
+            "subdomains are as wide as the longest cutoff and the skin, 5.4 Å",
+        ),
         ({"region": mm.regions.fixed([0, 1])}, "must assign each of the 128 atoms to one of 2 experts"),
         ({"region": mm.regions.around([128], 3.0, 1.0)}, "seeds below the number of atoms, 128"),
         ({"region": mm.regions.complement(mm.regions.around([0], 3.0, 1.0))}, "static, or around seeds"),
@@ -339,12 +346,12 @@ def test_experts_that_pass_messages_are_refused():
 
 def test_bad_atoms_and_integrators_are_refused():
     atoms, arguments = system()
-    slabs = distributed.mixture(BOX, *arguments, devices=jax.devices()[:1])
+    parallel = distributed.mixture(BOX, *arguments, devices=jax.devices()[:1])
     with pytest.raises(ValueError, match=r"position must be finite numbers of shape \[128, 3\]"):
-        slabs.scatter(atoms.positions[1:])
+        parallel.scatter(atoms.positions[1:])
     with pytest.raises(ValueError, match="masses must be positive"):
-        slabs.scatter(atoms.positions, np.zeros(128))
+        parallel.scatter(atoms.positions, np.zeros(128))
     with pytest.raises(ValueError, match="temperature_K must come with"):
-        slabs.scatter(atoms.positions, temperature_K=3.0)
+        parallel.scatter(atoms.positions, temperature_K=3.0)
     with pytest.raises(ValueError, match="integrator must be nve"):
-        slabs.advance(None, simulate.nose_hoover(None, 1.0, 300.0), 1)
+        parallel.advance(None, simulate.nose_hoover(None, 1.0, 300.0), 1)
