@@ -127,7 +127,7 @@ def _draw_cost(panel, time, share) -> None:
 
 
 def _draw_energies(change, deviation, time, energy, kinetic) -> None:
-    """Changes since the start in one panel, the deviation of the conserved energy from its mean in another."""
+    """Draw changes since the start, and the deviation of the conserved energy from its mean."""
     kinetic_change, energy_change = kinetic - kinetic[0], energy - energy[0]
     change.plot(time, kinetic_change, color="#c77f1a", lw=1.0, label="kinetic")
     change.plot(time, energy_change, color="#28527a", lw=1.6, label="total − work")
