@@ -302,7 +302,7 @@ def _relaxed_site(atoms: Atoms, n_around: int, reference: float, max_steps: int)
         atoms: slab and molecule, with their experts.
         n_around: number of metal atoms around the site.
         reference: eV, energy of the clean slab and the free molecule.
-        max_steps: largest number of steps of the relaxation.
+        max_steps: as in `adsorption`.
     """
     carbon, oxygen = len(atoms) - 2, len(atoms) - 1
     metal = np.arange(carbon)
@@ -363,10 +363,7 @@ def _wavenumbers(atoms: Atoms, moving: Sequence[int]) -> np.ndarray:
 
 
 def _calculator(checkpoint: Checkpoint, region: AtomsRegion) -> MixtureCalculator:
-    """One calculator for all structures, so that they share compiled programs.
-
-    It reads the expert of each atom from the atoms' array `_OWNER`.
-    """
+    """Calculator of all structures, which share its compiled programs; it reads the experts from `_OWNER`."""
     if not callable(region):
         check_value("region", region, int)
         if not 0 <= region < len(checkpoint.experts):
