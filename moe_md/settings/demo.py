@@ -57,7 +57,7 @@ class BenchSettings:
     rows: int = option(8, "rows of Pt atoms along y, a multiple of 4", positive=True)
     layers: int = option(32, "layers of Pt", positive=True)
     rounds: int = option(9, "timed steps of each program", positive=True)
-    timestep_fs: float = option(1.0, "of the dynamics", positive=True)
+    timestep_fs: float = option(1.0, "length of one step", positive=True)
     chunk_size: int = option(64, "rows computed at a time", positive=True)
     dtype: str = option("float32", "float32 or float64", choices=("float32", "float64"))
     seed: int = option(0, "of the random displacements", least=0)

@@ -27,7 +27,7 @@ class SystemSettings:
         0, "number of top layers that go to the expensive expert; atoms keep their expert", least=0
     )
     region_tags: str = option(
-        "", "tags of ASE, such as 1,2: these atoms go to the expensive expert and stay there"
+        "", "tags of ASE, such as 1,2, whose atoms go to the expensive expert; atoms keep their expert"
     )
 
     def __post_init__(self):
@@ -60,7 +60,7 @@ class RunSettings(SystemSettings):
     tau_fs: float = option(100.0, "period of the thermostat of nose_hoover and npt", positive=True)
     pressure_GPa: float = option(0.0, "of npt")
     barostat_tau_fs: float = option(1000.0, "period of the barostat of npt", positive=True)
-    timestep_fs: float = option(1.0, "of the inner potential, if there is one", positive=True)
+    timestep_fs: float = option(1.0, "length of one step", positive=True)
     inner_potential: str = option(
         "", "checkpoint whose first expert replaces the expensive one between two of its evaluations"
     )
@@ -102,7 +102,7 @@ class ExportSettings(SystemSettings):
     """A run in another program; keys of the `[export]` table of a settings file."""
 
     temperature_K: float = option(300.0, "of the initial velocities if the structure has none", least=0)
-    timestep_fs: float = option(1.0, "of the dynamics", positive=True)
+    timestep_fs: float = option(1.0, "length of one step", positive=True)
     steps: int = option(1000, "of molecular dynamics", least=0)
     skin: float = option(1.0, "Å, of the neighbour lists", positive=True)
     dtype: str = option("float64", "float32 or float64", choices=DTYPES)

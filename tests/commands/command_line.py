@@ -16,3 +16,8 @@ def failure(capsys, *arguments, code=2) -> str:
     assert found == code
     assert err.startswith("moe-md: error: ") and err.count("\n") == 1, err
     return err
+
+
+def as_options(**values) -> tuple:
+    """Options of the command line by key: `as_options(log_every=4)` is `("--log-every", 4)`."""
+    return tuple(part for key, value in values.items() for part in (f"--{key.replace('_', '-')}", value))

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 from ase.build import bulk, fcc111
-from command_line import failure, moe_md
+from command_line import as_options, failure, moe_md
 
 from moe_md import checkpoint
 
@@ -15,66 +15,25 @@ from moe_md import checkpoint
 def test_run_with_an_inner_potential(folder, capsys, tmp_path):
     """The cheap expert replaces the other at three of four steps; the energy is that of the mixture."""
     pair = checkpoint.load(folder / "model.msgpack")
-    checkpoint.save(
-        tmp_path / "inner_potential.msgpack", pair._replace(experts=pair.experts[1:], params=pair.params[1:])
+    inner = tmp_path / "inner_potential.msgpack"
+    checkpoint.save(inner, pair._replace(experts=pair.experts[1:], params=pair.params[1:]))
+    system = as_options(
+        checkpoint=folder / "model.msgpack", structure=folder / "slab.extxyz", region_lower=9.0, steps=40
     )
-    options = (
-        "--checkpoint",
-        folder / "model.msgpack",
-        "--structure",
-        folder / "slab.extxyz",
-        "--region-lower",
-        9.0,
-        "--steps",
-        40,
-    )
-    inner = (
-        "--inner-potential",
-        tmp_path / "inner_potential.msgpack",
-        "--outer-every",
-        4,
-        "--log-every",
-        4,
-        "--trajectory-every",
-        20,
-        "--restart-every",
-        20,
-    )
-    code, _, err = moe_md(capsys, "run", *options, *inner, "--out", tmp_path / "a")
-    assert code == 0, err
-    code, _, err = moe_md(
-        capsys,
-        "run",
-        *options,
-        "--log-every",
-        4,
-        "--trajectory-every",
-        20,
-        "--restart-every",
-        20,
-        "--out",
-        tmp_path / "b",
-    )
-    assert code == 0, err
+    every = as_options(log_every=4, trajectory_every=20, restart_every=20)
+    split = as_options(inner_potential=inner, outer_every=4)
+    for name, further in (("a", split), ("b", ())):
+        code, _, err = moe_md(capsys, "run", *system, *every, *further, "--out", tmp_path / name)
+        assert code == 0, err
     a, b = (np.genfromtxt(tmp_path / x / "log.csv", delimiter=",", names=True) for x in "ab")
     assert a["potential"][0] == pytest.approx(b["potential"][0], abs=1e-9)
     assert 0 < np.abs(a["potential"] - b["potential"]).max() < 0.1
-    for wrong, message in (
-        (("--outer-every", 3, "--log-every", 4), "log_every a multiple of it, got 3 and 4"),
-        (("--outer-every", 2, "--log-every", 4), "must come with inner_potential"),
+    for outer_every, message in (
+        (3, "log_every a multiple of it, got 3 and 4"),
+        (2, "must come with inner_potential"),
     ):
-        code, _, err = moe_md(
-            capsys,
-            "run",
-            *options,
-            *wrong,
-            "--trajectory-every",
-            20,
-            "--restart-every",
-            20,
-            "--out",
-            tmp_path / "c",
-        )
+        wrong = as_options(outer_every=outer_every, out=tmp_path / "c")
+        code, _, err = moe_md(capsys, "run", *system, *every, *wrong)
         assert code != 0 and message in err
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from ase.build import bulk
-from command_line import failure, moe_md
+from command_line import as_options, failure, moe_md
 
 from moe_md import checkpoint
 
@@ -86,8 +86,19 @@ def test_missing_labels(folder, capsys, tmp_path):
     assert "forces_key" in err and "pushes" in err
 
 
-def test_names_of_labels_and_the_start_come_from_the_settings_file(folder, capsys, tmp_path):
-    """Names of labels, given by a settings file or by options, lead to the same training."""
+NAMES = {
+    "energy_key": "REF_energy",
+    "forces_key": "dft_forces",
+    "stress_key": "REF_virial",
+    "group_key": "walk",
+    "kind_key": "config_type",
+}
+TRAINING = "[training]\nsteps = 2\nmax_atoms = 16\nunlabelled_atoms = 4\nideal_crystals = 1\n"
+
+
+@pytest.fixture
+def labelled(folder, tmp_path):
+    """Paths of frames with labels of these names, and of a settings file with the names and a start."""
     rng, images = np.random.default_rng(0), []
     for n in range(6):
         atoms = bulk("Pt", a=3.98, cubic=True)
@@ -100,36 +111,28 @@ def test_names_of_labels_and_the_start_come_from_the_settings_file(folder, capsy
         )
         atoms.arrays["dft_forces"] = rng.normal(size=(4, 3))
         images.append(atoms)
-    ase.io.write(tmp_path / "theirs.extxyz", images, format="extxyz")
-    names = {
-        "energy_key": "REF_energy",
-        "forces_key": "dft_forces",
-        "stress_key": "REF_virial",
-        "group_key": "walk",
-        "kind_key": "config_type",
-    }
-    head = f'start = "{folder / "model.msgpack"}"\n'
-    training = "[training]\nsteps = 2\nmax_atoms = 16\nunlabelled_atoms = 4\nideal_crystals = 1\n"
-    lines = "".join(f'{key} = "{name}"\n' for key, name in names.items())
-    (tmp_path / "all.toml").write_text(
-        head + f'[data]\nfile = "{tmp_path / "theirs.extxyz"}"\n' + lines + training
-    )
-    (tmp_path / "bare.toml").write_text(training)
-    code, said, err = moe_md(
-        capsys, "train", "--settings", tmp_path / "all.toml", "--out", tmp_path / "a", "--quiet"
-    )
+    frames, settings = tmp_path / "theirs.extxyz", tmp_path / "all.toml"
+    ase.io.write(frames, images, format="extxyz")
+    data = "".join(f'{key} = "{name}"\n' for key, name in {"file": frames, **NAMES}.items())
+    settings.write_text(f'start = "{folder / "model.msgpack"}"\n[data]\n{data}{TRAINING}')
+    return frames, settings
+
+
+def test_names_of_labels_and_the_start_come_from_the_settings_file(labelled, folder, capsys, tmp_path):
+    """Names of labels, given by a settings file or by options, lead to the same training."""
+    frames, settings = labelled
+    code, said, err = moe_md(capsys, "train", "--settings", settings, "--out", tmp_path / "a", "--quiet")
     assert code == 0, err
     assert "train: 4 frames of 2 groups" in said and "validation: 2 frames of 1 groups" in said
-    options = [part for key, name in names.items() for part in (f"--{key.replace('_', '-')}", name)]
-    options += [
-        "--data",
-        tmp_path / "theirs.extxyz",
-        "--start",
-        folder / "model.msgpack",
-        "--settings",
-        tmp_path / "bare.toml",
-    ]
-    code, _, err = moe_md(capsys, "train", *options, "--out", tmp_path / "b", "--quiet")
+    (tmp_path / "bare.toml").write_text(TRAINING)
+    options = as_options(
+        **NAMES,
+        data=frames,
+        start=folder / "model.msgpack",
+        settings=tmp_path / "bare.toml",
+        out=tmp_path / "b",
+    )
+    code, _, err = moe_md(capsys, "train", *options, "--quiet")
     assert code == 0, err
     first, second = (checkpoint.load(tmp_path / name / "checkpoint.msgpack") for name in "ab")
     jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
@@ -137,35 +140,22 @@ def test_names_of_labels_and_the_start_come_from_the_settings_file(folder, capsy
     assert counts["frames"] == counts["energy"] == counts["forces"] == counts["stress"] > 0
     assert first.record["start"] is not None
     # Errors of those frames by kind.
-    code, said, err = moe_md(
-        capsys,
-        "evaluate",
-        tmp_path / "a" / "checkpoint.msgpack",
-        "--settings",
-        tmp_path / "all.toml",
-        "--out",
-        tmp_path / "c",
-    )
+    options = as_options(settings=settings, out=tmp_path / "c")
+    code, said, err = moe_md(capsys, "evaluate", tmp_path / "a" / "checkpoint.msgpack", *options)
     assert code == 0, err
     report = json.loads((tmp_path / "c" / "evaluation.json").read_text())
     assert set(report["kinds"]) == {"hot", "all"} and report["data"].endswith("theirs.extxyz")
-    # An option overrides the file; the error for an unknown name lists the existing ones.
-    err = failure(
-        capsys,
-        "train",
-        "--settings",
-        tmp_path / "all.toml",
-        "--stress-key",
-        "virials",
-        "--out",
-        tmp_path / "d",
-    )
+
+
+def test_unknown_names_in_the_settings_file_are_refused(labelled, capsys, tmp_path):
+    """An option overrides the file; the error for an unknown label lists the existing ones."""
+    options = as_options(settings=labelled[1], stress_key="virials", out=tmp_path / "d")
+    err = failure(capsys, "train", *options)
     assert "stress_key" in err and "'virials'" in err and "REF_virial" in err
-    (tmp_path / "wrong.toml").write_text("start = 3\n")
-    assert "start of" in failure(
-        capsys, "train", "--settings", tmp_path / "wrong.toml", "--out", tmp_path / "d"
-    )
-    (tmp_path / "wrong.toml").write_text('[data]\nenergy = "REF_energy"\n')
-    assert "unknown key 'energy'" in failure(
-        capsys, "train", "--settings", tmp_path / "wrong.toml", "--out", tmp_path / "d"
-    )
+    wrong = as_options(settings=tmp_path / "wrong.toml", out=tmp_path / "d")
+    for text, message in (
+        ("start = 3\n", "start of"),
+        ('[data]\nenergy = "REF_energy"\n', "unknown key 'energy'"),
+    ):
+        (tmp_path / "wrong.toml").write_text(text)
+        assert message in failure(capsys, "train", *wrong)
