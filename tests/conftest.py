@@ -109,3 +109,45 @@ def pytest_sessionfinish(session):
     if session.config.getoption("--record-durations") and "PYTEST_XDIST_WORKER" not in os.environ:
         seconds = {name: round(value, 1) for name, value in sorted(_spent.items())}
         DURATIONS.write_text(json.dumps(seconds, indent=0) + "\n")
+
+
+# Files ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """For commands: a Lennard-Jones checkpoint, a clean slab, and settings of two small experts."""
+    from ase.build import fcc111
+
+    from moe_md import checkpoint, experts
+
+    species, cutoff = ("Pt", "C", "O"), 4.0
+    folder = tmp_path_factory.mktemp("commands")
+    built = [
+        experts.lennard_jones(species, cutoff, epsilon=epsilon, sigma=2.5446, allowed_species=domain)
+        for epsilon, domain in ((0.6, species), (0.59, ("Pt",)))
+    ]
+    params = tuple(e.init(None) for e in built)
+    checkpoint.save(folder / "model.msgpack", checkpoint.Checkpoint(tuple(built), params, {}, {}))
+    atoms = fcc111("Pt", (4, 4, 4), a=3.92, vacuum=6.0, orthogonal=True)
+    atoms.write(folder / "slab.extxyz")
+    (folder / "train.toml").write_text(
+        f"""
+        [expensive]
+        builder = "lennard_jones"
+        cutoff = {cutoff}
+        epsilon = 0.5
+        sigma = 1.2
+        [cheap]
+        builder = "lennard_jones"
+        cutoff = {cutoff}
+        allowed_species = ["Pt"]
+        sigma = 1.2
+        [training]
+        steps = 4
+        validate_every = 4
+        [training.weights]
+        energy = 1.0
+        """
+    )
+    return folder

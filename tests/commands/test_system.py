@@ -29,7 +29,7 @@ def test_open_directions_get_vacuum():
     [
         (("--region-tags", "1, 2"), 0.5, None),
         (("--region-layers", 1), 0.25, None),
-        (("--region-tags", "7"), None, "tags must each be that of an atom"),
+        (("--region-tags", "7"), None, "tags must be tags of the atoms"),
         (("--region-tags", "top"), None, "region_tags must be whole numbers with commas between, got 'top'"),
         (("--region-layers", 9), None, "n_layers must be at most the 4 layers"),
         (

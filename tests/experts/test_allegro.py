@@ -110,13 +110,15 @@ def reference(config, params, position, species):
 
 
 @pytest.mark.parametrize(
-    "l_max, num_layers, parity",
+    "size",
     short(
         [(1, 1, True), (1, 2, False), (1, 3, True), (2, 1, False), (2, 2, True), (2, 3, True), (2, 3, False)],
         only=[(1, 2, False), (2, 2, True)],
     ),
+    ids=str,
 )
-def test_fast_path_is_the_edgewise_product(l_max, num_layers, parity):
+def test_fast_path_is_the_edgewise_product(size):
+    l_max, num_layers, parity = size
     compare(small_allegro(l_max, num_layers, parity))
 
 

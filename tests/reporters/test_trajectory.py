@@ -9,7 +9,7 @@ from ase.build import fcc111
 
 from moe_md.reporters.trajectory import LastState, LogWriter, XYZWriter, drift
 from moe_md.simulate import Frame, Log, State
-from moe_md.simulate.integrators import NVE
+from moe_md.simulate.integrators.nve import NVE
 
 
 @pytest.fixture
