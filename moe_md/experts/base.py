@@ -1,4 +1,4 @@
-"""The contract of an expert, and what follows from it for all of them."""
+"""The contract of an expert, and functions that hold for every expert."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -23,12 +23,11 @@ class Expert(NamedTuple):
     """A potential E = sum_i E_i, a sum over rows.
 
     With `num_hops` 1 it is strictly local: E_i depends on row i alone, and
-    `Neighborhood.neighbor` is not looked at. Above 1 it passes messages along
-    `neighbor`, the row number of each neighbour in that very `Neighborhood`: a
-    number of at least `n` says that the neighbour has no row there, and it
-    sends its species alone. E_i is right if the rows of all atoms within
-    `num_hops` - 1 neighbours of i are given; the other energies that come back
-    mean nothing.
+    `Neighborhood.neighbor` is not used. Above 1 it passes messages along
+    `neighbor`, the row number of each neighbour in the same `Neighborhood`. A
+    number of at least `n` marks a neighbour without a row, which sends a message
+    of its species only. E_i is exact if the rows of all atoms within
+    `num_hops` - 1 neighbours of i are given; other energies are meaningless.
     """
 
     init: Callable  # (key) -> params
@@ -38,7 +37,9 @@ class Expert(NamedTuple):
     allowed_species: tuple[str, ...]  # species it may meet, as centre or neighbour
     config: dict  # builder name and keyword arguments: what a checkpoint stores
     num_hops: int = 1  # an energy depends on rows within num_hops - 1 neighbours of its centre
-    pack_neighbors: bool = False  # a slot costs so much that a mixture hands it rows without the skin's
+    pack_neighbors: bool = (
+        False  # costly per neighbour: a mixture removes neighbours in the skin from its rows
+    )
 
 
 class Potential(NamedTuple):
@@ -179,7 +180,7 @@ def chunked_atom_energies(expert: Expert, chunk_size: int) -> Callable:
 
 
 def register_expert(builder: Callable) -> Callable:
-    """Make checkpoints and settings files know a builder by its name; usable as a decorator.
+    """Register a builder, so that checkpoints and settings files can name it; also a decorator.
 
     Args:
         builder: `(species, cutoff, *, ...) -> Expert`, whose `config` is
@@ -189,7 +190,7 @@ def register_expert(builder: Callable) -> Callable:
         The builder itself.
 
     Raises:
-        ValueError: another builder has that name.
+        ValueError: the name is taken.
     """
     name = getattr(builder, "__name__", "")
     if BUILDERS.setdefault(name, builder) is not builder:
@@ -206,7 +207,7 @@ def build(config: dict) -> Expert:
     Raises:
         ValueError: the builder or an argument is unknown.
     """
-    # Checkpoints of earlier versions have the earlier names.
+    # Checkpoints of earlier versions use earlier names of arguments.
     arguments = {KEYS.get(key, key): value for key, value in config.items()}
     name = arguments.pop("builder", None)
     if not isinstance(name, str) or name not in BUILDERS:
@@ -229,7 +230,7 @@ def network_expert(name: str, network: nn.Module, config: dict) -> Expert:
     pair_cutoffs = config.get("pair_cutoffs")
     numbers = [atomic_numbers.get(symbol, 0) for symbol in species]
     if config.get("zbl") and min(numbers) < 1:
-        raise ValueError(f"species must be chemical symbols where zbl is asked for, got {species}.")
+        raise ValueError(f"species must be chemical symbols where zbl = True, got {species}.")
 
     def init(key):
         row = Neighborhood(

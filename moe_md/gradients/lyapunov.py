@@ -86,15 +86,15 @@ def lyapunov_exponent(
     if not (np.isfinite(size) and size > 0):
         raise ValueError(f"tangent must have a positive, finite size, got {size}.")
     tangent = jax.tree.map(lambda x: x / size, tangent)
-    state, carry, grown = _follow(step_fn, size_fn, n_steps // every, every, state, tangent, carry)
-    grown = np.asarray(grown, float)  # [n_steps / every]
-    if not np.isfinite(grown).all():
-        first = every * int(np.argmin(np.isfinite(grown)))
+    state, carry, log_growth = _follow(step_fn, size_fn, n_steps // every, every, state, tangent, carry)
+    log_growth = np.asarray(log_growth, float)  # [n_steps / every]
+    if not np.isfinite(log_growth).all():
+        first = every * int(np.argmin(np.isfinite(log_growth)))
         raise ValueError(
             "step_fn must keep state and tangent finite, "
             f"got NaN or infinity within {every} steps of step {first}."
         )
-    later = grown[int(skip * len(grown)) :]
+    later = log_growth[int(skip * len(log_growth)) :]
     n_blocks = 5
     blocks = (
         later[: len(later) // n_blocks * n_blocks].reshape(n_blocks, -1).mean(axis=1)
@@ -103,8 +103,8 @@ def lyapunov_exponent(
     )
     error = np.nan if blocks is None else blocks.std(ddof=1) / np.sqrt(n_blocks) / every
     return TangentGrowth(
-        every * np.arange(1, len(grown) + 1),
-        np.cumsum(grown),
+        every * np.arange(1, len(log_growth) + 1),
+        np.cumsum(log_growth),
         float(later.mean()) / every,
         float(error),
         state,
@@ -166,8 +166,8 @@ def _follow(step_fn, size_fn, n_chunks, every, state, tangent, carry):
         size = size_fn(tangent)
         return (state, jax.tree.map(lambda x: x / size, tangent), carry), jnp.log(size)
 
-    (state, _, carry), grown = jax.lax.scan(chunk, (state, tangent, carry), None, length=n_chunks)
-    return state, carry, grown
+    (state, _, carry), log_growth = jax.lax.scan(chunk, (state, tangent, carry), None, length=n_chunks)
+    return state, carry, log_growth
 
 
 def _euclidean(tangent) -> Array:

@@ -176,7 +176,7 @@ def build_rows(
         grid: cells along each direction.
         cell_capacity: atoms that a cell can hold.
         max_neighbors: columns of the rows of each cutoff.
-        **kwargs: handed to `displacement_fn` (`box`, `perturbation`).
+        **kwargs: passed to `displacement_fn` (`box`, `perturbation`).
 
     Returns:
         Rows of each cutoff, the largest occupancy of each, and the atoms in the fullest cell.

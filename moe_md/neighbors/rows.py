@@ -1,4 +1,4 @@
-"""Rows of centres: what an expert sees of the world.
+"""Rows of centres, the input of every expert.
 
 A row is one centre and its neighbours within the cutoff. Rows are filled from
 a dense neighbour list during dynamics (`rows_from_neighbor_list`, under jit)
@@ -19,7 +19,7 @@ class Neighborhood(NamedTuple):
     """`n` centres with `K` neighbour slots each.
 
     A slot is real where `mask` is True. Real slots may lie beyond an expert's
-    cutoff (skin): the expert gives them no energy. Other slots hold any finite
+    cutoff (skin): they contribute no energy. Other slots hold any finite
     displacement.
     """
 
@@ -48,9 +48,9 @@ def rows_from_neighbor_list(
         idx: `[n_atoms, K]` int, `neighbor.idx` of a Dense list; `n_atoms` where
             there is no neighbour.
         displacement_fn: from `jax_md.space`.
-        centers: `[n]` int, the atoms whose rows are wanted; `n_atoms` marks a
-            padded row, which is all masked.
-        **kwargs: handed to `displacement_fn` (`box`, `perturbation`).
+        centers: `[n]` int, the atoms whose rows are made; `n_atoms` marks a
+            padded row, which is masked completely.
+        **kwargs: passed to `displacement_fn` (`box`, `perturbation`).
 
     Returns:
         `n` rows; `neighbor` indexes atoms. Differentiable in `position`.
@@ -68,16 +68,16 @@ def rows_within_cutoff(
     max_neighbors: int,
     **kwargs,
 ) -> tuple[Neighborhood, Array]:
-    """Rows without skin: the neighbours within a cutoff only, in fewer slots.
+    """Rows of the neighbours within a cutoff, without those in the skin.
 
     Args:
         cutoff: Å.
-        max_neighbors: of the rows that are made.
+        max_neighbors: columns of the rows.
         others: as in `rows_from_neighbor_list`.
 
     Returns:
-        Those rows, and the neighbours of the fullest one: where there are more
-        than `max_neighbors`, some are left out.
+        The rows, and the largest number of neighbours of a centre; where it exceeds
+        `max_neighbors`, neighbours are missing.
     """
     neighbor, fullest = _near(position, idx, displacement_fn, centers, cutoff, max_neighbors, **kwargs)
     return _rows(position, species, neighbor, displacement_fn, centers, **kwargs), fullest
@@ -93,7 +93,7 @@ def max_occupancy(
 
 
 def compact_neighbors(values: Array, keep: Array, size: int, fill: int) -> tuple[Array, Array]:
-    """The kept values of each row in `size` slots, in their order, and how many the fullest row has."""
+    """The values of each row where `keep` is True, in `size` columns, and the largest number in a row."""
     place = jnp.cumsum(keep, axis=1)
     rows = jnp.arange(values.shape[0])[:, None]
     target = jnp.where(keep, place - 1, size)
@@ -102,7 +102,7 @@ def compact_neighbors(values: Array, keep: Array, size: int, fill: int) -> tuple
 
 
 def neighbors_of(centers: Array, idx: Array) -> Array:
-    """`[n, K]` int, neighbours of some centres; the number of atoms where there is none."""
+    """`[n, K]` int, neighbours of some centres; `n_atoms` where there is none."""
     n_atoms = idx.shape[0]
     real = centers < n_atoms
     return jnp.where(real[:, None], idx[jnp.where(real, centers, 0)], n_atoms)
@@ -139,17 +139,18 @@ def _rows(position, species, neighbor, displacement_fn, centers, **kwargs) -> Ne
 
 
 def map_rows(fn: Callable, rows: Neighborhood, chunk_size: int, wanted: Array | None = None):
-    """What `fn` makes of rows, so many at a time.
+    """Apply a function to rows, a chunk at a time.
 
     Args:
-        fn: of a `Neighborhood`, row by row: returns arrays of `n` rows.
+        fn: function of a `Neighborhood` that acts on each row by itself; returns arrays
+            of `n` rows.
         rows: `n` rows.
-        chunk_size: at most so many rows are handed to `fn`.
-        wanted: int, how many of the first rows matter; default all. Chunks of
-            none that do cost nothing, and are zero.
+        chunk_size: largest number of rows per call of `fn`.
+        wanted: int, number of rows to compute, from the first; default all. Later
+            chunks are skipped, and are zero.
 
     Returns:
-        What `fn` returns, for all rows.
+        The output of `fn` for all rows.
     """
     n = rows.mask.shape[0]
     if n <= chunk_size:
@@ -162,7 +163,7 @@ def map_rows(fn: Callable, rows: Neighborhood, chunk_size: int, wanted: Array | 
         x = jnp.pad(x, [(0, n_chunks * size - n)] + [(0, 0)] * (x.ndim - 1))
         return x.reshape(n_chunks, size, *x.shape[1:])
 
-    # A padded row is all masked; its displacement must still be no zero vector.
+    # Padded rows are masked; their displacements must still not be zero vectors.
     padded = jax.tree.map(fold, rows)
     padded = padded._replace(displacement=jnp.where(padded.mask[..., None], padded.displacement, 1.0))
     if wanted is None:
