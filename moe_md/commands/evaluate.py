@@ -57,11 +57,11 @@ def error_table(scores: dict) -> str:
     """
     lines = [HEADER]
     for kind, entry in scores.items():
-        for who in ("expensive", "cheap", "mixed"):
-            errors = entry[who]
+        for potential in ("expensive", "cheap", "mixed"):
+            errors = entry[potential]
             if any(value is not None for value in errors.values()):
                 numbers = (_number(errors[key], form) for key, form in COLUMNS.items())
-                lines.append(f"{kind:20s} {entry['frames']:6d} {who:10s} {' '.join(numbers)}")
+                lines.append(f"{kind:20s} {entry['frames']:6d} {potential:10s} {' '.join(numbers)}")
     return "\n".join(lines)
 
 

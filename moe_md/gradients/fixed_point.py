@@ -104,7 +104,7 @@ def energy_and_force(plan: Plan, leaves, others, lists, position) -> tuple[Array
     return energy.astype(plan.dtype), -gradient.astype(plan.dtype)
 
 
-def energy_and_force_alike(plan: Plan, inputs: Inputs, others, lists, position) -> tuple[Array, Array]:
+def energy_and_force_with_barrier(plan: Plan, inputs: Inputs, others, lists, position) -> tuple[Array, Array]:
     """`energy_and_force` between barriers of optimisation, so that it compiles alike in both directions."""
     leaves, others, lists, position = jax.lax.optimization_barrier((inputs.leaves, others, lists, position))
     return jax.lax.optimization_barrier(energy_and_force(plan, leaves, others, lists, position))
@@ -178,7 +178,7 @@ def forward(plan: Plan, inputs: Inputs, others, neighbors) -> tuple[Reached, Res
 def _first_carry(plan: Plan, inputs: Inputs, others, neighbors, start: tuple[Array, Array]) -> _Carry:
     lists = lists_at(plan, inputs, others, neighbors, start[0])
     position = to_float(start[0], plan.dtype)
-    energy, force = energy_and_force_alike(plan, inputs, others, lists, position)
+    energy, force = energy_and_force_with_barrier(plan, inputs, others, lists, position)
     stale = lists.stale(position, **_region(plan, inputs, others))
     finite = jnp.all(jnp.isfinite(force))
     carry = _Carry(*start, force, energy, jnp.zeros((), jnp.int32), stale, finite, None)
@@ -192,7 +192,7 @@ def _step(plan: Plan, inputs: Inputs, others, lists, carry: _Carry) -> _Carry:
     P = carry.P + half_kick(inputs.timestep, carry.force)
     X = carry.X + drift(inputs.timestep, inputs.mass, P)
     position = to_float(X, plan.dtype)
-    energy, force = energy_and_force_alike(plan, inputs, others, lists, position)
+    energy, force = energy_and_force_with_barrier(plan, inputs, others, lists, position)
     overflow = carry.overflow | lists.stale(position, **_region(plan, inputs, others))
     finite = carry.finite & jnp.all(jnp.isfinite(force)) & jnp.isfinite(energy)
     P = P + half_kick(inputs.timestep, force)

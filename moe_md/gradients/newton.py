@@ -90,11 +90,11 @@ def condition(energy_fn, invariant, given: Given, z: Unknowns) -> Unknowns:
 
 def _balanced(invariant, given: Given, z: Unknowns, slope: Unknowns) -> Unknowns:
     free = ~given.fixed_mask[:, None]
-    together = _together(z.move, jax.lax.stop_gradient(given), *invariant)
-    return slope._replace(move=jnp.where(free, slope.move, z.move) + together)
+    common = common_move(z.move, jax.lax.stop_gradient(given), *invariant)
+    return slope._replace(move=jnp.where(free, slope.move, z.move) + common)
 
 
-def _together(move: Array, given: Given, translations: bool, rotations: bool) -> Array:
+def common_move(move: Array, given: Given, translations: bool, rotations: bool) -> Array:
     """The part of a move that translates or rotates all atoms together."""
     any_fixed = jnp.any(given.fixed_mask)
     part = jnp.zeros_like(move)

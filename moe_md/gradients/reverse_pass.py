@@ -22,7 +22,7 @@ from moe_md.gradients.fixed_point import (
     Residuals,
     drift,
     energy_and_force,
-    energy_and_force_alike,
+    energy_and_force_with_barrier,
     first_lists,
     half_kick,
     lists_at,
@@ -39,7 +39,7 @@ def reverse_step(plan: Plan, inputs: Inputs, others, lists, X: Array, half: Arra
     Returns:
         Energy, force and P at X; then X one step earlier and P half a step earlier.
     """
-    energy, force = energy_and_force_alike(plan, inputs, others, lists, to_float(X, plan.dtype))
+    energy, force = energy_and_force_with_barrier(plan, inputs, others, lists, to_float(X, plan.dtype))
     kick = half_kick(inputs.timestep, force)
     P = half - kick
     before = P - kick

@@ -30,7 +30,7 @@ from moe_md.gradients.fixed_point import (
     Inputs,
     Plan,
     Reached,
-    energy_and_force_alike,
+    energy_and_force_with_barrier,
     first_lists,
     forward,
     half_kick,
@@ -136,7 +136,7 @@ def round_trip(
     )
     reached, residuals = forward(plan, *inputs)
     start, half, same = reverse_integration(plan, inputs, residuals)
-    e, f = energy_and_force_alike(
+    e, f = energy_and_force_with_barrier(
         plan, inputs[0], inputs[1], first_lists(plan, inputs, residuals), to_float(start, plan.dtype)
     )
     back = half - half_kick(inputs[0].timestep, f)

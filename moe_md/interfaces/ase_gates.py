@@ -34,7 +34,7 @@ class GateInputs(NamedTuple, Generic[Leaf]):
 def gate_neighbors(
     geometry: ReferenceGeometry, pairs, cutoff: float, skin: float
 ) -> tuple[np.ndarray, float]:
-    """`GateInputs.idx`, and the distance (Å) within which it is complete while the skin lasts.
+    """`GateInputs.idx`, and the distance (Å) within which it is complete until atoms move by half the skin.
 
     Gates use displacements to the nearest image. In a narrow cell the list is
     therefore complete only up to half of the smallest perpendicular width, rounded

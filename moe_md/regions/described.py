@@ -215,8 +215,8 @@ def _spread(atom_energies: Callable) -> Callable:
     """The descriptor of `committee`; cached, so that one architecture is compiled once."""
 
     def spread(parameters, rows: Neighborhood) -> Array:
-        least, members = parameters
+        smoothing, members = parameters
         energies = jax.vmap(atom_energies, (0, None))(members, rows)
-        return jnp.sqrt(jnp.var(energies, axis=0) + least.astype(energies.dtype) ** 2)
+        return jnp.sqrt(jnp.var(energies, axis=0) + smoothing.astype(energies.dtype) ** 2)
 
     return spread
