@@ -8,6 +8,7 @@ PYTHON = {
     "moe_md.adjoint": "moe_md.gradients",
     "moe_md.implicit": "moe_md.gradients",
     "moe_md.reweighting": "moe_md.gradients.reweighting",
+    "moe_md.interfaces.lammps.Coupling": "moe_md.interfaces.lammps.RankPotential",
     "moe_md.gradients.at_rest": "moe_md.gradients.equilibrium",
     "moe_md.gradients.uniform": "moe_md.gradients.isotropic_equilibrium",
     "moe_md.gradients.UNIFORM_STRAIN": "moe_md.gradients.ISOTROPIC_STRAIN",

@@ -35,6 +35,7 @@ from moe_md.interfaces.cached_rows import ReferenceGeometry
 from moe_md.interfaces.lammps_ghosts import check_ghosts, copy_of_atoms
 from moe_md.neighbors.rows import closer, image_pairs
 from moe_md.regions.protocol import Region
+from moe_md.renamed import missing_attribute
 
 PADDING_POSITION = 1e6  # Å, x of the first padded atom
 
@@ -388,3 +389,7 @@ class _RankCache(NamedTuple):
 def _voigt(virial: np.ndarray) -> np.ndarray:
     """LAMMPS's order: xx, yy, zz, xy, xz, yz."""
     return virial[[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]]
+
+
+def __getattr__(name: str):
+    raise missing_attribute(__name__, name)
