@@ -489,7 +489,7 @@ def test_respa(tmp_path, tables):
 def test_moving(tmp_path, tables):
     record = smoke("moving", tmp_path, "--runs", "moving")
     assert record["momentum"] < 1e-10 and record["kicks_work_eV"] > 1 and record["farthest"] > 1
-    assert record["fluctuation_meV"] < 5 and record["blend"]["looks"] == 21
+    assert record["fluctuation_meV"] < 5 and record["blend"]["n_frames"] == 21
     path = tmp_path / "moving.jsonl"
     path.write_text(path.read_text().replace('"smoke": true', '"smoke": false'))
     assert "| balls that follow each CO, float64, 1 fs, 0.2 ps |" in tables.moving(tmp_path)

@@ -12,7 +12,7 @@ import numpy as np
 from moe_md import checkpoint as checkpoints
 from moe_md.commands.system import load_mixed
 from moe_md.files import write_atomic
-from moe_md.interfaces.lammps import Coupling
+from moe_md.interfaces.lammps import RankPotential
 from moe_md.settings import ExportSettings
 
 
@@ -32,7 +32,7 @@ def lammps(settings: ExportSettings, folder) -> Path:
     """
     model, atoms, region = load_mixed(settings)
     elements = sorted(set(atoms.symbols))
-    Coupling(model, region, elements, skin=settings.skin, dtype=settings.dtype)
+    RankPotential(model, region, elements, skin=settings.skin, dtype=settings.dtype)
     described = json.dumps(region.to_dict())
     moving = atoms.has("momenta") and np.abs(atoms.get_momenta()).max() > 0
     start = (

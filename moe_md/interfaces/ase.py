@@ -1,12 +1,13 @@
-"""The mixture as an ASE calculator: any cell, any periodicity.
+"""The mixture as an ASE calculator, for any cell and any periodicity.
 
     E = sum_i sum_e w_ie E_ie,  F = -dE/dR,  stress = (1/V) dE/d strain  (ASE's sign)
 
-with one weight of one for each atom where regions are fixed, and else with the
-region's, whose gradient is part of forces and stress. Each expert gets image
-rows of the atoms on which it has weight, and of a halo if it passes messages.
-Rows are held while atoms move little; rows, slots and atoms are padded to a few
-sizes, so that a program compiled once serves many structures.
+The gate w_ie is the share of atom i's energy that expert e supplies. In static
+regions it is constant. In dynamic regions its gradient is part of forces and stress.
+Each expert computes the rows of the atoms with a gate above zero, and of a halo if
+it passes messages. Rows are rebuilt when atoms have moved by half the skin. Numbers
+of rows, neighbours and atoms are padded to a few sizes, so that one compiled
+program serves many structures.
 """
 
 import contextlib
@@ -22,30 +23,30 @@ from moe_md import checkpoint as checkpoints
 from moe_md.checkpoint import Checkpoint
 from moe_md.experts.domain import warn_out_of_domain
 from moe_md.interfaces import ase_gates, cached_rows
-from moe_md.interfaces.cached_rows import When
+from moe_md.interfaces.cached_rows import ReferenceGeometry
 from moe_md.neighbors.rows import closer, image_pairs
 from moe_md.regions import Fixed
 
 
 class MixtureCalculator(Calculator):
-    """Energies, forces and stress of a mixture, the whole's and each atom's.
+    """Energies, forces and stress of a mixture, and energies and stresses of each atom.
 
     Args:
-        checkpoint: a `Checkpoint`, or what `mm.load` takes.
+        checkpoint: a `Checkpoint`, or a name or path for `mm.load`.
         region: which expert computes which atom: an expert's number for all
             atoms, `[n_atoms]` numbers, any region of `mm.regions`, or a
             function of the ASE atoms that returns one of these. 0 is the most
-            expensive expert. Regions that follow atoms (`around`,
-            `coordination`, ...) conserve energy; a function that reassigns
-            atoms as they move makes jumps in it.
-        dtype: "float64" (jax's own setting is left as it is) or "float32".
+            expensive expert. Dynamic regions (`around`, `coordination`, ...)
+            conserve energy. With a function whose assignment changes as atoms
+            move, the energy jumps.
+        dtype: "float64" (jax's global setting is not changed) or "float32".
         chunk_size: rows computed at a time.
-        dr_threshold: Å, skin of the neighbour lists, which last until an atom has
-            moved by half of it; a cell may change meanwhile.
+        dr_threshold: Å, skin of the neighbour lists. They are rebuilt when an atom
+            has moved by half of it, or by less where the cell has changed.
 
     Raises:
-        ValueError: an argument is out of range; on use, an atom's chemical
-            symbol is unknown, or the assignment does not fit the atoms.
+        ValueError: an argument is out of range; on use, the checkpoint lacks a
+            chemical symbol, or the region does not fit the atoms.
 
     >>> import ase.build, moe_md as mm
     >>> expert = mm.experts.lennard_jones(("Pt",), 5.6, epsilon=0.6, sigma=2.5446)
@@ -74,21 +75,21 @@ class MixtureCalculator(Calculator):
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}.")
         if not (np.isfinite(dr_threshold) and dr_threshold >= 0):
-            raise ValueError(f"dr_threshold must be a length (Å), not negative, got {dr_threshold}.")
+            raise ValueError(f"dr_threshold must be a length (Å), at least 0, got {dr_threshold}.")
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = checkpoints.load(checkpoint)
         self.checkpoint = checkpoint
         self.region = region
         self._dtype = np.dtype(dtype)
         self._skin = float(dr_threshold)
-        self._held: _Held | None = None
-        self._evaluate = [cached_rows.evaluator(e, chunk_size) for e in checkpoint.experts]
+        self._cache: _Cache | None = None
+        self._evaluators = [cached_rows.evaluator(e, chunk_size) for e in checkpoint.experts]
         self._warned = False
         if not callable(region) and not _has_gate(region):
             self._assignment_of(region, None)
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
-        """Fills `results` with every property that the cell allows."""
+        """Fill `results` with every property that the cell allows."""
         super().calculate(atoms, properties, system_changes)
         atoms = cast(Atoms, self.atoms)
         has_volume = atoms.cell.rank == 3
@@ -98,119 +99,150 @@ class MixtureCalculator(Calculator):
             )
         species = self._species_of(atoms)
         region = self.region(atoms) if callable(self.region) else self.region
-        now = cached_rows.when(atoms, species)
-        reach = max(e.cutoff for e in self.checkpoint.experts)
+        geometry = cached_rows.reference_geometry(atoms, species)
         with self._precision():
-            held, out = self._held, None
-            if held is not None and self._lasts(held, now, reach):
-                out = self._computed(held, now, region)
-            if out is None:
-                held = self._held = self._listed(now, region, reach)
-                out = self._computed(held, now, region)
-        weight, by_expert, forces, virials = out
-        energies = np.sum(weight * by_expert, axis=1)
+            result = None
+            if self._cache is not None and self._is_valid(self._cache, geometry):
+                result = self._compute(self._cache, geometry, region)
+            if result is None:
+                self._cache = self._build_cache(geometry, region)
+                result = self._compute(self._cache, geometry, region)
+        gate, by_expert, forces, virials = result
+        energies = np.sum(gate * by_expert, axis=1)
         energy = float(energies.sum())
         self.results = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
         if has_volume:
-            # As ASE has it, those of the atoms add up to that of the whole.
+            # Per-atom stresses are divided by the volume of the cell and add up to the stress, as in ASE.
             stresses = full_3x3_to_voigt_6_stress(virials / atoms.get_volume())
             self.results |= {"stresses": stresses, "stress": stresses.sum(axis=0)}
 
-    def _lasts(self, held: "_Held", now: When, reach: float) -> bool:
-        """Whether what is held knows all neighbours; for gates, also where the cell has become narrow."""
-        needs_rebuild = cached_rows.needs_rebuild(held.when, now, reach, self._skin)
-        return not needs_rebuild and held.whole <= ase_gates.half_width(now)
+    def _is_valid(self, cache: "_Cache", geometry: ReferenceGeometry) -> bool:
+        """Whether the cached rows contain all neighbours, and the gates' list is complete in this cell."""
+        if cached_rows.needs_rebuild(cache.geometry, geometry, self._max_cutoff, self._skin):
+            return False
+        return cache.complete_within <= ase_gates.minimum_image_range(geometry)
 
-    def _listed(self, now: When, region, reach: float) -> "_Held":
-        """Neighbours of the atoms of each expert, listed once for all of them and the gate."""
-        last = self._held
-        n_atoms = len(now.position)
-        pairs = image_pairs(now.position, now.cell, now.pbc, reach + self._skin)
-        idx, whole = ase_gates.neighbors_of_all(now, pairs, reach, self._skin)
-        place = ase_gates.Place(
-            now.position.astype(self._dtype), now.cell.astype(self._dtype), now.pbc, now.species, idx
-        )
-        weight = self._weights_of(region, place, whole)
-        support = weight > 0
+    def _build_cache(self, geometry: ReferenceGeometry, region) -> "_Cache":
+        """Rows of each expert and the neighbours for gates, from one list of pairs."""
+        previous = self._cache
+        n_atoms, max_cutoff = len(geometry.position), self._max_cutoff
+        pairs = image_pairs(geometry.position, geometry.cell, geometry.pbc, max_cutoff + self._skin)
+        idx, complete_within = ase_gates.gate_neighbors(geometry, pairs, max_cutoff, self._skin)
+        inputs = self._gate_inputs(geometry, idx)
+        gate = self._gate(region, inputs, complete_within)
+        support = gate > 0
         if _has_gate(region):
-            ase_gates.check_reach(region, place)
-            support |= np.asarray(ase_gates.support(region, place, cutoff=whole, margin=self._skin))
-        self._check_domains(weight, now, pairs)
-        rows, slots = [], []
+            ase_gates.warn_of_wide_spheres(region, inputs)
+            support |= np.asarray(
+                ase_gates.support(region, inputs, cutoff=complete_within, margin=self._skin)
+            )
+        self._check_domains(gate, geometry, pairs)
+        rows, max_neighbors = [], []
         for e, expert in enumerate(self.checkpoint.experts):
             own = np.flatnonzero(support[:, e])
             near, wide = closer(pairs, expert.cutoff), closer(pairs, expert.cutoff + self._skin)
             halo = _halo(expert.num_hops, wide, n_atoms, own)
-            like = last.rows[e] if last else None
+            previous_rows = previous.rows[e] if previous else None
             rows.append(
-                cached_rows.hold(now, wide, expert.cutoff + self._skin, own, halo, self._dtype, like)
+                cached_rows.build(
+                    geometry, wide, expert.cutoff + self._skin, own, halo, self._dtype, previous_rows
+                )
                 if len(own)
                 else None
             )
-            slots.append(cached_rows.slots_for(expert, near, own, last.slots[e] if last else None))
-        return _Held(now, idx, whole, support, rows, slots)
+            previous_size = previous.max_neighbors[e] if previous else None
+            max_neighbors.append(cached_rows.max_neighbors_for(expert, near, own, previous_size))
+        return _Cache(geometry, idx, complete_within, support, rows, max_neighbors)
 
-    def _computed(self, held: "_Held", now: When, region):
-        """Weights, energies, forces and virials of atoms; None where the rows held do not do."""
-        n_atoms, n_padded = len(now.position), cached_rows.roomy(len(now.position))
-        R, cell = now.position.astype(self._dtype), now.cell.astype(self._dtype)
-        place = ase_gates.Place(R, cell, now.pbc, now.species, held.idx)
-        weight = self._weights_of(region, place, held.whole)
-        if ((weight > 0) & ~held.support).any():
+    def _compute(self, cache: "_Cache", geometry: ReferenceGeometry, region):
+        """Gates, energies by expert, forces and virials of atoms; None where the cached rows do not suffice.
+
+        They do not where an atom outside of the cached support has a gate above
+        zero, or where a packed row overflows.
+        """
+        n_atoms = len(geometry.position)
+        padding = (0, cached_rows.bucket_size(n_atoms) - n_atoms)
+        inputs = self._gate_inputs(geometry, cache.idx)
+        gate = self._gate(region, inputs, cache.complete_within)
+        if ((gate > 0) & ~cache.support).any():
             return None
-        more = (0, n_padded - n_atoms)
-        padded, shares = np.pad(R, (more, (0, 0))), np.pad(weight.astype(self._dtype), (more, (0, 0)))
-        by_expert = np.zeros(weight.shape)
-        # All are on their way before the first is waited for.
-        parts = {
-            e: self._evaluate[e](self.checkpoint.params[e], rows, padded, cell, shares[:, e], held.slots[e])
-            for e, rows in enumerate(held.rows)
-            if rows is not None and (weight[:, e] > 0).any()
+        padded_position = np.pad(inputs.position, (padding, (0, 0)))
+        padded_gate = np.pad(gate.astype(self._dtype), (padding, (0, 0)))
+        # All experts are dispatched before the first result is awaited.
+        contributions = {
+            e: self._evaluators[e](
+                self.checkpoint.params[e],
+                rows,
+                padded_position,
+                inputs.cell,
+                padded_gate[:, e],
+                cache.max_neighbors[e],
+            )
+            for e, rows in enumerate(cache.rows)
+            if rows is not None and (gate[:, e] > 0).any()
         }
+        by_expert = np.zeros(gate.shape)
         forces, virials = np.zeros((n_atoms, 3)), np.zeros((n_atoms, 3, 3))
-        for e, part in parts.items():
-            if held.slots[e] is not None and int(part.fullest) > held.slots[e]:
+        for e, part in contributions.items():
+            if cache.max_neighbors[e] is not None and int(part.max_occupancy) > cache.max_neighbors[e]:
                 return None
             by_expert[:, e] = part.energies[:n_atoms]
             forces += np.asarray(part.forces, float)[:n_atoms]
             virials += np.asarray(part.virials, float)[:n_atoms]
         if _has_gate(region) and region.is_dynamic:
-            force, strained = ase_gates.pull(region, place, by_expert.astype(self._dtype), cutoff=held.whole)
-            forces += np.asarray(force, float)
-            virials += np.asarray(strained, float)
-        return weight, by_expert, forces, virials
+            gate_forces, gate_virials = ase_gates.gate_forces_and_virials(
+                region, inputs, by_expert.astype(self._dtype), cutoff=cache.complete_within
+            )
+            forces += np.asarray(gate_forces, float)
+            virials += np.asarray(gate_virials, float)
+        return gate, by_expert, forces, virials
+
+    @property
+    def _max_cutoff(self) -> float:
+        return max(e.cutoff for e in self.checkpoint.experts)
 
     def _precision(self):
         return jax.enable_x64(True) if self._dtype == np.float64 else contextlib.nullcontext()
 
-    def _weights_of(self, region, place: ase_gates.Place, whole: float) -> np.ndarray:
-        """`[n_atoms, n_experts]`; neighbours are known up to `whole`, Å."""
-        n_atoms, n_experts = len(place.position), len(self.checkpoint.experts)
+    def _gate_inputs(self, geometry: ReferenceGeometry, idx: np.ndarray) -> ase_gates.GateInputs:
+        return ase_gates.GateInputs(
+            geometry.position.astype(self._dtype),
+            geometry.cell.astype(self._dtype),
+            geometry.pbc,
+            geometry.species,
+            idx,
+        )
+
+    def _gate(self, region, inputs: ase_gates.GateInputs, complete_within: float) -> np.ndarray:
+        """`[n_atoms, n_experts]` gates; `inputs.idx` is complete up to `complete_within`, Å."""
+        n_atoms, n_experts = len(inputs.position), len(self.checkpoint.experts)
         if not _has_gate(region):
             return np.eye(n_experts)[self._assignment_of(region, n_atoms)]
-        weight = np.asarray(ase_gates.weights(region, place, cutoff=whole), float)
-        if weight.shape != (n_atoms, n_experts) or not np.isfinite(weight).all():
+        gate = np.asarray(ase_gates.gate(region, inputs, cutoff=complete_within), float)
+        if gate.shape != (n_atoms, n_experts):
             raise ValueError(
-                f"region must give each of the {n_atoms} atoms a weight on each of the {n_experts} experts, "
-                f"got shape {weight.shape}"
-                f"{'' if np.isfinite(weight).all() else ' and NaN, as of seeds that are no atoms'}."
+                f"region must give a gate for each of the {n_atoms} atoms and {n_experts} experts, "
+                f"got shape {gate.shape}. Use a region of {n_experts} experts."
             )
-        return weight
+        if not np.isfinite(gate).all():
+            raise ValueError(
+                f"region must give finite gates for the {n_atoms} atoms, got NaN or infinity. "
+                f"Use seeds from 0 to {n_atoms - 1} and finite parameters."
+            )
+        return gate
 
     def _species_of(self, atoms) -> np.ndarray:
         known = self.checkpoint.experts[0].species
         unknown = sorted(set(atoms.symbols) - set(known))
         if unknown:
-            raise ValueError(
-                f"atoms must be of the species {known} that the checkpoint knows, got {', '.join(unknown)}."
-            )
+            raise ValueError(f"atoms must be of the checkpoint's species {known}, got {', '.join(unknown)}.")
         return np.array([known.index(s) for s in atoms.symbols], np.int32)
 
     def _assignment_of(self, region, n_atoms: int | None) -> np.ndarray:
         values = np.asarray(region.assignment if isinstance(region, Fixed) else region)
         if values.ndim > 1 or not np.issubdtype(values.dtype, np.integer):
             raise ValueError(
-                "region must be an expert's number, a vector of them, a region or a function, "
+                "region must be an expert's number, one number for each atom, a region or a function, "
                 f"got shape {values.shape} and dtype {values.dtype}."
             )
         n_experts = len(self.checkpoint.experts)
@@ -225,27 +257,27 @@ class MixtureCalculator(Calculator):
             )
         return values if n_atoms is None else np.broadcast_to(values, (n_atoms,))
 
-    def _check_domains(self, weight: np.ndarray, now: When, pairs) -> None:
-        """Warn, once, of experts that own atoms outside their domains."""
+    def _check_domains(self, gate: np.ndarray, geometry: ReferenceGeometry, pairs) -> None:
+        """Warn, once, of experts with a gate above zero on atoms outside their domains."""
         if self._warned:
             return
         experts = self.checkpoint.experts
         counts = [
-            cached_rows.n_out_of_domain(e, np.flatnonzero(share > 0), now, pairs)
-            for e, share in zip(experts, weight.T)
+            cached_rows.n_out_of_domain(e, np.flatnonzero(column > 0), geometry, pairs)
+            for e, column in zip(experts, gate.T)
         ]
         self._warned = not warn_out_of_domain(experts, np.array(counts), stacklevel=6)
 
 
-class _Held(NamedTuple):
-    """What is reused while atoms move little."""
+class _Cache(NamedTuple):
+    """Rows and neighbours that are reused until atoms have moved by half the skin."""
 
-    when: When
-    idx: np.ndarray  # [n_atoms, K] int, for gates
-    whole: float  # Å, up to which `idx` holds all neighbours
-    support: np.ndarray  # [n_atoms, n_experts] bool, atoms whose rows an expert has
-    rows: list  # `CachedRows` of each expert, None where it has no atom
-    slots: list  # of each, as `slots_for` gives them
+    geometry: ReferenceGeometry  # at which they were built
+    idx: np.ndarray  # [n_atoms, K] int, neighbours that gates are computed from
+    complete_within: float  # Å, distance within which `idx` holds all neighbours
+    support: np.ndarray  # [n_atoms, n_experts] bool, atoms for which an expert has rows
+    rows: list  # `CachedRows` of each expert; None for an expert without atoms
+    max_neighbors: list  # of each expert, columns of its packed rows (`max_neighbors_for`)
 
 
 def _has_gate(region) -> bool:
@@ -253,7 +285,7 @@ def _has_gate(region) -> bool:
 
 
 def _halo(num_hops: int, pairs, n_atoms: int, owned: np.ndarray) -> np.ndarray:
-    """Atoms whose rows an expert that passes messages needs beside the owned ones."""
+    """Atoms whose rows an expert that passes messages needs in addition to the owned ones."""
     i, j, _ = pairs
     reached = np.zeros(n_atoms, bool)
     reached[owned] = True

@@ -1,12 +1,14 @@
-"""Rows that last while atoms move little, in cells of any shape.
+"""Rows of centres that are reused over many steps, in cells of any shape.
 
-They are listed on the host with a skin, `dr_threshold`, and hold neighbours and
-their images instead of displacements: D_ik = R_k - R_i + S_ik cell, so that new
-positions and a new cell give new rows on the device. Let F map the old cell to
-the new and u = R' - R F be what atoms moved besides. A pair within the cutoff
-now was no further apart than (cutoff + 2 max|u|) / s_min(F), s_min the least
-singular value, or one if that is less: while that is within cutoff + skin, no pair
-is missed, and none within a shorter cutoff with the same skin.
+Rows are built on the host with a skin, `dr_threshold`. They store the neighbours
+and their periodic images instead of displacements, D_ik = R_k - R_i + S_ik cell,
+so that the device computes displacements from new positions and a new cell.
+
+When to rebuild: let F map the old cell to the new one, and let u = R' - R F be the
+displacements that the change of cell does not explain. A pair that is within the
+cutoff now was within (cutoff + 2 max|u|) / s_min(F) then, with s_min the smallest
+singular value of F, or one if that is less. While this is at most cutoff + skin, no
+pair is missing. With the same skin, none is missing for any shorter cutoff either.
 """
 
 from collections.abc import Callable
@@ -22,25 +24,26 @@ from jax import Array
 from moe_md import derivatives
 from moe_md.experts.base import Expert, chunked_atom_energies
 from moe_md.experts.domain import allows_every_species, in_domain
+from moe_md.neighbors.capacity import bucket_size
 from moe_md.neighbors.rows import Neighborhood, closer, compact_neighbors, rows_from_images
 
-ROOM = 1.1  # slots for neighbours within a cutoff, over those of now
+NEIGHBOR_CAPACITY_FACTOR = 1.1  # capacity of packed rows over the present number of neighbours
 
 
 class CachedRows(NamedTuple):
-    """Rows of one expert, those of its own atoms and, where it passes messages, those of their halo."""
+    """Rows of one expert: those of its own atoms and, where it passes messages, those of their halo."""
 
-    centers: Array  # [n] int, `n_atoms` or more where none
-    own: Array  # [n] bool, no row of the halo
+    centers: Array  # [n] int, atoms; `n_atoms` or more on padded rows
+    own: Array  # [n] bool, False for rows of the halo and padded rows
     neighbor: Array  # [n, K] int, atoms
-    image: Array  # [n, K, 3] periods between the neighbour and its image, along the lattice vectors
+    image: Array  # [n, K, 3] lattice vectors from the neighbour to its image
     mask: Array  # [n, K] bool
     center_species: Array  # [n] int
     neighbor_species: Array  # [n, K] int
 
 
-class When(NamedTuple):
-    """Where the atoms were when rows were listed."""
+class ReferenceGeometry(NamedTuple):
+    """Positions and cell at which rows were built."""
 
     position: np.ndarray  # [n_atoms, 3] Å
     cell: np.ndarray  # [3, 3] Å, lattice vectors as rows
@@ -48,85 +51,101 @@ class When(NamedTuple):
     species: np.ndarray  # [n_atoms] int
 
 
-def when(atoms, species: np.ndarray) -> When:
-    """Where ASE's atoms are now."""
-    return When(atoms.positions.copy(), complete_cell(atoms.cell.array), atoms.pbc.copy(), species)
+def reference_geometry(atoms, species: np.ndarray) -> ReferenceGeometry:
+    """A copy of the positions and the cell of ASE's atoms; missing lattice vectors are completed."""
+    return ReferenceGeometry(
+        atoms.positions.copy(), complete_cell(atoms.cell.array), atoms.pbc.copy(), species
+    )
 
 
-def needs_rebuild(then: When, now: When, cutoff: float, skin: float) -> bool:
-    """Whether rows listed then may lack a pair within `cutoff`, Å, now, or are those of other atoms.
+def needs_rebuild(
+    reference: ReferenceGeometry, current: ReferenceGeometry, cutoff: float, skin: float
+) -> bool:
+    """Whether rows built at `reference` may lack a pair that is within `cutoff`, Å, at `current`.
 
-    >>> then = When(np.zeros((1, 3)), np.eye(3), np.ones(3, bool), np.zeros(1, int))
-    >>> [needs_rebuild(then, then._replace(cell=a * np.eye(3)), 4.0, 0.5) for a in (0.9, 0.8)]
+    Also True where species, periodicity or the number of atoms differ.
+
+    >>> reference = ReferenceGeometry(np.zeros((1, 3)), np.eye(3), np.ones(3, bool), np.zeros(1, int))
+    >>> scaled = [reference._replace(cell=a * np.eye(3)) for a in (0.9, 0.8)]
+    >>> [needs_rebuild(reference, current, 4.0, 0.5) for current in scaled]
     [False, True]
     """
-    if not np.array_equal(then.species, now.species) or not np.array_equal(then.pbc, now.pbc):
+    if not np.array_equal(reference.species, current.species):
         return True
-    if not np.isfinite(now.position).all():
-        return True  # and listing says so
-    moved, least = now.position - then.position, 1.0
-    if not np.array_equal(then.cell, now.cell):
-        F = np.linalg.solve(then.cell, now.cell)
-        moved, least = now.position - then.position @ F, min(1.0, np.linalg.svd(F, compute_uv=False).min())
+    if not np.array_equal(reference.pbc, current.pbc):
+        return True
+    if not np.isfinite(current.position).all():
+        return True  # building the rows raises the error
+    moved, least = current.position - reference.position, 1.0
+    if not np.array_equal(reference.cell, current.cell):
+        F = np.linalg.solve(reference.cell, current.cell)
+        moved = current.position - reference.position @ F
+        least = min(1.0, np.linalg.svd(F, compute_uv=False).min())
     furthest = np.sqrt(np.einsum("ia,ia->i", moved, moved).max(initial=0.0))
     return bool(cutoff + 2.0 * furthest > least * (cutoff + skin))
 
 
-def hold(
-    at: When, pairs, cutoff: float, own: np.ndarray, halo: np.ndarray, dtype, like: CachedRows | None
+def build(
+    geometry: ReferenceGeometry,
+    pairs,
+    cutoff: float,
+    own: np.ndarray,
+    halo: np.ndarray,
+    dtype,
+    previous: CachedRows | None,
 ) -> CachedRows:
-    """Rows of the atoms `own` and `halo` up to `cutoff`, skin included, at sizes that others may share.
+    """Rows of the atoms `own` and `halo`, padded to sizes that few programs serve.
 
     Args:
-        at: where the atoms are.
-        pairs: of `image_pairs`, up to `cutoff`.
-        cutoff: Å.
-        own, halo: atoms, no atom in both.
+        geometry: positions, cell and species.
+        pairs: from `image_pairs`, up to `cutoff`.
+        cutoff: Å, with the skin.
+        own, halo: `[n_own]` and `[n_halo]` int, atoms; no atom is in both.
         dtype: of `image`.
-        like: rows held before; their sizes are kept where they fit.
+        previous: rows built before; their sizes are reused where they fit.
     """
     centers = np.concatenate([own, halo]).astype(np.int32)
-    rows = rows_from_images(at.position, at.species, at.cell, at.pbc, cutoff, centers=centers, pairs=pairs)
-    n_atoms, (n, k) = len(at.position), rows.mask.shape
-    straight = at.position[np.minimum(rows.neighbor, n_atoms - 1)] - at.position[centers][:, None]
-    image = np.rint((rows.displacement - straight) @ np.linalg.inv(at.cell)) * rows.mask[..., None]
-    before = (0, 0) if like is None else like.mask.shape
-    nowhere = roomy(n_atoms)
-    tall, wide = (
-        kept(size, last) - need for need, size, last in zip((n, k), (roomy(n), 8 * -(-k // 8)), before)
+    rows = rows_from_images(
+        geometry.position, geometry.species, geometry.cell, geometry.pbc, cutoff, centers=centers, pairs=pairs
     )
-    flat, square = (0, tall), ((0, tall), (0, wide))
+    n_atoms, (n, k) = len(geometry.position), rows.mask.shape
+    neighbor_position = geometry.position[np.minimum(rows.neighbor, n_atoms - 1)]
+    without_image = neighbor_position - geometry.position[centers][:, None]
+    image = np.rint((rows.displacement - without_image) @ np.linalg.inv(geometry.cell))
+    image = image * rows.mask[..., None]
+    padding = bucket_size(n_atoms)  # index of no atom
+    previous_n, previous_k = (0, 0) if previous is None else previous.mask.shape
+    more_rows = reuse_bucket(bucket_size(n), previous_n) - n
+    more_neighbors = reuse_bucket(8 * -(-k // 8), previous_k) - k
+    per_row, per_neighbor = (0, more_rows), ((0, more_rows), (0, more_neighbors))
+    neighbor = np.where(rows.mask, rows.neighbor, padding).astype(np.int32)
     return CachedRows(
-        centers=jnp.asarray(np.pad(centers, flat, constant_values=nowhere)),
-        own=jnp.asarray(np.pad(np.arange(n) < len(own), flat)),
-        neighbor=jnp.asarray(
-            np.pad(
-                np.where(rows.mask, rows.neighbor, nowhere).astype(np.int32), square, constant_values=nowhere
-            )
-        ),
-        image=jnp.asarray(np.pad(image.astype(dtype), (*square, (0, 0)))),
-        mask=jnp.asarray(np.pad(rows.mask, square)),
-        center_species=jnp.asarray(np.pad(rows.center_species, flat)),
-        neighbor_species=jnp.asarray(np.pad(rows.neighbor_species, square)),
+        centers=jnp.asarray(np.pad(centers, per_row, constant_values=padding)),
+        own=jnp.asarray(np.pad(np.arange(n) < len(own), per_row)),
+        neighbor=jnp.asarray(np.pad(neighbor, per_neighbor, constant_values=padding)),
+        image=jnp.asarray(np.pad(image.astype(dtype), (*per_neighbor, (0, 0)))),
+        mask=jnp.asarray(np.pad(rows.mask, per_neighbor)),
+        center_species=jnp.asarray(np.pad(rows.center_species, per_row)),
+        neighbor_species=jnp.asarray(np.pad(rows.neighbor_species, per_neighbor)),
     )
 
 
-def n_out_of_domain(expert: Expert, centers: np.ndarray, at: When, pairs) -> int:
+def n_out_of_domain(expert: Expert, centers: np.ndarray, geometry: ReferenceGeometry, pairs) -> int:
     """Number of some atoms that are outside the expert's domain.
 
     Args:
         expert: the potential.
         centers: `[n]` int, atoms.
-        at: where the atoms are.
+        geometry: of all atoms.
         pairs: of `image_pairs`, up to the expert's cutoff or further.
     """
     if allows_every_species(expert):
         return 0
     rows = rows_from_images(
-        at.position,
-        at.species,
-        at.cell,
-        at.pbc,
+        geometry.position,
+        geometry.species,
+        geometry.cell,
+        geometry.pbc,
         expert.cutoff,
         centers=centers,
         pairs=closer(pairs, expert.cutoff),
@@ -134,128 +153,126 @@ def n_out_of_domain(expert: Expert, centers: np.ndarray, at: When, pairs) -> int
     return int(np.sum(~np.asarray(in_domain(expert, rows))))
 
 
-def roomy(n: int) -> int:
-    """The next size of 1, 2, 3, 4, 6, 8, 12, 16, 24, ...: at most half as much again."""
-    power = 1 << max(n - 1, 0).bit_length()
-    return power * 3 // 4 if power >= 4 and power * 3 // 4 >= n else power
+def reuse_bucket(needed: int, previous: int) -> int:
+    """The previous size where it is large enough and at most 1.5 times the needed one, else the needed one.
 
-
-def kept(needed: int, last: int) -> int:
-    """The last size where it will do and is not half as much again too large.
-
-    So what is compiled is used again.
+    A size that stays reuses the compiled program.
     """
-    return last if needed <= last <= 1.5 * needed else needed
+    return previous if needed <= previous <= 1.5 * needed else needed
 
 
-class Computed(NamedTuple):
-    """What one expert adds; `[n_atoms]` padded to a roomy size."""
+class Contribution(NamedTuple):
+    """One expert's part of energies, forces and virials; `n_atoms` is padded to `bucket_size`."""
 
-    energies: Array  # [n_atoms] eV, unweighted, of its own atoms
+    energies: Array  # [n_atoms] eV, of the expert's own atoms, before multiplication by the gate
     forces: Array  # [n_atoms, 3] eV/Å
     virials: Array  # [n_atoms, 3, 3] eV
-    fullest: Array  # int, neighbours within the cutoff of the fullest row, 0 where slots are not packed
+    max_occupancy: Array  # int, most neighbours within the cutoff of any row; 0 where rows are not packed
 
 
 def evaluator(expert: Expert, chunk_size: int) -> Callable:
-    """A jitted `(params, rows, position, cell, weight, max_neighbors) -> Computed`.
+    """A jitted `(params, rows, position, cell, gate, max_neighbors) -> Contribution`.
 
-    `position` is `[n_atoms, 3]` Å and `weight` `[n_atoms]`, both padded to a roomy
-    size, `cell` `[3, 3]` Å. Where a slot of the expert is dear, rows are packed
-    into `max_neighbors`: with `fullest` above that, the result is wrong. One and the
-    same expert gets one and the same function: calculators of a band's images
-    share what is compiled.
+    `position` is `[n_atoms, 3]` Å and `gate` `[n_atoms]`, both padded to
+    `bucket_size`; `cell` is `[3, 3]` Å. Rows of experts with `pack_neighbors` are
+    packed into `max_neighbors` columns, which is static, and None for other
+    experts. The result is wrong where `max_occupancy` exceeds it. Equal arguments
+    return the same function, so the calculators of a band's images share programs.
     """
-    bare = cast(Any, expert)._replace(config=())  # a dict has no hash
-    return _evaluator(bare, chunk_size)
+    hashable = cast(Any, expert)._replace(config=())
+    return _evaluator(hashable, chunk_size)
 
 
 @lru_cache(maxsize=64)
 def _evaluator(expert: Expert, chunk_size: int) -> Callable:
     atom_energies = chunked_atom_energies(expert, chunk_size)
 
-    def evaluate(params, held: CachedRows, position, cell, weight, max_neighbors: int | None) -> Computed:
+    def evaluate(params, cached: CachedRows, position, cell, gate, max_neighbors: int | None) -> Contribution:
         n_atoms = position.shape[0]
-        weights = jnp.where(held.own, weight.at[held.centers].get(mode="fill", fill_value=0.0), 0.0)
+        row_gate = jnp.where(cached.own, gate.at[cached.centers].get(mode="fill", fill_value=0.0), 0.0)
         wanted = {}
         if expert.num_hops == 1:
-            # Rows that matter come first; chunks of the others cost nothing.
-            order = jnp.argsort(weights <= 0)
-            held, weights = jax.tree.map(lambda x: x[order], held), weights[order]
-            wanted = {"wanted": jnp.sum(weights > 0)}
-        rows = _rows(held, position, cell)
-        fullest = jnp.zeros((), jnp.int32)
+            # Rows with a gate above zero come first; chunks without any are skipped.
+            order = jnp.argsort(row_gate <= 0)
+            cached, row_gate = jax.tree.map(lambda x: x[order], cached), row_gate[order]
+            wanted = {"wanted": jnp.sum(row_gate > 0)}
+        rows = _neighborhood(cached, position, cell)
+        max_occupancy = jnp.zeros((), jnp.int32)
         if max_neighbors is not None:
-            rows, fullest = _packed(rows, expert.cutoff, max_neighbors, n_atoms)
-        seen = rows
+            rows, max_occupancy = _pack_within_cutoff(rows, expert.cutoff, max_neighbors, n_atoms)
+        expert_rows = rows
         if expert.num_hops > 1:
-            n_rows = held.centers.shape[0]
-            row_of = (
-                jnp.full(n_atoms + 1, n_rows).at[held.centers].set(jnp.arange(n_rows)).at[n_atoms].set(n_rows)
-            )
-            seen = rows._replace(neighbor=row_of[rows.neighbor])
+            expert_rows = rows._replace(neighbor=_row_of_atom(cached.centers, n_atoms)[rows.neighbor])
 
         def total(displacement):
-            energies = atom_energies(params, seen._replace(displacement=displacement), **wanted)
-            energies = jnp.where(weights > 0, energies, 0.0)
-            return jnp.sum(weights * energies), energies
+            energies = atom_energies(params, expert_rows._replace(displacement=displacement), **wanted)
+            energies = jnp.where(row_gate > 0, energies, 0.0)
+            return jnp.sum(row_gate * energies), energies
 
         g, energies = jax.grad(total, has_aux=True)(rows.displacement)
         virials = derivatives.virial(g, rows)
-        own = jnp.where(held.own, held.centers, n_atoms)
-        return Computed(
+        own = jnp.where(cached.own, cached.centers, n_atoms)
+        return Contribution(
             energies=jnp.zeros(n_atoms, position.dtype).at[own].set(energies, mode="drop"),
-            forces=derivatives.forces(g, rows, held.centers, n_atoms),
-            virials=jnp.zeros((n_atoms, 3, 3), position.dtype).at[held.centers].set(virials, mode="drop"),
-            fullest=fullest,
+            forces=derivatives.forces(g, rows, cached.centers, n_atoms),
+            virials=jnp.zeros((n_atoms, 3, 3), position.dtype).at[cached.centers].set(virials, mode="drop"),
+            max_occupancy=max_occupancy,
         )
 
     return jax.jit(evaluate, static_argnums=5)
 
 
-def slots_for(expert: Expert, pairs, own: np.ndarray, last: int | None) -> int | None:
-    """Slots that packed rows of these atoms want, of `pairs` up to the expert's cutoff.
+def max_neighbors_for(expert: Expert, pairs, own: np.ndarray, previous: int | None) -> int | None:
+    """Columns of the packed rows of some atoms; None where the expert's rows are not packed.
 
-    None where they are not packed.
+    Args:
+        expert: rows are packed where it has `pack_neighbors` and passes no messages.
+        pairs: from `image_pairs`, up to the expert's cutoff.
+        own: `[n]` int, atoms.
+        previous: the number used before, reused where it fits.
     """
     if not expert.pack_neighbors or expert.num_hops > 1:
         return None
     most = np.bincount(pairs[0], minlength=own.max(initial=0) + 1)[own].max(initial=1)
-    return kept(int(np.ceil(ROOM * most)), last or 0)
+    return reuse_bucket(int(np.ceil(NEIGHBOR_CAPACITY_FACTOR * most)), previous or 0)
 
 
-def _rows(held: CachedRows, position: Array, cell: Array) -> Neighborhood:
-    to = position.at[held.neighbor].get(mode="fill", fill_value=0.0)
-    at = position.at[held.centers].get(mode="fill", fill_value=0.0)
-    displacement = to - at[:, None] + held.image @ cell
+def _neighborhood(cached: CachedRows, position: Array, cell: Array) -> Neighborhood:
+    """Rows with displacements at these positions, `[n_atoms, 3]` Å, and this cell, `[3, 3]` Å."""
+    neighbor_position = position.at[cached.neighbor].get(mode="fill", fill_value=0.0)
+    center_position = position.at[cached.centers].get(mode="fill", fill_value=0.0)
+    displacement = neighbor_position - center_position[:, None] + cached.image @ cell
     return Neighborhood(
-        displacement=jnp.where(held.mask[..., None], displacement, 1.0),
-        mask=held.mask,
-        center_species=held.center_species,
-        neighbor_species=held.neighbor_species,
-        neighbor=held.neighbor,
+        displacement=jnp.where(cached.mask[..., None], displacement, 1.0),
+        mask=cached.mask,
+        center_species=cached.center_species,
+        neighbor_species=cached.neighbor_species,
+        neighbor=cached.neighbor,
     )
 
 
-def _packed(
-    rows: Neighborhood, cutoff: float, max_neighbors: int, nowhere: int
+def _row_of_atom(centers: Array, n_atoms: int) -> Array:
+    """`[n_atoms + 1]` int, the row of each atom; the number of rows for atoms without one and for padding."""
+    n_rows = centers.shape[0]
+    return jnp.full(n_atoms + 1, n_rows).at[centers].set(jnp.arange(n_rows)).at[n_atoms].set(n_rows)
+
+
+def _pack_within_cutoff(
+    rows: Neighborhood, cutoff: float, max_neighbors: int, padding: int
 ) -> tuple[Neighborhood, Array]:
-    """Rows of the neighbours within a cutoff only, and how many the fullest has."""
+    """Rows of the neighbours within a cutoff, and the largest number of them in a row."""
     k = rows.mask.shape[1]
-    near = rows.mask & (jnp.sum(rows.displacement**2, axis=-1) < cutoff**2)
-    slots = jnp.broadcast_to(jnp.arange(k, dtype=jnp.int32), near.shape)
-    slot, fullest = compact_neighbors(slots, near, max_neighbors, k)
-    mask = slot < k
-    safe = jnp.minimum(slot, k - 1)
-    return (
-        Neighborhood(
-            displacement=jnp.where(
-                mask[..., None], jnp.take_along_axis(rows.displacement, safe[..., None], axis=1), 1.0
-            ),
-            mask=mask,
-            center_species=rows.center_species,
-            neighbor_species=jnp.where(mask, jnp.take_along_axis(rows.neighbor_species, safe, axis=1), 0),
-            neighbor=jnp.where(mask, jnp.take_along_axis(rows.neighbor, safe, axis=1), nowhere),
-        ),
-        fullest,
+    within = rows.mask & (jnp.sum(rows.displacement**2, axis=-1) < cutoff**2)
+    columns = jnp.broadcast_to(jnp.arange(k, dtype=jnp.int32), within.shape)
+    column, max_occupancy = compact_neighbors(columns, within, max_neighbors, k)
+    mask = column < k
+    safe = jnp.minimum(column, k - 1)
+    displacement = jnp.take_along_axis(rows.displacement, safe[..., None], axis=1)
+    packed = Neighborhood(
+        displacement=jnp.where(mask[..., None], displacement, 1.0),
+        mask=mask,
+        center_species=rows.center_species,
+        neighbor_species=jnp.where(mask, jnp.take_along_axis(rows.neighbor_species, safe, axis=1), 0),
+        neighbor=jnp.where(mask, jnp.take_along_axis(rows.neighbor, safe, axis=1), padding),
     )
+    return packed, max_occupancy

@@ -1,10 +1,10 @@
 """Regions chosen as ASE users choose atoms: by tag, by layer, around species.
 
 Each function returns a function of the ASE atoms, for `MixtureCalculator(region=)`.
-Those by tag and by layer keep what they chose for the atoms they saw first, as
-regions that are reassigned as atoms move would make jumps in the energy. Atoms of
-other symbols or tags are chosen anew; for another structure of the same, make
-another function.
+`by_tag` and `by_layer` assign atoms at the first call and return the same assignment
+later, because the energy would jump if atoms were reassigned as they move. They
+assign again when symbols or tags differ. For another structure with the same symbols
+and tags, call `by_tag` or `by_layer` again.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,51 +21,50 @@ AtomsToAssignment = Callable[[Atoms], np.ndarray]
 
 
 def by_tag(tags: int | Sequence[int]) -> AtomsToAssignment:
-    """Atoms of these ASE tags (`atoms.get_tags()`) go to expert 0, the others to expert 1.
+    """Assign atoms with these ASE tags (`atoms.get_tags()`) to expert 0, the others to expert 1.
 
     Args:
-        tags: one or several, each of which some atom must have.
+        tags: one integer or several; at least one atom must have each.
 
     Returns:
         `(atoms) -> [n_atoms] int`.
 
     Raises:
-        ValueError: tags are no integers, or, on use, no atom has one of them.
+        ValueError: tags are not integers, or, on use, no atom has one of them.
 
     >>> from ase.build import fcc111
     >>> by_tag((1, 2))(fcc111("Pt", (1, 1, 4))).tolist()
     [1, 1, 0, 0]
     """
-    wanted = np.atleast_1d(np.asarray(tags))
-    if wanted.ndim != 1 or wanted.size == 0 or not np.issubdtype(wanted.dtype, np.integer):
-        raise ValueError(f"tags must be an integer or several, got {tags!r:.80}.")
+    selected = np.atleast_1d(np.asarray(tags))
+    if selected.ndim != 1 or selected.size == 0 or not np.issubdtype(selected.dtype, np.integer):
+        raise ValueError(f"tags must be one integer or several, got {tags!r:.80}.")
 
-    def chosen(atoms: Atoms) -> np.ndarray:
+    def assign(atoms: Atoms) -> np.ndarray:
         found = atoms.get_tags()
-        missing = sorted(set(wanted.tolist()) - set(found.tolist()))
+        missing = sorted(set(selected.tolist()) - set(found.tolist()))
         if missing:
             raise ValueError(
-                "tags must each be that of an atom, "
-                f"{missing} are not: atoms have {sorted(set(found.tolist()))}."
+                f"tags must be tags of the atoms, {sorted(set(found.tolist()))}, got {missing}. "
+                "Set tags with `atoms.set_tags`."
             )
-        return np.where(np.isin(found, wanted), 0, 1)
+        return np.where(np.isin(found, selected), 0, 1)
 
-    return _kept(chosen)
+    return _fixed_at_first_call(assign)
 
 
 def by_layer(
     n_layers: int, axis: int = 2, *, bottom: bool = False, tolerance: float = 0.3
 ) -> AtomsToAssignment:
-    """The top layers go to expert 0, the others to expert 1.
+    """Assign the top layers to expert 0, the others to expert 1.
 
-    What lies on a surface is a layer of its own, or several: a CO that stands
-    upright is two.
+    Adsorbates count as layers of their own; an upright CO counts as two.
 
     Args:
-        n_layers: how many, at least 1.
+        n_layers: number of layers for expert 0, at least 1.
         axis: 0, 1 or 2, the Cartesian axis along which layers are stacked.
-        bottom: choose the bottom ones.
-        tolerance: Å, atoms less than this apart along the axis share a layer
+        bottom: assign the bottom layers to expert 0 instead.
+        tolerance: Å, atoms closer than this along the axis share a layer
             (`ase.geometry.get_layers`).
 
     Returns:
@@ -83,12 +82,12 @@ def by_layer(
     if isinstance(axis, bool) or axis not in (0, 1, 2):
         raise ValueError(f"axis must be 0, 1 or 2, got {axis!r}.")
 
-    def chosen(atoms: Atoms) -> np.ndarray:
+    def assign(atoms: Atoms) -> np.ndarray:
         if len(atoms) == 0:
             raise ValueError(f"n_layers must be at most the 0 layers of these atoms, got {n_layers}.")
-        # Of a cell of its own, so that layers are planes normal to the axis, whatever the lattice.
-        upright = Atoms(atoms.symbols, atoms.positions, cell=np.eye(3))
-        layer, heights = get_layers(upright, tuple(np.eye(3, dtype=int)[axis]), tolerance)
+        # A Cartesian cell makes layers normal to the axis in any lattice.
+        cartesian = Atoms(atoms.symbols, atoms.positions, cell=np.eye(3))
+        layer, heights = get_layers(cartesian, tuple(np.eye(3, dtype=int)[axis]), tolerance)
         if n_layers > len(heights):
             raise ValueError(
                 f"n_layers must be at most the {len(heights)} layers of these atoms along axis {axis}, "
@@ -96,19 +95,19 @@ def by_layer(
             )
         return np.where(layer < n_layers if bottom else layer >= len(heights) - n_layers, 0, 1)
 
-    return _kept(chosen)
+    return _fixed_at_first_call(assign)
 
 
 def around_species(species: str | Sequence[str], r_core: float, r_blend: float) -> Callable[[Atoms], Around]:
-    """Spheres about all atoms of these species go to expert 0, and follow them (`regions.around`).
+    """Spheres around all atoms of these species belong to expert 0 and follow the atoms.
 
-    Energy is conserved.
+    The region is `regions.around`, with which energy is conserved.
 
     Args:
-        species: chemical symbols, each of which the atoms must hold.
-        r_core: Å, as `regions.around`; at least the cheap expert's cutoff where
-            it does not know these species.
-        r_blend: Å, positive.
+        species: one chemical symbol or several, each present among the atoms.
+        r_core: Å, radius of the spheres' cores. Use at least the cheap expert's
+            cutoff if these species are outside its `allowed_species`.
+        r_blend: Å, width of the blending shell, positive.
 
     Returns:
         `(atoms) -> region`.
@@ -126,27 +125,25 @@ def around_species(species: str | Sequence[str], r_core: float, r_blend: float) 
     unknown = [s for s in symbols if s not in chemical_symbols[1:]]
     if unknown or not symbols:
         raise ValueError(f"species must be chemical symbols, at least one, got {species!r:.80}.")
-    around([0], r_core, r_blend)  # checks the lengths
+    around([0], r_core, r_blend)  # raises an error for bad radii
 
-    def chosen(atoms: Atoms) -> Around:
+    def region_of(atoms: Atoms) -> Around:
         absent = sorted(set(symbols) - set(atoms.symbols))
         if absent:
-            raise ValueError(
-                f"species must be those of some atoms, {', '.join(absent)} is not: atoms are {atoms.symbols}."
-            )
+            raise ValueError(f"species must be among the atoms, {atoms.symbols}, got {', '.join(absent)}.")
         return around(np.flatnonzero(np.isin(atoms.get_chemical_symbols(), symbols)), r_core, r_blend)
 
-    return chosen
+    return region_of
 
 
-def _kept(choose: AtomsToAssignment) -> AtomsToAssignment:
-    """What was chosen for atoms of these symbols and tags, however they have moved."""
+def _fixed_at_first_call(assign: AtomsToAssignment) -> AtomsToAssignment:
+    """`assign`, whose result is cached while symbols and tags stay the same."""
     last: list = [None, None]
 
-    def chosen(atoms: Atoms) -> np.ndarray:
+    def assign_once(atoms: Atoms) -> np.ndarray:
         key = atoms.numbers.tobytes(), atoms.get_tags().tobytes()
         if last[0] != key:
-            last[:] = key, choose(atoms)
+            last[:] = key, assign(atoms)
         return last[1].copy()
 
-    return chosen
+    return assign_once

@@ -1,11 +1,11 @@
-"""A PyTorch Allegro model, parameter for parameter, as an expert.
+"""Convert a PyTorch Allegro model to an expert with the same parameters.
 
     module = ...                       # nequip-allegro 0.8.3, in memory
     expert, params = from_module(module)
 
-Nothing here imports torch: whoever holds a module has it. The architecture is
-read off the module's own parts, so that hand-made models are understood like
-configured ones, and whatever this package has no counterpart for is an error.
+This module does not import torch. The architecture is read from the submodules of the
+model, not from its configuration file, so models built by hand are converted too. An
+option without a counterpart in `mm.experts.allegro` raises an error.
 """
 
 from collections.abc import Sequence
@@ -24,30 +24,30 @@ _PARTS = (
     *("edge_norm", "radial_chemical_embed", "scalar_embed_mlp", "tensor_embed", "allegro"),
     *("edge_readout", "edge_eng_sum", "per_type_energy_scale_shift", "total_energy_sum"),
 )
-_PASSIVE = ("cutoff",)  # parts that change no energy of ours: an envelope stored for a pair potential
+_WITHOUT_EFFECT = ("cutoff",)  # submodules that are ignored: an envelope stored for a pair potential
 
 
 def from_module(module: Any, species: Sequence[str] | None = None) -> tuple[Expert, Params]:
-    """The expert that a PyTorch Allegro model is.
+    """An expert and parameters with the energies of a PyTorch Allegro model.
 
-    Energies agree to rounding: in float64 the model built with
-    `model_dtype: float64` gives the same per-atom energies, forces and stress.
+    In float64, a model built with `model_dtype: float64` gives the same per-atom
+    energies, forces and stress to rounding.
 
     Args:
         module: a model of `allegro.model.AllegroModel` or `FullAllegroModel`
             (nequip-allegro 0.8.3), or anything that contains one.
-        species: chemical symbols of its types, in their order; default the
-            model's type names.
+        species: chemical symbols of the model's types, in their order; by default
+            its type names.
 
     Returns:
         The expert and its parameters, float64 numpy arrays.
 
     Raises:
-        ValueError: the module holds no Allegro model, or one with an option
+        ValueError: the module contains no Allegro model, or one with an option
             that `mm.experts.allegro` does not have.
 
     Source:
-        The layout of parameters in nequip-allegro 0.8.3 and nequip 0.19.1.
+        Parameter layout of nequip-allegro 0.8.3 and nequip 0.19.1.
     """
     parts = _parts(module)
     norm, embed, core = parts["edge_norm"], parts["radial_chemical_embed"], parts["allegro"]
@@ -56,32 +56,14 @@ def from_module(module: Any, species: Sequence[str] | None = None) -> tuple[Expe
     species = type_names if species is None else tuple(species)
     if len(species) != len(type_names):
         raise ValueError(f"species must name the {len(type_names)} types {type_names}, got {species}.")
-    encode, types = _bessel_embedding(embed)
+    encode, _ = _bessel_embedding(embed)
     l_max, parity = _irreps(core)
-    channels, layers = int(core.num_tensor_features), int(core.num_layers)
-    if not (
-        core._env_weighter.weight_individual_irreps
-        and parts["tensor_embed"]._edge_weighter.weight_individual_irreps
-    ):
-        raise ValueError("weight_individual_irreps must be True, got False.")
     mlps = {
         "scalar_embed": parts["scalar_embed_mlp"].mlp_module,
         **{f"latent_{t}": latent for t, latent in enumerate(core.latents)},
         "readout": parts["edge_readout"].mlp_module,
     }
-    linear = {
-        "basis_linear": types.basis_linear,
-        "tensor_embed": parts["tensor_embed"].env_embed_linear,
-        "first_projection": core.first_layer_env_embed_projection,
-    }
-    network: dict[str, Any] = {
-        "center_embed": _numpy(types.center_embed.weight),
-        "neighbor_embed": _numpy(types.neighbor_embed.weight),
-        **{name: _layers(name, mlp) for name, mlp in {**linear, **mlps}.items()},
-    }
-    track = tensor_track(l_max, layers, parity)
-    for t, product in enumerate(core.tps):
-        network[f"tensor_product_{t}"] = {"path_weights": _path_weights(product, track, t, l_max)}
+    network = _network(parts, mlps, l_max, parity)
     reciprocal = _numpy(norm._rmax_recip)
     n = len(species)
     expert = allegro(
@@ -89,9 +71,9 @@ def from_module(module: Any, species: Sequence[str] | None = None) -> tuple[Expe
         float(norm.r_max),
         l_max=l_max,
         parity=parity,
-        num_layers=layers,
+        num_layers=int(core.num_layers),
         num_scalar_features=int(core.num_scalar_features),
-        num_tensor_features=channels,
+        num_tensor_features=int(core.num_tensor_features),
         num_bessels=int(encode.num_bessels),
         polynomial_cutoff_p=float(encode.cutoff.p),
         scalar_embed_mlp=_hidden(network["scalar_embed"]),
@@ -111,22 +93,47 @@ def from_module(module: Any, species: Sequence[str] | None = None) -> tuple[Expe
     return expert, params
 
 
+def _network(parts: dict[str, Any], mlps: dict[str, Any], l_max: int, parity: bool) -> dict[str, Any]:
+    """The parameters of the Allegro network, named as `mm.experts.allegro` names them."""
+    core, tensor_embed = parts["allegro"], parts["tensor_embed"]
+    if not (
+        core._env_weighter.weight_individual_irreps and tensor_embed._edge_weighter.weight_individual_irreps
+    ):
+        raise ValueError("weight_individual_irreps must be True, got False.")
+    _, types = _bessel_embedding(parts["radial_chemical_embed"])
+    linear = {
+        "basis_linear": types.basis_linear,
+        "tensor_embed": tensor_embed.env_embed_linear,
+        "first_projection": core.first_layer_env_embed_projection,
+    }
+    network: dict[str, Any] = {
+        "center_embed": _numpy(types.center_embed.weight),
+        "neighbor_embed": _numpy(types.neighbor_embed.weight),
+        **{name: _layers(name, mlp) for name, mlp in {**linear, **mlps}.items()},
+    }
+    track = tensor_track(l_max, int(core.num_layers), parity)
+    for t, product in enumerate(core.tps):
+        network[f"tensor_product_{t}"] = {"path_weights": _path_weights(product, track, t, l_max)}
+    return network
+
+
 def _parts(module: Any) -> dict[str, Any]:
-    """The named steps of the first sequence of steps that holds an Allegro core."""
+    """The named submodules of the first sequence of submodules that contains an Allegro core."""
     for part in module.modules():
         steps = dict(part.named_children())
         if type(steps.get("allegro")).__name__ == "Allegro_Module":
             break
     else:
-        raise ValueError(f"module must hold an Allegro model, got {type(module).__name__}.")
+        raise ValueError(f"module must contain an Allegro model, got {type(module).__name__}.")
     missing = [name for name in _PARTS if name not in steps]
-    unknown = sorted(set(steps) - {*_PARTS, *_PASSIVE, "pair_potential"})
+    unknown = sorted(set(steps) - {*_PARTS, *_WITHOUT_EFFECT, "pair_potential"})
     if missing or unknown:
         raise ValueError(f"module must have the parts {_PARTS}; missing {missing}, unknown {unknown}.")
     return steps
 
 
 def _bessel_embedding(embed: Any) -> tuple[Any, Any]:
+    """The submodules `bessel_encode` and `type_embed`; `ValueError` for another embedding."""
     steps = dict(embed.named_children())
     if set(steps) != {"bessel_encode", "type_embed"}:
         raise ValueError(
@@ -135,12 +142,12 @@ def _bessel_embedding(embed: Any) -> tuple[Any, Any]:
     encode = steps["bessel_encode"]
     roots = _numpy(encode.bessel_weights).reshape(-1)
     if not np.allclose(roots, np.arange(1, len(roots) + 1), rtol=0.0, atol=1e-7):
-        raise ValueError(f"Bessel roots must be 1 to {len(roots)}, as they are unless trained, got {roots}.")
+        raise ValueError(f"Bessel roots must be 1 to {len(roots)} (untrained), got {roots}.")
     return encode, steps["type_embed"]
 
 
 def _irreps(core: Any) -> tuple[int, bool]:
-    """`l_max` and `parity`, from the harmonics and what the tensor track may hold."""
+    """`l_max` and `parity`, from the spherical harmonics and the allowed irreps of the tensor track."""
     harmonics = [(int(ir.l), int(ir.p)) for _, ir in core.tps[0].irreps_in2]
     l_max = len(harmonics) - 1
     allowed = {(int(ir.l), int(ir.p)) for _, ir in core.tensor_track_allowed_irreps}
@@ -159,26 +166,28 @@ def _irreps(core: Any) -> tuple[int, bool]:
 
 
 def _layers(name: str, mlp: Any) -> dict[str, np.ndarray]:
-    """Weights of a scalar network, whose layers' scaling must be ours."""
+    """Kernels of a scalar network, rescaled to this package's normalisation."""
     found = [layer for layer in mlp.mlp if hasattr(layer, "alpha")] if hasattr(mlp.mlp, "__iter__") else []
     if not found:
-        raise ValueError(f"{name} must have a nonlinearity between its layers, got a product of matrices.")
-    weights = {}
+        raise ValueError(f"{name} must have a nonlinearity between its layers, got a linear network.")
+    kernels = {}
     for k, layer in enumerate(found):
-        weight, alpha = _numpy(layer.weight), float(layer.alpha)
+        kernel, alpha = _numpy(layer.weight), float(layer.alpha)
         if layer.bias is not None:
             raise ValueError(f"{name} must have no bias, got one in layer {k}.")
-        ours = (1.0 if k == 0 else 2.0**0.5) / weight.shape[0] ** 0.5
-        # Any other scaling (forward_normalize: false) is moved into the weights.
-        weights[f"weight_{k}"] = weight * (alpha / ours) if abs(alpha / ours - 1.0) > 1e-6 else weight
-    return weights
+        ours = (1.0 if k == 0 else 2.0**0.5) / kernel.shape[0] ** 0.5
+        # Another scaling (forward_normalize: false) is multiplied into the kernel.
+        kernels[f"weight_{k}"] = kernel * (alpha / ours) if abs(alpha / ours - 1.0) > 1e-6 else kernel
+    return kernels
 
 
 def _hidden(layers: dict[str, np.ndarray]) -> tuple[int, ...]:
+    """Widths of the hidden layers."""
     return tuple(layers[f"weight_{k}"].shape[1] for k in range(len(layers) - 1))
 
 
 def _nonlinearity(mlps: dict[str, Any]) -> str:
+    """The name of the nonlinearity, which all networks must share."""
     kinds = {
         type(layer).__name__ for mlp in mlps.values() for layer in mlp.mlp if not hasattr(layer, "alpha")
     }
@@ -192,11 +201,14 @@ def _nonlinearity(mlps: dict[str, Any]) -> str:
 
 
 def _path_weights(product: Any, track: list, t: int, l_max: int) -> np.ndarray:
-    """`[n_paths, channels or 1]`, each with the sign by which Wigner symbols of the two libraries differ."""
+    """`[n_paths, channels or 1]` coefficients of paths.
+
+    Each has the sign by which the Wigner symbols of the two libraries differ.
+    """
     coupling = angular.coupling_tensor(track[t], angular.harmonic_irreps(l_max), track[t + 1])
     paths = len(coupling)
     theirs = _numpy(product.w3j)
-    if product.w3j_is_ij_diagonal:  # stored without the index of the second factor
+    if product.w3j_is_ij_diagonal:  # stored without the second index
         diagonal = np.zeros((paths, *coupling.shape[1:]))
         i = np.arange(coupling.shape[1])
         diagonal[:, i, i] = theirs.reshape(paths, coupling.shape[1], coupling.shape[3])
@@ -215,6 +227,7 @@ def _path_weights(product: Any, track: list, t: int, l_max: int) -> np.ndarray:
 
 
 def _avg_num_neighbors(parts: dict[str, Any]) -> float | tuple[float, ...]:
+    """Average numbers of neighbours, one or one per type, from the normalisation constants."""
     constants = [
         _numpy(p.norm_const).reshape(-1)
         for p in (parts["allegro"].avg_num_neighbors_norm, parts["edge_eng_sum"].norm_module)
@@ -226,6 +239,7 @@ def _avg_num_neighbors(parts: dict[str, Any]) -> float | tuple[float, ...]:
 
 
 def _zbl(pair_potential: Any, species: tuple[str, ...]) -> bool:
+    """Whether the model has a ZBL pair potential; `ValueError` for any other pair potential."""
     if pair_potential is None:
         return False
     kind = type(pair_potential).__name__
@@ -241,12 +255,11 @@ def _zbl(pair_potential: Any, species: tuple[str, ...]) -> bool:
     return True
 
 
-def _per_type(values: Any, present: bool, otherwise: float, n_types: int) -> np.ndarray:
-    return (
-        np.broadcast_to(_numpy(values).reshape(-1), n_types).copy()
-        if present
-        else np.full(n_types, otherwise)
-    )
+def _per_type(values: Any, present: bool, default: float, n_types: int) -> np.ndarray:
+    """`[n_types]`: the model's values, or the default where it has none."""
+    if not present:
+        return np.full(n_types, default)
+    return np.broadcast_to(_numpy(values).reshape(-1), n_types).copy()
 
 
 def _numpy(tensor: Any) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""Pictures of results, drawn with matplotlib."""
+"""Figures of results, drawn with matplotlib, and 3D views in notebooks."""

@@ -1,6 +1,6 @@
-"""Pictures of a region that moves: what it took, what became of the energy, where things went.
+"""Figures of a run with a dynamic region: cost, energy conservation, and the gate on the surface.
 
-As in `plots`, figures belong to nobody: no global state, no display.
+As in `plots`, figures are independent of matplotlib's global state and need no display.
 """
 
 from collections.abc import Sequence
@@ -18,30 +18,30 @@ from matplotlib.patheffects import withStroke
 
 from moe_md.plots.plots import CHEAP, ELEMENTS, EXPENSIVE, FAINT, INK, plain
 
-WEIGHTS = LinearSegmentedColormap.from_list("weights", [CHEAP, EXPENSIVE])
+GATE_COLOURS = LinearSegmentedColormap.from_list("gate", [CHEAP, EXPENSIVE])
 TRACKS = ("#1f4e79", "#9b2d5e", "#2f6b4f", "#6a4c93", "#8a4b14")
-DEPTH = 4.0  # Å below the top layer, what a view from above shows
+DEPTH = 4.0  # Å below the top layer, shown in a view from above
 
 
 class Path(NamedTuple):
-    """An atom whose way is drawn."""
+    """An atom whose path is drawn."""
 
     atom: int
     name: str  # for the legend
 
 
 def top_view(
-    position, symbols: Sequence[str], weight, box, *, paths: Sequence[Path] = (), frames=None
+    position, symbols: Sequence[str], gate, box, *, paths: Sequence[Path] = (), frames=None
 ) -> Figure:
-    """A terrace from above, its metal coloured by the weight of the expensive expert.
+    """A surface from above; metal atoms are coloured by the gate of the expensive expert.
 
     Args:
         position: `[n_atoms, 3]` Å; z points to the viewer.
         symbols: `n_atoms` chemical symbols; C and O have colours of their own.
-        weight: `[n_atoms]` in [0, 1], of the expensive expert.
+        gate: `[n_atoms]` in [0, 1], of the expensive expert.
         box: `[3]` Å, edges; x and y are periodic.
-        paths: atoms whose way over `frames` is drawn.
-        frames: `[n_frames, n_atoms, 3]` Å, what came before; needed by `paths`.
+        paths: atoms whose path over `frames` is drawn.
+        frames: `[n_frames, n_atoms, 3]` Å, earlier positions; required with `paths`.
 
     Returns:
         The figure.
@@ -49,10 +49,10 @@ def top_view(
     Raises:
         ValueError: shapes do not match.
     """
-    position, weight, box = _checked(position, symbols, weight, box, frames, paths)
+    position, gate, box = _checked(position, symbols, gate, box, frames, paths)
     figure = Figure(figsize=(7.2, 7.2 * box[1] / box[0] + 0.9), layout="constrained")
     panel = figure.subplots()
-    _draw_view(panel, position, symbols, weight, box)
+    _draw_view(panel, position, symbols, gate, box)
     _draw_paths(panel, frames, paths, box)
     _colour_bar(figure, panel)
     return figure
@@ -65,24 +65,22 @@ def moving_run(
     kinetic,
     position,
     symbols: Sequence[str],
-    weight,
+    gate,
     box,
     *,
     kicks_ps: Sequence[float] = (),
     paths: Sequence[Path] = (),
     frames=None,
 ) -> Figure:
-    """A run with a region that moves: cost and energy over time, and the terrace from above.
-
-    Cost and energy are on the left, the terrace on the right.
+    """A run with a dynamic region: cost and energy over time (left), the surface from above (right).
 
     Args:
         time_ps: `[n]` ps.
-        share: `[n]`, of the atoms, with weight on the expensive expert.
-        energy: `[n]` eV, what should be conserved: total less the work from outside.
+        share: `[n]`, fraction of atoms for which the expensive expert's gate is above zero.
+        energy: `[n]` eV, the conserved quantity: total energy minus external work.
         kinetic: `[n]` eV.
-        position, symbols, weight, box, paths, frames: as of `top_view`.
-        kicks_ps: ps, when work was done; marked.
+        position, symbols, gate, box, paths, frames: as of `top_view`.
+        kicks_ps: ps, times of external work; marked by dotted lines.
 
     Returns:
         The figure.
@@ -96,49 +94,60 @@ def moving_run(
             "time_ps, share, energy and kinetic must be vectors of one length, at least 1, "
             f"got shapes {time.shape}, {share.shape}, {energy.shape} and {kinetic.shape}."
         )
-    position, weight, box = _checked(position, symbols, weight, box, frames, paths)
+    position, gate, box = _checked(position, symbols, gate, box, frames, paths)
     height, left = 6.4, 5.6
     right = min(max((height - 1.2) * box[0] / box[1], 4.0), 9.0)
     figure = Figure(figsize=(left + right + 0.4, height), layout="constrained")
     grid = figure.add_gridspec(3, 2, width_ratios=(left, right))
     cost = figure.add_subplot(grid[0, 0])
-    both, close = (figure.add_subplot(grid[row, 0], sharex=cost) for row in (1, 2))
+    change, deviation = (figure.add_subplot(grid[row, 0], sharex=cost) for row in (1, 2))
     view = figure.add_subplot(grid[:, 1])
-
-    cost.plot(time, 100 * share, color=_darker(EXPENSIVE), lw=1.2)
-    most = 100 * share.max()
-    cost.set(ylim=(0, max(1.25 * most, 1.0)), ylabel="atoms on the\nexpensive expert / %")
-    both.plot(time, kinetic - kinetic[0], color="#c77f1a", lw=1.0, label="kinetic")
-    both.plot(time, energy - energy[0], color="#28527a", lw=1.6, label="total less work")
-    low, high = (f(np.append(kinetic - kinetic[0], energy - energy[0])) for f in (np.min, np.max))
-    margin = max(high - low, 1e-6)
-    both.set(ylim=(low - 0.1 * margin, high + 0.35 * margin), ylabel="change since start\neV")
-    both.legend(loc="upper left", frameon=False, ncols=2)
-    close.axhline(0, color=FAINT, lw=0.6)
-    deviation = 1000 * (energy - energy.mean())
-    close.plot(time, deviation, color="#28527a", lw=0.8)
-    reach = 1.3 * max(np.abs(deviation).max(), 1e-6)
-    close.set(ylim=(-reach, reach), ylabel="total less work,\nless its mean / meV", xlabel="time / ps")
+    _draw_cost(cost, time, share)
+    _draw_energies(change, deviation, time, energy, kinetic)
     if len(time) > 1:
-        close.set_xlim(time[0], time[-1])
-    for panel in (cost, both, close):
+        deviation.set_xlim(time[0], time[-1])
+    for panel in (cost, change, deviation):
         for kick in kicks_ps:
             panel.axvline(kick, color=FAINT, lw=0.7, ls=(0, (2, 3)), zorder=0)
         plain(panel)
     cost.tick_params(labelbottom=False)
-    both.tick_params(labelbottom=False)
-    figure.align_ylabels([cost, both, close])
+    change.tick_params(labelbottom=False)
+    figure.align_ylabels([cost, change, deviation])
 
-    _draw_view(view, position, symbols, weight, box)
+    _draw_view(view, position, symbols, gate, box)
     _draw_paths(view, frames, paths, box)
     _colour_bar(figure, view)
     return figure
 
 
+def _draw_cost(panel, time, share) -> None:
+    panel.plot(time, 100 * share, color=_darker(EXPENSIVE), lw=1.2)
+    top = max(1.25 * 100 * share.max(), 1.0)
+    panel.set(ylim=(0, top), ylabel="atoms on the\nexpensive expert / %")
+
+
+def _draw_energies(change, deviation, time, energy, kinetic) -> None:
+    """Draw changes since the start, and the deviation of the conserved energy from its mean."""
+    kinetic_change, energy_change = kinetic - kinetic[0], energy - energy[0]
+    change.plot(time, kinetic_change, color="#c77f1a", lw=1.0, label="kinetic")
+    change.plot(time, energy_change, color="#28527a", lw=1.6, label="total − work")
+    low, high = (f(np.append(kinetic_change, energy_change)) for f in (np.min, np.max))
+    margin = max(high - low, 1e-6)
+    change.set(ylim=(low - 0.1 * margin, high + 0.35 * margin), ylabel="change since start\neV")
+    change.legend(loc="upper left", frameon=False, ncols=2)
+    deviation_meV = 1000 * (energy - energy.mean())
+    deviation.axhline(0, color=FAINT, lw=0.6)
+    deviation.plot(time, deviation_meV, color="#28527a", lw=0.8)
+    limit = 1.3 * max(np.abs(deviation_meV).max(), 1e-6)
+    deviation.set(
+        ylim=(-limit, limit), ylabel="total − work,\ndeviation from\nmean / meV", xlabel="time / ps"
+    )
+
+
 def animation(
     frames,
     symbols: Sequence[str],
-    weights,
+    gates,
     box,
     time_ps,
     *,
@@ -146,19 +155,20 @@ def animation(
     share=None,
     interval_ms: int = 80,
 ) -> FuncAnimation:
-    """A terrace from above as time goes by.
+    """A surface from above as an animation.
 
     `.to_jshtml()` shows it in a notebook, `.save(path, writer="pillow")` writes a GIF.
 
     Args:
         frames: `[n_frames, n_atoms, 3]` Å.
         symbols: `n_atoms` chemical symbols.
-        weights: `[n_frames, n_atoms]` in [0, 1], of the expensive expert.
+        gates: `[n_frames, n_atoms]` in [0, 1], of the expensive expert.
         box: `[3]` Å, edges; x and y are periodic.
         time_ps: `[n_frames]` ps.
-        paths: atoms whose way up to each frame is drawn.
-        share: `[n_frames]`, of the atoms, on the expensive expert; for the title.
-        interval_ms: between frames.
+        paths: atoms whose path up to each frame is drawn.
+        share: `[n_frames]`, fraction of atoms on the expensive expert, for the title; by
+            default that of atoms with a gate above zero.
+        interval_ms: time between frames.
 
     Returns:
         The animation.
@@ -166,22 +176,22 @@ def animation(
     Raises:
         ValueError: shapes do not match.
     """
-    frames, weights, time = np.asarray(frames, float), np.asarray(weights, float), np.asarray(time_ps, float)
+    frames, gates, time = np.asarray(frames, float), np.asarray(gates, float), np.asarray(time_ps, float)
     if (
         frames.ndim != 3
         or not len(frames)
-        or weights.shape != frames.shape[:2]
+        or gates.shape != frames.shape[:2]
         or time.shape != frames.shape[:1]
     ):
         raise ValueError(
-            "frames, weights and time_ps must have shapes "
+            "frames, gates and time_ps must have shapes "
             "[n_frames, n_atoms, 3], [n_frames, n_atoms] and [n_frames], "
-            f"got {frames.shape}, {weights.shape} and {time.shape}."
+            f"got {frames.shape}, {gates.shape} and {time.shape}."
         )
-    share = np.mean(weights > 0, axis=1) if share is None else np.asarray(share, float)
+    share = np.mean(gates > 0, axis=1) if share is None else np.asarray(share, float)
     if share.shape != time.shape:
         raise ValueError(f"share must have shape {time.shape}, one per frame, got {share.shape}.")
-    _, _, box = _checked(frames[0], symbols, weights[0], box, frames, paths)
+    _, _, box = _checked(frames[0], symbols, gates[0], box, frames, paths)
     figure = Figure(figsize=(6.4, 6.4 * box[1] / box[0] + 1.1), dpi=80, layout="constrained")
     FigureCanvasAgg(figure)
     panel = figure.subplots()
@@ -189,7 +199,7 @@ def animation(
 
     def draw(n):
         panel.clear()
-        _draw_view(panel, frames[n], symbols, weights[n], box)
+        _draw_view(panel, frames[n], symbols, gates[n], box)
         _draw_paths(panel, frames[: n + 1], paths, box, legend=False)
         panel.set_title(
             f"{time[n]:.2f} ps, {share[n]:.0%} of the atoms on the expensive expert", fontsize=10, color=INK
@@ -201,22 +211,24 @@ def animation(
     )
 
 
-def _checked(position, symbols, weight, box, frames, paths):
-    position, weight, box = (np.asarray(x, float) for x in (position, weight, box))
+def _checked(position, symbols, gate, box, frames, paths):
+    """Positions, gate and box as arrays; `ValueError` where shapes do not match."""
+    position, gate, box = (np.asarray(x, float) for x in (position, gate, box))
     n_atoms = len(symbols)
-    if position.shape != (n_atoms, 3) or weight.shape != (n_atoms,) or box.shape != (3,):
+    if position.shape != (n_atoms, 3) or gate.shape != (n_atoms,) or box.shape != (3,):
         raise ValueError(
-            f"position, weight and box must have shapes [{n_atoms}, 3] and [{n_atoms}], one per symbol, "
-            f"and [3], got {position.shape}, {weight.shape} and {box.shape}."
+            f"position, gate and box must have shapes [{n_atoms}, 3] and [{n_atoms}], one per symbol, "
+            f"and [3], got {position.shape}, {gate.shape} and {box.shape}."
         )
     if paths and (frames is None or np.shape(frames)[1:] != position.shape):
         raise ValueError(
             f"frames must have shape [n_frames, {n_atoms}, 3] where paths are given, got {np.shape(frames)}."
         )
-    return position, weight, box
+    return position, gate, box
 
 
-def _draw_view(panel, position, symbols, weight, box) -> None:
+def _draw_view(panel, position, symbols, gate, box) -> None:
+    """Draw the top layers and all molecules, with periodic images at the edges."""
     symbols = np.asarray(symbols)
     metal = ~np.isin(symbols, list(ELEMENTS))
     level = (
@@ -225,32 +237,32 @@ def _draw_view(panel, position, symbols, weight, box) -> None:
         else position[:, 2].max()
     )
     (shown,) = np.nonzero((position[:, 2] > level - DEPTH) | ~metal)
-    shown = shown[np.argsort(position[shown, 2])]  # from below
+    shown = shown[np.argsort(position[shown, 2])]  # lowest first
     size = np.array([2 * 0.92 * covalent_radii[atomic_numbers[s]] for s in symbols[shown]])
-    paint = WEIGHTS(np.clip(weight[shown], 0, 1))[:, :3]
+    paint = GATE_COLOURS(np.clip(gate[shown], 0, 1))[:, :3]
     for n, symbol in enumerate(symbols[shown]):
         if symbol in ELEMENTS:
             paint[n] = to_rgb(ELEMENTS[symbol])
     fade = (0.6 * np.clip((level - position[shown, 2]) / DEPTH, 0, 1))[:, None]
-    face = paint * (1 - fade) + fade  # deeper is paler
-    place = np.mod(position[shown, :2], box[:2])
-    # Images of what reaches over an edge, in the order of heights.
+    face = paint * (1 - fade) + fade  # lower atoms are paler
+    wrapped = np.mod(position[shown, :2], box[:2])
+    # Periodic images of atoms that extend over an edge, in the order of heights.
     shifts = np.array([[i, j] for i in (-1, 0, 1) for j in (-1, 0, 1)]) * box[:2]
-    images = (place[:, None] + shifts).reshape(-1, 2)
-    which = np.repeat(np.arange(len(shown)), len(shifts))
-    radius = 0.5 * size[which]
-    seen = np.all((images > -radius[:, None]) & (images < box[:2] + radius[:, None]), axis=1)
-    images, which = images[seen], which[seen]
+    images = (wrapped[:, None] + shifts).reshape(-1, 2)
+    atom = np.repeat(np.arange(len(shown)), len(shifts))
+    radius = 0.5 * size[atom]
+    visible = np.all((images > -radius[:, None]) & (images < box[:2] + radius[:, None]), axis=1)
+    images, atom = images[visible], atom[visible]
     panel.add_collection(
         EllipseCollection(
-            size[which],
-            size[which],
-            np.zeros(len(which)),
+            size[atom],
+            size[atom],
+            np.zeros(len(atom)),
             offsets=images,
             offset_transform=panel.transData,
             units="xy",
-            facecolors=face[which],
-            edgecolors=face[which] * 0.62,
+            facecolors=face[atom],
+            edgecolors=face[atom] * 0.62,
             linewidths=0.5,
         )
     )
@@ -260,30 +272,31 @@ def _draw_view(panel, position, symbols, weight, box) -> None:
 
 
 def _draw_paths(panel, frames, paths, box, legend: bool = True) -> None:
+    """Draw the path of each atom, with a circle at its start."""
     if not paths:
         return
     edges = [withStroke(linewidth=3.4, foreground="white", alpha=0.8)]
     for n, (atom, name) in enumerate(paths):
         colour = TRACKS[n % len(TRACKS)]
-        x, y = _broken(np.asarray(frames)[:, atom, :2], box[:2])
+        x, y = _split_at_edges(np.asarray(frames)[:, atom, :2], box[:2])
         panel.plot(x, y, color=colour, lw=1.6, path_effects=edges, label=name, solid_capstyle="round")
         panel.plot(x[:1], y[:1], "o", ms=6, mfc="white", mec=colour, mew=1.6)
     if legend:
         panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(paths), frameon=False)
 
 
-def _broken(way, edges):
-    """x and y in the box, with NaN where the way leaves it and comes in on the other side."""
-    inside = np.mod(way, edges)
+def _split_at_edges(path, edges):
+    """x and y wrapped into the box, with NaN where the path crosses an edge."""
+    inside = np.mod(path, edges)
     jumps = np.flatnonzero(np.any(np.abs(np.diff(inside, axis=0)) > 0.5 * edges, axis=1)) + 1
     return np.insert(inside, jumps, np.nan, axis=0).T
 
 
 def _colour_bar(figure, panel) -> None:
     bar = figure.colorbar(
-        ScalarMappable(cmap=WEIGHTS), ax=panel, location="bottom", shrink=0.5, aspect=30, pad=0.03
+        ScalarMappable(cmap=GATE_COLOURS), ax=panel, location="bottom", shrink=0.5, aspect=30, pad=0.03
     )
-    bar.set_label("weight of the expensive expert", color=INK)
+    bar.set_label("gate of the expensive expert", color=INK)
     bar.outline.set_edgecolor(FAINT)
     bar.ax.tick_params(color=FAINT, labelcolor=INK)
 

@@ -1,7 +1,7 @@
-"""Pictures of a mixture: who owns what, is energy conserved, do experts agree.
+"""Figures of a mixture: assignment of atoms, energy conservation, agreement of the experts.
 
-Every function returns a matplotlib `Figure` that belongs to nobody: no global
-state is touched and no display is needed. `figure.savefig(path, dpi=150)`.
+Every function returns a matplotlib `Figure` that is independent of matplotlib's global
+state and needs no display. Save it with `figure.savefig(path, dpi=150)`.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
 EXPENSIVE, CHEAP = "#e3ab2c", "#93a9bf"
-ELEMENTS = {"C": "#3a3a3a", "O": "#cf3a2d"}  # own colours; metals are coloured by expert
+ELEMENTS = {"C": "#3a3a3a", "O": "#cf3a2d"}  # colours of elements; other elements are coloured by expert
 INK, FAINT = "#2b2b2b", "#8a8a8a"
 
 
@@ -28,16 +28,16 @@ def slab_view(
     zoom: float | None = 16.0,
     names: Sequence[str] = ("expensive expert", "cheap expert"),
 ) -> Figure:
-    """A structure from the side, its metal coloured by expert.
+    """A structure from the side; atoms are coloured by expert, C and O by element.
 
     Args:
         position: `[n_atoms, 3]` Å.
-        symbols: `n_atoms` chemical symbols; C and O have colours of their own.
+        symbols: `n_atoms` chemical symbols.
         assignment: `[n_atoms]` int, 0 for the most expensive expert.
-        axis: 0 or 1, the direction of view; z points up.
-        zoom: Å, the height of a second panel with the top of the structure;
-            None for a single panel.
-        names: of the experts, for the legend.
+        axis: 0 or 1, the viewing direction; z points up.
+        zoom: Å, height of a second panel with the top of the structure; None for
+            a single panel.
+        names: names of the experts, for the legend.
 
     Returns:
         The figure.
@@ -60,7 +60,7 @@ def slab_view(
     windows = [(low[2], high[2])]
     if zoom is not None and zoom < 0.7 * height:
         windows.append((high[2] - zoom, high[2]))
-    # Panels of equal height, each with one scale for both axes.
+    # Panels have equal heights, and each has the same scale on both axes.
     inches = 5.6
     widths = [inches * width / (top - bottom) for bottom, top in windows]
     figure = Figure(figsize=(sum(widths) + 0.9 * len(widths) + 0.2, inches + 1.1), layout="constrained")
@@ -90,13 +90,13 @@ def energy_over_time(
     drift: float | None = None,
     drift_stderr: float | None = None,
 ) -> Figure:
-    """Is energy conserved: total energy above, what it is made of below.
+    """Energy over time: the total (above), and kinetic and potential energy (below).
 
     Args:
         time_ps: `[n]` ps.
         total, kinetic, potential: `[n]` eV per atom.
-        drift: eV per atom per ps; drawn as a line where given.
-        drift_stderr: its standard error.
+        drift: eV per atom per ps; drawn as a line if given.
+        drift_stderr: standard error of `drift`.
 
     Returns:
         The figure.
@@ -120,8 +120,8 @@ def energy_over_time(
         error = "" if drift_stderr is None else f" ± {1000 * drift_stderr:.4f}"
         label = f"drift {1000 * drift:+.4f}{error} meV/atom/ps"
         above.plot(time, line, color="#c0392b", lw=1.4, ls=(0, (5, 2)), label=label)
-    reach = 1.6 * max(np.abs(deviation).max(), 1e-6)
-    above.set(ylim=(-reach, reach), ylabel="total − mean\nmeV per atom")
+    limit = 1.6 * max(np.abs(deviation).max(), 1e-6)
+    above.set(ylim=(-limit, limit), ylabel="total − mean\nmeV per atom")
     above.legend(loc="upper left", frameon=False, ncols=2)
     changes = [1000 * (x - x[0]) for x in (kinetic, potential)]
     for change, colour, label in zip(changes, ("#c77f1a", "#4f7f6b"), ("kinetic", "potential")):
@@ -139,15 +139,16 @@ def energy_over_time(
 
 
 def mismatch_over_height(height, energy, partial_force, in_domain, *, region: tuple[float, float]) -> Figure:
-    """Do the experts agree: mismatch of each atom against its height.
+    """Differences between the experts for each atom over its height.
 
     Args:
         height: `[n]` Å.
         energy: `[n]` eV, difference of the experts' energies.
-        partial_force: `[n]` eV/Å, size of the difference of partial forces.
-        in_domain: `[n]` bool; the others, for which the cheap expert was not
-            made, are drawn hollow.
-        region: Å, lowest and highest atom of the expensive expert; shaded.
+        partial_force: `[n]` eV/Å, norm of the difference of partial forces.
+        in_domain: `[n]` bool, atoms within the domains of both experts; the others
+            are drawn hollow.
+        region: Å, heights of the lowest and highest atom of the expensive expert;
+            shaded.
 
     Returns:
         The figure.
@@ -156,23 +157,23 @@ def mismatch_over_height(height, energy, partial_force, in_domain, *, region: tu
         ValueError: lengths differ.
     """
     height, energy, force = (np.asarray(x, float) for x in (height, energy, partial_force))
-    known = np.asarray(in_domain, bool)
-    if not (height.ndim == 1 and height.shape == energy.shape == force.shape == known.shape):
+    inside = np.asarray(in_domain, bool)
+    if not (height.ndim == 1 and height.shape == energy.shape == force.shape == inside.shape):
         raise ValueError(
             "height, energy, partial_force and in_domain must be vectors of one length, "
-            f"got shapes {height.shape}, {energy.shape}, {force.shape} and {known.shape}."
+            f"got shapes {height.shape}, {energy.shape}, {force.shape} and {inside.shape}."
         )
     figure = Figure(figsize=(7.2, 5.2), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
-    labels = ("energy\nmeV per atom", "partial forces\nmeV/Å per atom")
+    labels = ("|Δ energy|\nmeV per atom", "|Δ partial forces|\nmeV/Å per atom")
     for panel, values, label in zip(panels, (1000 * np.abs(energy), 1000 * force), labels):
-        # A logarithm needs a floor: the few atoms that agree by chance sit on it.
+        # Values below a floor are raised to it: the logarithm of zero is not finite.
         floor = max(0.5 * np.quantile(values, 0.01), 1e-6) if len(values) else 1e-6
         values = np.maximum(values, floor)
         panel.axvspan(region[0] - 1.0, region[1] + 1.0, color=EXPENSIVE, alpha=0.18, lw=0, zorder=0)
         style = dict(ls="none", marker="o", ms=3.2, mew=0.6, rasterized=True)
-        panel.plot(height[known], values[known], mfc="#28527a", mec="none", alpha=0.35, **style)
-        panel.plot(height[~known], values[~known], mfc="none", mec=FAINT, **style)
+        panel.plot(height[inside], values[inside], mfc="#28527a", mec="none", alpha=0.35, **style)
+        panel.plot(height[~inside], values[~inside], mfc="none", mec=FAINT, **style)
         panel.set(yscale="log", ylabel=label)
         panel.yaxis.set_major_formatter(_short)
         decades = np.log10(np.divide(*panel.get_ylim()[::-1]))
@@ -180,7 +181,7 @@ def mismatch_over_height(height, energy, partial_force, in_domain, *, region: tu
         plain(panel)
     panels[1].set_xlabel("height z / Å")
     handles = [
-        Line2D([], [], ls="none", marker="o", ms=5, mfc="#28527a", mec="none", label="within both domains"),
+        Line2D([], [], ls="none", marker="o", ms=5, mfc="#28527a", mec="none", label="in-domain"),
         Line2D(
             [],
             [],
@@ -190,11 +191,11 @@ def mismatch_over_height(height, energy, partial_force, in_domain, *, region: tu
             mfc=EXPENSIVE,
             alpha=0.35,
             mec="none",
-            label="expensive region",
+            label="expensive expert's atoms",
         ),
     ]
-    if not known.all():
-        outside = Line2D(
+    if not inside.all():
+        out_of_domain = Line2D(
             [],
             [],
             ls="none",
@@ -202,21 +203,22 @@ def mismatch_over_height(height, energy, partial_force, in_domain, *, region: tu
             ms=5,
             mfc="none",
             mec=FAINT,
-            label="outside (not compared in training)",
+            label="out-of-domain (not compared)",
         )
-        handles.insert(1, outside)
+        handles.insert(1, out_of_domain)
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, handletextpad=0.3)
     return figure
 
 
 def _draw_atoms(panel, position, symbols, assignment, axis, across) -> None:
+    """Draw atoms as circles, the farthest first; `across` is the horizontal axis."""
     order = np.argsort(position[:, axis])[::-1] if axis == 1 else np.argsort(position[:, axis])
     depth = position[order, axis]
     depth = (depth - depth[0]) / (depth[-1] - depth[0] or 1.0)  # 0 far, 1 near
     size = np.array([2 * 0.92 * covalent_radii[atomic_numbers[symbols[k]]] for k in order])
-    paint = np.array([to_rgb(_colour(symbols[k], assignment[k])) for k in order])
+    colour = np.array([to_rgb(_colour(symbols[k], assignment[k])) for k in order])
     fade = 0.45 * (1 - depth)[:, None]
-    face = paint * (1 - fade) + fade  # further is paler
+    face = colour * (1 - fade) + fade  # farther atoms are paler
     atoms = EllipseCollection(
         size,
         size,
@@ -236,12 +238,13 @@ def _colour(symbol: str, expert: int) -> str:
 
 
 def _legend(symbols, assignment, names) -> list[Line2D]:
+    """One handle for each combination of element and expert."""
     entries: dict[str, str] = {}
     for symbol, expert in sorted(
         set(zip(symbols, np.asarray(assignment).tolist())), key=lambda x: (x[0] in ELEMENTS, x[1], x[0])
     ):
-        who = names[min(expert, len(names) - 1)]
-        text = f"{symbol}, {who}" if symbol not in ELEMENTS or expert else f"{symbol} ({who})"
+        expert_name = names[min(expert, len(names) - 1)]
+        text = f"{symbol}, {expert_name}" if symbol not in ELEMENTS or expert else f"{symbol} ({expert_name})"
         entries.setdefault(text, _colour(symbol, expert))
     return [
         Line2D(
@@ -260,13 +263,13 @@ def _legend(symbols, assignment, names) -> list[Line2D]:
 
 
 def _short(value: float, _position=None) -> str:
-    """A number as people write it: 0.01, 5, 200; only 1, 2 and 5 of each decade."""
+    """A tick label without exponent, as 0.01, 5 or 200; empty for leading digits other than 1, 2 and 5."""
     leading = round(value / 10 ** np.floor(np.log10(value) + 1e-9))
     return f"{value:g}" if leading in (1, 2, 5) else ""
 
 
 def plain(panel) -> None:
-    """Axes as all pictures here have them: faint, no frame."""
+    """Apply the style of all figures here: grey axes on the left and at the bottom, no frame."""
     panel.spines[["top", "right"]].set_visible(False)
     panel.spines[["left", "bottom"]].set_color(FAINT)
     panel.tick_params(color=FAINT, labelcolor=INK)

@@ -1,7 +1,7 @@
-"""Pictures of a validation, drawn from what `validation.json` holds.
+"""Figures of a validation, drawn from the content of `validation.json`.
 
-Each function takes a section and returns a figure; `pictures` makes all that a
-section allows.
+Each function takes a section and returns a figure; `pictures` returns all figures of a
+section.
 """
 
 from collections.abc import Callable
@@ -17,16 +17,23 @@ from moe_md.plots.plots import CHEAP, EXPENSIVE, FAINT, INK, plain
 MIXED = "#28527a"
 COLOURS = {"expensive": EXPENSIVE, "cheap": CHEAP, "mixed": MIXED, "expensive_where_mixed": EXPENSIVE}
 NAMES = {"expensive": "expensive expert", "cheap": "cheap expert", "mixed": "mixture"}
-CUTS = {"100": ("#4f7f6b", "plane (100)"), "111": ("#28527a", "plane (111)"), "sphere": ("#c77f1a", "sphere")}
+BOUNDARIES = {
+    "100": ("#4f7f6b", "plane (100)"),
+    "111": ("#28527a", "plane (111)"),
+    "sphere": ("#c77f1a", "sphere"),
+}
 
 
 def pictures(section: str, found: dict) -> dict[str, Figure]:
-    """Every picture that a section of `validation.json` allows, by name."""
+    """All figures for a section of `validation.json`, by name.
+
+    Figures for which the section has no data are left out.
+    """
     functions: dict[str, dict[str, Callable]] = {
         "errors": {"errors": errors_by_environment, "boundary_distance": errors_over_distance},
         "crystal": {"equation_of_state": equation_of_state, "phonons": phonons},
         "surfaces": {"adsorption": adsorption_sites},
-        "seam": {"seam": seam_over_strain},
+        "expert_boundary": {"expert_boundary": boundary_over_strain},
         "dynamics": {"dynamics": runs_side_by_side},
     }
     drawn = {name: draw(found) for name, draw in functions[section].items()}
@@ -36,11 +43,11 @@ def pictures(section: str, found: dict) -> dict[str, Figure]:
 def errors_by_environment(errors: dict) -> Figure | None:
     """Force errors of bulk, subsurface, surface and adsorbate.
 
-    The mixture stands beside the expensive expert on its own frames.
+    The second panel compares the mixture with the expensive expert on frames with an expert boundary.
     """
     panels = (
-        ("each expert, frames that it may meet", ("expensive", "cheap")),
-        ("frames with a seam", ("expensive_where_mixed", "mixed")),
+        ("each expert, frames in its domain", ("expensive", "cheap")),
+        ("frames with an expert boundary", ("expensive_where_mixed", "mixed")),
     )
     found = errors["environments"]
     panels = tuple(p for p in panels if any(found[e][who] for e in ENVIRONMENTS for who in p[1]))
@@ -49,8 +56,8 @@ def errors_by_environment(errors: dict) -> Figure | None:
     figure = Figure(figsize=(4.4 * len(panels) + 0.6, 3.7), layout="constrained")
     for panel, (title, who) in zip(np.ravel(figure.subplots(1, len(panels), sharey=True)), panels):
         for k, name in enumerate(who):
-            place = np.arange(len(ENVIRONMENTS)) + 0.38 * (k - 0.5)
-            for x, environment in zip(place, ENVIRONMENTS):
+            centers = np.arange(len(ENVIRONMENTS)) + 0.38 * (k - 0.5)
+            for x, environment in zip(centers, ENVIRONMENTS):
                 score = found[environment][name]
                 if score is None:
                     panel.text(x, 2, "none", ha="center", va="bottom", rotation=90, fontsize=8, color=FAINT)
@@ -67,21 +74,21 @@ def errors_by_environment(errors: dict) -> Figure | None:
                     color=FAINT,
                 )
         handles = [_box(COLOURS[name], NAMES[name.removesuffix("_where_mixed")]) for name in who]
-        handles.append(Line2D([], [], color=INK, lw=1.2, label="mean absolute"))
+        handles.append(Line2D([], [], color=INK, lw=1.2, label="mean absolute error"))
         panel.legend(handles=handles, frameon=False, fontsize=9)
         panel.set_xticks(np.arange(len(ENVIRONMENTS)), ENVIRONMENTS)
         panel.set_xlim(-0.55, len(ENVIRONMENTS) - 0.45)
         panel.set_title(title, fontsize=10, color=INK)
         plain(panel)
-    figure.axes[0].set_ylabel("force error, root mean square\nmeV/Å (labelled atoms above)")
+    figure.axes[0].set_ylabel("root mean square force error\nmeV/Å (above bars: number of atoms)")
     high = figure.axes[0].get_ylim()[1]
     figure.axes[0].set_ylim(0, 1.35 * high)
     return figure
 
 
 def errors_over_distance(errors: dict) -> Figure | None:
-    """Force errors against distance to the seam, and what the mixture changes."""
-    bins = errors["seam"]["bins"]
+    """Force errors over the distance to the expert boundary, and the change due to the mixture."""
+    bins = errors["expert_boundary"]["bins"]
     if not bins:
         return None
     middle = np.array([0.5 * (b["from"] + b["to"]) for b in bins])
@@ -108,8 +115,10 @@ def errors_over_distance(errors: dict) -> Figure | None:
         0.8 * (bins[0]["to"] - bins[0]["from"]),
         color=MIXED,
     )
-    above.set(ylabel="force error against labels\nmeV/Å (atoms below)", ylim=(0, 1.25 * above.get_ylim()[1]))
-    below.set(xlabel="distance to the nearest atom of the other expert / Å, positive inside the region")
+    above.set(ylabel="force error\nmeV/Å (bottom: number of atoms)", ylim=(0, 1.25 * above.get_ylim()[1]))
+    below.set(
+        xlabel="distance to the nearest atom of the other expert / Å (positive: expensive expert's atoms)"
+    )
     below.set_ylabel("mixture − expensive\nroot mean square, meV/Å")
     edge = max(abs(bins[0]["from"]), bins[-1]["to"]) + 0.5
     for panel in (above, below):
@@ -122,7 +131,7 @@ def errors_over_distance(errors: dict) -> Figure | None:
 
 
 def equation_of_state(crystal: dict) -> Figure:
-    """Energy and pressure of the perfect crystal over its volume, both experts, and their difference."""
+    """Energy and pressure of the perfect crystal over volume, for both experts, and the differences."""
     figure = Figure(figsize=(9.0, 5.0), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, height_ratios=(3, 1.4))
     curves = [e["equation_of_state"] for e in crystal["experts"][:2]]
@@ -136,11 +145,11 @@ def equation_of_state(crystal: dict) -> Figure:
             style = dict(lw=2.6) if who == "expensive" else dict(lw=1.2, marker="o", ms=4)
             values = unit * (np.array(curve[key]) - zero)
             above.plot(curve["volume_A3_per_atom"], values, color=_line(who), label=NAMES[who], **style)
-        # Each expert has its own volumes: compare at the expensive one's.
+        # The experts have different volumes; interpolate the cheap expert to those of the expensive one.
         x = np.array(curves[0]["volume_A3_per_atom"])
-        room = 0.02 * np.ptp(x)
-        within = (x >= min(curves[1]["volume_A3_per_atom"]) - room) & (
-            x <= max(curves[1]["volume_A3_per_atom"]) + room
+        margin = 0.02 * np.ptp(x)
+        within = (x >= min(curves[1]["volume_A3_per_atom"]) - margin) & (
+            x <= max(curves[1]["volume_A3_per_atom"]) + margin
         )
         other = _smooth(curves[1]["volume_A3_per_atom"], curves[1][key], x)
         below.axhline(0, color=FAINT, lw=0.6)
@@ -160,14 +169,14 @@ def phonons(crystal: dict) -> Figure:
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     panel = figure.subplots()
     for who, expert in zip(("expensive", "cheap"), crystal["experts"]):
-        waves = expert["phonons"]
-        corners = np.array(waves["distance"])[waves["ticks"]]
-        # Each expert has its own lattice constant, so its own lengths: stretch by stretch onto the first's.
+        bands = expert["phonons"]
+        corners = np.array(bands["distance"])[bands["ticks"]]
+        # Lengths in reciprocal space depend on the lattice constant: scale to those of the first expert.
         if who == "expensive":
             first = corners
-        x = np.interp(waves["distance"], corners, first)
+        x = np.interp(bands["distance"], corners, first)
         style: dict[str, Any] = dict(lw=2.6) if who == "expensive" else dict(lw=1.2, ls=(0, (4, 2)))
-        lines = panel.plot(x, waves["frequencies_THz"], color=_line(who), **style)
+        lines = panel.plot(x, bands["frequencies_THz"], color=_line(who), **style)
         lines[0].set_label(NAMES[who])
     for corner in first:
         panel.axvline(corner, color=FAINT, lw=0.6)
@@ -180,7 +189,7 @@ def phonons(crystal: dict) -> Figure:
 
 
 def adsorption_sites(surfaces: dict) -> Figure | None:
-    """Adsorption energy of each site, all expensive and mixture, and their difference."""
+    """Adsorption energy of each site by the expensive expert and by the mixture, and the difference."""
     found = surfaces.get("adsorption")
     if found is None:
         return None
@@ -199,7 +208,7 @@ def adsorption_sites(surfaces: dict) -> Figure | None:
         ms=11,
         mew=1.6,
         mfc="none",
-        label="all expensive",
+        label="expensive expert",
     )
     left.plot(energies["mixed"], color=MIXED, ls="none", marker="o", ms=5, label="mixture")
     left.set_ylabel("adsorption energy / eV")
@@ -215,12 +224,12 @@ def adsorption_sites(surfaces: dict) -> Figure | None:
     return figure
 
 
-def seam_over_strain(found: dict) -> Figure:
-    """Ghost force and stress jump against the strain of the crystal."""
+def boundary_over_strain(found: dict) -> Figure:
+    """Ghost force and stress jump over the strain of the crystal."""
     figure = Figure(figsize=(9.0, 3.7), layout="constrained")
     left, right = figure.subplots(1, 2)
     strain = 100 * np.array(found["strain"])
-    for name, (colour, label) in CUTS.items():
+    for name, (colour, label) in BOUNDARIES.items():
         ghost = found["ghost_force"][name]
         left.plot(strain, ghost["max"], color=colour, lw=1.2, marker="o", ms=4, label=label)
         left.plot(strain, ghost["rms"], color=colour, lw=0.9, ls=(0, (4, 2)))
@@ -247,11 +256,11 @@ def seam_over_strain(found: dict) -> Figure:
             mfc="none",
             mec="#c0392b",
             ls="none",
-            label="stretched or sheared: largest component",
+            label="strained crystals: largest component",
         )
     )
-    reach = 1.4 * max(np.abs(right.get_ylim()).max(), 1.0)
-    right.set(ylim=(-reach, reach), ylabel="stress jump, expensive − cheap, MPa")
+    limit = 1.4 * max(np.abs(right.get_ylim()).max(), 1.0)
+    right.set(ylim=(-limit, limit), ylabel="stress jump, expensive − cheap, MPa")
     right.legend(handles=handles, frameon=False, loc="upper left", fontsize=9)
     for panel in (left, right):
         panel.set_xlabel("isotropic strain / %")
@@ -260,9 +269,9 @@ def seam_over_strain(found: dict) -> Figure:
 
 
 def runs_side_by_side(found: dict) -> Figure:
-    """Structure, motion and vibration of both runs, with bands of one standard error.
+    """Structure, diffusion and vibrations of both runs, with bands of one standard error.
 
-    Their difference is below each.
+    The difference is below each quantity.
     """
     curves = found["curves"]
     figure = Figure(figsize=(11.0, 8.6), layout="constrained")
@@ -274,20 +283,20 @@ def runs_side_by_side(found: dict) -> Figure:
         )
         panel.fill_between(x, a - a_error, a + a_error, color=EXPENSIVE, alpha=0.35, lw=0)
         panel.fill_between(x, b - b_error, b + b_error, color=MIXED, alpha=0.3, lw=0)
-        panel.plot(x, a, color=EXPENSIVE, lw=2.8, label="all expensive")
+        panel.plot(x, a, color=EXPENSIVE, lw=2.8, label="expensive expert")
         panel.plot(x, b, color=MIXED, lw=1.0, label="mixture")
         error = np.hypot(a_error, b_error)
         below.fill_between(
             x, -error, error, color=FAINT, alpha=0.3, lw=0, label="one combined standard error"
         )
-        below.plot(x, b - a, color=MIXED, lw=1.0, label="mixture − all expensive")
+        below.plot(x, b - a, color=MIXED, lw=1.0, label="mixture − expensive expert")
         below.axhline(0, color=FAINT, lw=0.6)
         d = curve["deviation"]
         largest = "∞" if d["largest"] is None else f"{d['largest']:.1f}"
-        text = f"{curve['label']}\nlargest deviation {largest} errors\n({d['by_chance']:.1f} by chance)"
+        text = f"{curve['label']}\nlargest deviation {largest} σ\n({d['by_chance']:.1f} σ expected)"
         panel.text(0.97, 0.97, text, transform=panel.transAxes, ha="right", va="top", fontsize=8.5, color=INK)
         occupied = x[np.flatnonzero(a > 0)[0]]
-        start = max(x[0], occupied - 0.1 * (x[-1] - occupied))  # no atoms are on top of each other
+        start = max(x[0], occupied - 0.1 * (x[-1] - occupied))  # leaves out short distances without pairs
         panel.set(ylabel=curve["y_label"], ylim=(0, 1.35 * panel.get_ylim()[1]))
         below.set(xlabel=curve["x_label"], ylabel="difference")
         for p in (panel, below):
@@ -300,12 +309,12 @@ def runs_side_by_side(found: dict) -> Figure:
 
 
 def _line(who: str) -> str:
-    """Colours that are told apart as lines."""
+    """Colours that can be distinguished as lines."""
     return {"expensive": EXPENSIVE, "cheap": MIXED}[who]
 
 
 def _smooth(x, y, at: np.ndarray) -> np.ndarray:
-    """A smooth curve through all points of an equation of state, at other points."""
+    """A polynomial through the points of an equation of state, evaluated at other points."""
     x = np.asarray(x, float)
     middle, half = x.mean(), 0.5 * np.ptp(x)
     fit = np.polynomial.Polynomial.fit((x - middle) / half, y, min(len(x) - 1, 8), domain=[-1, 1])

@@ -1,8 +1,8 @@
-"""A structure or a trajectory in three dimensions, to be turned by hand in a notebook.
+"""Interactive 3D view of a structure or a trajectory in a notebook.
 
-Drawn by 3Dmol.js through py3Dmol, which comes with the extra `notebooks`; it
-works in Jupyter, in Colab, and as a page of its own (`write_html`). The browser
-fetches 3Dmol.js: without a network the picture stays empty.
+It uses 3Dmol.js through py3Dmol, which the extra `notebooks` installs, and works in
+Jupyter, in Colab and as an HTML page (`write_html`). The browser downloads 3Dmol.js;
+without a network connection the view is empty.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from matplotlib.colors import to_hex
 from moe_md.checks import check_count, check_value
 from moe_md.plots.plots import CHEAP, ELEMENTS, EXPENSIVE, FAINT
 
-EXPERTS = (EXPENSIVE, CHEAP, "#6fa287", "#a3729b")  # of further ones, if any
-SIZE = 0.95  # of covalent radii
+EXPERTS = (EXPENSIVE, CHEAP, "#6fa287", "#a3729b")  # by number; the last two for further experts
+SIZE = 0.95  # radius of spheres over covalent radius
 
 
 def view(
@@ -27,7 +27,7 @@ def view(
     *,
     low: float = 0.0,
     high: float | None = None,
-    label: str = "weight of the expensive expert",
+    label: str = "gate of the expensive expert",
     names: Sequence[str] = ("expensive expert", "cheap expert"),
     keep: Sequence[str] = ("C", "O"),
     tilt: float = -75.0,
@@ -35,34 +35,34 @@ def view(
     height: int = 440,
     interval_ms: int = 100,
 ):
-    """Atoms as spheres, coloured by expert or by a number of each, with the edges of the cell.
+    """Atoms as spheres, coloured by expert or by a value for each atom, with the edges of the cell.
 
     Args:
-        atoms: a structure, or frames of one (the same symbols), which are shown
-            one after the other, over and over. Positions are taken as they are;
-            the cell drawn is that of the first frame.
-        values: `[n_atoms]` or `[n_frames, n_atoms]`. Whole numbers are experts,
-            0 the most expensive; others are shades from `low` to `high`: a
-            weight, a force error. None: colours of elements.
-        low, high: values at the ends of the scale, in the units of `values`;
-            `high` by default 1 where no value is beyond, else the largest.
-        label: what the shades are, for the legend.
-        names: of the experts, for the legend.
+        atoms: a structure, or frames with the same symbols, which are shown in a
+            loop. Positions are not wrapped. The cell drawn is that of the first
+            frame.
+        values: `[n_atoms]` or `[n_frames, n_atoms]`. Integers are experts, 0 the
+            most expensive. Floats, such as a gate or a force error, are shown on a
+            colour scale from `low` to `high`. None: colours of elements.
+        low, high: values at the ends of the colour scale, in the unit of `values`;
+            `high` is by default 1, or the largest value if that is above 1.
+        label: name of the values, for the legend.
+        names: names of the experts, for the legend.
         keep: chemical symbols that keep the colour of their element.
-        tilt: degrees by which the picture is turned about its x axis; at 0 z
-            points to the viewer, at -90 up.
+        tilt: degrees, rotation about the screen's x axis; at 0 z points to the
+            viewer, at -90 up.
         width, height: pixels.
-        interval_ms: time from frame to frame.
+        interval_ms: time between frames.
 
     Returns:
-        A `py3Dmol.view`: shown where it is a cell's last line, or by `.show()`;
-        `.write_html(path)` writes a page.
+        A `py3Dmol.view`. A notebook shows it as the last line of a cell or with
+        `.show()`; `.write_html(path)` writes a page.
 
     Raises:
         ImportError: py3Dmol is not installed.
-        ValueError: there are no frames or atoms, frames are of different
-            symbols, shapes do not match, a number is not finite, or the scale
-            has no width.
+        ValueError: there are no frames or atoms, frames have different symbols,
+            shapes do not match, a number is not finite, or `high` is not above
+            `low`.
 
     >>> from ase.build import fcc111
     >>> slab = fcc111("Pt", (2, 2, 3), vacuum=6.0)
@@ -78,26 +78,26 @@ def view(
     check_value("tilt", tilt, float)
     column, scheme, legend = _colours(values, len(frames), len(symbols), low, high, label, names)
     page = _py3dmol().view(width=width, height=height)
-    text = "".join(_xyz(frame, symbols, numbers) for frame, numbers in zip(frames, column))
-    page.addModelsAsFrames(text, "xyz", {"assignBonds": False})
+    xyz = "".join(_xyz(frame, symbols, numbers) for frame, numbers in zip(frames, column))
+    page.addModelsAsFrames(xyz, "xyz", {"assignBonds": False})
     for symbol in known:
-        own = scheme is None or symbol in keep
-        colour = {"color": _of_element(symbol)} if own else {"colorscheme": scheme}
+        by_element = scheme is None or symbol in keep
+        colour = {"color": _element_colour(symbol)} if by_element else {"colorscheme": scheme}
         page.setStyle({"elem": symbol}, {"sphere": {"radius": _radius(symbol), **colour}})
     for start, end in _edges(frames[0].cell.array):
         page.addLine({"start": _point(start), "end": _point(end), "color": FAINT})
     legend = [
         *legend,
-        *((symbol, _of_element(symbol)) for symbol in known if scheme is None or symbol in keep),
+        *((symbol, _element_colour(symbol)) for symbol in known if scheme is None or symbol in keep),
     ]
-    for row, (words, colour) in enumerate(legend):
-        place = {"x": 8, "y": 8 + 22 * row, "z": 0}
-        look = {
+    for line, (text, colour) in enumerate(legend):
+        position = {"x": 8, "y": 8 + 22 * line, "z": 0}
+        style = {
             "fontSize": 12,
             "fontColor": "white" if _is_dark(colour) else "black",
             "backgroundColor": colour,
         }
-        page.addLabel(words, {"position": place, "useScreen": True, "backgroundOpacity": 0.9, **look})
+        page.addLabel(text, {"position": position, "useScreen": True, "backgroundOpacity": 0.9, **style})
     page.zoomTo()
     page.rotate(float(tilt), "x")
     if len(frames) > 1:
@@ -106,6 +106,7 @@ def view(
 
 
 def _checked_frames(atoms) -> list[Atoms]:
+    """The frames as a list; `ValueError` where they do not fit one another."""
     frames = [atoms] if isinstance(atoms, Atoms) else list(atoms) if isinstance(atoms, (list, tuple)) else []
     if not frames or not all(isinstance(frame, Atoms) and len(frame) for frame in frames):
         raise ValueError(
@@ -125,7 +126,7 @@ def _checked_frames(atoms) -> list[Atoms]:
 
 
 def _colours(values, n_frames: int, n_atoms: int, low, high, label, names):
-    """A number for each atom of each frame, 3Dmol's scheme of colours, and the legend's words and colours."""
+    """Values on the colour scale, `[n_frames, n_atoms]`; 3Dmol's colour scheme; legend entries."""
     if values is None:
         return np.zeros((n_frames, n_atoms), int), None, []
     values = np.asarray(values)
@@ -144,7 +145,7 @@ def _colours(values, n_frames: int, n_atoms: int, low, high, label, names):
                 f"values of experts must lie between 0 and {len(EXPERTS) - 1}, got {least} to {most}."
             )
         if len(names) <= most:
-            raise ValueError(f"names must be of each expert, at least {most + 1}, got {list(names)}.")
+            raise ValueError(f"names must have one entry per expert, at least {most + 1}, got {list(names)}.")
         scheme = {"prop": "dx", "map": {str(k): EXPERTS[k] for k in range(most + 1)}}
         return column, scheme, [(names[k], EXPERTS[k]) for k in np.unique(values)]
     high = max(1.0, float(values.max())) if high is None else high
@@ -152,14 +153,14 @@ def _colours(values, n_frames: int, n_atoms: int, low, high, label, names):
     check_value("high", high, float)
     if not high > low:
         raise ValueError(f"high must be above low, got {high} and {low}.")
-    # 3Dmol's linear scale of two colours ends half way: shades are given from 0 to 1, of 2.
+    # 3Dmol reaches the second of two colours half way between `min` and `max`: 1 of 2.
     scheme = {"prop": "dx", "gradient": "linear", "min": 0, "max": 2, "colors": [CHEAP, EXPENSIVE]}
-    shades = np.clip((column - low) / (high - low), 0.0, 1.0)
-    return shades, scheme, [(f"{high:.3g} {label}", EXPENSIVE), (f"{low:.3g}", CHEAP)]
+    scaled = np.clip((column - low) / (high - low), 0.0, 1.0)
+    return scaled, scheme, [(f"{high:.3g} {label}", EXPENSIVE), (f"{low:.3g}", CHEAP)]
 
 
 def _xyz(frame: Atoms, symbols: Sequence[str], numbers: np.ndarray) -> str:
-    """A frame as XYZ; what colours an atom goes where 3Dmol looks for x of a displacement."""
+    """A frame as XYZ text; the value of an atom is in the column that 3Dmol reads as `dx`."""
     lines = [
         f"{s} {x:.4f} {y:.4f} {z:.4f} {n:.4g} 0 0"
         for s, (x, y, z), n in zip(symbols, frame.positions, numbers)
@@ -168,22 +169,22 @@ def _xyz(frame: Atoms, symbols: Sequence[str], numbers: np.ndarray) -> str:
 
 
 def _edges(cell: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Both ends of each edge that the lattice vectors span; vectors that are zero span none."""
+    """Both ends of each edge of the cell; zero lattice vectors have no edges."""
     vectors = [v for v in cell if np.linalg.norm(v) > 0]
     found = []
     for n, vector in enumerate(vectors):
         others = vectors[:n] + vectors[n + 1 :]
-        for on in product((0.0, 1.0), repeat=len(others)):
-            start = sum((k * v for k, v in zip(on, others)), np.zeros(3))
+        for corner in product((0.0, 1.0), repeat=len(others)):
+            start = sum((k * v for k, v in zip(corner, others)), np.zeros(3))
             found.append((start, start + vector))
     return found
 
 
-def _point(place: np.ndarray) -> dict[str, float]:
-    return dict(zip("xyz", np.round(place, 4).tolist()))
+def _point(position: np.ndarray) -> dict[str, float]:
+    return dict(zip("xyz", np.round(position, 4).tolist()))
 
 
-def _of_element(symbol: str) -> str:
+def _element_colour(symbol: str) -> str:
     return ELEMENTS.get(symbol) or to_hex(jmol_colors[atomic_numbers[symbol]])
 
 

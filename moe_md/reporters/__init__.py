@@ -1,1 +1,1 @@
-"""What a run writes: log, trajectory, H5MD, restart files."""
+"""Reporters for `simulate.run`: log, trajectory, H5MD and restart files."""

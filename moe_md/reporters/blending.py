@@ -1,16 +1,18 @@
-"""What a region that moves does to a run: its share, its force, the energy that passes through its blend.
+"""Diagnostics of a dynamic region during a run: blended atoms, gate-gradient force, power and area.
 
-    F_gate = - sum_ie E_i^e dw_ie/dR     part of the force
-    P      = sum_ie E_i^e dw_ie/dt       = - F_gate . v, what weights that change do to the energy
-    A      = V sum_i |dw_i0/dR_i|        over atoms i that are shared, V the volume of an atom: the
-                                         mean area, in matter, of the surfaces of equal weight
+    F_gate = - sum_ie E_i^e dw_ie/dR     gate-gradient force, part of the force
+    P      = sum_ie E_i^e dw_ie/dt       = - F_gate . v, power: energy per time due to changing gates
+    A      = V sum_i |dw_i0/dR_i|        area of the blending shell: the mean area of the surfaces of
+                                         equal gate; V is the volume of an atom, i runs over blended atoms
 
-On an atom that is shared, and that no sphere follows, |F_gate| is
-|E_i^H - E_i^L| |grad w_i|: agreement between the experts keeps it small.
+An atom is blended where more than one expert has a gate w_ie above zero. On a blended
+atom that no sphere is centred on, |F_gate| = |E_i^H - E_i^L| |grad w_i|, so agreement
+between the experts keeps it small.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -26,33 +28,33 @@ PS = 1000.0 * units.fs
 
 
 class Blend(NamedTuple):
-    """One moment of a run; or, as a log, arrays of many."""
+    """Diagnostics of one frame; in a log, each field has a leading axis of frames."""
 
     step: int | np.ndarray
     time_ps: float | np.ndarray
-    share: np.ndarray  # [n_experts], of the atoms, with weight on each
-    # [] each, of one moment
-    blended: np.ndarray  # share of atoms with weight on more than one
-    gate_force: np.ndarray  # eV/Å, root mean square |F_gate| over shared atoms; NaN where there are none
-    force: np.ndarray  # eV/Å, the same of the whole force
-    largest_gate_force: np.ndarray  # eV/Å, on any atom, those that are followed included
+    share: np.ndarray  # [n_experts], fraction of atoms with a gate above zero
+    # scalars
+    blended: np.ndarray  # fraction of atoms with a gate above zero for more than one expert
+    gate_force: np.ndarray  # eV/Å, root mean square |F_gate| over blended atoms; NaN without any
+    force: np.ndarray  # eV/Å, root mean square total force over blended atoms; NaN without any
+    largest_gate_force: np.ndarray  # eV/Å, largest |F_gate| on any atom, seeds included
     power: np.ndarray  # eV/ps
-    area: np.ndarray  # Å^2, NaN where the volume of an atom is not known
+    area: np.ndarray  # Å^2; NaN without the volume of an atom
 
 
 class BlendWatch:
-    """Looks at the blend at each frame: a reporter of `simulate.run`.
+    """A reporter of `simulate.run` that computes `Blend` at each frame.
 
-    A look costs about one step.
+    Each frame costs about as much as one step.
 
     Args:
         neighbor_fn: of the mixture that runs.
-        atomic_volume: Å^3, of an atom of the bulk, a^3 / 4 in an fcc crystal;
-            for the area, and so the flux.
-        costs: seconds per atom of each expert, or numbers in their proportion;
-            for `s_max`.
-        params, region: what the run is given; default the builder's. Those
-            of a run with `reassign_steps` must be given.
+        atomic_volume: Å^3, volume of an atom in the bulk, a^3 / 4 in an fcc
+            crystal; needed for the area and the flux.
+        costs: `[n_experts]`, seconds per atom of each expert, or numbers
+            proportional to them; needed for `s_max`.
+        params, region: as given to the run; by default those of the builder. A
+            run with `reassign_steps` needs `region`.
 
     Raises:
         ValueError: the volume or a cost is not positive.
@@ -71,110 +73,111 @@ class BlendWatch:
             check_positive("atomic_volume", atomic_volume)
         for cost in costs or ():
             check_positive("costs", cost)
-        self._look = jax.jit(_looker(neighbor_fn.parts))
+        self._diagnose = jax.jit(partial(_diagnostics, neighbor_fn.parts))
         self._given: dict[str, Any] = {
             k: v for k, v in (("params", params), ("region", region)) if v is not None
         }
         self._atomic_volume = np.nan if atomic_volume is None else float(atomic_volume)
         self._costs = None if costs is None else np.asarray(costs, float)
         self._force = None
-        self._rows: list[Blend] = []
+        self._frames: list[Blend] = []
 
     def __call__(self, frame: Frame) -> None:
-        """Keep the force: with multiple time steps that of the state is an impulse."""
+        """Store the frame's force; with multiple time steps the state holds an impulse instead."""
         self._force = frame.force
 
     def on_state(self, state: State, neighbors) -> None:
-        """Look."""
+        """Compute and store the diagnostics of a frame."""
         given: dict[str, Any] = self._given | ({} if state.box is None else {"box": state.box})
         if state.weights is not None:
             given["region"] = replace(given["region"], weights=state.weights)
         dynamics = state.dynamics
         force = dynamics.force if self._force is None else self._force
-        seen = self._look(dynamics.position, dynamics.velocity, force, neighbors, given)
-        seen = {name: np.asarray(value, float) for name, value in seen.items()}
-        seen["area"] = seen["area"] * self._atomic_volume
-        self._rows.append(Blend(step=state.step, time_ps=state.time_ps, **seen))
+        values = self._diagnose(dynamics.position, dynamics.velocity, force, neighbors, given)
+        values = {name: np.asarray(value, float) for name, value in values.items()}
+        values["area"] = values["area"] * self._atomic_volume
+        self._frames.append(Blend(step=state.step, time_ps=state.time_ps, **values))
 
     @property
     def log(self) -> Blend:
-        """All looks, one array per field."""
-        return Blend(*(np.asarray(column) for column in zip(*self._rows)))
+        """All frames, one array per field."""
+        return Blend(*(np.asarray(column) for column in zip(*self._frames)))
 
     def summary(self) -> dict:
-        """Of the whole run, fit for JSON.
+        """Statistics over the run, in types that JSON can store.
 
-        `share` and `blended`: mean, least and most. `gate_force` and
-        `thermal_force`, eV/Å: root mean squares over shared atoms and looks,
-        `gate_over_thermal` their ratio. `power_rms`, eV/ps. With the volume of
-        an atom, `area` (mean, least and most), `flux_mean` and `flux_rms`,
-        eV/ps/Å^2: the power over the area. With costs, `s_max`: the most that
-        the mixture can gain over the first expert alone,
+        `n_frames`: number of frames. `share` and `blended`: mean, minimum and
+        maximum. `gate_force` and `thermal_force`, eV/Å: root mean squares of
+        F_gate and of the total force over blended atoms and frames;
+        `gate_over_thermal` is their ratio. `power_rms`, eV/ps. With
+        `atomic_volume` also `area` (mean, minimum and maximum, Å^2), and
+        `flux_mean` and `flux_rms`, eV/ps/Å^2: power over area. With `costs` also
+        `s_max`, the upper bound of the speed-up over the first expert alone,
         c_0 / mean(sum_e share_e c_e).
 
         Raises:
-            ValueError: there was no look.
+            ValueError: no frame was reported.
         """
-        if not self._rows:
-            raise ValueError("reporters must hold this one while something runs: it has seen no frame.")
+        if not self._frames:
+            raise ValueError(
+                "summary needs at least one frame, got none. "
+                "Pass this object to `simulate.run` in `reporters`."
+            )
         log = self.log
-        shared = np.isfinite(log.force)
-        told = {
-            "looks": len(self._rows),
-            "share": [_mean_least_most(column) for column in log.share.T],
-            "blended": _mean_least_most(log.blended),
+        has_blend = np.isfinite(log.force)
+        summary = {
+            "n_frames": len(self._frames),
+            "share": [_mean_min_max(column) for column in log.share.T],
+            "blended": _mean_min_max(log.blended),
         }
-        if shared.any():
-            told |= {
-                "gate_force": _rms(log.gate_force[shared]),
-                "thermal_force": _rms(log.force[shared]),
-                "gate_over_thermal": _rms(log.gate_force[shared]) / _rms(log.force[shared]),
+        if has_blend.any():
+            summary |= {
+                "gate_force": _rms(log.gate_force[has_blend]),
+                "thermal_force": _rms(log.force[has_blend]),
+                "gate_over_thermal": _rms(log.gate_force[has_blend]) / _rms(log.force[has_blend]),
                 "largest_gate_force": float(np.max(log.largest_gate_force)),
-                "power_rms": _rms(log.power[shared]),
+                "power_rms": _rms(log.power[has_blend]),
             }
-        if shared.any() and np.isfinite(self._atomic_volume):
-            flux = log.power[shared] / log.area[shared]
-            told |= {
-                "area": _mean_least_most(log.area[shared]),
+        if has_blend.any() and np.isfinite(self._atomic_volume):
+            flux = log.power[has_blend] / log.area[has_blend]
+            summary |= {
+                "area": _mean_min_max(log.area[has_blend]),
                 "flux_mean": float(np.mean(flux)),
                 "flux_rms": _rms(flux),
             }
         if self._costs is not None:
-            told["s_max"] = float(self._costs[0] / np.mean(log.share @ self._costs))
-        return told
+            summary["s_max"] = float(self._costs[0] / np.mean(log.share @ self._costs))
+        return summary
 
 
-def _looker(parts: Callable) -> Callable:
-    def look(position, velocity, force, neighbors, given) -> dict[str, Array]:
-        # A walk back through the weights alone: what the experts say is held.
-        weight, pull = jax.vjp(lambda R: parts(R, neighbors, **given).gate, position)
-        energy = parts(position, neighbors, **given).energy
-        (slope,) = pull(energy)
-        (normal,) = pull(jnp.zeros_like(weight).at[:, 0].set(1.0))
-        shared = jnp.max(weight, axis=1) < 1.0
-        count = jnp.sum(shared)
+def _diagnostics(parts: Callable, position, velocity, force, neighbors, given) -> dict[str, Array]:
+    """The fields of `Blend` after `time_ps`; `area` is divided by the volume of an atom."""
+    # The vector-Jacobian product of the gate alone: energies are constants.
+    gate, gate_vjp = jax.vjp(lambda R: parts(R, neighbors, **given).gate, position)
+    energy = parts(position, neighbors, **given).energy
+    (slope,) = gate_vjp(energy)  # [n_atoms, 3], -F_gate
+    (normal,) = gate_vjp(jnp.zeros_like(gate).at[:, 0].set(1.0))
+    blended = jnp.max(gate, axis=1) < 1.0
+    count = jnp.sum(blended)
 
-        def rms(vectors):
-            return jnp.sqrt(
-                jnp.sum(jnp.where(shared[:, None], vectors**2, 0.0)) / jnp.where(count > 0, count, jnp.nan)
-            )
+    def rms(vectors):
+        square = jnp.sum(jnp.where(blended[:, None], vectors**2, 0.0))
+        return jnp.sqrt(square / jnp.where(count > 0, count, jnp.nan))
 
-        return {
-            "share": jnp.mean(weight > 0, axis=0),
-            "blended": jnp.mean(shared),
-            "gate_force": rms(slope),
-            "force": rms(force),
-            "largest_gate_force": jnp.max(jnp.linalg.norm(slope, axis=1)),
-            "power": jnp.sum(slope * velocity) * PS,
-            "area": jnp.sum(jnp.where(shared, jnp.linalg.norm(normal, axis=1), 0.0)),
-        }
-
-    return look
+    return {
+        "share": jnp.mean(gate > 0, axis=0),
+        "blended": jnp.mean(blended),
+        "gate_force": rms(slope),
+        "force": rms(force),
+        "largest_gate_force": jnp.max(jnp.linalg.norm(slope, axis=1)),
+        "power": jnp.sum(slope * velocity) * PS,
+        "area": jnp.sum(jnp.where(blended, jnp.linalg.norm(normal, axis=1), 0.0)),
+    }
 
 
 def _rms(values) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
 
 
-def _mean_least_most(values) -> list[float]:
+def _mean_min_max(values) -> list[float]:
     return [float(f(values)) for f in (np.mean, np.min, np.max)]

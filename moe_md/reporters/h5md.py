@@ -1,19 +1,21 @@
-"""Trajectories in the H5MD layout, which survive a kill.
+"""Trajectories in the H5MD layout that stay readable when the process is killed.
 
     /h5md                     version, author, creator, units in use
     /particles/all            position, velocity, force, box/edges: {step, time, value}
-                              species, mass, expert: fixed in time
+                              species, mass, expert: constant in time
     /observables              energies, temperature, pressure: {step, time, value}
 
 Source: de Buyl, Colberg, Höfling, Comput. Phys. Commun. 185, 1546 (2014);
 specification 1.1, https://nongnu.org/h5md. All elements share one `step` and
-one `time` (hard links). Forces are in kJ/mol/Å: readers know no eV/Å.
+one `time` (hard links). Forces are in kJ/mol/Å, which common readers support; they do
+not support eV/Å.
 
-The file is written in HDF5's single-writer mode, in which data reach the disk
-before what refers to them, a frame's step last: a process that dies leaves a
-file of whole frames. Such a file still says that someone writes to it; plain
-readers refuse it until `H5MDWriter(path, ..., append=True).close()`. HDF5 does
-not survive a write that fails, so room on the disk is taken before it writes.
+The file is written in HDF5's single-writer multiple-reader (SWMR) mode: data reach
+the disk before the metadata that refer to them, and a frame's step is written last.
+A killed process therefore leaves complete frames. Its file is still marked as open for
+writing, and readers without SWMR refuse it. `H5MDWriter(path, ..., append=True).close()`
+removes the mark. HDF5 crashes when a write fails, so disk space is reserved before each
+write.
 """
 
 import os
@@ -28,37 +30,45 @@ import h5py
 import numpy as np
 
 from moe_md import units
-from moe_md.reporters.trajectory import cell_of, check_atoms, check_cut, described, naming, positions_of
+from moe_md.reporters.trajectory import (
+    cell_of,
+    check_atoms,
+    check_until_step,
+    naming,
+    positions_of,
+    template_atoms,
+)
 from moe_md.simulate.run import Frame
 
 FORCE = ase.units.mol / ase.units.kJ  # kJ/mol/Å in one eV/Å
-COPY_BYTES = 2**25  # copied at a time
-SPARE_BYTES = 2**20  # room for HDF5's own tables
-NO_STEP = -1  # where a frame is not yet whole
+COPY_BYTES = 2**25  # size of a block in copying
+METADATA_BYTES = 2**20  # reserved for HDF5's own tables
+NO_STEP = -1  # step of an incomplete frame
 STEP, TIME = (f"particles/all/position/{name}" for name in ("step", "time"))
 
 
 class H5MDWriter:
-    """Frames in the H5MD layout.
+    """A reporter that writes frames in the H5MD layout.
 
     Args:
         path: file to write.
         symbols: `[n_atoms]` chemical symbols.
-        cell: `[3, 3]` Å, lattice vectors as rows (ASE), or three edges; of
-            frames that bring no box of their own.
+        cell: `[3, 3]` Å, lattice vectors as rows (ASE), or three edges; used for
+            frames without a box.
         pbc: three booleans.
-        expert: `[n_atoms]` int, written as the fixed element `expert`.
+        expert: `[n_atoms]` int, written as the time-independent element `expert`.
         forces: write forces and velocities too.
-        append: keep what the file holds. It is copied, and replaced as a whole.
+        append: keep the frames of an existing file. The file is copied and then
+            replaced atomically.
         until_step: with `append`, drop frames of later steps. Steps in the
-            file ascend.
+            file must ascend.
         dtype: of positions, velocities and forces on disk.
-        compression: of those three, `"gzip"` or `"lzf"`.
-        author: name for the file's head, which the format demands.
+        compression: of positions, velocities and forces: None, `"gzip"` or `"lzf"`.
+        author: author's name, which the format requires.
 
     Raises:
-        ValueError: `expert` is not one integer per atom, `until_step` comes
-            without `append`, or the file to append to is not H5MD or of other
+        ValueError: `expert` is not one integer per atom, `until_step` is given
+            without `append`, or the file to append to is not H5MD or has other
             atoms or elements.
         OSError: the file cannot be written; the message names it.
     """
@@ -78,22 +88,24 @@ class H5MDWriter:
         compression: str | None = None,
         author: str = "unknown",
     ):
-        self._atoms = described(symbols, cell, pbc, expert)
+        self._atoms = template_atoms(symbols, cell, pbc, expert)
         self._elements = _elements(self._atoms, forces)
         self._path = Path(path)
-        check_cut(append, until_step)
+        check_until_step(append, until_step)
         partial = self._path.with_name(f".{self._path.name}.partial")
         with naming(self._path):
             try:
-                self._file = _created(partial)
+                self._file = _create(partial)
                 try:
-                    _take_room(self._file, 0)
-                    _begin(self._file, self._atoms, self._elements, np.dtype(dtype), compression, author)
+                    _reserve(self._file, 0)
+                    _create_datasets(
+                        self._file, self._atoms, self._elements, np.dtype(dtype), compression, author
+                    )
                     if append and self._path.exists():
-                        _copy(self._path, self._file, self._elements, until_step)
+                        _copy_frames(self._path, self._file, self._elements, until_step)
                     self._file.swmr_mode = True
                     self._file.flush()
-                    os.replace(partial, self._path)  # the open file keeps its handle
+                    os.replace(partial, self._path)  # the file stays open
                 except BaseException:
                     self.close()
                     raise
@@ -102,17 +114,18 @@ class H5MDWriter:
                 raise
 
     def __call__(self, frame: Frame) -> None:
+        """Write a frame; it is on disk when this returns."""
         check_atoms(frame, len(self._atoms))
         with naming(self._path):
-            _take_room(self._file, _frame_bytes(self._file, self._elements))
+            _reserve(self._file, _frame_bytes(self._file, self._elements))
             k = self._file[STEP].shape[0]
             for element in self._elements:
-                _put(self._file[element.value], k, element.of(frame))
-            _put(self._file[TIME], k, frame.time_ps)
-            _put(self._file[STEP], k, frame.step)  # says that the frame is whole
+                _append(self._file[element.value], k, element.get(frame))
+            _append(self._file[TIME], k, frame.time_ps)
+            _append(self._file[STEP], k, frame.step)  # last: marks the frame as complete
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file and release reserved space."""
         if self._file:
             used, handle = self._file.id.get_filesize(), os.dup(self._file.id.get_vfd_handle())
             try:
@@ -123,27 +136,27 @@ class H5MDWriter:
 
 
 class _Element(NamedTuple):
-    """Something that is written for every frame."""
+    """A quantity that is written for every frame."""
 
-    name: str
+    name: str  # of the group in the file
     shape: tuple[int, ...]
     unit: str
-    of: Callable  # (frame) -> value
+    get: Callable  # (frame) -> value
 
     @property
     def value(self) -> str:
-        """Name of the dataset."""
+        """Name of the dataset of values."""
         return f"{self.name}/value"
 
 
 def _elements(atoms: ase.Atoms, forces: bool) -> tuple[_Element, ...]:
     rows = (len(atoms), 3)
-    of_particles = [
+    per_atom = [
         _Element("particles/all/box/edges", (3, 3), "Angstrom", lambda f: cell_of(f, atoms)),
         _Element("particles/all/position", rows, "Angstrom", positions_of),
     ]
     if forces:
-        of_particles += [
+        per_atom += [
             _Element(
                 "particles/all/velocity",
                 rows,
@@ -157,7 +170,7 @@ def _elements(atoms: ase.Atoms, forces: bool) -> tuple[_Element, ...]:
                 lambda f: np.asarray(f.force, float) * FORCE,
             ),
         ]
-    of_system = [
+    scalars = [
         _Element("observables/potential_energy", (), "eV", lambda f: f.potential),
         _Element("observables/kinetic_energy", (), "eV", lambda f: f.kinetic),
         _Element("observables/total_energy", (), "eV", lambda f: f.total),
@@ -165,32 +178,35 @@ def _elements(atoms: ase.Atoms, forces: bool) -> tuple[_Element, ...]:
         _Element("observables/temperature", (), "K", lambda f: f.temperature_K),
         _Element("observables/pressure", (), "GPa", lambda f: f.pressure_GPa),
     ]
-    return (*of_particles, *of_system)
+    return (*per_atom, *scalars)
 
 
-def _created(path: Path) -> h5py.File:
-    if hasattr(os, "posix_fallocate"):  # see that there is room before HDF5 writes anything
+def _create(path: Path) -> h5py.File:
+    """An empty HDF5 file, after a check that the disk has space for it."""
+    if hasattr(os, "posix_fallocate"):
         with open(path, "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, SPARE_BYTES)
-    return h5py.File(path, "w", libver=("v110", "v110"))  # the oldest that knows single-writer mode
+            os.posix_fallocate(file.fileno(), 0, METADATA_BYTES)
+    return h5py.File(path, "w", libver=("v110", "v110"))  # the oldest with SWMR mode
 
 
-def _take_room(file: h5py.File, n_bytes: int) -> None:
-    """Let the file own the blocks that HDF5 is about to write, or raise `OSError`."""
+def _reserve(file: h5py.File, n_bytes: int) -> None:
+    """Reserve the blocks that HDF5 is about to write, or raise `OSError`."""
     if hasattr(os, "posix_fallocate"):  # not on macOS
         handle = file.id.get_vfd_handle()
-        owned, wanted = os.fstat(handle).st_size, file.id.get_filesize() + n_bytes + SPARE_BYTES
-        if wanted > owned:
-            os.posix_fallocate(handle, owned, wanted - owned)
+        allocated, required = os.fstat(handle).st_size, file.id.get_filesize() + n_bytes + METADATA_BYTES
+        if required > allocated:
+            os.posix_fallocate(handle, allocated, required - allocated)
 
 
 def _frame_bytes(file: h5py.File, elements) -> int:
-    """Of one frame, with its entries in HDF5's tables."""
+    """Bytes of one frame, with its entries in HDF5's tables."""
     return sum(16 + file[e.value].dtype.itemsize * int(np.prod(e.shape)) for e in elements) + 64
 
 
-def _begin(file: h5py.File, atoms: ase.Atoms, elements, dtype: np.dtype, compression, author: str) -> None:
-    """Everything that single-writer mode cannot create later."""
+def _create_datasets(
+    file: h5py.File, atoms: ase.Atoms, elements, dtype: np.dtype, compression, author: str
+) -> None:
+    """Create all groups, datasets and attributes; SWMR mode cannot create them later."""
     file.create_group("h5md").attrs["version"] = np.array([1, 1], np.int32)
     file.create_group("h5md/author").attrs["name"] = author
     file.create_group("h5md/creator").attrs.update(name="moe_md", version=_version())
@@ -199,16 +215,16 @@ def _begin(file: h5py.File, atoms: ase.Atoms, elements, dtype: np.dtype, compres
     box = file.create_group("particles/all/box")
     box.attrs["dimension"] = 3
     box.attrs.create("boundary", ["periodic" if p else "none" for p in atoms.pbc], dtype=h5py.string_dtype())
-    kinds = dict(sorted({str(a.symbol): int(a.number) for a in atoms}.items()))
+    atomic_numbers = dict(sorted({str(a.symbol): int(a.number) for a in atoms}.items()))
     file.create_dataset(
-        "particles/all/species", data=atoms.numbers, dtype=h5py.enum_dtype(kinds, basetype=np.int32)
+        "particles/all/species", data=atoms.numbers, dtype=h5py.enum_dtype(atomic_numbers, basetype=np.int32)
     )
     file.create_dataset("particles/all/mass", data=atoms.get_masses()).attrs["unit"] = "u"
     if "expert" in atoms.arrays:
         file.create_dataset("particles/all/expert", data=atoms.arrays["expert"], dtype=np.int32)
 
     def series(name: str, shape, dtype, **options) -> h5py.Dataset:
-        # One frame of atoms to a chunk: written once, never touched again. Numbers share chunks.
+        # One frame of atoms to a chunk, so that a chunk is written once; scalars of 256 frames share one.
         chunks = (1, *shape) if shape else (256,)
         return file.create_dataset(
             name, (0, *shape), dtype, maxshape=(None, *shape), chunks=chunks, **options
@@ -218,9 +234,9 @@ def _begin(file: h5py.File, atoms: ase.Atoms, elements, dtype: np.dtype, compres
     time = series(TIME, (), np.float64)
     time.attrs["unit"] = "ps"
     for element in elements:
-        of_atoms = len(element.shape) == 2 and not element.name.endswith("edges")
-        options = {"compression": compression} if of_atoms else {}
-        value = series(element.value, element.shape, dtype if of_atoms else np.float64, **options)
+        is_per_atom = len(element.shape) == 2 and not element.name.endswith("edges")
+        options = {"compression": compression} if is_per_atom else {}
+        value = series(element.value, element.shape, dtype if is_per_atom else np.float64, **options)
         value.attrs["unit"] = element.unit
         group = file[element.name]
         if "step" not in group:
@@ -230,19 +246,19 @@ def _begin(file: h5py.File, atoms: ase.Atoms, elements, dtype: np.dtype, compres
 def _version() -> str:
     try:
         return metadata.version("moe_md")
-    except metadata.PackageNotFoundError:  # a source tree, not installed
+    except metadata.PackageNotFoundError:  # not installed
         return "unknown"
 
 
-def _put(dataset: h5py.Dataset, k: int, value) -> None:
-    """Frame `k`, on disk when this returns."""
+def _append(dataset: h5py.Dataset, k: int, value) -> None:
+    """Write the value of frame `k` at the end of a dataset and flush it to disk."""
     dataset.resize(k + 1, axis=0)
     dataset[k] = value
     dataset.flush()
 
 
-def _copy(path: Path, new: h5py.File, elements, until_step: int | None) -> None:
-    """The whole frames of an older file, which a kill may have left open."""
+def _copy_frames(path: Path, new: h5py.File, elements, until_step: int | None) -> None:
+    """Copy the complete frames of an older file, which a killed process may have left open."""
     series = [*(e.value for e in elements), TIME, STEP]
     unreadable = f"{path} must be an H5MD trajectory to append to, but it cannot be read"
     try:
@@ -251,8 +267,8 @@ def _copy(path: Path, new: h5py.File, elements, until_step: int | None) -> None:
         raise ValueError(f"{unreadable}: {error}.") from None
     with old:
         try:
-            steps = _checked(path, old, new, series)
-        except RuntimeError as error:  # so h5py calls damage
+            steps = _checked_steps(path, old, new, series)
+        except RuntimeError as error:  # h5py's exception for damaged files
             raise ValueError(f"{unreadable}: {error}.") from None
         beyond = (steps == NO_STEP) | (False if until_step is None else steps > until_step)
         n = int(np.argmax(beyond)) if beyond.any() else len(beyond)
@@ -260,18 +276,22 @@ def _copy(path: Path, new: h5py.File, elements, until_step: int | None) -> None:
         for name in series:
             new[name].resize(n, axis=0)
         for k in range(0, n, block):
-            _take_room(new, block * _frame_bytes(new, elements))
+            _reserve(new, block * _frame_bytes(new, elements))
             for name in series:
                 new[name][k : k + block] = old[name][k : min(k + block, n)]
     new.flush()
 
 
-def _checked(path: Path, old: h5py.File, new: h5py.File, series: list[str]) -> np.ndarray:
-    """`[n_frames]`, the steps of an older file of the same atoms and elements."""
+def _checked_steps(path: Path, old: h5py.File, new: h5py.File, series: list[str]) -> np.ndarray:
+    """`[n_frames]`, the steps of an older file; `ValueError` if it has other atoms or elements."""
     fixed = [name for name in (f"particles/all/{x}" for x in ("species", "mass", "expert")) if name in new]
     if missing := [name for name in (*fixed, *series) if name not in old]:
-        raise ValueError(f"{path} must hold {', '.join(missing)} to append to, but it does not.")
+        raise ValueError(
+            f"{path} must contain {', '.join(missing)} to append to it, but does not. Write to another file."
+        )
     for name in fixed:
         if not np.array_equal(old[name][:], new[name][:]):
-            raise ValueError(f"{path} must hold the same {name} as the run that is appended.")
+            raise ValueError(
+                f"{path} must have the same {name} as the run that is appended. Write to another file."
+            )
     return old[STEP][:]

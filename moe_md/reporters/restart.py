@@ -1,12 +1,12 @@
-"""Restart files: a run that was killed goes on as if it had not been.
+"""Restart files, with which a killed run continues bit for bit.
 
-A reporter of `moe_md.simulate.run` writes state and neighbours, whole or not
-at all; a new process reads them into the structures of a freshly begun run.
-Neighbours are part of it: the order of a row, and the positions it was made
-at, decide the last bits of the forces.
+A reporter of `moe_md.simulate.run` writes state and neighbours atomically. A new
+process reads them into the structures of a run that it has set up. Neighbours are
+stored because the order of neighbours in a row, and the positions at which the list
+was built, determine the last bits of the forces.
 
-MessagePack of plain values and arrays below a checksum; nothing in a file is
-ever executed. Functions are not stored: they come from the fresh structures.
+A file is MessagePack of plain values and arrays with a checksum. Reading it executes
+nothing. Functions are not stored; they are taken from the structures of the new run.
 """
 
 import dataclasses
@@ -22,25 +22,25 @@ import numpy as np
 from moe_md import files
 from moe_md.simulate.run import Frame, State
 
-FORMAT = 3
+FORMAT = 4  # of files; raised when fields of the state or of neighbours change their names
 
 
 class Restart:
-    """Keeps the last state of a run on disk, a reporter.
+    """A reporter that writes the last state of a run.
 
-    The file is replaced as a whole. It belongs after the reporters that write
-    trajectories: their frames are on disk when it says how far the run came.
+    The file is replaced atomically. List it after the reporters that write
+    trajectories, so that their frames are on disk before the restart of that step.
 
     Args:
-        path: file to write; the folder exists.
-        every: chunks between restarts, at least 1. What `on_failure` and
-            `close` find unwritten they write, so that only a kill costs them.
-        fingerprint: what must be the same when the run continues, such as
-            settings: anything that JSON holds.
+        path: file to write, in an existing folder.
+        every: chunks between restarts, at least 1. `on_failure` and `close` write
+            the last state if it is not yet written.
+        fingerprint: values that must be equal when the run continues, such as
+            settings; must be serialisable as JSON.
 
     Raises:
         ValueError: `every` is not positive, or the fingerprint is not JSON.
-        OSError: (when called) the file cannot be written; the older one stays.
+        OSError: (when called) the file cannot be written; the older one is kept.
     """
 
     def __init__(self, path, *, every: int = 1, fingerprint: dict | None = None):
@@ -56,19 +56,19 @@ class Restart:
         del frame
 
     def on_state(self, state: State, neighbors) -> None:
-        """Write, where it is time to: `state` and `neighbors` are pytrees of arrays."""
+        """Write every `every`-th state; `state` and `neighbors` are pytrees of arrays."""
         self._unwritten = state, neighbors
         if self._chunks % self._every == 0:
             self.close()
         self._chunks += 1
 
     def on_failure(self, state: State) -> None:
-        """Write the last state of which the trajectories know."""
+        """Write the last state that the trajectories contain."""
         del state
         self.close()
 
     def close(self) -> None:
-        """Write what is not yet written."""
+        """Write the last state if it is not yet written."""
         if self._unwritten is None:
             return
         state, neighbors = self._unwritten
@@ -84,51 +84,54 @@ def load_restart(
 
     Args:
         path: file that `Restart` wrote.
-        like_state: state of a freshly begun run of the same system; its values
-            are not used.
-        like_neighbors: freshly allocated neighbours; capacities may differ.
-        fingerprint: must equal the one that was stored.
+        like_state: state at step 0 of a run of the same system; its values are
+            not used.
+        like_neighbors: newly allocated neighbours; capacities may differ.
+        fingerprint: must equal the stored one.
 
     Returns:
         state: with arrays of the shapes and dtypes of `like_state`.
-        neighbors: with arrays as large as those stored, and the functions of
+        neighbors: with arrays of the stored sizes and the functions of
             `like_neighbors`.
 
     Raises:
-        ValueError: no restart file, of another format version, damaged, of
-            another fingerprint, or of another kind of run.
+        ValueError: the file is not a restart, is damaged, or has another format
+            version, another fingerprint or the state of another kind of run.
     """
-    path, wanted = Path(path), _as_json(fingerprint)
+    path, expected = Path(path), _as_json(fingerprint)
     content = files.read(path, "a whole moe_md restart", FORMAT, ("fingerprint", "state", "neighbors"))
     stored = content["fingerprint"]
-    if stored != wanted:
-        difference = _difference(json.loads(stored), json.loads(wanted))
-        raise ValueError(f"{path} must be a restart of the same run, but {difference}.")
+    if stored != expected:
+        difference = _difference(json.loads(stored), json.loads(expected))
+        raise ValueError(
+            f"{path} must be a restart of the same run, but {difference}. "
+            "Use the same settings, or start a new run in another folder."
+        )
     try:
-        state = _unpacked(like_state, content["state"], _Place("state", exact=True))
-        neighbors = _unpacked(like_neighbors, content["neighbors"], _Place("neighbors", exact=False))
-    except _Unfit as error:
+        state = _unpacked(like_state, content["state"], _TreePath("state", exact=True))
+        neighbors = _unpacked(like_neighbors, content["neighbors"], _TreePath("neighbors", exact=False))
+    except _Mismatch as error:
         raise ValueError(f"{path} must fit the run that it continues, but {error}.") from None
     return state, neighbors
 
 
-class _Unfit(Exception):
-    """Stored and fresh structures differ; the message says where."""
+class _Mismatch(Exception):
+    """Stored and new structures differ; the message names the value."""
 
 
-class _Place(NamedTuple):
-    """Where in a tree a value is, and what may change there."""
+class _TreePath(NamedTuple):
+    """The name of a value in a pytree, and which differences are allowed there."""
 
-    name: str
-    exact: bool  # arrays keep their shapes
-    static: bool = False  # known when jitted: a capacity or a function
+    name: str  # as "state.dynamics.position"
+    exact: bool  # whether arrays must have the same shapes
+    static: bool = False  # whether the value is static under jit
 
-    def child(self, name: str, static: bool) -> "_Place":
-        return _Place(f"{self.name}.{name}", self.exact, self.static or static)
+    def child(self, name: str, static: bool) -> "_TreePath":
+        return _TreePath(f"{self.name}.{name}", self.exact, self.static or static)
 
 
 def _children(node) -> list[tuple[str, Any, bool]] | None:
-    """Name, value and whether it is static, of each part of a container; None for others."""
+    """Name, value and staticness of each element of a container; None if `node` is not a container."""
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
         fields = dataclasses.fields(node)
         return [(f.name, getattr(node, f.name), bool(f.metadata.get("static"))) for f in fields]
@@ -141,7 +144,7 @@ def _children(node) -> list[tuple[str, Any, bool]] | None:
 
 
 def _with_children(node, values: list):
-    """The same container of other values."""
+    """A container like `node` with other values."""
     if dataclasses.is_dataclass(node):
         return dataclasses.replace(node, **{f.name: v for f, v in zip(dataclasses.fields(node), values)})
     if isinstance(node, dict):
@@ -150,7 +153,7 @@ def _with_children(node, values: list):
 
 
 def _packed(node):
-    """Containers as dicts, arrays as numpy arrays, plain values; functions are left out."""
+    """A pytree as nested dicts of numpy arrays and plain values; functions are left out."""
     if _is_key(node):
         return {
             "implementation": str(jax.random.key_impl(node)),
@@ -163,11 +166,13 @@ def _packed(node):
         return {name: _packed(value) for name, value, _ in parts if not _is_function(value)}
     if node is None or isinstance(node, (bool, int, float, str)):
         return node
-    raise TypeError(f"a restart holds arrays, numbers and strings in containers, got {type(node).__name__}.")
+    raise TypeError(
+        f"a restart can store arrays, numbers and strings in containers, got {type(node).__name__}."
+    )
 
 
-def _unpacked(like, stored, at: _Place):
-    """The stored values in the containers of `like`."""
+def _unpacked(like, stored, at: _TreePath):
+    """The stored values in the containers of `like`; `_Mismatch` where they do not fit."""
     if _is_key(like):
         names = {"implementation", "data"}
         found = (
@@ -176,31 +181,31 @@ def _unpacked(like, stored, at: _Place):
             else type(stored).__name__
         )
         if found != str(jax.random.key_impl(like)):
-            raise _Unfit(f"{at.name} must be a random key of {jax.random.key_impl(like)}, got {found}")
+            raise _Mismatch(f"{at.name} must be a random key of {jax.random.key_impl(like)}, got {found}")
         data = _unpacked(jax.random.key_data(like), stored["data"], at)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))
     if _is_number(like) and not at.static:
-        # A number may have become an array of its kind on the way through a jitted function.
+        # A jitted function returns a Python number as an array of the same kind.
         kinds = [np.asarray(x).dtype.kind for x in (like, stored)] if np.ndim(stored) == 0 else ["", "array"]
         if kinds[0] != kinds[1]:
-            raise _Unfit(f"{at.name} must be a number like {like!r}, got {stored!r}")
+            raise _Mismatch(f"{at.name} must be a number like {like!r}, got {stored!r}")
         return jnp.asarray(stored) if _is_array(like) or _is_array(stored) else stored
     if _is_array(like):
-        wanted = f"{like.dtype}{list(like.shape) if at.exact else f' of {like.ndim} dimensions'}"
+        expected = f"{like.dtype}{list(like.shape) if at.exact else f' of {like.ndim} dimensions'}"
         if not _is_array(stored):
-            raise _Unfit(f"{at.name} must be {wanted}, got {type(stored).__name__}")
+            raise _Mismatch(f"{at.name} must be {expected}, got {type(stored).__name__}")
         fits = stored.shape == like.shape if at.exact else stored.ndim == like.ndim
         if stored.dtype != like.dtype or not fits:
-            raise _Unfit(f"{at.name} must be {wanted}, got {stored.dtype}{list(stored.shape)}")
+            raise _Mismatch(f"{at.name} must be {expected}, got {stored.dtype}{list(stored.shape)}")
         if at.static and not np.array_equal(stored, like):
-            raise _Unfit(f"{at.name} must be {like}, got {stored}")
+            raise _Mismatch(f"{at.name} must be {like}, got {stored}")
         return stored.copy() if isinstance(like, (np.ndarray, np.generic)) else jnp.asarray(stored)
     parts = _children(like)
     if parts is not None:
         names = [name for name, value, _ in parts if not _is_function(value)]
         if not isinstance(stored, dict) or sorted(stored) != sorted(names):
             found = sorted(stored) if isinstance(stored, dict) else type(stored).__name__
-            raise _Unfit(f"{at.name} must hold {sorted(names)}, got {found}")
+            raise _Mismatch(f"{at.name} must hold {sorted(names)}, got {found}")
         return _with_children(
             like,
             [
@@ -209,10 +214,10 @@ def _unpacked(like, stored, at: _Place):
             ],
         )
     if type(stored) is not type(like):
-        raise _Unfit(f"{at.name} must be of type {type(like).__name__}, got {type(stored).__name__}")
+        raise _Mismatch(f"{at.name} must be of type {type(like).__name__}, got {type(stored).__name__}")
     capacity = type(like) is int and not at.exact
     if at.static and stored != like and not capacity:
-        raise _Unfit(f"{at.name} must be {like!r}, got {stored!r}")
+        raise _Mismatch(f"{at.name} must be {like!r}, got {stored!r}")
     return stored
 
 
@@ -225,7 +230,7 @@ def _is_array(node) -> bool:
 
 
 def _is_number(node) -> bool:
-    """A Python number, or the array that JAX makes of one: its dtype gives way to that of others."""
+    """Whether `node` is a Python number, or a JAX scalar of weak type."""
     if isinstance(node, jax.Array):
         return node.ndim == 0 and node.aval.weak_type
     return isinstance(node, (bool, int, float))
@@ -236,19 +241,20 @@ def _is_function(node) -> bool:
 
 
 def _as_json(fingerprint: dict | None) -> str:
-    """One string for equal fingerprints."""
+    """A string that is equal for equal fingerprints."""
     try:
         return json.dumps(dict(fingerprint or {}), sort_keys=True, default=lambda value: value.tolist())
     except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"fingerprint must be a dict that JSON holds: {error}.") from None
+        raise ValueError(f"fingerprint must be a dict that JSON can store: {error}.") from None
 
 
 def _difference(stored: dict, given: dict) -> str:
-    nothing = object()
-    told = []
+    """The names and values that differ, as text."""
+    absent = object()
+    differences = []
     for name in sorted({*stored, *given}):
-        old, new = stored.get(name, nothing), given.get(name, nothing)
+        old, new = stored.get(name, absent), given.get(name, absent)
         if old != new:
-            was, now = ("absent" if x is nothing else json.dumps(x) for x in (old, new))
-            told.append(f"{name} was {was} and is {now}")
-    return "; ".join(told)
+            was, now = ("absent" if x is absent else json.dumps(x) for x in (old, new))
+            differences.append(f"{name} was {was} and is {now}")
+    return "; ".join(differences)

@@ -1,7 +1,6 @@
-"""Trajectories on disk, and how well they conserve energy.
+"""Reporters that write trajectories, logs and the last state, and the drift of an energy.
 
-Reporters for `moe_md.simulate.run`: each frame is on disk, whole, when the
-reporter returns.
+Each frame is completely on disk when the reporter returns.
 """
 
 import contextlib
@@ -25,26 +24,26 @@ from moe_md.simulate.run import Frame, Log, State
 
 
 class XYZWriter:
-    """Frames as extended XYZ, as ASE reads it.
+    """A reporter that writes extended XYZ, in the form that ASE reads.
 
-    Energy, forces, momenta (from ASE's masses), the expert of each atom, and
-    `step` and `time_ps` in the comment line.
+    It holds energy, forces, momenta (with ASE's masses) and the expert of each atom,
+    with `step` and `time_ps` in the comment line.
 
     Args:
         path: file to write.
         symbols: `[n_atoms]` chemical symbols.
-        cell: `[3, 3]` Å, lattice vectors as rows (ASE), or three edges; of
-            frames that bring no box of their own.
+        cell: `[3, 3]` Å, lattice vectors as rows (ASE), or three edges; used for
+            frames without a box.
         pbc: three booleans.
         expert: `[n_atoms]` int, written as the column `expert`.
         forces: write forces and momenta too.
-        append: keep what the file holds.
-        until_step: with `append`, drop frames of later steps, and what a kill
-            left of the last one. Steps in the file ascend.
+        append: keep the frames of an existing file.
+        until_step: with `append`, drop frames of later steps and an incomplete last
+            frame. Steps in the file must ascend.
 
     Raises:
-        ValueError: `expert` is not one integer per atom, `until_step` comes
-            without `append`, or the file to cut holds no frames with steps.
+        ValueError: `expert` is not one integer per atom, `until_step` is given
+            without `append`, or the file to truncate has frames without steps.
         OSError: the file cannot be written; the message names it.
     """
 
@@ -60,11 +59,12 @@ class XYZWriter:
         append=False,
         until_step=None,
     ):
-        self._atoms = described(symbols, cell, pbc, expert)
+        self._atoms = template_atoms(symbols, cell, pbc, expert)
         self._forces = forces
         self._file = _Text(path, append, until_step, _xyz_frames)
 
     def __call__(self, frame: Frame) -> None:
+        """Write a frame; it is on disk when this returns."""
         atoms = self._atoms.copy()
         check_atoms(frame, len(atoms))
         atoms.positions[:] = positions_of(frame)
@@ -85,16 +85,16 @@ class XYZWriter:
 
 
 class LogWriter:
-    """Scalars of each frame as CSV, one column per field of `simulate.Log`.
+    """A reporter that writes the scalars of each frame as CSV, one column per field of `simulate.Log`.
 
     Args:
         path: file to write.
-        append: keep what the file holds; no second header.
-        until_step: with `append`, drop rows of later steps, and what a kill
-            left of the last one. Steps in the file ascend.
+        append: keep the lines of an existing file; no second header is written.
+        until_step: with `append`, drop lines of later steps and an incomplete last
+            line. Steps in the file must ascend.
 
     Raises:
-        ValueError: the file has other columns, or `until_step` comes without
+        ValueError: the file has other columns, or `until_step` is given without
             `append`.
         OSError: the file cannot be written; the message names it.
     """
@@ -102,16 +102,18 @@ class LogWriter:
     def __init__(self, path, *, append: bool = False, until_step: int | None = None):
         header = _csv_line(Log._fields)
         found = _first_line(path) if append else ""
-        torn = until_step is not None and header.startswith(found)
-        if found not in ("", header) and not torn:
+        incomplete = until_step is not None and header.startswith(found)
+        if found not in ("", header) and not incomplete:
             raise ValueError(
-                f"{path} must have the columns {header.strip()} to append to, got {found.strip()!r}."
+                f"{path} must have the columns {header.strip()} to append to it, got {found.strip()!r}. "
+                "Write to another file."
             )
         self._file = _Text(path, append, until_step, _csv_rows)
         if self._file.size() == 0:
             self._file.write(header)
 
     def __call__(self, frame: Frame) -> None:
+        """Write a line; it is on disk when this returns."""
         self._file.write(_csv_line([getattr(frame, name) for name in Log._fields]))
 
     def close(self) -> None:
@@ -120,10 +122,11 @@ class LogWriter:
 
 
 class LastState:
-    """Saves the last good state when a run fails: npz of plain arrays.
+    """A reporter that saves the last valid state when a run fails, as npz.
 
     Args:
-        path: file to write; holds `position`, `velocity`, `step`, `time_ps`.
+        path: file to write, with the arrays `position`, `velocity`, `step` and
+            `time_ps`.
     """
 
     def __init__(self, path):
@@ -133,7 +136,7 @@ class LastState:
         del frame
 
     def on_failure(self, state: State) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         content = io.BytesIO()
         np.savez(
             content,
@@ -145,10 +148,10 @@ class LastState:
         write_atomic(self._path, content.getvalue())
 
 
-def described(symbols: Sequence[str], cell, pbc, expert) -> ase.Atoms:
-    """What stays the same from frame to frame: atoms at the origin.
+def template_atoms(symbols: Sequence[str], cell, pbc, expert) -> ase.Atoms:
+    """ASE atoms with symbols, cell and periodicity, all at the origin.
 
-    They have the column `expert` where there is one.
+    They have the array `expert` where one is given.
 
     Raises:
         ValueError: `expert` is not one integer per symbol.
@@ -167,69 +170,74 @@ def check_atoms(frame: Frame, n_atoms: int) -> None:
     """Raise `ValueError` where a frame has another number of atoms."""
     if frame.position.shape != (n_atoms, 3):
         raise ValueError(
-            f"symbols must name {frame.position.shape[0]} atoms, as the frame has, got {n_atoms}."
+            f"symbols must name the {frame.position.shape[0]} atoms of the frame, got {n_atoms} symbols."
         )
 
 
 def cell_of(frame: Frame, atoms: ase.Atoms) -> np.ndarray:
-    """`[3, 3]` Å, rows: the frame's own box, or the cell that was described."""
+    """`[3, 3]` Å, lattice vectors as rows: the frame's box, or the cell of `atoms` without one."""
     return atoms.cell.array if frame.box is None else np.asarray(frame.box, float).T
 
 
 def positions_of(frame: Frame) -> np.ndarray:
-    """`[n_atoms, 3]` Å: a frame that brings its box has positions that are fractions of it."""
+    """`[n_atoms, 3]` Å. A frame with a box has fractional positions."""
     return frame.position if frame.box is None else frame.position @ np.asarray(frame.box, float).T
 
 
 @contextlib.contextmanager
 def naming(path) -> Generator[None]:
-    """Raise an `OSError` that names the file and says what to do."""
+    """Raise any `OSError` again with the file's name and the remedy."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
         message = (
             f"{path} cannot be written: {reason}. "
-            "The last restart is whole: resume from it once there is room"
+            "The last restart file is complete: free disk space and resume from it"
         )
         raise OSError(error.errno, message) from error
 
 
 class _Text:
-    """A text file to append to, cut where a run is taken up.
+    """A text file to append to, truncated where a run resumes.
 
     It is unbuffered, so that closing it writes nothing.
     """
 
     def __init__(self, path, append: bool, until_step: int | None, records: Callable):
-        check_cut(append, until_step)
+        check_until_step(append, until_step)
         self._path = Path(path)
         if until_step is not None and self._path.exists():
-            _cut(self._path, until_step, records)
-        # Open until `close`.
+            _truncate(self._path, until_step, records)
+        # Closed by `close`.
         self._file = open(path, "ab" if append else "wb", buffering=0)  # noqa: SIM115
 
     def size(self) -> int:
         return os.fstat(self._file.fileno()).st_size
 
     def write(self, text: str) -> None:
-        left = memoryview(text.encode())
+        unwritten = memoryview(text.encode())
         with naming(self._path):
-            while left:
-                left = left[self._file.write(left) :]
+            while unwritten:
+                unwritten = unwritten[self._file.write(unwritten) :]
 
     def close(self) -> None:
         self._file.close()
 
 
-def check_cut(append: bool, until_step: int | None) -> None:
-    """Raise `ValueError` where there is nothing to cut."""
+def check_until_step(append: bool, until_step: int | None) -> None:
+    """Raise `ValueError` where `until_step` is given without `append`."""
     if until_step is not None and not append:
-        raise ValueError(f"until_step must come with append=True, got until_step={until_step} alone.")
+        raise ValueError(f"until_step must be given with append=True, got until_step={until_step} alone.")
 
 
-def _cut(path: Path, until_step: int, records: Callable[[BinaryIO, Path], Iterator[tuple[int, int]]]) -> None:
-    """Drop whole records beyond a step, and a torn last one; read line by line, cut in one system call."""
+def _truncate(
+    path: Path, until_step: int, records: Callable[[BinaryIO, Path], Iterator[tuple[int, int]]]
+) -> None:
+    """Drop records beyond a step and an incomplete last one.
+
+    The file is read line by line and truncated by one system call.
+    """
     end = 0
     with open(path, "rb") as file:
         for step, offset in records(file, path):
@@ -241,14 +249,14 @@ def _cut(path: Path, until_step: int, records: Callable[[BinaryIO, Path], Iterat
 
 
 def _xyz_frames(file: BinaryIO, path: Path) -> Iterator[tuple[int, int]]:
-    """Step and end (bytes) of every whole frame."""
+    """Step and end (bytes) of every complete frame."""
     while (count := file.readline()).endswith(b"\n"):
         if not (comment := file.readline()).endswith(b"\n"):
             return
         step = re.search(rb"(?:^|\s)step=(\d+)(?:\s|$)", comment)
         if not count.strip().isdigit() or step is None:
             raise ValueError(
-                f"{path} must hold frames with step=... in their comment lines to be cut, "
+                f"{path} must have step=... in the comment line of each frame to be truncated, "
                 f"got {count + comment!r:.80}."
             )
         last = deque(enumerate(islice(file, int(count)), 1), maxlen=1)
@@ -259,13 +267,13 @@ def _xyz_frames(file: BinaryIO, path: Path) -> Iterator[tuple[int, int]]:
 
 
 def _csv_rows(file: BinaryIO, path: Path) -> Iterator[tuple[int, int]]:
-    """Step and end (bytes) of every whole row; the header comes before all steps."""
+    """Step and end (bytes) of every complete line; the header has step -1."""
     if file.readline().endswith(b"\n"):
         yield -1, file.tell()
     while (line := file.readline()).endswith(b"\n"):
         step = line.split(b",")[Log._fields.index("step")]
         if not step.isdigit():
-            raise ValueError(f"{path} must hold a step in each row to be cut, got {line!r:.80}.")
+            raise ValueError(f"{path} must have a step in each line to be truncated, got {line!r:.80}.")
         yield int(step), file.tell()
 
 
@@ -283,7 +291,7 @@ def _first_line(path) -> str:
 
 
 class Drift(NamedTuple):
-    """A rate, and how far to trust it; meV / atom / ps."""
+    """A rate of change of energy and its standard error, meV / atom / ps."""
 
     slope: float
     standard_error: float
@@ -292,9 +300,9 @@ class Drift(NamedTuple):
 def drift(time_ps, energy_eV, n_atoms: int, *, n_blocks: int = 10) -> Drift:
     """Rate at which a total energy drifts.
 
-    Energies along a trajectory are correlated, so a fit over all of them
-    claims too small an error. They are averaged over `n_blocks` consecutive
-    blocks of equal length, each longer than the correlation time, and a line
+    Energies along a trajectory are correlated, so a fit to all of them
+    underestimates the error. They are averaged over `n_blocks` consecutive
+    blocks of equal length, which should exceed the correlation time, and a line
     is fitted to the block means (t_b, E_b):
 
         slope = sum (t_b - <t>)(E_b - <E>) / sum (t_b - <t>)^2
@@ -334,8 +342,8 @@ def drift(time_ps, energy_eV, n_atoms: int, *, n_blocks: int = 10) -> Drift:
         raise ValueError(f"n_blocks must be at least 3, got {n_blocks}.")
     length = len(t) // n_blocks
     if length < 2:
-        raise ValueError(f"time_ps must hold at least 2 values per block, {2 * n_blocks}, got {len(t)}.")
-    # The oldest frames that fill no whole block are left out.
+        raise ValueError(f"time_ps must have at least 2 values per block, {2 * n_blocks}, got {len(t)}.")
+    # The first frames, which do not fill a block, are left out.
     t, e = (x[len(x) - n_blocks * length :].reshape(n_blocks, length).mean(axis=1) for x in (t, e - e.mean()))
     dt, de = t - t.mean(), e - e.mean()
     slope = np.sum(dt * de) / np.sum(dt**2)

@@ -204,7 +204,7 @@ def test_a_region_that_moves_is_reported(folder, capsys, tmp_path):
     code, out, err = moe_md(capsys, "run", *options, *radii, "--out", tmp_path / "b")
     blend = json.loads((tmp_path / "b" / "run.json").read_text())["blend"]
     assert (
-        blend["looks"] == 5
+        blend["n_frames"] == 5
         and 0 < blend["share"][0][0] < 1
         and blend["gate_over_thermal"] > 0
         and blend["power_rms"] > 0

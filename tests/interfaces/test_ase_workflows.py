@@ -1,4 +1,4 @@
-"""What ASE users do, with the mixture as their calculator: relax, find a barrier, phonons, dynamics."""
+"""Workflows of ASE with the mixture as calculator: relaxation, barriers, phonons, dynamics."""
 
 import jax
 import numpy as np
@@ -31,7 +31,7 @@ def lattice_constant(model):
 
 
 def slab_with_co(lattice_constant, site, size=(2, 2, 3), free=1):
-    """An upright CO; all layers but the top `free` ones are frozen."""
+    """An upright CO; all layers below the top `free` ones are fixed."""
     atoms = fcc111("Pt", size, a=lattice_constant, vacuum=7.0)
     height = {"ontop": 1.85, "fcc": 1.35}[site]
     add_adsorbate(atoms, "C", height, site)
@@ -47,7 +47,7 @@ def relaxed(atoms, calculator, fmax=0.05):
 
 
 def barrier(lattice_constant, calculator, size, n_images, fmax):
-    """Of CO from fcc to on top, and its reaction energy, eV; two layers yield."""
+    """Barrier of CO from fcc to on top, and its reaction energy, eV; two layers are free to move."""
     ends = [
         relaxed(slab_with_co(lattice_constant, site, size, free=2), calculator(), fmax / 2)
         for site in ("fcc", "ontop")
@@ -64,14 +64,14 @@ def barrier(lattice_constant, calculator, size, n_images, fmax):
 
 
 def check_barrier(model, lattice_constant, size=(2, 2, 4), n_images=3, fmax=0.1):
-    """The bottom layer, which sees layers that yield but no CO, on the cheap expert; or on none."""
-    both = barrier(
+    """The mixture, with the bottom layer on the cheap expert, agrees with the expensive expert alone."""
+    mixed = barrier(
         lattice_constant, lambda: MixtureCalculator(model, by_layer(size[2] + 1)), size, n_images, fmax
     )
     alone = barrier(lattice_constant, lambda: MixtureCalculator(model, 0), size, n_images, fmax)
-    assert np.isfinite(both).all() and both[0] > max(0.05, both[1])
-    assert both != alone
-    np.testing.assert_allclose(both, alone, atol=5e-3)
+    assert np.isfinite(mixed).all() and mixed[0] > max(0.05, mixed[1])
+    assert mixed != alone
+    np.testing.assert_allclose(mixed, alone, atol=5e-3)
 
 
 def test_relaxation_leaves_fixed_atoms_where_they_are(model, lattice_constant):
@@ -100,8 +100,8 @@ def test_barrier_on_a_wider_slab_is_that_of_the_expensive_expert(model, lattice_
 
 
 def test_phonons_of_ase_are_those_of_the_hessian(model, lattice_constant, tmp_path):
-    """At zone boundary points that a 2 x 2 x 2 supercell holds, frequencies follow from its own Hessian,
-    by jax.
+    """At zone boundary points that are commensurate with a 2 x 2 x 2 supercell, frequencies equal
+    those of the Hessian that jax computes.
     """
     primitive = bulk("Pt", a=lattice_constant)
     phonons = Phonons(
@@ -109,7 +109,7 @@ def test_phonons_of_ase_are_those_of_the_hessian(model, lattice_constant, tmp_pa
     )
     phonons.run()
     phonons.read(acoustic=True)
-    points = np.array([[0.5, 0.5, 0.0], [0.5, 0.0, 0.0]])  # X and L, of the primitive reciprocal cell
+    points = np.array([[0.5, 0.5, 0.0], [0.5, 0.0, 0.0]])  # X and L, in the primitive reciprocal cell
     found = phonons.band_structure(points, verbose=False)
 
     expert, params = model.experts[1], model.params[1]
@@ -125,8 +125,8 @@ def test_phonons_of_ase_are_those_of_the_hessian(model, lattice_constant, tmp_pa
         return expert.atom_energies(params, rows._replace(displacement=rows.displacement + shift)).sum()
 
     hessian = np.asarray(jax.jacfwd(jax.grad(energy))(np.zeros((len(atoms), 3))))  # [n, 3, n, 3]
-    # The first atom with each other, by a whole lattice vector: the dynamical matrix of a point that the
-    # supercell holds.
+    # Force constants between the first atom and each other one, summed with the phases of the point,
+    # give the dynamical matrix.
     cells = np.round(primitive.cell.scaled_positions(atoms.positions - atoms.positions[0])).astype(int)
     for point, energies in zip(points, found):
         phase = np.cos(2 * np.pi * cells @ point)
@@ -151,7 +151,7 @@ def test_constant_energy_with_a_region_that_follows_co(model, lattice_constant):
     assert np.ptp(kinetic) > 0.02 and np.ptp(total) < 0.05 * np.ptp(kinetic)
 
 
-def test_langevin_warms_what_is_not_fixed(model, lattice_constant):
+def test_langevin_dynamics_heats_free_atoms_only(model, lattice_constant):
     atoms = slab_with_co(lattice_constant, "ontop")
     before = atoms.positions.copy()
     atoms.calc = MixtureCalculator(model, by_layer(3))
@@ -160,6 +160,6 @@ def test_langevin_warms_what_is_not_fixed(model, lattice_constant):
     ).run(60)
     fixed = atoms.constraints[0].index
     np.testing.assert_array_equal(atoms.positions[fixed], before[fixed])
-    warm = 2 * atoms.get_kinetic_energy() / (3 * (len(atoms) - len(fixed))) / units.kB
-    # 6 free atoms: a temperature spreads by 300 sqrt(2 / 18) = 100 K.
-    assert 50 < warm < 700
+    temperature_K = 2 * atoms.get_kinetic_energy() / (3 * (len(atoms) - len(fixed))) / units.kB
+    # With 6 free atoms the temperature fluctuates by 300 sqrt(2 / 18) = 100 K.
+    assert 50 < temperature_K < 700

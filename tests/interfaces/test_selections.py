@@ -19,7 +19,7 @@ def slab():
     return atoms
 
 
-def test_tags():
+def test_atoms_with_the_tags_go_to_expert_0():
     atoms = slab()
     np.testing.assert_array_equal(by_tag(0)(atoms), [1] * 16 + [0] * 2)
     np.testing.assert_array_equal(by_tag([0, 1])(atoms), np.where(atoms.get_tags() <= 1, 0, 1))
@@ -37,20 +37,20 @@ def test_layers_follow_heights_along_any_axis(axis):
 
 
 def test_layers_of_a_skewed_cell_with_an_adsorbate():
-    """An upright CO is two layers; the cell's first two vectors are not at right angles."""
+    """An upright CO is two layers; the cell's first two vectors are not orthogonal."""
     atoms = slab()
     np.testing.assert_array_equal(by_layer(3)(atoms), np.where(atoms.get_tags() <= 1, 0, 1))
 
 
-def test_the_choice_stays_where_atoms_move():
-    atoms, choose = slab(), by_layer(2)
-    before = choose(atoms)
+def test_the_assignment_stays_when_atoms_move():
+    atoms, assign = slab(), by_layer(2)
+    before = assign(atoms)
     atoms.positions[-2:, 2] -= 12.0
-    np.testing.assert_array_equal(choose(atoms), before)
+    np.testing.assert_array_equal(assign(atoms), before)
     assert (by_layer(2)(atoms) != before).any()
-    np.testing.assert_array_equal(choose(atoms[:16]), np.where(np.isin(atoms.get_tags()[:16], (1, 2)), 0, 1))
-    choose(atoms)[:] = 7  # what is handed out is no one else's
-    assert set(choose(atoms)) == {0, 1}
+    np.testing.assert_array_equal(assign(atoms[:16]), np.where(np.isin(atoms.get_tags()[:16], (1, 2)), 0, 1))
+    assign(atoms)[:] = 7  # the returned array is a copy
+    assert set(assign(atoms)) == {0, 1}
 
 
 def test_around_species_is_the_region_of_their_atoms():
@@ -66,16 +66,16 @@ def lennard_jones_pair():
 
 
 @pytest.mark.parametrize(
-    "choose",
+    "region",
     [by_tag((0, 1)), by_layer(3), around_species(("C", "O"), 2.5, 1.5)],
     ids=["tag", "layer", "species"],
 )
-def test_calculators_take_them_and_energy_is_conserved(choose):
+def test_calculators_take_them_and_energy_is_conserved(region):
     atoms = fcc111("Pt", (4, 4, 3), a=3.95, vacuum=6.0)
     add_adsorbate(atoms, "C", 2.3, "fcc")
     add_adsorbate(atoms, "O", 2.8, "ontop", offset=(2, 2))
     atoms.rattle(0.1, seed=1)
-    atoms.calc = MixtureCalculator(lennard_jones_pair(), choose)
+    atoms.calc = MixtureCalculator(lennard_jones_pair(), region)
     energies = []
     dynamics = VelocityVerlet(atoms, timestep=1.0 * units.fs)
     dynamics.attach(lambda: energies.append((atoms.get_total_energy(), atoms.get_kinetic_energy())))
@@ -89,10 +89,10 @@ def test_calculators_take_them_and_energy_is_conserved(choose):
     [
         (
             lambda: by_tag(7)(slab()),
-            r"tags must each be that of an atom, \[7\] are not: atoms have \[0, 1, 2, 3, 4\]",
+            r"tags must be tags of the atoms, \[0, 1, 2, 3, 4\], got \[7\]",
         ),
-        (lambda: by_tag(()), r"tags must be an integer or several, got \(\)"),
-        (lambda: by_tag(1.5), "tags must be an integer or several, got 1.5"),
+        (lambda: by_tag(()), r"tags must be one integer or several, got \(\)"),
+        (lambda: by_tag(1.5), "tags must be one integer or several, got 1.5"),
         (
             lambda: by_layer(7)(slab()),
             "n_layers must be at most the 6 layers of these atoms along axis 2, got 7",
@@ -101,12 +101,12 @@ def test_calculators_take_them_and_energy_is_conserved(choose):
         (lambda: by_layer(0), "n_layers must be a whole number, at least 1, got 0"),
         (lambda: by_layer(1, 3), "axis must be 0, 1 or 2, got 3"),
         (lambda: by_layer(1, tolerance=0.0), "tolerance must be positive, got 0.0"),
-        (lambda: around_species("N", 5.0, 1.0)(slab()), "species must be those of some atoms, N is not"),
+        (lambda: around_species("N", 5.0, 1.0)(slab()), "species must be among the atoms, Pt16.*, got N"),
         (lambda: around_species(("C", "Ptt"), 5.0, 1.0), "species must be chemical symbols"),
         (lambda: around_species((), 5.0, 1.0), "species must be chemical symbols"),
         (lambda: around_species("C", 5.0, 0.0), "r_blend positive"),
     ],
 )
-def test_what_is_not_there_is_refused(make, message):
+def test_bad_input_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -1,4 +1,4 @@
-"""Parity with PyTorch Allegro: stored numbers everywhere, the live models where torch is installed."""
+"""Agreement with PyTorch Allegro: with stored references, and with its models where torch is installed."""
 
 import importlib.util
 import json
@@ -18,14 +18,14 @@ from moe_md.experts import energies_and_partial_forces
 from moe_md.interfaces.torch_allegro import from_module
 
 CASES = cases()
-RELATIVE = 1e-9  # of the largest number of each array
+RELATIVE = 1e-9  # tolerance, relative to the largest number of each array
 
 
 def predicted(expert, params, atoms) -> dict[str, np.ndarray]:
     rows = frame_rows(frame_from_atoms(atoms), expert.species, expert.cutoff, dtype=np.float64)
     n = len(atoms)
 
-    @jax.jit  # whole: eagerly, each operation is a program of its own
+    @jax.jit  # without it, each operation compiles a program
     def predict(params, rows):
         energies, g = energies_and_partial_forces(expert, params, rows)
         found = {"energies": energies, "forces": derivatives.forces(g, rows, np.arange(n), n)}
@@ -40,7 +40,7 @@ def assert_equal(found: dict, reference: dict) -> None:
     assert set(found) == set(reference) and {"energies", "forces"} <= set(found)
     for name, value in reference.items():
         scale = np.max(np.abs(value))
-        if name == "forces" and scale < 1e-10:  # the perfect crystal: zero by symmetry
+        if name == "forces" and scale < 1e-10:  # zero by symmetry in the perfect crystal
             assert np.max(np.abs(found[name])) < 1e-10
             continue
         np.testing.assert_allclose(found[name], value, rtol=0, atol=RELATIVE * scale, err_msg=name)
@@ -53,24 +53,24 @@ def stored():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_stored_references(name, stored):
-    mine = {
+def test_energies_and_forces_equal_the_stored_references(name, stored):
+    case = {
         key.removeprefix(f"{name}/"): value for key, value in stored.items() if key.startswith(f"{name}/")
     }
-    expert = mm.experts.build(json.loads(str(mine["config"])))
+    expert = mm.experts.build(json.loads(str(case["config"])))
     params: dict = {}
-    for key, value in mine.items():
+    for key, value in case.items():
         if key.startswith("params/"):
             *folders, last = key.split("/")[1:]
-            here = params
+            branch = params
             for folder in folders:
-                here = here.setdefault(folder, {})
-            here[last] = value
-    reference = {key: mine[key] for key in ("energies", "forces", "stress") if key in mine}
+                branch = branch.setdefault(folder, {})
+            branch[last] = value
+    reference = {key: case[key] for key in ("energies", "forces", "stress") if key in case}
     assert_equal(predicted(expert, params, structures()[CASES[name][1]]), reference)
 
 
-def test_the_comparison_can_fail(stored):
+def test_the_comparison_detects_a_small_difference(stored):
     name = "l2-layers2-full"
     reference = {key: stored[f"{name}/{key}"] for key in ("energies", "forces")}
     wrong = {**reference, "forces": reference["forces"] * (1 + 1e-8)}
@@ -86,11 +86,11 @@ needs_torch = pytest.mark.skipif(
 
 @needs_torch
 @pytest.mark.parametrize("name", CASES)
-def test_live_models(name):
-    options, where = CASES[name]
+def test_energies_and_forces_equal_those_of_torch(name):
+    options, structure = CASES[name]
     model = build(options, seed=123)
     expert, params = from_module(model)
-    atoms = structures()[where]
+    atoms = structures()[structure]
     assert_equal(predicted(expert, params, atoms), evaluate(model, atoms, options["type_names"]))
 
 
@@ -117,14 +117,14 @@ def test_live_models(name):
         ),
     ],
 )
-def test_options_without_a_counterpart(change, message):
+def test_options_without_a_counterpart_are_refused(change, message):
     model = build({"l_max": 1, "num_layers": 1, "type_names": ["Pt"], **change})
     with pytest.raises(ValueError, match=message):
         from_module(model)
 
 
 @needs_torch
-def test_other_species_names():
+def test_species_default_to_type_names_and_can_be_given():
     model = build({"l_max": 1, "num_layers": 1, "type_names": ["metal", "gas"]})
     assert from_module(model)[0].species == ("metal", "gas")
     assert from_module(model, ("Pt", "C"))[0].species == ("Pt", "C")
@@ -132,12 +132,12 @@ def test_other_species_names():
         from_module(model, ("Pt",))
 
 
-def test_refuses_what_is_no_model():
-    with pytest.raises(ValueError, match="module must hold an Allegro model, got SimpleNamespace"):
+def test_a_module_without_allegro_is_refused():
+    with pytest.raises(ValueError, match="module must contain an Allegro model, got SimpleNamespace"):
         from_module(SimpleNamespace(modules=list))
 
 
-def test_experts_refuse_options():
+def test_bad_options_of_the_expert_are_refused():
     for change, message in (
         (
             {"pair_cutoffs": [[4.0]]},

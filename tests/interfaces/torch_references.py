@@ -1,11 +1,11 @@
-"""Reference numbers of PyTorch Allegro, for `test_torch_allegro.py`.
+"""Reference values from PyTorch Allegro, for `test_torch_allegro.py`.
 
     pip install torch==2.13.0 nequip==0.19.1 nequip-allegro==0.8.3
     python tests/interfaces/torch_references.py     writes torch_references.npz
 
-Each case is a small random model in float64, a structure, and what the
-reference makes of it: per-atom energies, forces and stress. The models' own
-parameters are stored as `from_module` reads them.
+Each case is a small random model in float64, a structure, and the reference's per-atom
+energies, forces and stress. The model's parameters are stored as `from_module` reads
+them.
 """
 
 import json
@@ -31,8 +31,8 @@ ZBL = {"_target_": "nequip.nn.pair_potential.ZBL", "units": "metal"}
 
 
 def structures() -> dict[str, ase.Atoms]:
-    """A one-atom cell, a skewed alloy cell smaller than the cutoff, an adsorbate with a free direction,
-    a molecule.
+    """A one-atom cell, a skewed alloy cell smaller than the cutoff, a molecule on a slab that is not
+    periodic along z, and a free molecule.
     """
     rng = np.random.default_rng(0)
     one = bulk("Pt", "fcc", a=3.9)
@@ -42,11 +42,11 @@ def structures() -> dict[str, ase.Atoms]:
     slab = bulk("Pt", "fcc", a=3.9, cubic=True)
     slab += ase.Atoms("CO", [[0.1, 0.2, 4.0], [0.3, 0.1, 5.15]])
     slab.cell[2, 2], slab.pbc = 14.0, (True, True, False)
-    loose = molecule("CH3CH2OH")
-    loose.symbols[[a.index for a in loose if a.symbol == "H"]] = "Pt"
-    for atoms in (alloy, slab, loose):
+    free = molecule("CH3CH2OH")
+    free.symbols[[a.index for a in free if a.symbol == "H"]] = "Pt"
+    for atoms in (alloy, slab, free):
         atoms.positions += rng.normal(size=atoms.positions.shape) * 0.08
-    return {"one": one, "alloy": alloy, "slab": slab, "molecule": loose}
+    return {"one": one, "alloy": alloy, "slab": slab, "molecule": free}
 
 
 def cases() -> dict[str, tuple[dict, str]]:
@@ -56,9 +56,9 @@ def cases() -> dict[str, tuple[dict, str]]:
     for l_max in (1, 2, 3):
         for layers in (1, 2, 3):
             for parity in (True, False):
-                where = "slab" if (l_max + layers + parity) % 2 else "molecule"
+                structure = "slab" if (l_max + layers + parity) % 2 else "molecule"
                 options = {"l_max": l_max, "num_layers": layers, "parity": parity, "type_names": all_three}
-                found[f"l{l_max}-layers{layers}-{'full' if parity else 'natural'}"] = options, where
+                found[f"l{l_max}-layers{layers}-{'full' if parity else 'natural'}"] = options, structure
     base = {"l_max": 2, "num_layers": 2, "parity": True}
     scales = {
         "per_type_energy_scales": {"Pt": 2.0, "C": 0.5, "O": 1.5},
@@ -126,13 +126,13 @@ def main() -> None:
     from moe_md.interfaces.torch_allegro import from_module
 
     stored = {}
-    for seed, (name, (options, where)) in enumerate(cases().items()):
+    for seed, (name, (options, structure)) in enumerate(cases().items()):
         model = build(options, seed)
         expert, params = from_module(model)
         stored[f"{name}/config"] = np.array(json.dumps(expert.config))
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             stored[f"{name}/params/" + "/".join(key.key for key in path)] = leaf
-        for key, value in evaluate(model, structures()[where], options["type_names"]).items():
+        for key, value in evaluate(model, structures()[structure], options["type_names"]).items():
             stored[f"{name}/{key}"] = value
     np.savez_compressed(FILE, **stored)
     print(f"{len(cases())} cases, {FILE.stat().st_size / 1024:.0f} kB")

@@ -1,4 +1,4 @@
-"""Pictures of regions that move: what is drawn is what was given."""
+"""Figures of runs with a dynamic region."""
 
 import sys
 
@@ -14,9 +14,9 @@ from moe_md.plots.moving import Path
 BOX = np.array([12.0, 9.0, 20.0])
 SYMBOLS = ("Pt", "Pt", "Pt", "Pt", "C", "O")
 POSITION = np.array([[3.0, 3, 7], [6, 3, 7], [0.2, 6, 7], [5, 5, 1], [6, 3, 8.8], [6, 3, 10]])
-WEIGHT = np.array([0.0, 1.0, 0.5, 0.0, 1.0, 1.0])
+GATE = np.array([0.0, 1.0, 0.5, 0.0, 1.0, 1.0])
 TIME = np.linspace(0, 1, 11)
-FRAMES = POSITION + np.array([1, 0, 0]) * 10 * TIME[:, None, None]  # all drift along x, over the edge
+FRAMES = POSITION + np.array([1, 0, 0]) * 10 * TIME[:, None, None]  # all atoms move along x, over the edge
 
 
 def atoms_of(panel):
@@ -24,36 +24,36 @@ def atoms_of(panel):
 
 
 def drawn(panel):
-    """Place and colour of each circle, from below."""
+    """Position and colour of each circle, lowest atoms first."""
     circles = atoms_of(panel)
     return np.asarray(circles.get_offsets()), circles.get_facecolors()[:, :3]
 
 
-def test_metal_is_coloured_by_weight_molecules_by_element():
-    places, colours = drawn(moving_plots.top_view(POSITION, SYMBOLS, WEIGHT, BOX).axes[0])
+def test_metal_is_coloured_by_gate_and_molecules_by_element():
+    positions, colours = drawn(moving_plots.top_view(POSITION, SYMBOLS, GATE, BOX).axes[0])
 
-    def here(xy):
-        return colours[np.all(np.isclose(places, xy), axis=1)]
+    def colours_at(xy):
+        return colours[np.all(np.isclose(positions, xy), axis=1)]
 
-    np.testing.assert_allclose(here([3, 3])[0], to_rgb(plots.CHEAP), atol=0.01)
+    np.testing.assert_allclose(colours_at([3, 3])[0], to_rgb(plots.CHEAP), atol=0.01)
     np.testing.assert_allclose(
-        here([6, 3]),
+        colours_at([6, 3]),
         [to_rgb(x) for x in (plots.EXPENSIVE, plots.ELEMENTS["C"], plots.ELEMENTS["O"])],
         atol=0.01,
     )
     np.testing.assert_allclose(
-        here([0.2, 6])[0], np.mean([to_rgb(plots.CHEAP), to_rgb(plots.EXPENSIVE)], axis=0), atol=0.01
+        colours_at([0.2, 6])[0], np.mean([to_rgb(plots.CHEAP), to_rgb(plots.EXPENSIVE)], axis=0), atol=0.01
     )
 
 
-def test_what_is_deep_is_left_out_and_what_reaches_over_an_edge_seen_twice():
-    places, _ = drawn(moving_plots.top_view(POSITION, SYMBOLS, WEIGHT, BOX).axes[0])
-    assert not np.any(np.all(np.isclose(places, [5, 5]), axis=1))
-    at_edge = places[np.isclose(places[:, 1], 6)]
+def test_deep_atoms_are_left_out_and_atoms_at_an_edge_drawn_twice():
+    positions, _ = drawn(moving_plots.top_view(POSITION, SYMBOLS, GATE, BOX).axes[0])
+    assert not np.any(np.all(np.isclose(positions, [5, 5]), axis=1))
+    at_edge = positions[np.isclose(positions[:, 1], 6)]
     assert sorted(at_edge[:, 0]) == pytest.approx([0.2, 12.2])
 
 
-def test_an_adatom_does_not_hide_the_terrace():
+def test_an_adatom_does_not_hide_the_top_layer():
     terrace = np.stack(np.meshgrid(np.arange(0.5, 30, 2.8), np.arange(0.5, 30, 2.8), [7.0]), -1).reshape(
         -1, 3
     )
@@ -65,7 +65,7 @@ def test_an_adatom_does_not_hide_the_terrace():
 
 
 def test_paths_break_where_they_leave_the_box():
-    figure = moving_plots.top_view(FRAMES[-1], SYMBOLS, WEIGHT, BOX, paths=[Path(4, "CO 1")], frames=FRAMES)
+    figure = moving_plots.top_view(FRAMES[-1], SYMBOLS, GATE, BOX, paths=[Path(4, "CO 1")], frames=FRAMES)
     line, start = figure.axes[0].lines
     x = line.get_xdata()
     assert np.isnan(x).sum() == 1 and np.nanmin(x) >= 0 and np.nanmax(x) <= BOX[0]
@@ -74,7 +74,7 @@ def test_paths_break_where_they_leave_the_box():
     assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["CO 1"]
 
 
-def test_moving_run(tmp_path):
+def test_run_figure_shows_cost_and_energies(tmp_path):
     energy, kinetic = -6 + 1e-3 * np.sin(9 * TIME), 3 + TIME
     figure = moving_plots.moving_run(
         TIME,
@@ -83,30 +83,31 @@ def test_moving_run(tmp_path):
         kinetic,
         FRAMES[-1],
         SYMBOLS,
-        WEIGHT,
+        GATE,
         BOX,
         kicks_ps=[0.5],
         paths=[Path(4, "CO 1")],
         frames=FRAMES,
     )
-    cost, both, close, view = figure.axes[:4]
+    cost, change, deviation, view = figure.axes[:4]
     np.testing.assert_allclose(cost.lines[0].get_ydata(), 20 + 10 * TIME)
-    np.testing.assert_allclose(both.lines[0].get_ydata(), TIME, atol=1e-9)
-    np.testing.assert_allclose(both.lines[1].get_ydata(), energy - energy[0])
-    deviation = close.lines[1].get_ydata()
-    np.testing.assert_allclose(deviation, 1000 * (energy - energy.mean()), atol=1e-9)  # meV
-    for panel in (cost, both, close):
+    np.testing.assert_allclose(change.lines[0].get_ydata(), TIME, atol=1e-9)
+    np.testing.assert_allclose(change.lines[1].get_ydata(), energy - energy[0])
+    deviation_meV = deviation.lines[1].get_ydata()
+    np.testing.assert_allclose(deviation_meV, 1000 * (energy - energy.mean()), atol=1e-9)  # meV
+    for panel in (cost, change, deviation):
         assert panel.lines[-1].get_xdata() == [0.5, 0.5]
     assert all(
-        unit in panel.get_ylabel() for panel, unit in ((cost, "%"), (both, "eV"), (close, "meV"), (view, "Å"))
+        unit in panel.get_ylabel()
+        for panel, unit in ((cost, "%"), (change, "eV"), (deviation, "meV"), (view, "Å"))
     )
     figure.savefig(tmp_path / "run.png")
     assert (tmp_path / "run.png").stat().st_size > 1000
 
 
-def test_animation(tmp_path):
-    weights = np.tile(WEIGHT, (3, 1))
-    film = moving_plots.animation(FRAMES[:3], SYMBOLS, weights, BOX, TIME[:3], paths=[Path(4, "CO 1")])
+def test_animation_is_saved(tmp_path):
+    gates = np.tile(GATE, (3, 1))
+    film = moving_plots.animation(FRAMES[:3], SYMBOLS, gates, BOX, TIME[:3], paths=[Path(4, "CO 1")])
     film.save(tmp_path / "film.gif", writer="pillow", dpi=30)
     from PIL import Image
 
@@ -116,19 +117,19 @@ def test_animation(tmp_path):
 
 def test_animation_shows_each_frame():
     film = moving_plots.animation(
-        FRAMES[:3], SYMBOLS, np.tile(WEIGHT, (3, 1)), BOX, TIME[:3], share=[0.1, 0.2, 0.3]
+        FRAMES[:3], SYMBOLS, np.tile(GATE, (3, 1)), BOX, TIME[:3], share=[0.1, 0.2, 0.3]
     )
     film._draw_frame(2)
     panel = film._fig.axes[0]
     assert panel.get_title() == "0.20 ps, 30% of the atoms on the expensive expert"
-    assert len(panel.collections) == 1  # what was drawn before is gone
+    assert len(panel.collections) == 1  # the earlier frame is removed
     assert np.any(np.all(np.isclose(drawn(panel)[0], FRAMES[2, 0, :2]), axis=1))
-    film._draw_was_started = True  # no warning that it was never shown
+    film._draw_was_started = True  # prevents a warning
 
 
 def test_no_global_figure_is_made():
     before = "matplotlib.pyplot" in sys.modules
-    moving_plots.top_view(POSITION, SYMBOLS, WEIGHT, BOX)
+    moving_plots.top_view(POSITION, SYMBOLS, GATE, BOX)
     assert ("matplotlib.pyplot" in sys.modules) == before
     if before:
         assert sys.modules["matplotlib.pyplot"].get_fignums() == []
@@ -136,12 +137,12 @@ def test_no_global_figure_is_made():
 
 def test_bad_input():
     with pytest.raises(ValueError, match=r"shapes \[6, 3\] and \[6\].*got \(6, 3\), \(5,\) and \(3,\)"):
-        moving_plots.top_view(POSITION, SYMBOLS, WEIGHT[:5], BOX)
+        moving_plots.top_view(POSITION, SYMBOLS, GATE[:5], BOX)
     with pytest.raises(ValueError, match="frames must have shape .* where paths are given, got"):
-        moving_plots.top_view(POSITION, SYMBOLS, WEIGHT, BOX, paths=[Path(4, "CO 1")])
+        moving_plots.top_view(POSITION, SYMBOLS, GATE, BOX, paths=[Path(4, "CO 1")])
     with pytest.raises(ValueError, match="one length"):
-        moving_plots.moving_run([0, 1], [0], [0, 1], [0, 1], POSITION, SYMBOLS, WEIGHT, BOX)
-    with pytest.raises(ValueError, match="frames, weights and time_ps must have shapes"):
-        moving_plots.animation(FRAMES, SYMBOLS, WEIGHT, BOX, TIME)
+        moving_plots.moving_run([0, 1], [0], [0, 1], [0, 1], POSITION, SYMBOLS, GATE, BOX)
+    with pytest.raises(ValueError, match="frames, gates and time_ps must have shapes"):
+        moving_plots.animation(FRAMES, SYMBOLS, GATE, BOX, TIME)
     with pytest.raises(ValueError, match="share must have shape"):
-        moving_plots.animation(FRAMES[:2], SYMBOLS, np.tile(WEIGHT, (2, 1)), BOX, TIME[:2], share=[0.1])
+        moving_plots.animation(FRAMES[:2], SYMBOLS, np.tile(GATE, (2, 1)), BOX, TIME[:2], share=[0.1])

@@ -1,4 +1,4 @@
-"""Pictures: what is drawn is what was given, and nothing global is touched."""
+"""Figures show the given values and do not touch matplotlib's global state."""
 
 import sys
 
@@ -24,8 +24,8 @@ def test_slab_view_draws_every_atom_once_from_far_to_near(tmp_path):
     assert sorted(map(tuple, offsets)) == sorted(map(tuple, POSITION[:, [0, 2]]))
     assert offsets[0].tolist() == POSITION[2, [0, 2]].tolist()  # y = 5, farthest from a viewer at negative y
     reds = drawn.get_facecolors()[:, 0] - drawn.get_facecolors()[:, 2]
-    by_place = {tuple(o): r for o, r in zip(offsets, reds)}
-    assert by_place[tuple(POSITION[2, [0, 2]])] > 0 > by_place[tuple(POSITION[0, [0, 2]])]  # gold, blue
+    by_position = {tuple(o): r for o, r in zip(offsets, reds)}
+    assert by_position[tuple(POSITION[2, [0, 2]])] > 0 > by_position[tuple(POSITION[0, [0, 2]])]  # gold, blue
     assert panel.get_aspect() == 1.0 and "Å" in panel.get_xlabel()
     texts = [t.get_text() for t in figure.legends[0].get_texts()]
     assert len(texts) == 4 and any("cheap" in t for t in texts)
@@ -42,7 +42,7 @@ def test_slab_view_along_x_and_zoomed():
     assert high - low == pytest.approx(8.0) and high == first.get_ylim()[1]
 
 
-def test_energy_over_time():
+def test_energy_over_time_shows_deviations_and_drift():
     time = np.linspace(0, 1, 50)
     kinetic = 0.06 + 0.001 * np.sin(20 * time)
     figure = plots.energy_over_time(
@@ -57,16 +57,16 @@ def test_energy_over_time():
     assert len(plots.energy_over_time([0.0], [1.0], [1.0], [0.0]).axes) == 2
 
 
-def test_mismatch_over_height(tmp_path):
+def test_mismatch_over_height_separates_out_of_domain_atoms(tmp_path):
     height, values = np.arange(4.0), np.array([1e-3, -2e-3, 0.0, 4e-3])
     figure = plots.mismatch_over_height(
         height, values, np.abs(values), [True, True, True, False], region=(2.0, 3.0)
     )
     above, _ = figure.axes
-    known, other = above.lines
-    np.testing.assert_allclose(known.get_ydata()[:2], [1.0, 2.0])  # meV, size only
-    assert known.get_ydata()[2] > 0  # a logarithm needs a floor
-    assert other.get_xdata().tolist() == [3.0]
+    inside, outside = above.lines
+    np.testing.assert_allclose(inside.get_ydata()[:2], [1.0, 2.0])  # meV, absolute values
+    assert inside.get_ydata()[2] > 0  # zero is raised to the floor
+    assert outside.get_xdata().tolist() == [3.0]
     figure.savefig(tmp_path / "mismatch.png")
 
 

@@ -1,4 +1,4 @@
-"""The picture in three dimensions: what the page is told is what was given."""
+"""The 3D view: the page contains the given structure, values and colours."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def calls(page, name):
 
 
 def frames_of(page):
-    """Symbols, positions and colouring numbers of each frame, as the page has them."""
+    """Symbols, positions and values of each frame in the page."""
     ((text, form, options),) = calls(page, "addModelsAsFrames")
     assert form == "xyz" and options == {"assignBonds": False}
     lines, found = text.split("\n"), []
@@ -46,7 +46,7 @@ def styles_of(page):
     return {selection["elem"]: style["sphere"] for selection, style in calls(page, "setStyle")}
 
 
-def test_experts_have_their_colours_and_molecules_their_own():
+def test_metal_is_coloured_by_expert_and_molecules_by_element():
     owner = np.array([1, 1, 0, 0, 0, 0])
     page = view(SLAB, owner)
     ((symbols, positions, numbers),) = frames_of(page)
@@ -57,22 +57,22 @@ def test_experts_have_their_colours_and_molecules_their_own():
     assert styles["Pt"]["colorscheme"] == {"prop": "dx", "map": {"0": EXPENSIVE, "1": CHEAP}}
     assert styles["C"]["color"] == ELEMENTS["C"] and styles["O"]["color"] == ELEMENTS["O"]
     assert styles["C"]["radius"] < styles["Pt"]["radius"]
-    words = [text for text, _ in calls(page, "addLabel")]
-    assert words == ["expensive expert", "cheap expert", "C", "O"]
+    legend = [text for text, _ in calls(page, "addLabel")]
+    assert legend == ["expensive expert", "cheap expert", "C", "O"]
     assert "colorscheme" in styles_of(view(SLAB, owner, keep=()))["C"]
     assert calls(page, "animate") == []
 
 
-def test_shades_run_from_low_to_high():
+def test_colour_scale_runs_from_low_to_high():
     errors = np.array([0.0, 10.0, 20.0, 40.0, 80.0, 5.0])
     page = view(SLAB, errors, low=10.0, high=40.0, label="meV/Å", keep=())
-    ((_, _, shades),) = frames_of(page)
-    np.testing.assert_allclose(shades, [0, 0, 1 / 3, 1, 1, 0], atol=1e-4)
+    ((_, _, scaled),) = frames_of(page)
+    np.testing.assert_allclose(scaled, [0, 0, 1 / 3, 1, 1, 0], atol=1e-4)
     scheme = styles_of(page)["Pt"]["colorscheme"]
-    # 3Dmol's first colour is at `min`, the second half way to `max`.
+    # 3Dmol's first colour is at `min`, the second half way between `min` and `max`.
     assert scheme["colors"] == [CHEAP, EXPENSIVE] and (scheme["min"] + scheme["max"]) / 2 == 1
     assert [text for text, _ in calls(page, "addLabel")] == ["40 meV/Å", "10"]
-    # Weights are of one by themselves, larger numbers of the largest.
+    # `high` is 1 by default, or the largest value if that is above 1.
     np.testing.assert_allclose(frames_of(view(SLAB, np.full(6, 0.25)))[0][2], 0.25)
     np.testing.assert_allclose(frames_of(view(SLAB, errors))[0][2], errors / 80, atol=1e-4)
 
@@ -85,7 +85,7 @@ def test_a_trajectory_is_shown_frame_by_frame():
     np.testing.assert_allclose(second - first, moved.positions - SLAB.positions, atol=2e-4)
     assert (before == 0).all() and (after == 1).all()
     assert calls(page, "animate") == [[{"loop": "forward", "interval": 50}]]
-    # One vector of numbers serves all frames.
+    # One vector of values is used for all frames.
     assert [list(numbers) for *_, numbers in frames_of(view([SLAB, moved], np.arange(6) % 2))] == [
         [0, 1, 0, 1, 0, 1]
     ] * 2
@@ -132,7 +132,7 @@ def test_elements_without_values():
         ({"values": [True] * 6}, "values must be numbers .* dtype bool"),
         ({"values": [0.5] * 5 + [np.inf]}, "values must be finite"),
         ({"values": [0, 0, 0, 0, 0, -1]}, "values of experts must lie between 0 and 3, got -1 to 0"),
-        ({"values": [0, 0, 0, 0, 0, 2]}, "names must be of each expert, at least 3"),
+        ({"values": [0, 0, 0, 0, 0, 2]}, "names must have one entry per expert, at least 3"),
         ({"values": np.zeros(6), "low": 2.0}, "high must be above low, got 1.0 and 2.0"),
         ({"values": np.zeros(6), "high": np.nan}, "high must be finite"),
         ({"width": 0}, "width must be a whole number, at least 1, got 0"),
@@ -145,7 +145,7 @@ def test_bad_input_is_refused(change, message):
         view(**{"atoms": SLAB, **change})
 
 
-def test_without_py3dmol_it_says_what_to_install(monkeypatch):
+def test_without_py3dmol_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "py3Dmol", None)
     with pytest.raises(ImportError, match=r"pip install 'moe_md\[notebooks\]'"):
         view(SLAB)

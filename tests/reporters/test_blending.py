@@ -28,7 +28,7 @@ def mixture(region, **kwargs):
     )
 
 
-def shaken():
+def displaced():
     return jnp.asarray(CUBIC + np.random.default_rng(0).normal(0, 0.1, CUBIC.shape))
 
 
@@ -37,18 +37,24 @@ def watched(region, n_steps=40, **kwargs):
     watch = BlendWatch(fns[0], atomic_volume=LATTICE**3, **kwargs)
     begin = dict(masses=np.full(len(CUBIC), 40.0), temperature_K=600.0, key=jax.random.key(0))
     run = simulate.run(
-        *fns, simulate.nve(SHIFT, 2.0), shaken(), n_steps=n_steps, chunk_steps=10, reporters=[watch], **begin
+        *fns,
+        simulate.nve(SHIFT, 2.0),
+        displaced(),
+        n_steps=n_steps,
+        chunk_steps=10,
+        reporters=[watch],
+        **begin,
     )
     return fns, watch, run
 
 
 @pytest.fixture(scope="module")
-def seen():
+def reported():
     return watched(around([SEED], CORE, WIDTH), costs=(10.0, 1.0))
 
 
-def test_the_gates_force_is_the_difference_of_energies_times_its_slope(seen):
-    (neighbor_fn, _), watch, run = seen
+def test_gate_gradient_force_is_the_energy_difference_times_the_gates_slope(reported):
+    (neighbor_fn, _), watch, run = reported
     R, nbrs = run.state.position, run.neighbors
     region = around([SEED], CORE, WIDTH)
     apart = jax.vmap(DISPLACEMENT, (0, None))(R, R[SEED])
@@ -66,38 +72,38 @@ def test_the_gates_force_is_the_difference_of_energies_times_its_slope(seen):
     assert log.blended[-1] == pytest.approx(shared.mean()) and log.share[-1] == pytest.approx(
         [(x < 1).mean(), (x > 0).mean()]
     )
-    # What is left of the force without the weights' slope is the rest.
-    weight = jax.lax.stop_gradient(region.gate(R, DISPLACEMENT))
-    rest = jax.grad(lambda R: jnp.sum(weight * neighbor_fn.parts(R, nbrs).energy))(R)
-    gate = -run.state.dynamics.force - rest
-    assert log.largest_gate_force[-1] == pytest.approx(np.linalg.norm(gate, axis=1).max(), rel=1e-6)
+    # The force minus the force at constant gates is the gate-gradient force.
+    gate_values = jax.lax.stop_gradient(region.gate(R, DISPLACEMENT))
+    rest = jax.grad(lambda R: jnp.sum(gate_values * neighbor_fn.parts(R, nbrs).energy))(R)
+    gate_gradient = -run.state.dynamics.force - rest
+    assert log.largest_gate_force[-1] == pytest.approx(np.linalg.norm(gate_gradient, axis=1).max(), rel=1e-6)
     assert log.power[-1] == pytest.approx(
-        float(jnp.sum(gate * run.state.velocity)) * 1000 * units.fs, rel=1e-6
+        float(jnp.sum(gate_gradient * run.state.velocity)) * 1000 * units.fs, rel=1e-6
     )
     assert log.force[-1] == pytest.approx(
         np.sqrt(np.mean(np.sum(run.state.dynamics.force**2, axis=1)[shared])), rel=1e-6
     )
 
 
-def test_the_area_is_that_of_the_sphere(seen):
-    """Weighted by the slope of the gate: 4 pi <r^2>; a few hundred atoms sample it."""
-    _, watch, _ = seen
+def test_area_equals_that_of_the_blending_shell(reported):
+    """Weighted by the slope of the gate: 4 pi <r^2>, sampled by a few hundred atoms."""
+    _, watch, _ = reported
     x = np.linspace(0, 1, 1001)
     density = 30 * x**2 * (1 - x) ** 2
     expected = np.mean(density * 4 * np.pi * (CORE + WIDTH * x) ** 2)
     assert np.mean(watch.log.area) == pytest.approx(expected, rel=0.05)
 
 
-def test_a_summary(seen):
-    _, watch, _ = seen
-    told, log = watch.summary(), watch.log
-    assert log.step.tolist() == [0, 10, 20, 30, 40] and told["looks"] == 5
+def test_summary_holds_means_and_extremes_of_the_log(reported):
+    _, watch, _ = reported
+    summary, log = watch.summary(), watch.log
+    assert log.step.tolist() == [0, 10, 20, 30, 40] and summary["n_frames"] == 5
     mean_share = log.share.mean(axis=0)
-    assert told["s_max"] == pytest.approx(10 / (10 * mean_share[0] + mean_share[1]))
-    assert told["share"][0] == [log.share[:, 0].mean(), log.share[:, 0].min(), log.share[:, 0].max()]
-    assert told["gate_over_thermal"] == pytest.approx(told["gate_force"] / told["thermal_force"])
-    assert told["flux_rms"] >= abs(told["flux_mean"]) > 0 and told["power_rms"] > 0
-    neighbor_fn, run = seen[0][0], seen[2]
+    assert summary["s_max"] == pytest.approx(10 / (10 * mean_share[0] + mean_share[1]))
+    assert summary["share"][0] == [log.share[:, 0].mean(), log.share[:, 0].min(), log.share[:, 0].max()]
+    assert summary["gate_over_thermal"] == pytest.approx(summary["gate_force"] / summary["thermal_force"])
+    assert summary["flux_rms"] >= abs(summary["flux_mean"]) > 0 and summary["power_rms"] > 0
+    neighbor_fn, run = reported[0][0], reported[2]
     without = BlendWatch(neighbor_fn)
     without.on_state(run.state, run.neighbors)
     assert "flux_rms" not in without.summary() and without.summary()["power_rms"] == pytest.approx(
@@ -105,10 +111,12 @@ def test_a_summary(seen):
     )
 
 
-def test_where_nothing_is_shared_there_is_nothing_to_tell():
+def test_without_blended_atoms_forces_are_nan_and_the_flux_is_left_out():
     _, watch, _ = watched(fixed(np.arange(len(CUBIC)) % 2, 2), n_steps=10)
-    told = watch.summary()
-    assert np.isnan(watch.log.gate_force).all() and told["blended"] == [0, 0, 0] and "flux_rms" not in told
+    summary = watch.summary()
+    assert (
+        np.isnan(watch.log.gate_force).all() and summary["blended"] == [0, 0, 0] and "flux_rms" not in summary
+    )
 
 
 def test_bad_input():
@@ -117,5 +125,5 @@ def test_bad_input():
         BlendWatch(neighbor_fn, atomic_volume=0)
     with pytest.raises(ValueError, match="costs must be positive, got -1"):
         BlendWatch(neighbor_fn, atomic_volume=1.0, costs=(1.0, -1.0))
-    with pytest.raises(ValueError, match="it has seen no frame"):
+    with pytest.raises(ValueError, match="summary needs at least one frame, got none"):
         BlendWatch(neighbor_fn, atomic_volume=1.0).summary()

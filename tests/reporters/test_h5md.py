@@ -47,7 +47,7 @@ def writer(path, atoms, **options):
     return H5MDWriter(path, atoms.get_chemical_symbols(), atoms.cell, atoms.pbc, **options)
 
 
-def test_layout(atoms, tmp_path):
+def test_layout_follows_the_specification(atoms, tmp_path):
     """Specification 1.1, with plain h5py."""
     out = writer(tmp_path / "t.h5", atoms, expert=np.arange(8) % 2, author="A. Uthor")
     for step in (0, 10):
@@ -87,7 +87,7 @@ def test_layout(atoms, tmp_path):
         )
 
 
-def test_says_what_xyz_says(atoms, tmp_path):
+def test_values_equal_those_of_extended_xyz(atoms, tmp_path):
     writers = [
         writer(tmp_path / "t.h5", atoms),
         XYZWriter(tmp_path / "t.xyz", atoms.get_chemical_symbols(), atoms.cell, atoms.pbc),
@@ -102,22 +102,22 @@ def test_says_what_xyz_says(atoms, tmp_path):
         def read(name, k):
             return file[f"particles/all/{name}/value"][k]
 
-        for k, wanted in enumerate(ase.io.read(tmp_path / "t.xyz", ":")):
-            np.testing.assert_allclose(read("position", k), wanted.positions, atol=1e-7)
-            place = frame(5 * k).position @ COLUMNS.T if k else frame(0).position
-            np.testing.assert_allclose(read("position", k), place, rtol=1e-12)
-            np.testing.assert_allclose(read("box/edges", k), wanted.cell.array, atol=1e-7)
-            per_ps = wanted.get_velocities() * 1000 * ase.units.fs
+        for k, xyz in enumerate(ase.io.read(tmp_path / "t.xyz", ":")):
+            np.testing.assert_allclose(read("position", k), xyz.positions, atol=1e-7)
+            expected = frame(5 * k).position @ COLUMNS.T if k else frame(0).position
+            np.testing.assert_allclose(read("position", k), expected, rtol=1e-12)
+            np.testing.assert_allclose(read("box/edges", k), xyz.cell.array, atol=1e-7)
+            per_ps = xyz.get_velocities() * 1000 * ase.units.fs
             np.testing.assert_allclose(read("velocity", k), per_ps, atol=1e-4)
             np.testing.assert_allclose(
-                read("force", k) * ase.units.kJ / ase.units.mol, wanted.get_forces(), atol=1e-7
+                read("force", k) * ase.units.kJ / ase.units.mol, xyz.get_forces(), atol=1e-7
             )
-            assert file["observables/potential_energy/value"][k] == wanted.get_potential_energy()
-            assert file["particles/all/position/step"][k] == wanted.info["step"]
+            assert file["observables/potential_energy/value"][k] == xyz.get_potential_energy()
+            assert file["particles/all/position/step"][k] == xyz.info["step"]
     assert units.ps == pytest.approx(98.2269, rel=1e-5)
 
 
-def test_appends_and_cuts(atoms, tmp_path):
+def test_appends_and_drops_later_frames(atoms, tmp_path):
     path = tmp_path / "t.h5"
     for steps, options in (
         ((0, 5, 10), {}),
@@ -146,11 +146,11 @@ def test_other_files_are_refused_and_kept(atoms, tmp_path):
     path = tmp_path / "t.h5"
     writer(path, atoms, forces=False).close()
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="t.h5 must hold particles/all/velocity/value, .* to append to"):
+    with pytest.raises(ValueError, match="t.h5 must contain particles/all/velocity/value, .* to append to"):
         writer(path, atoms, append=True)
     atoms.symbols[0] = "Au"
     with pytest.raises(
-        ValueError, match="t.h5 must hold the same particles/all/species as the run that is appended"
+        ValueError, match="t.h5 must have the same particles/all/species as the run that is appended"
     ):
         writer(path, atoms, append=True, forces=False)
     assert path.read_bytes() == before
@@ -159,13 +159,13 @@ def test_other_files_are_refused_and_kept(atoms, tmp_path):
         ValueError, match="t.h5 must be an H5MD trajectory to append to, but it cannot be read"
     ):
         writer(path, atoms, append=True)
-    with pytest.raises(ValueError, match="until_step must come with append=True"):
+    with pytest.raises(ValueError, match="until_step must be given with append=True"):
         writer(path, atoms, until_step=3)
     with pytest.raises(ValueError, match=r"expert must have shape \[8\]"):
         writer(path, atoms, expert=[0, 1])
     assert path.read_bytes() == before[:1000] and list(tmp_path.iterdir()) == [path]
     out = writer(path, atoms)
-    with pytest.raises(ValueError, match="symbols must name 3 atoms, as the frame has, got 8"):
+    with pytest.raises(ValueError, match="symbols must name the 3 atoms of the frame, got 8"):
         out(frame(0, 3))
     out.close()
     with pytest.raises(OSError, match="nowhere/t.h5 cannot be written: No such file or directory"):
@@ -173,7 +173,7 @@ def test_other_files_are_refused_and_kept(atoms, tmp_path):
 
 
 def in_child(function):
-    """Process id of a copy of this process that runs a function; it uses no JAX."""
+    """Process id of a fork that runs a function, which must not use JAX."""
     child = os.fork()
     if child:
         return child
@@ -185,47 +185,47 @@ def in_child(function):
 
 
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
-def test_a_kill_leaves_whole_frames(tmp_path):
-    """SIGKILL while frames are written as fast as they can be; taken up each time."""
-    path, told, n_atoms, rng = tmp_path / "t.h5", tmp_path / "told", 2000, random.Random(0)
+def test_a_kill_leaves_complete_frames(tmp_path):
+    """SIGKILL while frames are written without pause; the file is appended to each time."""
+    path, written, n_atoms, rng = tmp_path / "t.h5", tmp_path / "written", 2000, random.Random(0)
     frames = [frame(k, n_atoms) for k in range(7)]
 
-    def go_on():
-        last = int(told.read_text()) if told.exists() else None
+    def write_frames():
+        last = int(written.read_text()) if written.exists() else None
         options = {} if last is None else dict(append=True, until_step=last)
         out = H5MDWriter(path, ["Pt"] * n_atoms, [9.0, 9.0, 9.0], True, **options)
         for k in range(0 if last is None else last + 1, 100_000):
             out(frames[k % 7]._replace(step=k))
             (tmp_path / "new").write_text(str(k))
-            os.replace(tmp_path / "new", told)
+            os.replace(tmp_path / "new", written)
 
     for _ in range(12):
-        target = (int(told.read_text()) if told.exists() else 0) + rng.randint(1, 6)
-        child = in_child(go_on)
-        while not told.exists() or int(told.read_text()) < target:
+        target = (int(written.read_text()) if written.exists() else 0) + rng.randint(1, 6)
+        child = in_child(write_frames)
+        while not written.exists() or int(written.read_text()) < target:
             assert os.waitpid(child, os.WNOHANG) == (0, 0)
             time.sleep(0.001)
         time.sleep(rng.uniform(0.0, 0.01))
         os.kill(child, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
-        last = int(told.read_text())
+        last = int(written.read_text())
         with h5py.File(path, "r", swmr=True) as file:
             steps = file["particles/all/position/step"][:]
             np.testing.assert_array_equal(steps[: last + 1], np.arange(last + 1))
             for k in (0, last // 2, last):
                 np.testing.assert_array_equal(file["particles/all/position/value"][k], frames[k % 7].position)
-    with pytest.raises(OSError):  # plain readers are told that someone writes to it
+    with pytest.raises(OSError):  # readers without SWMR refuse a file that is marked as open for writing
         h5py.File(path)
     H5MDWriter(path, ["Pt"] * n_atoms, [9.0, 9.0, 9.0], True, append=True).close()
     with h5py.File(path) as file:
         assert len(file["particles/all/position/step"]) >= last + 1
-    assert path.stat().st_size < 1.1 * (last + 2) * n_atoms * 9 * 8 + 2**16  # the room it took is given back
+    assert path.stat().st_size < 1.1 * (last + 2) * n_atoms * 9 * 8 + 2**16  # reserved space is released
 
 
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_full_disk(tmp_path):
-    """HDF5 dies of a write that fails; ours raises, and what was written stays."""
-    path, heard = tmp_path / "t.h5", tmp_path / "heard"
+    """HDF5 crashes when a write fails; the writer raises before that and keeps earlier frames."""
+    path, reported = tmp_path / "t.h5", tmp_path / "reported"
 
     def fill(limit, append):
         """Status of a process that writes until its files may not grow further."""
@@ -239,26 +239,26 @@ def test_full_disk(tmp_path):
                     out(frame(n))
                     n += 1
             except OSError as error:
-                heard.write_text(f"{n} {error}")
+                reported.write_text(f"{n} {error}")
             if out is not None:
                 out.close()
 
         return os.waitpid(in_child(until_full), 0)[1]
 
     assert fill(2**20 + 150_000, False) == 0
-    n, message = heard.read_text().split(maxsplit=1)
+    n, message = reported.read_text().split(maxsplit=1)
     assert (
-        f"{path} cannot be written: File too large. The last restart is whole: resume" in message
+        f"{path} cannot be written: File too large. The last restart file is complete: free" in message
         and int(n) > 10
     )
     with h5py.File(path) as file:
         assert len(file["particles/all/position/step"]) == int(n)
-    kept = path.read_bytes()
+    before_appending = path.read_bytes()
     for limit in (10_000, 2**20, 2**20 + 20_000, 2**20 + 60_000):  # at its beginning, while copying
-        heard.unlink()
+        reported.unlink()
         assert fill(limit, True) == 0
-        assert "0 [Errno 27]" in heard.read_text() and path.read_bytes() == kept
-        assert sorted(tmp_path.iterdir()) == [heard, path]
+        assert "0 [Errno 27]" in reported.read_text() and path.read_bytes() == before_appending
+        assert sorted(tmp_path.iterdir()) == [reported, path]
     out = H5MDWriter(path, ["Pt"] * 8, [9.0, 9.0, 9.0], True, append=True)
     out(frame(int(n)))
     out.close()

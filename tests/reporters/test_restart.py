@@ -21,7 +21,7 @@ SETTINGS = {"timestep_fs": 1.0, "region": [3.0, 1.5], "checkpoint": "abc"}
 @dataclasses.dataclass(frozen=True)
 class List:
     idx: tuple
-    made_at: Any
+    reference_position: Any
     size: int = dataclasses.field(metadata={"static": True})
     grid: tuple = dataclasses.field(metadata={"static": True})
     width: float = dataclasses.field(metadata={"static": True})
@@ -60,7 +60,7 @@ def path(tmp_path):
     return file
 
 
-def test_reads_back(path):
+def test_state_and_neighbors_read_back(path):
     got, rows = load_restart(path, state(0), neighbors(4), SETTINGS)
     assert jax.tree.structure(got) == jax.tree.structure(state(3)) and rows.update_fn is update
     assert (got.step, type(got.step), got.time_ps, rows.size, rows.grid) == (21, int, 0.1 * 3, 6, (6, 1, 3))
@@ -70,25 +70,25 @@ def test_reads_back(path):
     assert got.dynamics.thermostat["chain"][1] == 3
     assert got.dynamics.thermostat["tau"] == 0.5
     as_before = load_restart(path, state(1), neighbors(), SETTINGS)[0].dynamics.thermostat["tau"]
-    assert as_before.weak_type and as_before == 0.5  # so that no program is compiled for it again
+    assert as_before.weak_type and as_before == 0.5  # a strong type would compile another program
     np.testing.assert_array_equal(rows.idx[0], neighbors(6).idx[0])
     assert jax.tree.structure(rows) == jax.tree.structure(neighbors(6)) and rows.idx[0].dtype == jnp.int32
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_every(tmp_path):
+def test_every_nth_state_is_written(tmp_path):
     path = tmp_path / "r"
-    keeper = Restart(path, every=3)
+    restart = Restart(path, every=3)
     on_disk = []
     for k in range(6):
-        keeper.on_state(state(k), neighbors())
+        restart.on_state(state(k), neighbors())
         on_disk.append(load_restart(path, state(), neighbors())[0].step // 7)
     assert on_disk == [0, 0, 0, 3, 3, 3]
-    keeper.on_failure(state(9))  # of which no trajectory knows yet
+    restart.on_failure(state(9))  # no trajectory contains this state
     assert load_restart(path, state(), neighbors())[0].step == 7 * 5
     path.unlink()
-    keeper.close()
-    assert not path.exists()  # nothing was left to write
+    restart.close()
+    assert not path.exists()  # everything was written
 
 
 def test_another_run_is_refused(path):
@@ -127,13 +127,13 @@ def test_another_run_is_refused(path):
         (state(), neighbors().idx, r"neighbors must hold \['0', '1'\], got \['grid'"),
         (
             state(),
-            dataclasses.replace(neighbors(), made_at=jnp.ones(3)),
-            "neighbors.made_at must be float64 of 1 dimensions",
+            dataclasses.replace(neighbors(), reference_position=jnp.ones(3)),
+            "neighbors.reference_position must be float64 of 1 dimensions",
         ),
         (
             state(),
-            dataclasses.replace(neighbors(), made_at=jax.random.key(0)),
-            "neighbors.made_at must be a random key of threefry2x32, got ndarray",
+            dataclasses.replace(neighbors(), reference_position=jax.random.key(0)),
+            "neighbors.reference_position must be a random key of threefry2x32, got ndarray",
         ),
     ],
 )
@@ -145,20 +145,20 @@ def test_another_kind_of_run_is_refused(path, like_state, like_neighbors, messag
 
 
 def test_damage_is_refused(path, tmp_path):
-    whole = path.read_bytes()
-    for length in (0, 1, 100, len(whole) - 1):
-        path.write_bytes(whole[:length])
+    complete = path.read_bytes()
+    for length in (0, 1, 100, len(complete) - 1):
+        path.write_bytes(complete[:length])
         with pytest.raises(
             ValueError, match="restart.msgpack must (be a whole moe_md restart|have restart format)"
         ):
             load_restart(path, state(), neighbors(), SETTINGS)
-    for place in range(60, len(whole), 97):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    for byte in range(60, len(complete), 97):
+        path.write_bytes(complete[:byte] + bytes([complete[byte] ^ 1]) + complete[byte + 1 :])
         with pytest.raises(
             ValueError, match="restart.msgpack must (be a whole moe_md restart|have restart format)"
         ):
             load_restart(path, state(), neighbors(), SETTINGS)
-    content = flax.serialization.msgpack_restore(whole)
+    content = flax.serialization.msgpack_restore(complete)
     path.write_bytes(flax.serialization.msgpack_serialize({**content, "format": FORMAT + 1}))
     with pytest.raises(ValueError, match=f"must have restart format {FORMAT}, got {FORMAT + 1}"):
         load_restart(path, state(), neighbors(), SETTINGS)
@@ -167,25 +167,25 @@ def test_damage_is_refused(path, tmp_path):
 
 
 def test_full_disk(path):
-    """The older restart stays whole, and the next one is written when there is room."""
-    kept = path.read_bytes()
-    keeper = Restart(path, fingerprint=SETTINGS)
+    """The older restart is kept, and the next one is written when there is space."""
+    older = path.read_bytes()
+    restart = Restart(path, fingerprint=SETTINGS)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # Python ignores the signal of it
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # Python ignores SIGXFSZ
     try:
         with pytest.raises(OSError, match="cannot be written, what was there before is kept: File too large"):
-            keeper.on_state(state(4), neighbors())
+            restart.on_state(state(4), neighbors())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_bytes() == kept and list(path.parent.iterdir()) == [path]
-    keeper.close()
+    assert path.read_bytes() == older and list(path.parent.iterdir()) == [path]
+    restart.close()
     assert load_restart(path, state(), neighbors(), SETTINGS)[0].step == 28
 
 
 def test_bad_arguments(tmp_path):
     with pytest.raises(ValueError, match="every must be a whole number of chunks, at least 1, got 0"):
         Restart(tmp_path / "r", every=0)
-    with pytest.raises(ValueError, match="fingerprint must be a dict that JSON holds"):
+    with pytest.raises(ValueError, match="fingerprint must be a dict that JSON can store"):
         Restart(tmp_path / "r", fingerprint={"x": object()})
     with pytest.raises(TypeError, match="arrays, numbers and strings in containers, got bytes"):
         Restart(tmp_path / "r").on_state(state(), b"x")
@@ -194,7 +194,7 @@ def test_bad_arguments(tmp_path):
 
 
 def test_continues_bit_for_bit_and_compiles_nothing(tmp_path):
-    """In one process, through a file, under a key; a restored run is the same program."""
+    """In one process, through a file, with a random key: the continued run uses the same programs."""
     n = 64
     R = 2.6 * np.stack(np.meshgrid(*[np.arange(4)] * 3), -1).reshape(-1, 3) + 0.1
     displacement_fn, shift_fn = space.periodic(10.4)
@@ -213,14 +213,14 @@ def test_continues_bit_for_bit_and_compiles_nothing(tmp_path):
 
     begin = dict(masses=np.full(n, 195.0), temperature_K=300.0, key=jax.random.key(1))
     path = tmp_path / "r"
-    whole = run(jnp.asarray(R), n_steps=40, **begin)
+    uninterrupted = run(jnp.asarray(R), n_steps=40, **begin)
     half = run(jnp.asarray(R), n_steps=20, reporters=[Restart(path)], **begin)
     compiled = _advance._cache_size()
     others = half.state.dynamics.set(position=jnp.zeros((n, 3)), rng=jax.random.key(9))
     like = half.state._replace(dynamics=others, step=0)
     restored, neighbors = load_restart(path, like, neighbor_fn.allocate(jnp.asarray(R)))
     rest = run(n_steps=20, state=restored, neighbors=neighbors)
-    for got, wanted in zip(jax.tree.leaves(rest.state), jax.tree.leaves(whole.state)):
-        assert jnp.all(got == wanted)
-    np.testing.assert_array_equal(rest.log.potential, whole.log.potential[-4:])
+    for got, expected in zip(jax.tree.leaves(rest.state), jax.tree.leaves(uninterrupted.state)):
+        assert jnp.all(got == expected)
+    np.testing.assert_array_equal(rest.log.potential, uninterrupted.log.potential[-4:])
     assert _advance._cache_size() == compiled

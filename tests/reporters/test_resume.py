@@ -1,6 +1,6 @@
-"""A run that is killed, interrupted or out of disk goes on as if nothing had happened, to the last bit.
+"""A run that is killed, interrupted or out of disk space continues bit for bit.
 
-Run as a program, this file is such a run: `test_resume.py FOLDER CASE N_STEPS [FILE_SIZE_LIMIT]`.
+As a program, this file is such a run: `test_resume.py FOLDER CASE N_STEPS [FILE_SIZE_LIMIT]`.
 """
 
 import os
@@ -23,7 +23,7 @@ from jax_md import space
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    import conftest  # noqa: F401  float64, and compiled programs kept between runs
+    import conftest  # noqa: F401  float64, and compiled programs cached between runs
 
 import moe_md as mm
 from moe_md import simulate
@@ -36,7 +36,7 @@ FILES = ("log.csv", "trajectory.extxyz", "restart.msgpack")
 
 
 def build(case):
-    """Hot Cu and Pt, 108 atoms, two experts; lists have little room to spare, so that some grow."""
+    """Hot Cu and Pt, 108 atoms, two experts; list capacities are tight, so that some reallocate."""
     atoms = bulk("Pt", a=3.97, cubic=True).repeat(3)
     atoms.symbols[::3] = "Cu"
     atoms.rattle(0.02, seed=0)
@@ -73,14 +73,14 @@ def build(case):
 
 
 def restored(folder, case):
-    """What the restart holds."""
+    """State and neighbours of the restart file."""
     _, begin, run = build(case)
     like = run(n_steps=0, **begin)
     return load_restart(folder / "restart.msgpack", like.state, like.neighbors, {"case": case})
 
 
 def main(folder, case, n_steps, *more_reporters):
-    """Begin the run, or take it up where its restart says."""
+    """Start the run, or continue it from its restart file."""
     atoms, begin, run = build(case)
     cut = {}
     if (folder / "restart.msgpack").exists():
@@ -130,32 +130,32 @@ def h5_content(path):
     return found
 
 
-def assert_same(folder, whole):
+def assert_same(folder, uninterrupted):
     for name in FILES:
-        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
-    found, wanted = h5_content(folder / "trajectory.h5md"), h5_content(whole / "trajectory.h5md")
-    assert found.keys() == wanted.keys() and "particles/all/force/value" in wanted
-    for name in wanted:
-        np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
+        assert (folder / name).read_bytes() == (uninterrupted / name).read_bytes(), name
+    found, expected = h5_content(folder / "trajectory.h5md"), h5_content(uninterrupted / "trajectory.h5md")
+    assert found.keys() == expected.keys() and "particles/all/force/value" in expected
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
     assert not list(folder.glob(".*"))
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Folders of uninterrupted runs, and how many frames they have."""
-    made = {}
+def uninterrupted(tmp_path_factory):
+    """A function that returns the folder of an uninterrupted run."""
+    folders = {}
 
-    def of(case, n_steps):
-        if (case, n_steps) not in made:
-            folder = made[case, n_steps] = tmp_path_factory.mktemp(case)
+    def folder_of(case, n_steps):
+        if (case, n_steps) not in folders:
+            folder = folders[case, n_steps] = tmp_path_factory.mktemp(case)
             finish(start(folder, case, n_steps))
-        return made[case, n_steps]
+        return folders[case, n_steps]
 
-    return of
+    return folder_of
 
 
 def kill_and_resume(folder, case, n_steps, kills, seed):
-    """Returns how many kills fell into the run; the others fell into starting."""
+    """The number of kills after the first step; the others came while the program started."""
     rng = random.Random(seed)
     inside = 0
     n_rows = n_steps // CHUNK + 2
@@ -165,13 +165,13 @@ def kill_and_resume(folder, case, n_steps, kills, seed):
         if inside and rng.random() < 0.2:
             time.sleep(rng.uniform(0.0, 4.0))
         else:
-            # Anywhere in what is left, so that `kills` more fit; then anywhere in a chunk.
+            # At a random frame that leaves room for the remaining kills, then at a random time in a chunk.
             ahead = (n_rows - before - 10) / (kills + 1)
             wait_for_rows(folder, before + 1 + rng.randint(0, max(0, int(ahead))), process)
             time.sleep(rng.uniform(0.0, 0.02))
         process.kill()
         process.communicate()
-        assert process.returncode == -signal.SIGKILL, "the run was over before it was killed"
+        assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
         inside += rows_in(folder) > before
         kills -= 1
     finish(start(folder, case, n_steps))
@@ -187,8 +187,8 @@ def kill_and_resume(folder, case, n_steps, kills, seed):
         pytest.param("npt", 2400, 20, marks=pytest.mark.slow),
     ],
 )
-def test_kill_changes_no_bit(tmp_path, whole, case, n_steps, kills):
-    reference = whole(case, n_steps)
+def test_a_killed_run_continues_bit_for_bit(tmp_path, uninterrupted, case, n_steps, kills):
+    reference = uninterrupted(case, n_steps)
     inside = kill_and_resume(tmp_path, case, n_steps, kills, seed=kills)
     assert inside >= 0.6 * kills
     assert_same(tmp_path, reference)
@@ -197,7 +197,7 @@ def test_kill_changes_no_bit(tmp_path, whole, case, n_steps, kills):
     assert len(np.unique(log["potential"])) == len(log)
 
 
-def test_interrupt_keeps_the_last_chunk(tmp_path, whole):
+def test_interrupt_keeps_the_last_chunk(tmp_path, uninterrupted):
     def press_ctrl_c(frame):
         if frame.step == 41 * CHUNK:
             os.kill(os.getpid(), signal.SIGINT)
@@ -206,19 +206,19 @@ def test_interrupt_keeps_the_last_chunk(tmp_path, whole):
     with pytest.raises(KeyboardInterrupt):
         main(tmp_path, "langevin", 400, press_ctrl_c)
     state, _ = restored(tmp_path, "langevin")
-    # The chunk in which it came was not yet known to all reporters; 40 is no multiple of `every`.
+    # The interrupted chunk was not yet reported to all reporters; 40 is no multiple of `every`.
     assert state.step == 40 * CHUNK and rows_in(tmp_path) == 43
     main(tmp_path, "langevin", 400)
-    assert_same(tmp_path, whole("langevin", 400))
+    assert_same(tmp_path, uninterrupted("langevin", 400))
 
 
-def test_full_disk(tmp_path, whole):
-    """Files may not grow beyond a limit, which H5MD is the first to meet."""
+def test_full_disk(tmp_path, uninterrupted):
+    """File sizes are limited; the H5MD file reaches the limit first."""
     error = finish(start(tmp_path, "langevin", 400, 1_200_000), 1)
     assert 10 < rows_in(tmp_path) < 90
     assert "trajectory.h5md cannot be written: File too large" in error.splitlines()[-1] and "resume" in error
     finish(start(tmp_path, "langevin", 400))
-    assert_same(tmp_path, whole("langevin", 400))
+    assert_same(tmp_path, uninterrupted("langevin", 400))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def test_xyz_reads_back_in_ase(atoms, tmp_path):
     writer = XYZWriter(path, atoms.get_chemical_symbols(), atoms.cell, atoms.pbc, expert=expert)
     for k, each in enumerate(frames):
         writer(each)
-        assert len(ase.io.read(path, ":")) == k + 1  # whole on disk after each call
+        assert len(ase.io.read(path, ":")) == k + 1  # complete on disk after each call
     writer.close()
     for each, read in zip(frames, ase.io.read(path, ":")):
         np.testing.assert_allclose(read.positions, each.position, atol=1e-7)
@@ -69,12 +69,12 @@ def test_xyz_refuses_other_atoms(atoms, tmp_path):
     with pytest.raises(ValueError, match=r"expert must have shape \[8\], one per symbol, got \(3,\)"):
         XYZWriter(tmp_path / "x", ["Pt"] * 8, atoms.cell, True, expert=[0, 1, 1])
     writer = XYZWriter(tmp_path / "x", ["Pt"] * 3, atoms.cell, True)
-    with pytest.raises(ValueError, match="symbols must name 8 atoms, as the frame has, got 3"):
+    with pytest.raises(ValueError, match="symbols must name the 8 atoms of the frame, got 3"):
         writer(frame(atoms, 0))
     writer.close()
 
 
-def test_log_is_csv(atoms, tmp_path):
+def test_log_is_csv_with_one_column_per_field(atoms, tmp_path):
     path = tmp_path / "log.csv"
     for start, append in ((0, False), (10, True)):
         writer = LogWriter(path, append=append)
@@ -114,32 +114,33 @@ def written(kind, path, atoms, steps, **options):
 
 
 @pytest.mark.parametrize("kind", ["log", "xyz"])
-def test_taken_up_after_a_kill(atoms, tmp_path, kind):
-    """Torn at any byte, a file is cut and continued to what it would have been."""
+def test_files_are_continued_after_a_kill(atoms, tmp_path, kind):
+    """Cut off at any byte, a file is truncated and continued to the content of an uninterrupted run."""
     path = tmp_path / "file"
-    kept = written(kind, path, atoms, (0, 5, 10))
-    whole = written(kind, path, atoms, (0, 5, 10, 15, 20))
-    assert whole.startswith(kept)
-    torn = {
-        *range(len(kept), len(whole), 11),
-        *range(len(kept), len(kept) + 12),
-        *range(len(whole) - 12, len(whole) + 1),
+    until_10 = written(kind, path, atoms, (0, 5, 10))
+    complete = written(kind, path, atoms, (0, 5, 10, 15, 20))
+    assert complete.startswith(until_10)
+    lengths = {
+        *range(len(until_10), len(complete), 11),
+        *range(len(until_10), len(until_10) + 12),
+        *range(len(complete) - 12, len(complete) + 1),
     }
-    for length in sorted(torn):
-        path.write_bytes(whole[:length])
-        assert written(kind, path, atoms, (15, 20), append=True, until_step=12) == whole, length
-    # Killed before the first restart but begun with one: nothing, or half a header.
+    for length in sorted(lengths):
+        path.write_bytes(complete[:length])
+        assert written(kind, path, atoms, (15, 20), append=True, until_step=12) == complete, length
+    # Killed before the first frame: the file is empty or has half a header.
     for length in (0, 3):
-        path.write_bytes(whole[:length])
-        assert written(kind, path, atoms, (0, 5, 10), append=True, until_step=0) == kept
+        path.write_bytes(complete[:length])
+        assert written(kind, path, atoms, (0, 5, 10), append=True, until_step=0) == until_10
     path.unlink()
-    assert written(kind, path, atoms, (0, 5, 10), append=True, until_step=0) == kept
+    assert written(kind, path, atoms, (0, 5, 10), append=True, until_step=0) == until_10
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is always full")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a device that is always full")
 def test_full_disk(atoms):
     with pytest.raises(
-        OSError, match="/dev/full cannot be written: No space left on device. The last restart is whole"
+        OSError,
+        match="/dev/full cannot be written: No space left on device. The last restart file is complete",
     ):
         LogWriter("/dev/full")
     writer = XYZWriter("/dev/full", ["Pt"] * 8, atoms.cell, True)
@@ -148,29 +149,29 @@ def test_full_disk(atoms):
     writer.close()
 
 
-def test_only_our_own_files_are_cut(atoms, tmp_path):
+def test_files_of_other_content_are_refused_and_kept(atoms, tmp_path):
     path = tmp_path / "file"
-    with pytest.raises(ValueError, match="until_step must come with append=True, got until_step=5 alone"):
+    with pytest.raises(ValueError, match="until_step must be given with append=True, got until_step=5 alone"):
         LogWriter(path, until_step=5)
     for content in (b"step,energy\r\n0,1.0\r\n5,1.0\r\n", b"hello\nworld\n1\n"):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="file must have the columns step,time_ps"):
             LogWriter(path, append=True, until_step=0)
         with pytest.raises(
-            ValueError, match="file must hold frames with step=... in their comment lines to be cut"
+            ValueError, match="file must have step=... in the comment line of each frame to be truncated"
         ):
             XYZWriter(path, ["Pt"], np.eye(3), True, append=True, until_step=0)
         assert path.read_bytes() == content
 
 
-def test_last_state(atoms, tmp_path):
+def test_last_state_is_written_on_failure(atoms, tmp_path):
     path = tmp_path / "last.npz"
-    keeper = LastState(path)
-    keeper(frame(atoms, 0))
+    last_state = LastState(path)
+    last_state(frame(atoms, 0))
     assert not path.exists()
     position = jax.numpy.asarray(atoms.positions)
     dynamics = NVE(1.0, None).start(position, 195.0 * position, np.full(8, 195.0), None, None)
-    keeper.on_failure(State(dynamics, 40, 0.04))
+    last_state.on_failure(State(dynamics, 40, 0.04))
     with np.load(path, allow_pickle=False) as saved:
         np.testing.assert_array_equal(saved["position"], atoms.positions)
         np.testing.assert_allclose(saved["velocity"], atoms.positions)
@@ -178,7 +179,7 @@ def test_last_state(atoms, tmp_path):
 
 
 def test_drift_of_correlated_noise():
-    """The standard error is honest where neighbouring energies are correlated."""
+    """The standard error is right where successive energies are correlated."""
     rng = np.random.default_rng(0)
     t = np.linspace(0.0, 5.0, 1000)
     z = []
