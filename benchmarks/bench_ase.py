@@ -1,20 +1,21 @@
-"""What ASE users get: the calculator's own time, a barrier and phonons.
+"""The ASE calculator: its overhead, a barrier and phonons.
 
     python benchmarks/bench_ase.py [--checkpoint ptco-small] [--rounds 15] [--smoke]
 
-The calculator, `get_forces` of moved atoms, beside the mixture's own jitted list
-update, energy and gradient, which is what it has to compute, in turn: float32, a
-rattled crystal, a twentieth of it on the expensive expert for good or a ball
-that follows an atom. The calculator gives energies, stresses of atoms and forces.
-The barrier of CO from the fcc site to on top (climbing band, ASE) and the modes
-of a crystal whose layers change owner (ASE's phonons, at the centre of the cubic
-cell's zone) are those of the mixture beside those of the expensive expert alone.
+Overhead: `get_forces` after atoms have moved, compared with the mixture's jitted list
+update, energy and gradient, in alternation. Float32, a rattled crystal with a static
+region of a twentieth of the atoms, or a sphere that follows an atom. The calculator
+also computes energies and stresses of atoms.
+Barrier: CO from the fcc site to on top, climbing-image NEB of ASE. Modes: a crystal
+whose layers alternate between the experts, ASE's phonons at the zone centre of the cubic
+cell. Both are computed with the mixture and with the expensive expert alone.
 """
 
 import argparse
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import harness
@@ -36,13 +37,10 @@ from moe_md.interfaces.selections import by_layer
 
 
 def overhead(model, lattice_constant: float, repeat: int, rounds: int) -> list[dict]:
-    """Calculator and mixture in turn, for a region that stays and one that follows."""
+    """Times of calculator and mixture, in alternation, for a static and a dynamic region."""
     atoms = bulk("Pt", a=lattice_constant, cubic=True) * (repeat, repeat, repeat)
-    start, box, rng = (
-        atoms.positions.copy(),
-        atoms.cell.lengths().astype(np.float32),
-        np.random.default_rng(0),
-    )
+    start, rng = atoms.positions.copy(), np.random.default_rng(0)
+    box = atoms.cell.lengths().astype(np.float32)
     start += 0.05 * rng.standard_normal(start.shape)
     species = np.full(len(atoms), model.experts[0].species.index("Pt"))
     rank = np.argsort(np.argsort(start[:, 2]))
@@ -88,20 +86,20 @@ def overhead(model, lattice_constant: float, repeat: int, rounds: int) -> list[d
     return found
 
 
-def band(make, lattice_constant: float, size, n_images: int, fmax: float, steps: int) -> dict:
-    """Barrier and reaction energy of CO from fcc to on top, eV; the lowest two layers stay."""
+def band(make_calculator, lattice_constant: float, size, n_images: int, fmax: float, steps: int) -> dict:
+    """Barrier and reaction energy of CO from fcc to on top, eV; the lowest two layers are fixed."""
     began, ends = time.perf_counter(), []
     for site, height in (("fcc", 1.35), ("ontop", 1.85)):
         atoms = fcc111("Pt", size, a=lattice_constant, vacuum=7.0)
         add_adsorbate(atoms, "C", height, site)
         add_adsorbate(atoms, "O", height + 1.16, site)
         atoms.set_constraint(FixAtoms(mask=atoms.get_tags() > size[2] - 2))
-        atoms.calc = make()
+        atoms.calc = make_calculator()
         FIRE(atoms, logfile=None).run(fmax=fmax / 2, steps=steps)
         ends.append(atoms)
     images = [ends[0], *(ends[0].copy() for _ in range(n_images)), ends[1]]
     for image in images[1:-1]:
-        image.calc = make()
+        image.calc = make_calculator()
     neb, converged = NEB(images, k=0.1, method="improvedtangent"), False
     neb.interpolate()
     for neb.climb in (False, True):
@@ -118,7 +116,7 @@ def band(make, lattice_constant: float, size, n_images: int, fmax: float, steps:
 
 
 def modes(calculator, lattice_constant: float, repeat: int) -> dict:
-    """Frequencies, THz, at the centre of the cubic cell's zone; it holds the primitive one's centre and X."""
+    """Frequencies, THz, at the zone centre of the cubic cell: Γ and X of the primitive cell."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         phonons = Phonons(
@@ -145,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=8,
         help="cubic cells along each edge of the crystal that is timed (default 8: 2,048 atoms)",
     )
-    parser.add_argument("--smoke", action="store_true", help="small and short: shows that it runs")
+    parser.add_argument("--smoke", action="store_true", help="small and short, to test that it runs")
     parser.add_argument("--results", type=Path, default=harness.RESULTS)
     arguments = parser.parse_args(arguments)
     size, images, fmax, steps, repeat = (3, 3, 4), 5, 0.05, 300, 3
@@ -155,22 +153,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = mm.load(arguments.checkpoint)
     lattice_constant = relax_fcc(model.experts[1], model.params[1], "Pt").lattice_constant
     times = overhead(model, lattice_constant, arguments.repeat, arguments.rounds)
-    # CO counts as two layers. The lowest layer, which sees no CO, to the cheap expert.
-    bands = {
-        "expensive": band(lambda: MixtureCalculator(model, 0), lattice_constant, size, images, fmax, steps),
-        "mixture": band(
-            lambda: MixtureCalculator(model, by_layer(size[2] + 1)),
-            lattice_constant,
-            size,
-            images,
-            fmax,
-            steps,
-        ),
+    # CO counts as two layers. The lowest layer, without CO in its cutoff, is the cheap expert's.
+    calculators = {
+        "expensive": lambda: MixtureCalculator(model, 0),
+        "mixture": lambda: MixtureCalculator(model, by_layer(size[2] + 1)),
     }
-    layered = (lambda atoms: (np.round(2 * atoms.positions[:, 2] / lattice_constant) % 2).astype(int), 0, 1)
+    bands = {
+        name: band(make_calculator, lattice_constant, size, images, fmax, steps)
+        for name, make_calculator in calculators.items()
+    }
+    layered = partial(alternate_layers, lattice_constant=lattice_constant)
     frequencies = {
         name: modes(MixtureCalculator(model, region), lattice_constant, repeat)
-        for name, region in zip(("mixture", "expensive", "cheap"), layered)
+        for name, region in (("mixture", layered), ("expensive", 0), ("cheap", 1))
     }
     record = {
         "benchmark": "ase",
@@ -183,19 +178,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "modes": frequencies,
     }
     harness.append(arguments.results, "ase", record)
-    for case in times:
+    print(describe(record))
+
+
+def alternate_layers(atoms, lattice_constant: float) -> np.ndarray:
+    """`[n_atoms]` int, the expert of each (100) layer: 0 and 1 in alternation along z."""
+    return (np.round(2 * atoms.positions[:, 2] / lattice_constant) % 2).astype(int)
+
+
+def describe(record: dict) -> str:
+    """The results as lines of text."""
+    lines = []
+    for case in record["overhead"]:
         ms = {who: 1e3 * t["median"] for who, t in case["seconds"].items()}
-        print(
+        lines.append(
             f"{case['atoms']} atoms, {case['region']}: mixture {ms['mixture']:.1f} ms, "
             f"calculator {ms['calculator']:.1f} ms, {case['overhead']:+.0%}"
         )
-    for who, path in bands.items():
-        print(
-            f"CO from fcc to on top, {who}: barrier {path['barrier_eV']:.3f} eV, "
+    for name in ("expensive", "mixture"):
+        path = record["band"][name]
+        lines.append(
+            f"CO from fcc to on top, {name}: barrier {path['barrier_eV']:.3f} eV, "
             f"reaction {path['reaction_eV']:+.3f} eV, {path['seconds']:.0f} s"
         )
-    for who, m in frequencies.items():
-        print(f"modes of Pt, {who}: {' '.join(f'{x:.2f}' for x in m['THz'])} THz, {m['seconds']:.0f} s")
+    for name, m in record["modes"].items():
+        frequencies = " ".join(f"{x:.2f}" for x in m["THz"])
+        lines.append(f"modes of Pt, {name}: {frequencies} THz, {m['seconds']:.0f} s")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""Does a step cost the same per atom in a large crystal, and what does an atom take in memory?
+"""Time per atom and step, and memory per atom, in crystals of several sizes.
 
-The mixture of `bench_mixture.py`, a slab of it on the expensive expert, in
-crystals of several sizes, in a bar as narrow as the cutoff allows and in a
-crystal whose atoms are numbered at random. Chunks of velocity Verlet at 300 K,
-neighbour lists looked at in every step and rebuilt where atoms have moved:
-rebuilds are part of the time. A rebuild is timed apart as well. How many a run
-wants depends on how far the fastest of its atoms gets, which a chunk is too
-short to say; a longer run of the smallest crystal does.
+The mixture of `bench_mixture.py`, with the upper atoms on the expensive expert, in
+crystals of several sizes, in a bar as narrow as the cutoff allows, and in a crystal with
+randomly numbered atoms. Chunks of velocity Verlet at 300 K; neighbour lists are checked in
+every step and rebuilt where atoms have moved, so rebuilds are part of the time. A rebuild
+is also timed alone. The number of rebuilds depends on the fastest atoms and cannot be
+measured in a short chunk; it is counted in a longer run of the smallest crystal.
 
-Memory is what XLA says a compiled chunk holds: arguments, results, and what it
-works in, which all grow with the atoms (chunks of rows are as large as ever).
+Memory is that of a compiled chunk as XLA reports it: arguments, results and temporary
+arrays. All grow with the number of atoms; the chunk of rows has a constant size.
 """
 
 import argparse
@@ -46,7 +45,7 @@ class System(NamedTuple):
 
 
 def systems(sizes: list[int]) -> list[System]:
-    """Crystals of about these sizes, the smallest as a bar too, the second also shuffled."""
+    """Crystals of about these sizes, a bar of the smallest size, and the second one shuffled."""
     found = [System("crystal", cells_for(n)) for n in sorted(sizes)]
     bar = System("bar", (NARROW, NARROW, round(min(sizes) / 4 / NARROW**2)))
     return [
@@ -57,7 +56,7 @@ def systems(sizes: list[int]) -> list[System]:
 
 
 class Chunk(harness.Case):
-    """Some steps of dynamics as a program of `(state, neighbors, rebuilds so far)`."""
+    """A program of `n_steps` steps of dynamics with the carry `(state, neighbors, n_rebuilds)`."""
 
     def __init__(self, system: System, model, share: float, n_steps: int, chunk_size: int):
         position, edges = crystal_of(system.cells)
@@ -94,7 +93,7 @@ class Chunk(harness.Case):
 
     @property
     def bytes(self) -> int | None:
-        """What the program holds at most; None where XLA does not say."""
+        """Memory of the program; None where XLA does not report it."""
         m = self._call.memory_analysis()
         return None if m is None else m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes
 
@@ -102,12 +101,12 @@ class Chunk(harness.Case):
         state, neighbors, _ = self.state
         if bool(neighbors.did_buffer_overflow) or not bool(jnp.isfinite(state.position).all()):
             raise RuntimeError(
-                f"{self.n_atoms} atoms: lists overflowed or positions are not finite; its time means nothing."
+                f"{self.n_atoms} atoms: lists overflowed or positions are not finite; the time is not valid."
             )
 
 
 def measure(arguments) -> dict:
-    """Everything a line of the results says."""
+    """The record of one run of this benchmark."""
     model = harness.two_experts(arguments.checkpoint, tiny=arguments.tiny)
     make = lambda system, n_steps: Chunk(system, model, arguments.share, n_steps, arguments.chunk_size)  # noqa: E731
     found = systems(arguments.atoms)
@@ -167,20 +166,20 @@ def measure(arguments) -> dict:
 
 
 def describe(record: dict) -> str:
-    """The result, for people."""
+    """The results as lines of text."""
     lines = [
         f"f = {record['f']:g}; the smallest rebuilt its list {record['long_rebuilds']} times in "
         f"{record['long_steps']} steps"
     ]
     for row in record["rows"]:
-        held = "unknown" if row["bytes_per_atom"] is None else f"{row['bytes_per_atom']:,.0f}"
+        memory = "unknown" if row["bytes_per_atom"] is None else f"{row['bytes_per_atom']:,.0f}"
         low, high = (1e6 * t / row["atoms"] for t in row["quartiles_s"])
         lines.append(
             f"{row['atoms']:8,d} atoms  {row['name']:24s} {row['us_per_atom']:7.2f} µs per atom and step "
             f"({low:.2f} to {high:.2f}), "
             f"{row['rebuilds']} rebuilds in {row['steps']} steps of "
             f"{1e6 * row['rebuild_s'] / row['atoms']:.2f} µs per atom each: "
-            f"{row['rebuild_share']:.1%} of the time; {held} bytes per atom"
+            f"{row['rebuild_share']:.1%} of the time; {memory} bytes per atom"
         )
     return "\n".join(lines)
 
@@ -191,8 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--checkpoint", default="ptco", help="name or path")
     parser.add_argument("--atoms", type=int, nargs="+", default=(8064, 32000, 250000))
-    parser.add_argument("--share", type=float, default=0.05, help="of the atoms, on the expensive expert")
-    parser.add_argument("--steps", type=int, default=10, help="of a chunk")
+    parser.add_argument("--share", type=float, default=0.05, help="fraction of atoms on the expensive expert")
+    parser.add_argument("--steps", type=int, default=10, help="steps of a chunk")
     parser.add_argument("--long-steps", type=int, default=400, help="over which rebuilds are counted")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--chunk-size", type=int, default=64, help="rows computed at a time")

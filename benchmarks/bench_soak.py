@@ -1,14 +1,14 @@
-"""A long run of a crystal with a CO molecule: does anything creep, or break?
+"""A long run of a slab with a CO molecule: drift, memory and compilations over time.
 
     python benchmarks/bench_soak.py [--steps 100000] [--checkpoint ptco] [--out DIR] [--smoke]
     python benchmarks/bench_soak.py --checkpoint ptco-small --size 8 8 8 --dtype float32 --temperature-K 500
 
-Constant energy, or with `--thermostat` constant temperature; the expensive
-expert in a ball that follows C and O, with every file that a run writes. It
-reports drift, momentum, how far the molecule went and how far its bond was
-stretched, memory and programs compiled early and late, lists that grew, and
-time per step. A run that was stopped is taken up where it was. Results are
-appended to `benchmarks/results/soak.jsonl`.
+Constant energy, or with `--thermostat` constant temperature. The expensive expert is in
+spheres that follow C and O, and all files of a run are written. The benchmark reports
+energy drift, momentum, displacement and bond length of the molecule, memory and number of
+compiled programs early and late, reallocations of neighbour lists, and time per step. A
+run that was stopped continues from its restart file. Results are appended to
+`benchmarks/results/soak.jsonl`.
 """
 
 import argparse
@@ -34,11 +34,11 @@ from moe_md.reporters.restart import Restart, load_restart
 from moe_md.reporters.trajectory import LogWriter, drift
 
 TIMESTEP_FS, CHUNK = 1.0, 100  # fs, steps
-R_BLEND = 1.5  # Å; the core is as wide as what the cheap expert sees
+R_BLEND = 1.5  # Å; the core radius is the cheap expert's cutoff
 
 
 def slab(size: tuple[int, int, int]) -> Atoms:
-    """Pt(111), of so many columns, rows and layers, and an upright CO, in vacuum."""
+    """Pt(111) with vacuum and an upright CO; `size` is the number of columns, rows and layers."""
     atoms = fcc111("Pt", size, a=3.98, vacuum=7.0, orthogonal=True)
     add_adsorbate(atoms, molecule("CO"), 1.85, "ontop", mol_index=1)
     atoms.pbc = True
@@ -46,7 +46,7 @@ def slab(size: tuple[int, int, int]) -> Atoms:
 
 
 def prepare(checkpoint: str, size: tuple[int, int, int]):
-    """Atoms, neighbours and energy, shift."""
+    """Atoms, `(neighbor_fn, energy_fn)` and the shift function."""
     model = mm.load(checkpoint)
     atoms = slab(size)
     known = model.experts[0].species
@@ -64,15 +64,13 @@ def prepare(checkpoint: str, size: tuple[int, int, int]):
 
 
 class Molecule:
-    """Where C went, over all periodic images, and the bond to O, at each frame."""
+    """Reporter of the largest displacement of C along the surface and of C-O bond lengths, Å."""
 
     def __init__(self, atoms: Atoms):
-        self._cell, self._carbon, self._oxygen = (
-            atoms.cell,
-            atoms.symbols.search("C")[0],
-            atoms.symbols.search("O")[0],
-        )
-        self._last, self._path, self.farthest, self.bonds = None, np.zeros(3), 0.0, []
+        self._cell = atoms.cell
+        self._carbon, self._oxygen = (atoms.symbols.search(symbol)[0] for symbol in "CO")
+        self._last, self._displacement = None, np.zeros(3)
+        self.farthest, self.bonds = 0.0, []
 
     def __call__(self, frame: simulate.Frame) -> None:
         position = np.asarray(frame.position, float)
@@ -80,16 +78,16 @@ class Molecule:
         self.bonds.append(float(np.linalg.norm(bond)))
         if self._last is not None:
             (moved,), _ = find_mic([position[self._carbon] - self._last], self._cell)
-            self._path = self._path + moved
-            self.farthest = max(self.farthest, float(np.linalg.norm(self._path[:2])))
+            self._displacement = self._displacement + moved
+            self.farthest = max(self.farthest, float(np.linalg.norm(self._displacement[:2])))
         self._last = position[self._carbon]
 
 
-WHAT = ("checkpoint", "size", "dtype", "temperature_K", "thermostat")  # is run
+RUN_ARGUMENTS = ("checkpoint", "size", "dtype", "temperature_K", "thermostat")  # define the run
 
 
-class Watch:
-    """What the process holds: memory and compiled programs, at each frame."""
+class Resources:
+    """Reporter of `(step, memory in MB, compiled programs so far)` of this process."""
 
     def __init__(self):
         self.rows: list[tuple[int, float, int]] = []
@@ -104,7 +102,7 @@ class Watch:
 
 
 def resident_MB() -> float:
-    """Memory of this process now; its peak where the system does not tell."""
+    """Resident memory of this process, MB; its peak on systems without /proc."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(x for x in status.read_text().splitlines() if x.startswith("VmRSS"))
@@ -125,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--thermostat", action="store_true", help="Langevin dynamics instead of constant energy"
     )
     parser.add_argument("--out", type=Path, default=Path("soak"))
-    parser.add_argument("--smoke", action="store_true", help="few steps: shows that it runs")
+    parser.add_argument("--smoke", action="store_true", help="few steps, to test that it runs")
     parser.add_argument("--results", type=Path, default=harness.RESULTS)
     arguments = parser.parse_args(arguments)
     if arguments.smoke:
@@ -138,9 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def soak(arguments: argparse.Namespace) -> dict:
-    """Run, or go on with a run that was stopped; the record."""
+    """Run, or continue a run that was stopped, and return the record of results."""
     arguments.out.mkdir(parents=True, exist_ok=True)
-
     atoms, (neighbor_fn, energy_fn), shift_fn = prepare(arguments.checkpoint, tuple(arguments.size))
     integrator = simulate.nve(shift_fn, TIMESTEP_FS)
     if arguments.thermostat:
@@ -151,60 +148,69 @@ def soak(arguments: argparse.Namespace) -> dict:
         "temperature_K": 2 * arguments.temperature_K,
         "key": jax.random.key(0),
     }
-    position, restart, cut = (
-        jnp.asarray(atoms.get_positions(wrap=True)),
-        arguments.out / "restart.msgpack",
-        {},
-    )
-    n_steps, fingerprint = arguments.steps, {name: str(getattr(arguments, name)) for name in WHAT}
+    position, append = jnp.asarray(atoms.get_positions(wrap=True)), {}
+    restart = arguments.out / "restart.msgpack"
+    n_steps, fingerprint = arguments.steps, {name: str(getattr(arguments, name)) for name in RUN_ARGUMENTS}
     if restart.exists():
         like = run(position, n_steps=0, **begin)
         state, neighbors = load_restart(restart, like.state, like.neighbors, fingerprint)
-        begin, cut = {"state": state, "neighbors": neighbors}, {"append": True, "until_step": state.step}
+        begin, append = {"state": state, "neighbors": neighbors}, {"append": True, "until_step": state.step}
         n_steps -= state.step
     else:
         relaxed = simulate.relax(neighbor_fn, energy_fn, shift_fn, position, n_steps=200)
         begin |= {"position": relaxed.position, "neighbors": relaxed.neighbors}
-    watch, carbon_monoxide = Watch(), Molecule(atoms)
+    resources, carbon_monoxide = Resources(), Molecule(atoms)
+    symbols, cell = atoms.get_chemical_symbols(), atoms.cell.array
     writers = [
-        LogWriter(arguments.out / "log.csv", **cut),
-        H5MDWriter(
-            arguments.out / "trajectory.h5", atoms.get_chemical_symbols(), atoms.cell.array, True, **cut
-        ),
+        LogWriter(arguments.out / "log.csv", **append),
+        H5MDWriter(arguments.out / "trajectory.h5", symbols, cell, True, **append),
         Restart(restart, every=10, fingerprint=fingerprint),
     ]
     started = time.perf_counter()
     try:
-        result = run(n_steps=n_steps, reporters=[*writers, watch, carbon_monoxide], **begin)
+        result = run(n_steps=n_steps, reporters=[*writers, resources, carbon_monoxide], **begin)
     finally:
         for writer in writers:
             writer.close()
     seconds = time.perf_counter() - started
-
     log = np.genfromtxt(arguments.out / "log.csv", delimiter=",", names=True)
-    slope = drift(log["time_ps"], log["total"], len(atoms))
-    steps, memory, compiled = map(np.asarray, zip(*watch.rows))
-    early = np.searchsorted(steps, steps[0] + (steps[-1] - steps[0]) // 10)
+    n_expensive = np.count_nonzero(np.asarray(result.neighbors.centers[0]) < len(atoms))
     return {
         "benchmark": "soak",
         "smoke": arguments.smoke,
         **harness.environment(),
-        **{name: getattr(arguments, name) for name in WHAT},
-        "atoms": len(atoms),
-        "steps": int(log["step"][-1]),
+        **{name: getattr(arguments, name) for name in RUN_ARGUMENTS},
         "this_process_steps": int(n_steps),
         "seconds_per_step": seconds / max(n_steps, 1),
+        "share_on_expensive_expert": n_expensive / len(atoms),
+        **of_log(log, len(atoms)),
+        **of_process(resources, carbon_monoxide),
+    }
+
+
+def of_log(log: np.ndarray, n_atoms: int) -> dict:
+    """Results over the whole run, from its log."""
+    slope = drift(log["time_ps"], log["total"], n_atoms)
+    return {
+        "atoms": n_atoms,
+        "steps": int(log["step"][-1]),
         "drift_meV_per_atom_per_ps": slope.slope,
         "drift_stderr": slope.standard_error,
         "momentum": float(log["momentum"].max()),
         "mean_temperature_K": float(log["temperature_K"][len(log) // 5 :].mean()),
-        "co_farthest_A": carbon_monoxide.farthest,  # of this process, along the surface
+        "lists_grown": int(log["n_reallocations"][-1]),
+    }
+
+
+def of_process(resources: Resources, carbon_monoxide: Molecule) -> dict:
+    """Results over the part of the run that this process computed."""
+    steps, memory, compiled = map(np.asarray, zip(*resources.rows))
+    early = np.searchsorted(steps, steps[0] + (steps[-1] - steps[0]) // 10)
+    return {
+        "co_farthest_A": carbon_monoxide.farthest,  # along the surface
         "co_bond_A": [min(carbon_monoxide.bonds), max(carbon_monoxide.bonds)],
         "memory_MB": [float(memory[early]), float(memory[-1])],
         "compiled": [int(compiled[early]), int(compiled[-1])],
-        "lists_grown": int(log["n_reallocations"][-1]),
-        "share_on_expensive_expert": np.count_nonzero(np.asarray(result.neighbors.centers[0]) < len(atoms))
-        / len(atoms),
     }
 
 

@@ -25,6 +25,7 @@ PYTHON = {
     "moe_md.gradients.at_rest": "moe_md.gradients.equilibrium",
     "moe_md.gradients.uniform": "moe_md.gradients.isotropic_equilibrium",
     "moe_md.gradients.UNIFORM_STRAIN": "moe_md.gradients.ISOTROPIC_STRAIN",
+    "moe_md.interfaces.lammps.Coupling": "moe_md.interfaces.lammps.RankPotential",
     "moe_md.regions.hard": "moe_md.regions.reassigned",
     "moe_md.regions.Weighted": "moe_md.regions.FixedGates",
     "moe_md.simulate.rollout": "moe_md.gradients.rollout",

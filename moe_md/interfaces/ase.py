@@ -258,13 +258,13 @@ class MixtureCalculator(Calculator):
         return values if n_atoms is None else np.broadcast_to(values, (n_atoms,))
 
     def _check_domains(self, gate: np.ndarray, geometry: ReferenceGeometry, pairs) -> None:
-        """Warn, once, of experts that own atoms outside their domains."""
+        """Warn, once, of experts with a gate above zero on atoms outside their domains."""
         if self._warned:
             return
         experts = self.checkpoint.experts
         counts = [
-            cached_rows.n_out_of_domain(expert, np.flatnonzero(share > 0), geometry, pairs)
-            for expert, share in zip(experts, gate.T)
+            cached_rows.n_out_of_domain(e, np.flatnonzero(column > 0), geometry, pairs)
+            for e, column in zip(experts, gate.T)
         ]
         self._warned = not warn_out_of_domain(experts, np.array(counts), stacklevel=6)
 

@@ -24,6 +24,7 @@ from jax import Array
 from moe_md import derivatives
 from moe_md.experts.base import Expert, chunked_atom_energies
 from moe_md.experts.domain import allows_every_species, in_domain
+from moe_md.neighbors.capacity import bucket_size
 from moe_md.neighbors.rows import Neighborhood, closer, compact_neighbors, rows_from_images
 
 NEIGHBOR_CAPACITY_FACTOR = 1.1  # capacity of packed rows over the present number of neighbours
@@ -135,8 +136,8 @@ def n_out_of_domain(expert: Expert, centers: np.ndarray, geometry: ReferenceGeom
     Args:
         expert: the potential.
         centers: `[n]` int, atoms.
-        geometry: positions, cell and species.
-        pairs: from `image_pairs`, up to the expert's cutoff or further.
+        geometry: of all atoms.
+        pairs: of `image_pairs`, up to the expert's cutoff or further.
     """
     if allows_every_species(expert):
         return 0
@@ -150,12 +151,6 @@ def n_out_of_domain(expert: Expert, centers: np.ndarray, geometry: ReferenceGeom
         pairs=closer(pairs, expert.cutoff),
     )
     return int(np.sum(~np.asarray(in_domain(expert, rows))))
-
-
-def bucket_size(n: int) -> int:
-    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that is at least `n`."""
-    power = 1 << max(n - 1, 0).bit_length()
-    return power * 3 // 4 if power >= 4 and power * 3 // 4 >= n else power
 
 
 def reuse_bucket(needed: int, previous: int) -> int:

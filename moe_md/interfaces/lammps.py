@@ -35,6 +35,7 @@ from moe_md.interfaces.cached_rows import ReferenceGeometry
 from moe_md.interfaces.lammps_ghosts import check_ghosts, copy_of_atoms
 from moe_md.neighbors.rows import closer, image_pairs
 from moe_md.regions.protocol import Region, check_region
+from moe_md.renamed import missing_attribute
 
 PADDING_POSITION = 1e6  # Å, x of the first padded atom
 
@@ -352,13 +353,13 @@ class RankPotential:
         return gate
 
     def _check_domains(self, support: np.ndarray, geometry: ReferenceGeometry, pairs) -> None:
-        """Warn, once, of experts that compute owned atoms outside their domains."""
+        """Warn, once, of experts that compute owned atoms (`support`) outside their domains."""
         if self._warned:
             return
         experts = self.checkpoint.experts
         counts = [
-            cached_rows.n_out_of_domain(expert, np.flatnonzero(computed), geometry, pairs)
-            for expert, computed in zip(experts, support.T)
+            cached_rows.n_out_of_domain(e, np.flatnonzero(column), geometry, pairs)
+            for e, column in zip(experts, support.T)
         ]
         self._warned = not warn_out_of_domain(experts, np.array(counts), stacklevel=6)
 
@@ -384,3 +385,7 @@ class _RankCache(NamedTuple):
 def _voigt(virial: np.ndarray) -> np.ndarray:
     """LAMMPS's order: xx, yy, zz, xy, xz, yz."""
     return virial[[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]]
+
+
+def __getattr__(name: str):
+    raise missing_attribute(__name__, name)

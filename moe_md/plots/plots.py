@@ -191,7 +191,7 @@ def mismatch_over_height(height, energy, partial_force, in_domain, *, region: tu
             mfc=EXPENSIVE,
             alpha=0.35,
             mec="none",
-            label="atoms of the expensive expert",
+            label="expensive expert's atoms",
         ),
     ]
     if not inside.all():
@@ -203,7 +203,7 @@ def mismatch_over_height(height, energy, partial_force, in_domain, *, region: tu
             ms=5,
             mfc="none",
             mec=FAINT,
-            label="out-of-domain (not compared in training)",
+            label="out-of-domain (not compared)",
         )
         handles.insert(1, out_of_domain)
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, handletextpad=0.3)
