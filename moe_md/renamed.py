@@ -6,6 +6,8 @@ Code written for an earlier version is answered with the new name.
 # Attributes of `moe_md` and of its packages.
 PYTHON = {
     "moe_md.adjoint": "moe_md.gradients",
+    "moe_md.data.crystals": "moe_md.data.environments and moe_md.data.structures",
+    "moe_md.data.extxyz": "moe_md.data.reading",
     "moe_md.implicit": "moe_md.gradients",
     "moe_md.reweighting": "moe_md.gradients.reweighting",
     "moe_md.gradients.at_rest": "moe_md.gradients.equilibrium",
