@@ -1,4 +1,4 @@
-"""Checkpoints: exact, whole, and harmless."""
+"""Checkpoints: exact round trips, atomic writes, refused files, shipped checkpoints."""
 
 import os
 import pickle
@@ -29,7 +29,7 @@ from moe_md.interfaces.ase import MixtureCalculator
 def make():
     experts = (small_allegro(1, 2, True), small_power_spectrum(("Pt",)), small_lennard_jones())
     params = [randomized(e, seed) for seed, e in enumerate(experts)]
-    # Both dtypes, and values that a decimal detour would change.
+    # Both dtypes, and values that a conversion to decimals would change.
     params[1] = jax.tree.map(lambda x: (x / 3).astype(np.float32), params[1])
     settings = {"steps": 10, "lr": 1e-3, "frames": ["a.xyz", "b.xyz"], "name": "Å", "none": None, "on": True}
     record = {"loss": [1.0 / 3.0, 0.1], "history": np.arange(6.0).reshape(2, 3) / 7, "empty": {}}
@@ -79,28 +79,28 @@ def test_jax_arrays_and_more_than_nine_experts_keep_their_order(tmp_path):
 
 def test_truncated_files_are_refused(saved):
     _, path = saved
-    whole = path.read_bytes()
-    for length in (0, 1, 10, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole[:length])
+    complete = path.read_bytes()
+    for length in (0, 1, 10, len(complete) // 2, len(complete) - 1):
+        path.write_bytes(complete[:length])
         with pytest.raises(ValueError, match="must be a moe_md checkpoint"):
             load(path)
 
 
 @pytest.mark.parametrize(
-    "garbage",
+    "content",
     [b"\x00" * 64, bytes(range(256)), b"PK\x03\x04 a zip file", b"[project]\nname = 'x'\n", b"\xc1" * 9],
 )
-def test_garbage_is_refused(tmp_path, garbage):
-    (tmp_path / "x").write_bytes(garbage)
+def test_files_of_other_formats_are_refused(tmp_path, content):
+    (tmp_path / "x").write_bytes(content)
     with pytest.raises(ValueError, match="must be a moe_md checkpoint"):
         load(tmp_path / "x")
 
 
-def test_any_flipped_bit_is_noticed(saved):
+def test_any_flipped_bit_is_detected(saved):
     _, path = saved
-    whole = path.read_bytes()
-    for place in np.random.default_rng(0).integers(len(whole), size=40):
-        damaged = bytearray(whole)
+    complete = path.read_bytes()
+    for place in np.random.default_rng(0).integers(len(complete), size=40):
+        damaged = bytearray(complete)
         damaged[place] ^= 4
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=str(path)):
@@ -114,7 +114,7 @@ def test_bytes_after_the_end_are_refused(saved):
         load(path)
 
 
-class Bomb:
+class MaliciousPickle:
     def __init__(self, path):
         self.path = path
 
@@ -124,15 +124,15 @@ class Bomb:
 
 def test_nothing_in_a_file_is_executed(tmp_path):
     target = str(tmp_path / "executed")
-    (tmp_path / "x").write_bytes(pickle.dumps(Bomb(target)))
+    (tmp_path / "x").write_bytes(pickle.dumps(MaliciousPickle(target)))
     with pytest.raises(ValueError):
         load(tmp_path / "x")
     edited(tmp_path / "y", experts=[{"builder": "os.mkdir", "path": target}])
     with pytest.raises(ValueError, match="builder must be one of"):
         load(tmp_path / "y")
     assert not os.path.exists(target)
-    pickle.loads(pickle.dumps(Bomb(target)))
-    assert os.path.exists(target)  # the bomb works
+    pickle.loads(pickle.dumps(MaliciousPickle(target)))
+    assert os.path.exists(target)  # pickle would have executed it
 
 
 def content():
@@ -142,9 +142,9 @@ def content():
 
 
 def edited(path, remove=(), **changes):
-    whole = {**content(), **changes}
+    complete = {**content(), **changes}
     path.write_bytes(
-        flax.serialization.msgpack_serialize({k: v for k, v in whole.items() if k not in remove})
+        flax.serialization.msgpack_serialize({k: v for k, v in complete.items() if k not in remove})
     )
     return path
 
@@ -187,7 +187,7 @@ def test_parameters_that_do_not_fit_are_refused(tmp_path, params):
 @pytest.mark.parametrize(
     "experts", [7, ["text"], [{"builder": ["list"]}], [{"builder": "lennard_jones", "cutoff": 3.0}]]
 )
-def test_experts_that_are_none_are_refused(tmp_path, experts):
+def test_invalid_experts_are_refused(tmp_path, experts):
     with pytest.raises(ValueError, match="must"):
         load(edited(tmp_path / "x", experts=experts))
 
@@ -212,12 +212,12 @@ def test_a_failed_save_leaves_the_old_file(saved, tmp_path, monkeypatch, broken)
         save(path, checkpoint._replace(settings={"other": 1}))
     monkeypatch.undo()
     assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == [path.name]  # and nothing half-written beside it
+    assert os.listdir(tmp_path) == [path.name]  # and no partial file beside it
     save(path, checkpoint._replace(settings={"other": 1}))
     assert load(path).settings == {"other": 1}
 
 
-def test_the_new_file_appears_whole(tmp_path, monkeypatch):
+def test_a_new_file_replaces_the_old_one_atomically(tmp_path, monkeypatch):
     """At the moment of renaming, the old content is there and the new is complete elsewhere."""
     path = tmp_path / "x"
     write_atomic(path, b"old")
@@ -236,8 +236,8 @@ PAIRS = [name for name in models() if not name.endswith("-inner")]
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_shipped_pairs_tell_their_training_and_hold_a_molecule_on_metal(name):
-    """They load, say how they were trained, and know which way a stretched CO wants to go."""
+def test_shipped_pairs_have_a_record_and_shorten_a_stretched_molecule(name):
+    """They load with their training record, and their forces shorten a stretched CO."""
     model = load(name)
     assert [e.config["builder"] for e in model.experts] == ["allegro", "power_spectrum"]
     assert model.record["history"] and model.record["train"]["frames"] > 50 and "weights" in model.settings
@@ -250,10 +250,8 @@ def test_shipped_pairs_tell_their_training_and_hold_a_molecule_on_metal(name):
 
 
 @pytest.mark.parametrize("name", sorted(set(models()) - set(PAIRS)))
-def test_shipped_guides_know_what_their_pair_knows(name):
-    """One cheap expert of all species,
-    whose forces on a stretched molecule are nearly those it stands in for.
-    """
+def test_shipped_inner_potentials_approximate_the_forces_of_their_pair(name):
+    """One cheap expert of all species, whose forces on a stretched molecule are close to the pair's."""
     inner_potential, pair = load(name), load(name.removesuffix("-inner"))
     (expert,) = inner_potential.experts
     assert (
@@ -275,7 +273,7 @@ def test_shipped_pairs_are_small():
     assert sum(p.stat().st_size for p in Path(mm.__file__).parent.glob("checkpoints/*.msgpack")) < 10e6
 
 
-def test_a_folder_of_the_same_name_hides_nothing(tmp_path, monkeypatch):
+def test_a_folder_of_the_same_name_is_ignored(tmp_path, monkeypatch):
     (tmp_path / "ptco").mkdir()
     monkeypatch.chdir(tmp_path)
     assert len(load("ptco").experts) == 2

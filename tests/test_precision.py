@@ -1,4 +1,4 @@
-"""The dtype follows the positions, whatever the parameters' and whatever the setting."""
+"""The dtype follows the positions, for parameters of any dtype and with or without float64 enabled."""
 
 import contract
 import jax
@@ -26,7 +26,7 @@ def cast(params, dtype):
 
 
 def dtypes(jaxpr):
-    """Every floating dtype that a program computes with."""
+    """Every floating dtype in a program."""
     found = set()
     for equation in jaxpr.eqns:
         found |= {v.aval.dtype for v in equation.outvars if jnp.issubdtype(v.aval.dtype, jnp.floating)}
@@ -61,7 +61,7 @@ def test_float32_rows_compute_nothing_in_float64(name):
 
 @pytest.mark.parametrize("name", EXPERTS)
 def test_float64_rows_compute_nothing_in_float32(name):
-    """A float cast to a float32 array on the way would be a silent loss."""
+    """A cast to float32 within the program would silently lose precision."""
     expert = EXPERTS[name]()
     params = randomized(expert)
     rows = cluster_rows(POSITION, ATOMS, extra_slots=1)
@@ -78,19 +78,19 @@ def test_float32_agrees_with_float64(name):
         rows = cluster_rows(POSITION, ATOMS, dtype=dtype)
         both.append(jax.jit(lambda p, r: energies_and_partial_forces(expert, p, r))(params, rows))
     for low, high in zip(*both):
-        # An atom's energy in float32 to about 1e-6, its forces to about 1e-5 of the largest.
+        # Errors in float32: energies of atoms about 1e-6, forces about 1e-5 of the largest.
         np.testing.assert_allclose(low, high, rtol=0, atol=2e-5 * np.abs(high).max())
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_mixture_follows_positions(dtype):
-    """Not the box, which may be float64 beside float32 positions."""
+    """The dtype is that of the positions, not of the box."""
     energy, force = mixture(dtype)
     assert energy.dtype == dtype and force.dtype == dtype
 
 
 def test_mixture_without_x64():
-    """Programs that leave jax at its defaults get the same numbers in float32."""
+    """Without float64 enabled, the same numbers follow in float32."""
     expected = mixture(np.float64)
     with jax.enable_x64(False):
         energy, force = mixture(np.float32, BOX.astype(np.float32))

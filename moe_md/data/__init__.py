@@ -21,6 +21,7 @@ from moe_md.data.dataset import (
 from moe_md.data.environments import ideal_crystals, metal_frames, random_metal
 from moe_md.data.reading import Frame, frame_from_atoms, frame_to_atoms, read_frames
 from moe_md.data.structures import co_covered_slab, fcc_slab, fcc_supercell, slab_with_adsorbate
+from moe_md.renamed import missing_attribute
 
 __all__ = [
     "PACKAGED",
@@ -56,3 +57,7 @@ __all__ = [
     "split_by_group",
     "summary",
 ]
+
+
+def __getattr__(name: str):
+    raise missing_attribute(__name__, name)

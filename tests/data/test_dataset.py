@@ -39,8 +39,8 @@ def test_species(ptco):
 
 
 @pytest.mark.parametrize("tier", ["ptco_fm", "ptco_pbe"])
-def test_tiers_are_what_their_cards_say(tier):
-    """Counts of the data card; a test set shares neither kind nor trajectory with training."""
+def test_packaged_data_match_their_readme(tier):
+    """Counts are those of the README; a test set shares neither kind nor trajectory with its training set."""
     train, test = (load_dataset(PACKAGED[name]()) for name in (tier, f"{tier}_test"))
     card = (PACKAGED[tier]().parent / "README.md").read_text()
     for part in (train, test):
@@ -58,7 +58,7 @@ def test_tiers_are_what_their_cards_say(tier):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_split_keeps_groups_whole(ptco, seed):
+def test_split_divides_no_group(ptco, seed):
     train, validation = split_by_group(ptco, validation_fraction=0.25, seed=seed)
     groups = [{f.group for f in part.frames} for part in (train, validation)]
     assert not groups[0] & groups[1]
@@ -78,7 +78,7 @@ def test_split_depends_on_the_seed(ptco):
     assert len(drawn) > 1
 
 
-def test_split_does_not_move_frames_when_others_are_added():
+def test_added_groups_do_not_change_the_split_of_others():
     def held_out(n):
         groups = [frame(["Pt"], f"run-{k}", "bulk") for k in range(n)]
         return {
@@ -155,13 +155,13 @@ def test_reference_energies_of_inseparable_species():
     assert found == pytest.approx({"C": -7.0, "O": -7.0, "Pt": -6.0, "H": 0.0}, abs=1e-9)
 
 
-def test_force_rms_leaves_missing_out():
+def test_force_rms_ignores_missing_forces():
     forces = (np.array([[3.0, 0.0, 0.0]]), None, np.zeros((1, 3)))
     frames = [frame(["Pt"], forces=f) for f in forces]
     assert force_rms(dataset_from_frames(frames)) == pytest.approx(np.sqrt(9.0 / 6.0))
 
 
-def test_labels_that_nobody_has_are_refused():
+def test_labels_that_no_frame_has_are_refused():
     bare = dataset_from_frames([frame(["Pt"])])
     with pytest.raises(ValueError, match="energy"):
         reference_energies(bare)

@@ -26,7 +26,7 @@ def test_packaged_frames(text):
     frames = read_frames(ptco_pbe())
     assert len(frames) == text.count("free_energy=")
     assert all(np.isfinite(f.forces).all() and f.forces.shape == f.positions.shape for f in frames)
-    first = frames[0]  # numbers read off the file by eye
+    first = frames[0]  # numbers copied from the file
     assert first.energy == pytest.approx(-22.943197348163057, abs=1e-12)  # free_energy, not energy
     assert first.kind == "bulk-eos" and first.group == "bulk-0" and first.symbols == ("Pt",) * 4
     np.testing.assert_allclose(np.diag(first.stress), -0.31748, atol=1e-5)

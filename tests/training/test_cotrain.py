@@ -70,8 +70,8 @@ def test_training_learns_forces_and_agreement(pair, metal):
     assert trained.record["history"][-1]["step"] == 300 and "meV/atom" in describe(scores)
 
 
-def test_resumed_run_equals_one_that_never_stopped(pair, metal, tmp_path, monkeypatch):
-    whole = cotrain(pair, metal, SMALL, folder=tmp_path / "whole", progress=False)
+def test_a_resumed_training_equals_an_uninterrupted_one(pair, metal, tmp_path, monkeypatch):
+    uninterrupted = cotrain(pair, metal, SMALL, folder=tmp_path / "uninterrupted", progress=False)
 
     class Killed(Exception):
         pass
@@ -86,7 +86,7 @@ def test_resumed_run_equals_one_that_never_stopped(pair, metal, tmp_path, monkey
         with pytest.raises(Killed):
             cotrain(pair, metal, SMALL, folder=tmp_path / "cut", progress=False)
     resumed = cotrain(pair, metal, SMALL, folder=tmp_path / "cut", progress=False)
-    jax.tree.map(np.testing.assert_array_equal, whole.params, resumed.params)
+    jax.tree.map(np.testing.assert_array_equal, uninterrupted.params, resumed.params)
     stored = mm.load(tmp_path / "cut" / "checkpoint.msgpack")
     jax.tree.map(np.testing.assert_array_equal, stored.params, resumed.params)
     assert stored.record["step"] == SMALL.steps
@@ -106,7 +106,7 @@ def test_references_and_scale_come_from_the_data(pair, metal):
         )
 
 
-def test_frames_of_large_forces_weigh_less(pair, metal, monkeypatch):
+def test_frames_with_large_forces_have_smaller_weights(pair, metal, monkeypatch):
     frames = [
         f._replace(forces=f.forces / np.sqrt(np.mean(f.forces**2)) * size)
         for f, size in zip(metal.frames, (1.0, 2.0, 8.0))
@@ -129,7 +129,7 @@ def test_frames_of_large_forces_weigh_less(pair, metal, monkeypatch):
 
 
 def test_start_moves_references_to_other_labels(pair, metal):
-    """Trained on labels of another zero, an expert starts where those labels are."""
+    """With labels of other reference energies, a training starts at those references."""
     before = cotrain(pair, metal, SMALL, progress=False)
     other = dataset_from_frames([f._replace(energy=f.energy + 7.5 * len(f.symbols)) for f in metal.frames])
     still = TrainSettings(**{**vars(SMALL), "steps": 1, "learning_rate": 1e-12, "warmup_steps": 0})
@@ -142,7 +142,7 @@ def test_start_moves_references_to_other_labels(pair, metal):
 
     here, there = errors(before, metal)["expensive"], errors(moved, other)["expensive"]
     assert there["forces_meV_per_A"] == pytest.approx(here["forces_meV_per_A"], rel=1e-4)
-    # The least-squares offset can only take some of the error away, 7.5 eV per atom of it here.
+    # The least-squares shift can only reduce the error, here by 7.5 eV per atom.
     assert there["energy_meV_per_atom"] < here["energy_meV_per_atom"] + 1.0
     shifts = [np.asarray(p["shift"]) - np.asarray(q["shift"]) for p, q in zip(moved.params, before.params)]
     np.testing.assert_allclose(shifts[0], shifts[1], atol=1e-4)
@@ -151,9 +151,7 @@ def test_start_moves_references_to_other_labels(pair, metal):
 
 
 def test_start_begins_with_the_loss_of_the_checkpoint(pair, metal):
-    """Labels that the checkpoint's own energies fit on average: nothing moves,
-    the first step sees its errors.
-    """
+    """If energies have no mean error, nothing is shifted, and the first step has the checkpoint's errors."""
     before = cotrain(
         pair, metal, TrainSettings(**{**vars(SMALL), "steps": 100, "validate_every": 1000}), progress=False
     )
@@ -179,7 +177,7 @@ def test_start_begins_with_the_loss_of_the_checkpoint(pair, metal):
             "weights": type(SMALL.weights)(**weights),
         }
     )
-    # The least-squares offset of labels that already have it is zero.
+    # A second least-squares shift to the same labels is zero.
     level = cotrain(pair, metal, still, start=before, progress=False)
     seen = cotrain(pair, metal, still, start=level, validation=metal, progress=False)
     jax.tree.map(
@@ -197,7 +195,7 @@ def test_start_begins_with_the_loss_of_the_checkpoint(pair, metal):
     assert fresh["loss"] > 2 * first["loss"]
 
 
-def test_start_refuses_species_that_it_does_not_know(pair, metal):
+def test_start_refuses_unknown_species(pair, metal):
     before = cotrain(pair, metal, TrainSettings(**{**vars(SMALL), "steps": 1}), progress=False)
     gold = dataset_from_frames([metal.frames[0]._replace(symbols=("Au", "Pt", "Pt", "Pt"))])
     with pytest.raises(
@@ -214,7 +212,7 @@ def test_start_refuses_species_that_it_does_not_know(pair, metal):
         cotrain(wider, metal, SMALL, start=before, progress=False)
 
 
-def test_watch_sees_the_averages_and_changes_nothing(pair, metal):
+def test_watch_gets_the_averages_and_changes_nothing(pair, metal):
     seen = []
     settings = TrainSettings(**{**vars(SMALL), "steps": 8, "validate_every": 3})
     watched = cotrain(
@@ -231,8 +229,8 @@ def test_watch_sees_the_averages_and_changes_nothing(pair, metal):
 
 def test_patience_ends_training_with_the_best_parameters(pair, metal, tmp_path):
     train, validation = split_by_group(metal, validation_fraction=0.25, seed=0)
-    # So hot that it gets worse at once.
-    wild = TrainSettings(
+    # The learning rate is so large that the loss soon grows.
+    unstable = TrainSettings(
         **{
             **vars(SMALL),
             "steps": 400,
@@ -242,7 +240,7 @@ def test_patience_ends_training_with_the_best_parameters(pair, metal, tmp_path):
             "warmup_steps": 8,
         }
     )
-    stopped = cotrain(pair, train, wild, validation=validation, folder=tmp_path, progress=False)
+    stopped = cotrain(pair, train, unstable, validation=validation, folder=tmp_path, progress=False)
     history, best = stopped.record["history"], stopped.record["best_step"]
     losses = {h["step"]: h["loss"] for h in history}
     assert stopped.record["step"] == best + 12 < 400
@@ -254,23 +252,23 @@ def test_patience_ends_training_with_the_best_parameters(pair, metal, tmp_path):
     assert scores["expensive"]["forces_meV_per_A"] == pytest.approx(
         at_best["expensive"]["forces_meV_per_A"], rel=1e-3
     )
-    again = cotrain(pair, train, wild, validation=validation, folder=tmp_path, progress=False)
+    again = cotrain(pair, train, unstable, validation=validation, folder=tmp_path, progress=False)
     assert again.record["step"] == stopped.record["step"]
     jax.tree.map(np.testing.assert_array_equal, again.params, stopped.params)
     with pytest.raises(ValueError, match="validation must be given where patience is set, here 3"):
-        cotrain(pair, train, wild, progress=False)
+        cotrain(pair, train, unstable, progress=False)
     with pytest.raises(ValueError, match="start must hold the experts to train"):
         cotrain(pair, train, SMALL, start=stopped._replace(experts=stopped.experts[::-1]), progress=False)
 
 
-def test_environments_follow_from_seed_and_step(pair):
+def test_unlabelled_batches_follow_from_seed_and_step(pair):
     a, b, c = (environment_batch(pair, SMALL, step) for step in (3, 3, 4))
     np.testing.assert_array_equal(a.rows.displacement, b.rows.displacement)
     assert not np.array_equal(a.rows.displacement, c.rows.displacement)
     assert not a.energy_mask.any() and not a.forces_mask.any()
 
 
-def test_environments_hold_perfect_crystals_with_their_own_weight(pair):
+def test_ideal_crystals_have_their_own_weight_in_unlabelled_batches(pair):
     def weights(**changes):
         batch = environment_batch(pair, TrainSettings(**{**vars(SMALL), **changes}), 0)
         return None if batch is None else batch.weight[batch.n_atoms > 0].tolist()

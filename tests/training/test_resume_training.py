@@ -1,4 +1,4 @@
-"""A training that is killed, interrupted or out of disk ends with the bits of one that never stopped."""
+"""A training that was killed, interrupted or out of disk ends with the bits of an uninterrupted one."""
 
 import os
 import random
@@ -32,7 +32,7 @@ def start(folder) -> subprocess.Popen:
 
 
 def saved(folder) -> dict:
-    """What would be resumed; nothing where nothing was saved."""
+    """The content of the saved training; empty without one."""
     path = folder / "training.msgpack"
     return flax.serialization.msgpack_restore(path.read_bytes()) if path.exists() else {}
 
@@ -43,9 +43,9 @@ def saved_step(folder) -> int:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A training that nobody disturbed."""
-    folder = tmp_path_factory.mktemp("whole")
+def uninterrupted(tmp_path_factory):
+    """Folder of an uninterrupted training."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
     process = start(folder)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -53,7 +53,7 @@ def whole(tmp_path_factory):
 
 
 def kill(folder, rng) -> int:
-    """Start, let some steps pass, kill at a random moment; the step begun last."""
+    """Start, kill at a random moment some steps later, and return the step begun last."""
     process = start(folder)
     began = [int(process.stdout.readline()) for _ in range(rng.randint(2, 14))]
     time.sleep(rng.uniform(0.0, 0.03))
@@ -61,7 +61,7 @@ def kill(folder, rng) -> int:
     out, _ = process.communicate(timeout=120)
     began += [int(line) for line in out.split()]
     assert process.returncode == -signal.SIGKILL and began[-1] < STEPS, "killed after the end"
-    assert saved_step(folder) % 5 == 0  # never half a state
+    assert saved_step(folder) % 5 == 0  # only complete states are saved
     return began[-1]
 
 
@@ -74,33 +74,33 @@ def check_same(expected: dict, found: dict) -> None:
             assert pair[0] == pair[1], key
 
 
-def check_killed_training(whole, folder, n_kills: int, seed: int) -> list[int]:
-    """Killed again and again, then left alone: the same bits. Returns the steps it was killed in."""
+def check_killed_training(uninterrupted, folder, n_kills: int, seed: int) -> list[int]:
+    """Kill a training repeatedly, complete it and compare all bits; returns the steps of the kills."""
     rng = random.Random(seed)
     killed_in = [kill(folder, rng) for _ in range(n_kills)]
     process = start(folder)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    check_same(saved(whole), saved(folder))
+    check_same(saved(uninterrupted), saved(folder))
     assert saved_step(folder) == STEPS and len(saved(folder)["history"]) == -(-STEPS // 14)
-    a, b = (mm.load(f / "checkpoint.msgpack") for f in (whole, folder))
+    a, b = (mm.load(f / "checkpoint.msgpack") for f in (uninterrupted, folder))
     jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
     assert a.record["history"] == b.record["history"] and b.record["step"] == STEPS
     assert sorted(os.listdir(folder)) == [
         "checkpoint.msgpack",
         "training.msgpack",
-    ]  # no half-written file stays
+    ]  # no partial file remains
     return killed_in
 
 
 @pytest.mark.thorough
-def test_three_kills_change_no_bit(whole, tmp_path):
-    check_killed_training(whole, tmp_path, 3, seed=1)
+def test_three_kills_change_no_bit(uninterrupted, tmp_path):
+    check_killed_training(uninterrupted, tmp_path, 3, seed=1)
 
 
 @pytest.mark.slow
-def test_twenty_kills_change_no_bit(whole, tmp_path):
-    print("killed in steps", check_killed_training(whole, tmp_path, 20, seed=2))
+def test_twenty_kills_change_no_bit(uninterrupted, tmp_path):
+    print("killed in steps", check_killed_training(uninterrupted, tmp_path, 20, seed=2))
 
 
 # In this process -------------------------------------------------------------
@@ -110,21 +110,21 @@ FEW = 24
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory):
-    """The result of a short training that nobody disturbed, and its folder."""
+    """Result and folder of a short uninterrupted training."""
     folder = tmp_path_factory.mktemp("short")
     return small_training.train(folder, FEW), folder
 
 
 def check_result(short, folder) -> None:
-    """Resumed, it ends as the undisturbed one."""
-    result, whole = small_training.train(folder, FEW), short[0]
-    jax.tree.map(np.testing.assert_array_equal, result.params, whole.params)
-    assert result.record["history"] == whole.record["history"] and result.record["step"] == FEW
+    """Resume the training of a folder and compare it with the uninterrupted one."""
+    result, uninterrupted = small_training.train(folder, FEW), short[0]
+    jax.tree.map(np.testing.assert_array_equal, result.params, uninterrupted.params)
+    assert result.record["history"] == uninterrupted.record["history"] and result.record["step"] == FEW
     check_same(saved(short[1]), saved(folder))
 
 
 def at_step(monkeypatch, step: int, act) -> list[int]:
-    """`act` as that step begins; returns the list of the steps begun."""
+    """Call `act` as that step begins; returns the list of steps begun, which grows."""
     began, batch_of_step = [], inputs.environment_batch
 
     def batch(experts, settings, now):
@@ -138,10 +138,8 @@ def at_step(monkeypatch, step: int, act) -> list[int]:
 
 
 @pytest.mark.parametrize("step, delay", [(0, 0.0), (7, 0.0), (13, 0.004), (16, 0.015)])
-def test_an_interrupt_saves_the_last_whole_step(short, tmp_path, monkeypatch, step, delay):
-    """Ctrl-C at some moment of the step (once things are compiled),
-    also while it validates (14) or saves (15).
-    """
+def test_an_interrupt_saves_the_last_complete_step(short, tmp_path, monkeypatch, step, delay):
+    """Ctrl-C at a moment of the step after compilation, also during validation (14) and saving (15)."""
 
     def interrupt():
         threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -150,12 +148,12 @@ def test_an_interrupt_saves_the_last_whole_step(short, tmp_path, monkeypatch, st
         began = at_step(patch, step, interrupt)
         with pytest.raises(KeyboardInterrupt):
             small_training.train(tmp_path, FEW)
-            time.sleep(1.0)  # the training was faster than the timer
+            time.sleep(1.0)  # for a training faster than the timer
     assert saved_step(tmp_path) - began[-1] in (
         -1,
         0,
         1,
-    )  # a batch begins while the step before it is computed
+    )  # a batch is made while the device computes the step before
     check_result(short, tmp_path)
 
 
@@ -174,7 +172,7 @@ def test_a_full_disk_loses_nothing(short, tmp_path, monkeypatch, limit):
     check_result(short, tmp_path)
 
 
-def test_what_a_kill_leaves_half_written_does_no_harm(short, tmp_path):
+def test_partial_files_of_a_killed_training_are_replaced(short, tmp_path):
     for name in ("training", "checkpoint"):
         (tmp_path / f".{name}.msgpack.partial").write_bytes(b"half")
     check_result(short, tmp_path)
@@ -190,7 +188,7 @@ def test_a_training_killed_before_its_last_checkpoint_writes_it(short, tmp_path)
 
 
 def edited(short, folder, edit) -> bytes:
-    """A copy of the saved training, edited; its bytes."""
+    """Write an edited copy of the saved training; returns its bytes."""
     content = saved(short[1])
     del content["sha256"]
     edit(content)
@@ -223,7 +221,7 @@ def test_other_trainings_are_refused_and_kept(short, tmp_path, edit, message):
     assert (tmp_path / "training.msgpack").read_bytes() == before
 
 
-def test_other_data_of_the_same_size_are_other_data():
+def test_digests_differ_for_any_change_of_the_data():
     frames = small_training.frames(3, 0)
     first = frames.frames[0]
     moved = first._replace(positions=first.positions + np.array([0.0, 0.0, 1e-12]))

@@ -1,4 +1,4 @@
-"""SOAP against what the paper says of it, and against optax's Adam."""
+"""SOAP against the properties stated in its paper, and against optax's Adam."""
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,8 @@ def trajectory(optimizer, gradient_fn, params, steps: int):
     return jax.lax.fori_loop(0, steps, step, (params, optimizer.init(params)))[0]
 
 
-def test_diagonal_gradients_make_it_adam():
-    """Where the covariances are diagonal, their eigenvectors are the axes."""
+def test_diagonal_gradients_give_adam():
+    """With diagonal covariances, the eigenvectors are the axes, and SOAP is Adam."""
     curvature = jnp.asarray([3.0, 0.5, 0.1])
     start = {"w": jnp.diag(jnp.asarray([1.0, -2.0, 0.7])), "one": jnp.asarray([0.3])}
 
@@ -33,21 +33,21 @@ def test_diagonal_gradients_make_it_adam():
         np.testing.assert_allclose(ours[name], adam[name], rtol=1e-9, atol=1e-8)
 
 
-def turn(key):
+def rotation(key):
     return jnp.linalg.qr(jax.random.normal(key, (5, 5)))[0]
 
 
-def stretched(key):
-    """A quadratic of a matrix, narrow along directions that no axis has."""
-    a, b = map(turn, jax.random.split(key))
+def badly_conditioned(key):
+    """A badly conditioned quadratic form of a matrix, whose principal directions are not its axes."""
+    a, b = map(rotation, jax.random.split(key))
     spread = jnp.logspace(-2, 0, 5)[None]
     return a * spread @ a.T, b * spread @ b.T
 
 
 def test_rotated_parameters_take_rotated_steps():
-    """Turning both spaces of a matrix turns its whole path: Adam's depends on the axes."""
-    left, right = stretched(jax.random.key(0))
-    u, v = turn(jax.random.key(1)), turn(jax.random.key(2))
+    """Rotating both spaces of a matrix rotates its path under SOAP, unlike under Adam."""
+    left, right = badly_conditioned(jax.random.key(0))
+    u, v = rotation(jax.random.key(1)), rotation(jax.random.key(2))
     w = jax.random.normal(jax.random.key(3), (5, 5))
     end = {}
     for name, scale in (("soap", scale_by_soap), ("adam", optax.scale_by_adam)):
@@ -58,8 +58,8 @@ def test_rotated_parameters_take_rotated_steps():
     assert end["soap"] < 1e-6 < 1e-2 < end["adam"]
 
 
-def test_a_narrow_valley_is_walked_faster_than_by_adam():
-    left, right = stretched(jax.random.key(4))
+def test_a_badly_conditioned_loss_falls_faster_than_by_adam():
+    left, right = badly_conditioned(jax.random.key(4))
     w = jax.random.normal(jax.random.key(5), (5, 5))
     schedule = optax.cosine_decay_schedule(-0.05, 300)
 
@@ -72,12 +72,15 @@ def test_a_narrow_valley_is_walked_faster_than_by_adam():
     assert loss(scale_by_soap()) < 0.2 * loss(optax.scale_by_adam(0.95, 0.95))
 
 
-def test_a_leaf_without_gradient_stays():
-    params = {"held": jnp.ones((3, 2)), "moved": jnp.ones((2, 2))}
+def test_a_leaf_without_gradient_is_unchanged():
+    params = {"constant": jnp.ones((3, 2)), "moved": jnp.ones((2, 2))}
     end = trajectory(
         optax.chain(scale_by_soap(refresh_every=2), optax.scale(-0.1)),
-        lambda p: {"held": jnp.zeros((3, 2)), "moved": p["moved"] * jnp.asarray([[1.0, 2.0], [3.0, 4.0]])},
+        lambda p: {
+            "constant": jnp.zeros((3, 2)),
+            "moved": p["moved"] * jnp.asarray([[1.0, 2.0], [3.0, 4.0]]),
+        },
         params,
         7,
     )
-    assert (end["held"] == 1.0).all() and np.isfinite(end["moved"]).all() and (end["moved"] < 1.0).all()
+    assert (end["constant"] == 1.0).all() and np.isfinite(end["moved"]).all() and (end["moved"] < 1.0).all()
