@@ -81,7 +81,13 @@ def respa(folder: Path) -> str:
     """Multiple time steps: energy against the outer step, and speed beside its bound."""
     command = "python benchmarks/bench_respa.py"
     records = harness.read(folder, "respa")
-    parts = [f"`{command}`"]
+    parts = [f"`{command}`", *_respa_conservation(records), *_respa_speed(records)]
+    return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
+
+
+def _respa_conservation(records: list[dict]) -> list[str]:
+    """Table and note of each pair: drift against the interval between expensive forces."""
+    parts = []
     groups: dict[tuple, dict[tuple, dict]] = {}
     for record in records:
         if "conservation" in record and not record["smoke"]:
@@ -119,6 +125,12 @@ def respa(folder: Path) -> str:
             ),
             note,
         ]
+    return parts
+
+
+def _respa_speed(records: list[dict]) -> list[str]:
+    """Table and note of each device: time per step against the interval."""
+    parts = []
     for record in newest([r for r in records if "speed" in r]):
         timed = record["speed"]
         rows = [
@@ -148,7 +160,7 @@ def respa(folder: Path) -> str:
             f"{timed['atoms']:,} atoms under `{record['speed_checkpoint']}`, float32; "
             f"r = {timed['r']:.1f}. {where(record)}.",
         ]
-    return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
+    return parts
 
 
 # Names in the records, and what the table says.
