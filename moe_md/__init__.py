@@ -6,8 +6,6 @@ Public names are imported at their first use (PEP 562): `import moe_md` loads ne
 import importlib
 from typing import TYPE_CHECKING
 
-from moe_md.renamed import missing_attribute
-
 if TYPE_CHECKING:
     from moe_md import derivatives as derivatives
     from moe_md import distributed as distributed
@@ -49,6 +47,8 @@ __all__ = list(_MODULES)
 
 def __getattr__(name: str):
     if name not in _MODULES:
+        from moe_md.renamed import missing_attribute
+
         raise missing_attribute(__name__, name)
     source = _MODULES[name]
     module = importlib.import_module(f"moe_md.{source or name}")
