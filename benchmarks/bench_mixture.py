@@ -76,14 +76,10 @@ def step_case(position, edges, experts, params, species, region, chunk_size: int
     neighbor_fn, energy_fn = mm.mixture_neighbor_list(
         displacement_fn, edges, mm.experts.potentials(experts, params), species, region, chunk_size=chunk_size
     )
-    _, apply_fn = simulate.nve(energy_fn, shift_fn, TIMESTEP_FS * mm.units.fs)
-
-    def step(carry):
-        state, neighbors = carry
-        neighbors = neighbors.update(state.position)
-        return apply_fn(state, neighbor=neighbors), neighbors
-
-    return harness.Case(step, (start(position), neighbor_fn.allocate(jnp.asarray(position))))
+    step = harness.dynamics_step(mm.simulate.nve(shift_fn, TIMESTEP_FS), energy_fn)
+    return harness.Case(
+        lambda carry: step(*carry), (start(position), neighbor_fn.allocate(jnp.asarray(position)))
+    )
 
 
 def start(position) -> simulate.NVEState:

@@ -29,7 +29,7 @@ from bench_mixture import (
     start,
     upper_share,
 )
-from jax_md import simulate, space
+from jax_md import space
 
 import moe_md as mm
 
@@ -73,13 +73,13 @@ class Chunk(harness.Case):
             upper_share(position, share),
             chunk_size=chunk_size,
         )
-        _, apply_fn = simulate.nve(energy_fn, shift_fn, TIMESTEP_FS * mm.units.fs)
+        advance = harness.dynamics_step(mm.simulate.nve(shift_fn, TIMESTEP_FS), energy_fn)
 
         def step(_, carry):
             state, neighbors, rebuilds = carry
-            new = neighbors.update(state.position)
+            state, new = advance(state, neighbors)
             moved = jnp.any(new.list.reference_position != neighbors.list.reference_position)
-            return apply_fn(state, neighbor=new), new, rebuilds + moved
+            return state, new, rebuilds + moved
 
         neighbors = neighbor_fn.allocate(jnp.asarray(position))
         super().__init__(

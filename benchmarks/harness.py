@@ -74,6 +74,20 @@ class Case:
         return time.perf_counter() - started
 
 
+def dynamics_step(integrator, energy_fn: Callable) -> Callable:
+    """The step of `simulate.run` as a function `(state, neighbors) -> (state, neighbors)`."""
+
+    def step(state, neighbors):
+        def evaluate(position, box):
+            updated = neighbors.update(position)
+            return integrator.evaluate(energy_fn, 0, position, neighbor=updated), updated
+
+        state, _, _, updated = mm.simulate.md_step(integrator, state, None, evaluate)
+        return state, updated
+
+    return step
+
+
 class Timing(NamedTuple):
     """Seconds per call."""
 
