@@ -1,8 +1,9 @@
-"""Forces, virial and stress: of rows, from partial forces g = dE_i / d displacement, and of whole energies.
+"""Forces, virial and stress.
 
-Strain acts on displacements, R_j - R_i -> (1 + strain)(R_j - R_i), and reaches
-gates as it reaches rows. Stress is +(1/V) dE/d strain, as ASE has it;
-`jax_md.quantity.stress` has the other sign.
+For rows they follow from partial forces g = dE_i / d displacement, for an energy
+function from its gradient. Strain acts on displacements,
+R_j - R_i -> (1 + strain)(R_j - R_i), in gates as in rows. Stress is
++(1/V) dE/d strain, as in ASE; `jax_md.quantity.stress` has the opposite sign.
 """
 
 from collections.abc import Callable
@@ -18,13 +19,13 @@ from moe_md.neighbors.rows import Neighborhood
 def forces(g: Array | np.ndarray, rows: Neighborhood, centers: Array | np.ndarray, n_atoms: int) -> Array:
     """Forces on all atoms from the partial forces of some rows.
 
-    A slot pulls its centre by +g and its neighbour by -g, so that momentum is
-    conserved by construction.
+    A slot adds +g to the force on its centre and -g to that on its neighbour, so
+    momentum is conserved by construction.
 
     Args:
         g: `[n, K, 3]` eV/Å, zero on padded slots.
         rows: `n` rows whose `neighbor` indexes atoms.
-        centers: `[n]` int, the atom of each row, `n_atoms` where none.
+        centers: `[n]` int, the atom of each row, `n_atoms` where padded.
         n_atoms: number of atoms.
 
     Returns:
@@ -38,7 +39,7 @@ def forces(g: Array | np.ndarray, rows: Neighborhood, centers: Array | np.ndarra
 def virial(g: Array | np.ndarray, rows: Neighborhood) -> Array:
     """dE/d strain of each row, `[n, 3, 3]` eV: sum_k g_k displacement_k, symmetric part.
 
-    Summed over rows and divided by the volume it is ASE's stress.
+    The sum over rows, divided by the volume, is ASE's stress.
     """
     w = jnp.einsum("nka,nkb->nab", g, jnp.where(rows.mask[..., None], rows.displacement, 0.0))
     return 0.5 * (w + jnp.swapaxes(w, 1, 2))
@@ -55,7 +56,7 @@ def strain_gradient(energy_fn: Callable, position: Array, neighbor, **kwargs) ->
         **kwargs: `params`, `region`, `box`.
 
     Returns:
-        The virial of the whole; over the volume it is the stress.
+        The virial; divided by the volume it is the stress.
     """
     unstrained = jnp.eye(3, dtype=position.dtype)
 
@@ -70,7 +71,7 @@ def stress(energy_fn: Callable, position: Array, neighbor, volume, **kwargs) -> 
     """Stress of an energy, `[3, 3]` eV/Å^3, ASE's sign.
 
     Args:
-        energy_fn, position, neighbor, **kwargs: as in `strain_gradient`.
+        energy_fn, position, neighbor, **kwargs: as for `strain_gradient`.
         volume: Å^3, of the box.
     """
     return strain_gradient(energy_fn, position, neighbor, **kwargs) / volume
@@ -79,14 +80,14 @@ def stress(energy_fn: Callable, position: Array, neighbor, volume, **kwargs) -> 
 def atomic_virials(energies_fn: Callable, position: Array, neighbor, **kwargs) -> Array:
     """dE_i/d strain of the energy of every atom, symmetric part: `[n_atoms, 3, 3]` eV.
 
-    For a mixture, E_i is the weighted energy of atom i, so the gate's own
-    strain derivative is part of it. Their sum over the volume is the stress;
-    one of them over the volume of its atom is that atom's share.
+    For a mixture, E_i = sum_e g_ie E_ie, so the strain derivative of the gate is part
+    of it. The sum over atoms divided by the volume is the stress. One of them divided
+    by the volume of its atom is the stress of that atom.
 
     Args:
         energies_fn: as `energy_fn` of `strain_gradient`, from a builder with
             `per_particle=True`.
-        position, neighbor, **kwargs: as in `strain_gradient`.
+        position, neighbor, **kwargs: as for `strain_gradient`.
     """
     unstrained = jnp.eye(3, dtype=position.dtype)
 

@@ -69,7 +69,7 @@ def tensor_track(l_max: int, num_layers: int, parity: bool) -> list[tuple[angula
 
 
 class EnvironmentMatrix(nn.Module):
-    """The tensor product with an environment, as a matrix."""
+    """The tensor product with the environment of a centre, as a matrix."""
 
     left: tuple[angular.Irrep, ...]
     right: tuple[angular.Irrep, ...]
@@ -102,10 +102,10 @@ class AllegroNetwork(nn.Module):
     scalar_embed_mlp: Sequence[int]
     allegro_mlp: Sequence[int]
     readout_mlp: Sequence[int]
-    avg_num_neighbors: float | tuple[float, ...]  # of all centres, or of each species
+    avg_num_neighbors: float | tuple[float, ...]  # one number, or one per species of the centre
     path_channel_coupling: bool
     nonlinearity: str = "silu"
-    pair_cutoffs: tuple[tuple[float, ...], ...] | None = None  # of centre and neighbour species
+    pair_cutoffs: tuple[tuple[float, ...], ...] | None = None  # Å, by species of centre and neighbour
 
     @nn.compact
     def __call__(self, rows: Neighborhood) -> Array:
@@ -116,18 +116,16 @@ class AllegroNetwork(nn.Module):
         neighbors = jnp.asarray(self.avg_num_neighbors, distance.dtype)
         if neighbors.ndim:
             neighbors = neighbors[rows.center_species]
-        per_edge = jnp.reshape(neighbors**-0.5, (-1, 1, 1))  # of a sum over edges; [n, 1, 1] or [1, 1, 1]
+        per_edge = jnp.reshape(neighbors**-0.5, (-1, 1, 1))  # factor of sums over edges; [n or 1, 1, 1]
         mlp = partial(ScalarMLP, nonlinearity=NONLINEARITIES[self.nonlinearity])
         harmonics = angular.spherical_harmonics(self.l_max, vector, axis=-2)  # [n, (l_max + 1)^2, K]
 
-        # Two-body embedding. No network here has a bias, so a masked slot,
-        # whose radial basis is zero, stays exactly zero in every feature.
+        # Two-body embedding. The networks have no bias, so masked slots, whose
+        # radial basis is zero, stay exactly zero in every feature.
         basis = radial_basis(distance, mask, cutoff, self.num_bessels, self.polynomial_cutoff_p)
-        edge = self._pair_embedding(rows) * ScalarMLP((), scalars_n, name="basis_linear")(basis)
+        edge = self._species_features(rows) * ScalarMLP((), scalars_n, name="basis_linear")(basis)
         edge = mlp(self.scalar_embed_mlp, scalars_n, name="scalar_embed")(edge)
-
-        def split(x: Array) -> Array:  # one weight per channel and l, channel-major as the reference's
-            return jnp.swapaxes(x.reshape(*x.shape[:-1], channels, orders), -1, -2)
+        split = partial(_by_order, orders=orders)
 
         tensor_weights = split(ScalarMLP((), channels * orders, name="tensor_embed")(edge))  # w of V_0
         projection = ScalarMLP((), scalars_n + channels * orders, name="first_projection")(edge)
@@ -138,7 +136,7 @@ class AllegroNetwork(nn.Module):
         track = tensor_track(self.l_max, self.num_layers, self.parity)
         chain = None  # M_1 ... M_t, [n, (l_max + 1)^2, dim(track[t]), C]
         for layer in range(self.num_layers):
-            # Sums over neighbours and products with them: small matrix products per centre and l.
+            # Sums over neighbours, and products with them, are matrix products per centre and l.
             sums = [jnp.einsum("nmk,nkc->nmc", harmonics[:, s], weights[..., l, :]) for l, s in blocks]
             environment = jnp.concatenate(sums, axis=1) * per_edge
             matrix = EnvironmentMatrix(
@@ -165,12 +163,20 @@ class AllegroNetwork(nn.Module):
         edge_energy = mlp(self.readout_mlp, 1, name="readout")(jnp.concatenate(features, axis=-1))
         return jnp.sum(edge_energy[..., 0], axis=-1) * per_edge[..., 0, 0] * 0.5**0.5
 
-    def _pair_embedding(self, rows: Neighborhood) -> Array:
-        """Embedding of the species of centre and neighbour, `[n, K, num_scalar_features]`."""
+    @nn.nowrap
+    def _species_features(self, rows: Neighborhood) -> Array:
+        """Embedded species of centre and neighbour: `[n, K, num_scalar_features]`."""
         embed, shape = nn.initializers.normal(1.0), (self.num_species, self.num_scalar_features // 2)
-        center = self.param("center_embed", embed, shape)[rows.center_species]
-        neighbor = self.param("neighbor_embed", embed, shape)[rows.neighbor_species]
-        return jnp.concatenate([jnp.broadcast_to(center[:, None], neighbor.shape), neighbor], axis=-1)
+        of_center = self.param("center_embed", embed, shape)[rows.center_species]
+        of_neighbor = self.param("neighbor_embed", embed, shape)[rows.neighbor_species]
+        return jnp.concatenate(
+            [jnp.broadcast_to(of_center[:, None], of_neighbor.shape), of_neighbor], axis=-1
+        )
+
+
+def _by_order(x: Array, orders: int) -> Array:
+    """`[..., channels * orders]` to `[..., orders, channels]`; channel-major input, as in the reference."""
+    return jnp.swapaxes(x.reshape(*x.shape[:-1], -1, orders), -1, -2)
 
 
 @register_expert
@@ -195,7 +201,7 @@ def allegro(
     zbl: bool = False,
     allowed_species: Sequence[str] | None = None,
 ) -> Expert:
-    """The expensive expert: Allegro, as in `nequip-allegro` 0.8.3.
+    """Allegro, as in `nequip-allegro` 0.8.3; usually the expensive expert.
 
     Args:
         species: chemical symbols; an atom's species is its index here.
@@ -238,14 +244,10 @@ def allegro(
     check_integer("num_tensor_features", num_tensor_features, 1)
     check_integer("num_bessels", num_bessels, 1)
     check_power(polynomial_cutoff_p)
-    for name, widths in (
-        ("scalar_embed_mlp", scalar_embed_mlp),
-        ("allegro_mlp", allegro_mlp),
-        ("readout_mlp", readout_mlp),
-    ):
-        check_widths(name, widths)
-    for name, flag in (("parity", parity), ("path_channel_coupling", path_channel_coupling), ("zbl", zbl)):
-        check_value(name, flag, bool)
+    for name in ("scalar_embed_mlp", "allegro_mlp", "readout_mlp"):
+        check_widths(name, config[name])
+    for name in ("parity", "path_channel_coupling", "zbl"):
+        check_value(name, config[name], bool)
     check_value("nonlinearity", nonlinearity, str)
     check_integer("num_scalar_features", num_scalar_features, 2)
     if num_scalar_features % 2 or num_scalar_features < 2:

@@ -15,14 +15,14 @@ def spherical_harmonics(l_max: int, displacement: Array, axis: int = -1) -> Arra
     """Real spherical harmonics of the directions, "component" normalisation.
 
     The sum of squares over m is 2l + 1. Components, signs and axes are those of
-    e3nn (polar axis y), so that its Clebsch-Gordan coefficients fit; unrolled
-    here because they are half the cost of the cheap expert.
+    e3nn (polar axis y), so that its Clebsch-Gordan coefficients can be used. The
+    recursion is unrolled: harmonics are half of the cost of the cheap expert.
 
     Args:
         l_max: highest order.
         displacement: `[..., 3]`; zero vectors are not allowed: mask first.
-        axis: of the result, along which components lie; -2 for rows keeps
-            neighbours side by side, which is faster on CPU.
+        axis: of the result, for the components; -2 keeps neighbours along the last
+            axis, which is faster on CPU.
 
     Returns:
         `[..., (l_max + 1)^2]`, l blocks in ascending order.
@@ -66,7 +66,7 @@ def dim(irreps: tuple[Irrep, ...]) -> int:
 
 
 def slices(irreps: tuple[Irrep, ...]) -> list[slice]:
-    """Where each irrep's components lie."""
+    """The slice of each irrep's components."""
     ends = np.cumsum([2 * l + 1 for l, _ in irreps])
     return [slice(int(end) - 2 * l - 1, int(end)) for end, (l, _) in zip(ends, irreps)]
 
@@ -99,7 +99,7 @@ def coupling_tensor(left: tuple[Irrep, ...], right: tuple[Irrep, ...], out: tupl
 
 
 def safe_displacement(displacement: Array | np.ndarray, mask: Array | np.ndarray) -> tuple[Array, Array]:
-    """Displacements and distances with masked slots set to a harmless vector.
+    """Displacements and distances with masked slots set to (1, 1, 1) Å.
 
     Masking before the singular operation keeps first and second derivatives
     finite on padded slots.

@@ -1,4 +1,4 @@
-"""Checks of the arguments that builders of experts share."""
+"""Checks of arguments that the builders of experts share."""
 
 from collections.abc import Sequence
 from typing import overload
@@ -7,11 +7,12 @@ import numpy as np
 
 from moe_md.checks import check_value
 
-MAX_ORDER = 8  # of spherical harmonics
+MAX_ORDER = 8  # highest order of spherical harmonics
 MAX_DEPTH = 32  # layers of a network
 
 
 def check_species(species: Sequence[str], cutoff: float, allowed_species: Sequence[str] | None) -> None:
+    """Raise `ValueError` where species or cutoff of an expert are out of range."""
     if not _are_names(species) or len(species) == 0 or len(set(species)) != len(species):
         raise ValueError(f"species must be a tuple of distinct chemical symbols, got {species!r:.80}.")
     check_value("cutoff", cutoff, float)
@@ -29,6 +30,7 @@ def check_species(species: Sequence[str], cutoff: float, allowed_species: Sequen
 
 
 def check_integer(name: str, value, least: int, most: int | None = None) -> None:
+    """Raise `ValueError` unless a value is an integer between `least` and `most`."""
     check_value(name, value, int)
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}.")
@@ -37,12 +39,14 @@ def check_integer(name: str, value, least: int, most: int | None = None) -> None
 
 
 def check_power(value) -> None:
+    """Raise `ValueError` unless the power of an envelope is between 2 and 100."""
     check_value("polynomial_cutoff_p", value, float)
     if not 2 <= value <= 100:
         raise ValueError(f"polynomial_cutoff_p must lie between 2 and 100, got {value}.")
 
 
 def check_widths(name: str, widths) -> None:
+    """Raise `ValueError` unless these are widths of hidden layers."""
     if not isinstance(widths, (tuple, list)) or len(widths) > MAX_DEPTH:
         raise ValueError(f"{name} must be a tuple of at most {MAX_DEPTH} widths, got {widths!r:.80}.")
     for width in widths:
@@ -58,6 +62,7 @@ def checked_avg_num_neighbors(value, n_species: int) -> float | tuple[float, ...
 
 
 def checked_avg_num_neighbors(value, n_species: int) -> float | tuple[float, ...]:
+    """One positive number, or one per species; `ValueError` otherwise."""
     numbers = _numbers(value)
     if numbers.shape not in ((), (n_species,)) or not np.all((numbers > 0) & (numbers < np.inf)):
         raise ValueError(
@@ -67,6 +72,7 @@ def checked_avg_num_neighbors(value, n_species: int) -> float | tuple[float, ...
 
 
 def checked_pair_cutoffs(value, n_species: int, cutoff: float) -> tuple[tuple[float, ...], ...]:
+    """Cutoffs in Å by species of centre and neighbour, at most `cutoff`; `ValueError` otherwise."""
     table = _numbers(value)
     if table.shape != (n_species, n_species) or not np.all((table > 0) & (table <= cutoff)):
         raise ValueError(
@@ -77,7 +83,7 @@ def checked_pair_cutoffs(value, n_species: int, cutoff: float) -> tuple[tuple[fl
 
 
 def _numbers(value) -> np.ndarray:
-    """NaN where these are no numbers."""
+    """A value as an array of numbers; NaN where it is something else."""
     try:
         array = np.asarray(value)
     except ValueError:  # rows of unequal length

@@ -1,4 +1,4 @@
-"""The contract of an expert, and functions that hold for every expert."""
+"""The contract of an expert, and functions that serve every expert."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -24,10 +24,10 @@ class Expert(NamedTuple):
 
     With `num_hops` 1 it is strictly local: E_i depends on row i alone, and
     `Neighborhood.neighbor` is not used. Above 1 it passes messages along
-    `neighbor`, the row number of each neighbour in the same `Neighborhood`. A
-    number of at least `n` marks a neighbour without a row, which sends a message
-    of its species only. E_i is exact if the rows of all atoms within
-    `num_hops` - 1 neighbours of i are given; other energies are meaningless.
+    `neighbor`, which then holds the row of each neighbour in the same
+    `Neighborhood`. A number of at least `n` means that the neighbour has no row;
+    its message depends on its species alone. E_i is right if the rows of all atoms
+    within `num_hops` - 1 neighbours of i are given; other energies are meaningless.
     """
 
     init: Callable  # (key) -> params
@@ -36,10 +36,8 @@ class Expert(NamedTuple):
     species: tuple[str, ...]  # one tuple shared by all experts of a mixture
     allowed_species: tuple[str, ...]  # species it may meet, as centre or neighbour
     config: dict  # builder name and keyword arguments: what a checkpoint stores
-    num_hops: int = 1  # an energy depends on rows within num_hops - 1 neighbours of its centre
-    pack_neighbors: bool = (
-        False  # costly per neighbour: a mixture removes neighbours in the skin from its rows
-    )
+    num_hops: int = 1  # E_i depends on the rows of atoms within num_hops - 1 neighbours of i
+    pack_neighbors: bool = False  # gets rows without the neighbours of the skin, as each neighbour is costly
 
 
 class Potential(NamedTuple):
@@ -96,9 +94,9 @@ def check_two_experts(
 def energies_and_partial_forces(expert: Expert, params: Params, rows: Neighborhood) -> tuple[Array, Array]:
     """Per-atom energies and g = dE_i / d displacement of every slot.
 
-    Of an expert with `num_hops` above 1 it is g = d(sum_j E_j) / d displacement,
-    over all rows j: where some rows are there for their messages only, mask
-    their energies and differentiate that sum instead.
+    For an expert with `num_hops` above 1 it is g = d(sum_j E_j) / d displacement,
+    summed over all rows j. Where some rows serve for their messages only, mask their
+    energies and differentiate that sum instead.
 
     Args:
         expert: the potential.
@@ -120,11 +118,10 @@ def energies_and_partial_forces(expert: Expert, params: Params, rows: Neighborho
 def chunked_atom_energies(expert: Expert, chunk_size: int) -> Callable:
     """The expert's `atom_energies`, `chunk_size` rows at a time.
 
-    Memory is bounded by one chunk, also under differentiation: when only the
-    displacements vary (molecular dynamics), each chunk returns its partial
-    forces along with its energies, in one pass and with nothing recomputed.
-    Rows of an expert with `num_hops` above 1 depend on one another: it gets
-    its own `atom_energies` back, whatever the chunk.
+    Memory is bounded by one chunk, also under differentiation. When only the
+    displacements vary (molecular dynamics), each chunk returns its partial forces
+    along with its energies, in one pass. Rows of an expert with `num_hops` above 1
+    depend on one another: for it the expert's `atom_energies` is returned as it is.
 
     Args:
         expert: the potential.
@@ -180,7 +177,10 @@ def chunked_atom_energies(expert: Expert, chunk_size: int) -> Callable:
 
 
 def register_expert(builder: Callable) -> Callable:
-    """Register a builder, so that checkpoints and settings files can name it; also a decorator.
+    """Register the builder of an expert, so that checkpoints and settings files can name it.
+
+    Use it as a decorator. A checkpoint stores the `config` of its experts and no code,
+    so the module with the builder must be imported before the checkpoint is loaded.
 
     Args:
         builder: `(species, cutoff, *, ...) -> Expert`, whose `config` is
@@ -190,19 +190,19 @@ def register_expert(builder: Callable) -> Callable:
         The builder itself.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: another builder has the same name.
     """
     name = getattr(builder, "__name__", "")
     if BUILDERS.setdefault(name, builder) is not builder:
-        raise ValueError(f"name of the builder must not be taken, got {name!r}: rename the function.")
+        raise ValueError(f"builder must have a name of its own, got {name!r} twice: rename the function.")
     return builder
 
 
 def build(config: dict) -> Expert:
-    """The expert that a `config` describes.
+    """The expert of a `config`.
 
     Args:
-        config: `{"builder": name, ...}`, the builder's keyword arguments.
+        config: `{"builder": name, ...}` with the builder's keyword arguments.
 
     Raises:
         ValueError: the builder or an argument is unknown.
@@ -219,11 +219,22 @@ def build(config: dict) -> Expert:
 
 
 def cast(params: Params, dtype) -> Params:
-    """Parameters in the dtype of the positions."""
+    """Parameters in another dtype, that of the positions."""
     return jax.tree.map(lambda p: jnp.asarray(p, dtype), params)
 
 
 def network_expert(name: str, network: nn.Module, config: dict) -> Expert:
+    """An expert from a network on rows, with scale and shift per species.
+
+    Args:
+        name: of the builder.
+        network: a module that maps a `Neighborhood` to `[n]` energies.
+        config: the builder's arguments; `species`, `cutoff`, `allowed_species`, and
+            optionally `pair_cutoffs` and `zbl`, are used.
+
+    Raises:
+        ValueError: `zbl` is given for species that are no chemical symbols.
+    """
     species, cutoff = config["species"], float(config["cutoff"])
     allowed_species = tuple(species if config["allowed_species"] is None else config["allowed_species"])
     species = tuple(species)
@@ -258,5 +269,6 @@ def network_expert(name: str, network: nn.Module, config: dict) -> Expert:
 
 
 def stored_config(builder: str, arguments: dict) -> dict:
+    """`Expert.config` of a builder's arguments: tuples become lists, as in JSON."""
     plain = {k: list(v) if isinstance(v, (tuple, list)) else v for k, v in arguments.items()}
     return {"builder": builder, **plain}

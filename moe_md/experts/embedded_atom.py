@@ -5,8 +5,8 @@
     E_i   = 1/2 sum_sq pair_sq A_sq + F(rho) - F(0)    per centre species
 
 The first sum is half the pair potential phi(r) = sum_q pair_sq b_q(r), and rho_c a sum of
-radial functions, as they must be; written so, a neighbour costs its radial
-functions and nothing else. There are no angles.
+radial functions. In this form a neighbour costs only its radial functions. There are
+no angles.
 
 Source: Daw and Baskes, PRB 29, 6443 (1984), with one density; a density per
 ordered pair of species as Finnis and Sinclair, Phil. Mag. A 50, 45 (1984).
@@ -37,7 +37,7 @@ from moe_md.neighbors.rows import Neighborhood
 class EmbeddedAtomNetwork(nn.Module):
     """Rows of centres to per-centre energies, before scale and shift."""
 
-    allowed_species: Sequence[int]  # species indices that have weights; other neighbours are not seen
+    allowed_species: Sequence[int]  # species indices that have weights; other neighbours are ignored
     num_species: int
     cutoff: float
     num_bessels: int
@@ -64,7 +64,7 @@ class EmbeddedAtomNetwork(nn.Module):
             sums = jnp.sum(basis, axis=1)
         sums = sums / (self.avg_num_neighbors * sums.shape[1]) ** 0.5
 
-        # For every species of the centre; its own is picked at the end.
+        # Computed for every species of the centre; that of the centre is selected at the end.
         n_species, radials = len(self.allowed_species), sums.shape[1]
         pair = self.param("pair", unit_uniform, (n_species, radials))
         mix = self.param("density_mixing", unit_uniform, (n_species, radials, self.num_densities))
@@ -76,7 +76,7 @@ class EmbeddedAtomNetwork(nn.Module):
 
     def _embedding(self, x: Array) -> Array:
         """`[n, s, densities]` to `[n, s]`: a network per species, less its value at zero density."""
-        # The row of zeros travels along, so that each weight is read once.
+        # A row of zeros is added to the batch, so that each array of the network is read once.
         x = jnp.concatenate([x, jnp.zeros((1, *x.shape[1:]), x.dtype)])
         n_species = x.shape[1]
         for layer, width in enumerate(self.hidden):
@@ -102,12 +102,12 @@ def embedded_atom(
     avg_num_neighbors: float = 40.0,
     allowed_species: Sequence[str] | None = None,
 ) -> Expert:
-    """The cheapest learned expert: pairs, and an energy of embedding in a density.
+    """The cheapest learned expert: pair energies and the energy of embedding in a density.
 
     E_i = 1/2 sum_j phi(r_ij) + F(rho_i) - F(0), rho_i = sum_j psi(r_ij), with
     phi and psi sums of Bessel functions times the envelope, learned per species
     of centre and neighbour, and F a small network per species of the centre.
-    It knows no angles: right for close-packed metals, wrong for molecules.
+    There is no dependence on angles: suitable for close-packed metals, not for molecules.
 
     Args:
         species: chemical symbols; an atom's species is its index here.
@@ -118,7 +118,7 @@ def embedded_atom(
         polynomial_cutoff_p: power of the envelope.
         avg_num_neighbors: normalises the sums over neighbours.
         allowed_species: species it may meet, as centre or neighbour; default all.
-            Neighbours of other species are not seen.
+            Neighbours of other species are ignored.
 
     Returns:
         An expert whose params are `{"network", "scale", "shift"}`.

@@ -25,7 +25,7 @@ def lennard_jones_energies(
         rows: `n` rows.
         epsilon: eV.
         sigma: Å.
-        onset: Å, where switching begins.
+        onset: Å, distance at which switching begins.
         cutoff: Å.
 
     Returns:
@@ -57,7 +57,7 @@ def lennard_jones(
         cutoff: Å.
         epsilon: initial well depth, eV.
         sigma: initial diameter, Å.
-        onset: Å, where switching begins; default 0.8 cutoff.
+        onset: Å, distance at which switching begins; default 0.8 cutoff.
         allowed_species: species it may meet; default all.
 
     Returns:

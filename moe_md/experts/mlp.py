@@ -1,4 +1,4 @@
-"""Scalar networks: weights of unit variance, scaled in the forward pass."""
+"""Scalar networks: parameters of unit variance, scaled in the forward pass."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,19 +13,19 @@ NONLINEARITIES = {
     "mish": jax.nn.mish,
     "gelu": partial(jax.nn.gelu, approximate=False),
     "tanh": jnp.tanh,
-}  # each zero at zero, which keeps masked slots zero
+}  # each is zero at zero, so that masked slots stay zero
 
 
 def unit_uniform(key: Array, shape: Sequence[int], dtype=jnp.float32) -> Array:
-    """Uniform, with zero mean and unit variance."""
+    """Uniform random numbers with zero mean and unit variance."""
     return jax.random.uniform(key, shape, dtype, -(3.0**0.5), 3.0**0.5)
 
 
 class ScalarMLP(nn.Module):
-    """Network without biases, as the reference Allegro's: zero in, zero out.
+    """Network without biases, as in the reference Allegro: zero input gives zero output.
 
-    Layer weights are scaled by gain / sqrt(inputs), gain 1 for the first layer
-    and sqrt(2) for those after a nonlinearity.
+    Kernels are scaled by gain / sqrt(inputs), with gain 1 for the first layer and
+    sqrt(2) for layers after a nonlinearity.
     """
 
     hidden: Sequence[int]
@@ -37,8 +37,8 @@ class ScalarMLP(nn.Module):
         widths = (*self.hidden, self.output)
         for layer, width in enumerate(widths):
             gain = 1.0 if layer == 0 else 2.0**0.5
-            weight = self.param(f"weight_{layer}", unit_uniform, (x.shape[-1], width))
-            x = x @ (weight * (gain / x.shape[-1] ** 0.5))
+            kernel = self.param(f"weight_{layer}", unit_uniform, (x.shape[-1], width))
+            x = x @ (kernel * (gain / x.shape[-1] ** 0.5))
             if layer < len(widths) - 1:
                 x = self.nonlinearity(x)
         return x

@@ -1,9 +1,9 @@
 """Message passing on rows of centres: jax-md's NequIP.
 
 Rows are the nodes of a graph and real slots its edges, from neighbour to
-centre. A neighbour without a row sends what its species alone determines: one
-node per species without neighbours, a *ghost*, stands for all of them. The
-energy of a centre is counted from that of its ghost, an isolated atom.
+centre. The message of a neighbour without a row depends on its species alone: one
+node per species, without neighbours, represents all of them. The energy of a centre
+is taken relative to that of this node, an isolated atom.
 
 After t layers a row is right if every row within t - 1 neighbours of it was
 given, so L layers need the rows within L - 1 neighbours of a centre.
@@ -118,9 +118,9 @@ def nequip(
 ) -> Expert:
     """An expert that passes messages: jax-md's NequIP, `jax_md.nn.nequip`.
 
-    Its `num_hops` is `num_layers`, so a centre sees as far as `num_layers`
-    cutoffs, and needs the rows of its neighbours up to `num_layers` - 1 away.
-    The energy is counted from that of an isolated atom.
+    Its `num_hops` is `num_layers`: the energy of a centre depends on atoms within
+    `num_layers` cutoffs, and needs the rows of atoms within `num_layers` - 1
+    neighbours. The energy is relative to that of an isolated atom.
 
     jax-md's radial functions have two continuous derivatives at the cutoff,
     and one at 0.5 Å inside it, where their switch sets in: forces are
@@ -137,7 +137,7 @@ def nequip(
         hidden_irreps: features of a row, as e3nn writes them; two or more
             even scalars.
         num_bessels: radial functions.
-        radial_width, radial_depth: hidden layers of the network that weighs
+        radial_width, radial_depth: hidden layers of the network that scales
             the messages by distance.
         avg_num_neighbors: divides sums over neighbours (jax-md divides by the
             number, not by its root).

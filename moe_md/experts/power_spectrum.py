@@ -1,4 +1,4 @@
-"""Power spectrum: the cheap expert. One small network per centre, none per edge.
+"""Power spectrum, a cheap expert: one small network per centre, none per edge.
 
     A_q,lm = sum_j b_q(r_ij) Y_lm(r_ij)          per neighbour species
     L_c,lm = sum_q left_cl,q A_q,lm              per centre species; R likewise
@@ -35,7 +35,7 @@ from moe_md.neighbors.rows import Neighborhood
 class PowerSpectrumNetwork(nn.Module):
     """Rows of centres to per-centre energies, before scale and shift."""
 
-    allowed_species: Sequence[int]  # species indices that have weights; other neighbours are not seen
+    allowed_species: Sequence[int]  # species indices that have weights; other neighbours are ignored
     num_species: int
     cutoff: float
     l_max: int
@@ -87,7 +87,7 @@ class PowerSpectrumNetwork(nn.Module):
 
     def _centre_network(self, x: Array) -> Array:
         """A small network, less its value for a centre without neighbours."""
-        # The row of zeros travels along, so that each weight is read once.
+        # A row of zeros is added to the batch, so that each array of the network is read once.
         x = jnp.concatenate([x, jnp.zeros((1, x.shape[-1]), x.dtype)])
         for layer, width in enumerate(self.hidden):
             weight = self.param(f"weight_{layer}", unit_uniform, (x.shape[-1], width))
@@ -112,7 +112,7 @@ def power_spectrum(
     avg_num_neighbors: float = 40.0,
     allowed_species: Sequence[str] | None = None,
 ) -> Expert:
-    """The cheap expert: invariants of each centre's density, one small network.
+    """A cheap expert: a small network of invariants of each centre's neighbour density.
 
     Args:
         species: chemical symbols; an atom's species is its index here.
@@ -124,7 +124,7 @@ def power_spectrum(
         polynomial_cutoff_p: power of the envelope.
         avg_num_neighbors: normalises the density.
         allowed_species: species it may meet, as centre or neighbour; default all.
-            Neighbours of other species are not seen.
+            Neighbours of other species are ignored.
 
     Returns:
         An expert whose params are `{"network", "scale", "shift"}`.

@@ -31,7 +31,7 @@ def bessel(x: Array, num_bessels: int, axis: int = -1) -> Array:
     Args:
         x: distance over cutoff, any shape, positive.
         num_bessels: number of functions.
-        axis: of the result, along which the functions lie.
+        axis: of the result, for the functions.
 
     Returns:
         `[..., num_bessels]`.
@@ -39,7 +39,7 @@ def bessel(x: Array, num_bessels: int, axis: int = -1) -> Array:
     Source:
         arXiv:2003.03123, eq. 7, normalised as in the reference Allegro.
     """
-    # sin(n y) from sin y and cos y: one pair of transcendentals per edge.
+    # sin(n y) by recursion from sin y and cos y: one sine and one cosine per edge.
     y = jnp.pi * x
     sine, twice_cosine = jnp.sin(y), 2.0 * jnp.cos(y)
     waves = [jnp.zeros_like(sine), sine]
@@ -51,7 +51,7 @@ def bessel(x: Array, num_bessels: int, axis: int = -1) -> Array:
 def pair_cutoff(
     rows: Neighborhood, cutoff: float, pair_cutoffs: Sequence[Sequence[float]] | None
 ) -> float | Array:
-    """The cutoff of every slot, Å: a number, or `[n, K]` where pairs of species have their own."""
+    """The cutoff of every slot, Å: a number, or `[n, K]` where pairs of species have different ones."""
     if pair_cutoffs is None:
         return cutoff
     table = jnp.asarray(pair_cutoffs, rows.displacement.dtype)

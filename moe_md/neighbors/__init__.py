@@ -1,1 +1,1 @@
-"""Rows of centres with their neighbours, and the lists that fill them."""
+"""Rows of centres with their neighbours, and the neighbour lists that they are made from."""

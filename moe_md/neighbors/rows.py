@@ -1,9 +1,9 @@
-"""Rows of centres, the input of every expert.
+"""Rows of centres, the input of experts.
 
-A row is one centre and its neighbours within the cutoff. Rows are filled from
-a dense neighbour list during dynamics (`rows_from_neighbor_list`, under jit)
-and from a list of periodic images for training and single points
-(`rows_from_images`, on the host; cells of any size, one atom included).
+A row is one centre and its neighbours within the cutoff. In dynamics, rows come from
+a dense neighbour list (`rows_from_neighbor_list`, under jit). In training and for
+single points they come from a list of periodic images (`rows_from_images`, on the
+host), for cells of any size, one atom included.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,9 +18,9 @@ from jax import Array
 class Neighborhood(NamedTuple):
     """`n` centres with `K` neighbour slots each.
 
-    A slot is real where `mask` is True. Real slots may lie beyond an expert's
-    cutoff (skin): they contribute no energy. Other slots hold any finite
-    displacement.
+    A slot holds a neighbour where `mask` is True. Neighbours may lie beyond an expert's
+    cutoff (skin): they must not change its energy. Padded slots hold any finite,
+    non-zero displacement.
     """
 
     # jax arrays from a neighbour list; numpy arrays on the host, from periodic images.
@@ -28,7 +28,7 @@ class Neighborhood(NamedTuple):
     mask: Array | np.ndarray  # [n, K] bool
     center_species: Array | np.ndarray  # [n] int, index into Expert.species
     neighbor_species: Array | np.ndarray  # [n, K] int
-    # [n, K] int, the neighbour's atom; for experts that pass messages its row, n or more where it has none
+    # [n, K] int, the neighbour's atom; for experts that pass messages its row, n or more if it has none
     neighbor: Array | np.ndarray
 
 
@@ -48,8 +48,8 @@ def rows_from_neighbor_list(
         idx: `[n_atoms, K]` int, `neighbor.idx` of a Dense list; `n_atoms` where
             there is no neighbour.
         displacement_fn: from `jax_md.space`.
-        centers: `[n]` int, the atoms whose rows are made; `n_atoms` marks a
-            padded row, which is masked completely.
+        centers: `[n]` int, the atoms whose rows are made; `n_atoms` gives a padded
+            row, which is masked completely.
         **kwargs: passed to `displacement_fn` (`box`, `perturbation`).
 
     Returns:
@@ -68,19 +68,19 @@ def rows_within_cutoff(
     max_neighbors: int,
     **kwargs,
 ) -> tuple[Neighborhood, Array]:
-    """Rows of the neighbours within a cutoff, without those in the skin.
+    """Packed rows: only neighbours within a cutoff, without the skin, in fewer slots.
 
     Args:
         cutoff: Å.
-        max_neighbors: columns of the rows.
-        others: as in `rows_from_neighbor_list`.
+        max_neighbors: slots of each row.
+        others: as for `rows_from_neighbor_list`.
 
     Returns:
-        The rows, and the largest number of neighbours of a centre; where it exceeds
+        The rows, and the largest number of neighbours of a row. Where it exceeds
         `max_neighbors`, neighbours are missing.
     """
-    neighbor, fullest = _near(position, idx, displacement_fn, centers, cutoff, max_neighbors, **kwargs)
-    return _rows(position, species, neighbor, displacement_fn, centers, **kwargs), fullest
+    neighbor, occupancy = _near(position, idx, displacement_fn, centers, cutoff, max_neighbors, **kwargs)
+    return _rows(position, species, neighbor, displacement_fn, centers, **kwargs), occupancy
 
 
 def max_occupancy(
@@ -93,16 +93,26 @@ def max_occupancy(
 
 
 def compact_neighbors(values: Array, keep: Array, size: int, fill: int) -> tuple[Array, Array]:
-    """The values of each row where `keep` is True, in `size` columns, and the largest number in a row."""
-    place = jnp.cumsum(keep, axis=1)
+    """Values of each row that are kept, in their order, in the first of `size` slots.
+
+    Args:
+        values: `[n, K]` int.
+        keep: `[n, K]` bool.
+        size: slots of the result; further values are dropped.
+        fill: value of empty slots.
+
+    Returns:
+        `[n, size]` int, and the largest number of kept values of a row.
+    """
+    count = jnp.cumsum(keep, axis=1)
     rows = jnp.arange(values.shape[0])[:, None]
-    target = jnp.where(keep, place - 1, size)
-    made = jnp.full((values.shape[0], size), fill, jnp.int32).at[rows, target].set(values, mode="drop")
-    return made, jnp.max(place[:, -1])
+    target = jnp.where(keep, count - 1, size)
+    packed = jnp.full((values.shape[0], size), fill, jnp.int32).at[rows, target].set(values, mode="drop")
+    return packed, jnp.max(count[:, -1])
 
 
 def neighbors_of(centers: Array, idx: Array) -> Array:
-    """`[n, K]` int, neighbours of some centres; `n_atoms` where there is none."""
+    """Neighbours of some centres, `[n, K]` int; the number of atoms where padded."""
     n_atoms = idx.shape[0]
     real = centers < n_atoms
     return jnp.where(real[:, None], idx[jnp.where(real, centers, 0)], n_atoms)
@@ -118,7 +128,7 @@ def _near(position, idx, displacement_fn, centers, cutoff, max_neighbors, **kwar
 
 def _displacements(position, neighbor, displacement_fn, centers, **kwargs) -> Array:
     n_atoms = position.shape[0]
-    # A padded slot reads atom 0; masks remove it.
+    # Padded slots read atom 0; the mask removes them.
     safe, center = jnp.where(neighbor < n_atoms, neighbor, 0), jnp.where(centers < n_atoms, centers, 0)
     to_neighbor = jax.vmap(jax.vmap(lambda b, a: displacement_fn(b, a, **kwargs), (0, None)))
     # A float64 box must not turn float32 positions into float64 rows.
@@ -142,15 +152,14 @@ def map_rows(fn: Callable, rows: Neighborhood, chunk_size: int, wanted: Array | 
     """Apply a function to rows, a chunk at a time.
 
     Args:
-        fn: function of a `Neighborhood` that acts on each row by itself; returns arrays
-            of `n` rows.
+        fn: maps a `Neighborhood` to arrays with one entry per row; rows are independent.
         rows: `n` rows.
-        chunk_size: largest number of rows per call of `fn`.
-        wanted: int, number of rows to compute, from the first; default all. Later
-            chunks are skipped, and are zero.
+        chunk_size: largest number of rows in a chunk.
+        wanted: int, number of rows, from the first on, whose results are used;
+            default all. Chunks without such rows are not computed and give zero.
 
     Returns:
-        The output of `fn` for all rows.
+        The results of `fn` for all rows.
     """
     n = rows.mask.shape[0]
     if n <= chunk_size:
@@ -163,18 +172,18 @@ def map_rows(fn: Callable, rows: Neighborhood, chunk_size: int, wanted: Array | 
         x = jnp.pad(x, [(0, n_chunks * size - n)] + [(0, 0)] * (x.ndim - 1))
         return x.reshape(n_chunks, size, *x.shape[1:])
 
-    # Padded rows are masked; their displacements must still not be zero vectors.
+    # A padded row is masked completely; its displacements must still not be zero vectors.
     padded = jax.tree.map(fold, rows)
     padded = padded._replace(displacement=jnp.where(padded.mask[..., None], padded.displacement, 1.0))
     if wanted is None:
         out = jax.lax.map(fn, padded)
     else:
-        nothing = jax.tree.map(
+        zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fn, jax.tree.map(lambda x: x[0], padded))
         )
         first = size * jnp.arange(n_chunks)
         out = jax.lax.map(
-            lambda chunk: jax.lax.cond(chunk[0] < wanted, fn, lambda _: nothing, chunk[1]), (first, padded)
+            lambda chunk: jax.lax.cond(chunk[0] < wanted, fn, lambda _: zeros, chunk[1]), (first, padded)
         )
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], out)
 
@@ -186,8 +195,8 @@ def image_pairs(
 
     Args:
         position: `[n_atoms, 3]` Å.
-        cell: `[3, 3]` Å, lattice vectors as rows (ASE). Vectors along
-            directions that are not periodic may be zero.
+        cell: `[3, 3]` Å, lattice vectors as rows (ASE). Vectors along directions
+            that are not periodic may be zero.
         pbc: three booleans.
         cutoff: Å.
 
@@ -196,7 +205,7 @@ def image_pairs(
         from centre to neighbour image.
 
     Raises:
-        ValueError: positions are not finite, two atoms are at one place, a
+        ValueError: positions are not finite, two atoms have the same position, a
             periodic direction has no lattice vector, or the vectors are not
             independent.
     """
@@ -220,8 +229,8 @@ def image_pairs(
         raise ValueError(f"cell must have independent lattice vectors, got {cell.tolist()}.")
     origin = np.zeros(3)
     if not periodic.all():
-        # matscipy bins atoms inside the cell: along open directions give it a
-        # box that holds all of them (the directions stay, the lengths grow).
+        # matscipy sorts atoms into bins of the cell. Along open directions the cell is
+        # lengthened until it holds all atoms; its directions stay.
         fractional = position @ np.linalg.inv(cell)
         low, high = fractional.min(0), fractional.max(0)
         stretch = np.where(periodic, 1.0, np.maximum(high - low, 1e-3) * 1.01 + 1e-3)
@@ -239,7 +248,7 @@ def image_pairs(
 def closer(
     pairs: tuple[np.ndarray, np.ndarray, np.ndarray], cutoff: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Those of `image_pairs` that are closer than `cutoff`, Å.
+    """The pairs of `image_pairs` that are closer than `cutoff`, Å.
 
     >>> i, j, D = closer(image_pairs(np.zeros((1, 3)), np.eye(3), (True, True, True), 1.5), 1.1)
     >>> len(i)
@@ -271,16 +280,16 @@ def rows_from_images(
         pbc: three booleans.
         cutoff: Å.
         centers: `[n]` int, default every atom.
-        max_neighbors: K; default the fullest row's.
+        max_neighbors: K; default the largest number of neighbours of a row.
         dtype: of the displacements.
-        pairs: what `image_pairs` gives for this cutoff, where it is at hand.
+        pairs: result of `image_pairs` for this cutoff, if it has been computed already.
 
     Returns:
-        Rows of numpy arrays; `neighbor` indexes atoms (several slots of a row
-        may be images of one atom, the centre itself included).
+        Rows of numpy arrays; `neighbor` indexes atoms. Several slots of a row may be
+        images of one atom, the centre itself included.
 
     Raises:
-        ValueError: `max_neighbors` is smaller than the fullest row.
+        ValueError: a row has more than `max_neighbors` neighbours.
     """
     n_atoms = len(position)
     species = np.asarray(species, np.int32)
