@@ -20,57 +20,39 @@ class ValidateSettings:
         "near",
         "near: species outside the cheap expert's domain and all atoms near them; top_layers: these"
         " species and the uppermost layers of a slab",
+        choices=("near", "top_layers"),
     )
-    region_margin: float = option(0.5, "Å, added to the cheap expert's cutoff where region is near")
-    region_layers: int = option(3, "number of layers where region is top_layers")
-    max_atoms: int = option(64, "atoms in a batch of labelled frames")
-    surface_steps: int = option(300, "largest number of steps of each relaxation in surfaces")
+    region_margin: float = option(0.5, "Å, added to the cheap expert's cutoff where region is near", least=0)
+    region_layers: int = option(3, "number of layers where region is top_layers", positive=True)
+    max_atoms: int = option(64, "atoms in a batch of labelled frames", positive=True)
+    surface_steps: int = option(300, "largest number of steps of each relaxation in surfaces", positive=True)
     strains: int = option(9, "number of strains from -2 to 2 % in expert_boundary, odd")
     columns: int | None = option(
-        None, "metal atoms along x in the slab of dynamics; default wider than twice the cutoff"
+        None,
+        "metal atoms along x in the slab of dynamics; default wider than twice the cutoff",
+        positive=True,
     )
-    rows: int | None = option(None, "rows of metal atoms along y, even; default as columns")
-    layers: int = 6
-    vacuum: float = option(12.0, "Å")
-    temperature_K: float = 300.0
-    timestep_fs: float = 1.0
-    relax_steps: int = 50
-    equilibration_steps: int = 1000
+    rows: int | None = option(None, "rows of metal atoms along y, even; default as columns", positive=True)
+    layers: int = option(6, positive=True)
+    vacuum: float = option(12.0, "Å", positive=True)
+    temperature_K: float = option(300.0, least=0)
+    timestep_fs: float = option(1.0, positive=True)
+    relax_steps: int = option(50, least=0)
+    equilibration_steps: int = option(1000, least=0)
     production_steps: int = 4000
-    log_every: int = option(4, "steps")
-    blocks: int = option(5, "number of blocks of a run, for error bars")
-    seed: int = 0
+    log_every: int = option(4, "steps", positive=True)
+    blocks: int = option(5, "number of blocks of a run, for error bars", least=2)
+    seed: int = option(0, least=0)
 
     def __post_init__(self):
         check_fields(self)
         self._check_sections()
-        if self.region not in ("near", "top_layers"):
-            raise ValueError(f"region must be one of ('near', 'top_layers'), got {self.region!r}.")
-        positive = (
-            "region_layers",
-            "max_atoms",
-            "columns",
-            "rows",
-            "layers",
-            "vacuum",
-            "timestep_fs",
-            "log_every",
-            "surface_steps",
-        )
-        for name in positive:
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        for name in ("region_margin", "temperature_K", "relax_steps", "equilibration_steps", "seed"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         if self.rows is not None and self.rows % 2:
             raise ValueError(f"rows must be even, so that the slab is periodic along y, got {self.rows}.")
         if self.strains < 3 or self.strains % 2 == 0:
             raise ValueError(
                 f"strains must be odd and at least 3, so that one of them is zero, got {self.strains}."
             )
-        if self.blocks < 2:
-            raise ValueError(f"blocks must be at least 2, got {self.blocks}.")
         shortest = 20 * self.blocks * self.log_every
         if self.production_steps < shortest:
             raise ValueError(

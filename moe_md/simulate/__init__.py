@@ -14,13 +14,14 @@ from moe_md.simulate.integrators import (
 )
 from moe_md.simulate.reassign import run_reassigned
 from moe_md.simulate.relax import Relaxation, relax
-from moe_md.simulate.run import run
+from moe_md.simulate.run import FailureReporter, StateReporter, run
 from moe_md.simulate.start import adopt, start
 from moe_md.simulate.state import Frame, Log, Result, State
 from moe_md.simulate.step import md_step
 
 __all__ = [
     "Evaluation",
+    "FailureReporter",
     "Frame",
     "Integrator",
     "Log",
@@ -28,6 +29,7 @@ __all__ = [
     "Result",
     "SimulationError",
     "State",
+    "StateReporter",
     "Status",
     "adopt",
     "expert_friction",

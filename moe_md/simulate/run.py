@@ -7,7 +7,7 @@ Pure: no files, no printing. Reporters (`moe_md.reporters`) write.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +21,30 @@ from moe_md.simulate.start import adopt
 from moe_md.simulate.state import Frame, Log, Result, State, log_of
 
 CHUNK_STEPS = 50
+
+
+@runtime_checkable
+class StateReporter(Protocol):
+    """A reporter that also wants the `State` and the neighbours: a run from both continues bit for bit."""
+
+    def on_state(self, state: State, neighbors) -> None:
+        """Called when all reporters have received the `Frame` of this state."""
+
+
+@runtime_checkable
+class FailureReporter(Protocol):
+    """A reporter that wants the last valid `State` when a run fails or is interrupted."""
+
+    def on_failure(self, state: State) -> None:
+        """Called before `SimulationError` or `KeyboardInterrupt` is raised."""
+
+
+@runtime_checkable
+class ChecksDomains(Protocol):
+    """A `neighbor_fn` that knows its experts' domains, as that of `mixture_neighbor_list`."""
+
+    def check_domains(self, position, neighbors, **kwargs) -> bool:
+        """Whether every row is in its expert's domain; warns otherwise."""
 
 
 def run(
@@ -56,10 +80,8 @@ def run(
         chunk_steps: steps between checks of the flags, and between frames;
             default 50, or the next multiple of `integrator.outer_every`.
         reporters: called with a `Frame` at the start (of a state from `start`) and
-            after each chunk. One that has `on_state` is then called with the
-            `State` and the neighbours: a run from both continues bit for bit. One
-            that has `on_failure` is called with the last valid `State` before
-            `SimulationError` or `KeyboardInterrupt` is raised.
+            after each chunk. Its methods `on_state` (`StateReporter`) and
+            `on_failure` (`FailureReporter`) are called too, if it has them.
         max_reallocations: of the lists, in a single chunk.
 
     Returns:
@@ -125,7 +147,9 @@ def drive(
         frames.append(tuple(getattr(frame, name) for name in Log._fields))
         for reporter in reporters:
             reporter(frame)
-        _notify(reporters, "on_state", state, chunk.neighbors)
+        for reporter in reporters:
+            if isinstance(reporter, StateReporter):
+                reporter.on_state(state, chunk.neighbors)
 
     try:
         with deferred_sigint() as check_interrupt:
@@ -150,7 +174,9 @@ def drive(
     except (SimulationError, KeyboardInterrupt) as error:
         if isinstance(error, SimulationError):
             error.log = log_of(frames)
-        _notify(reporters, "on_failure", last_valid)
+        for reporter in reporters:
+            if isinstance(reporter, FailureReporter):
+                reporter.on_failure(last_valid)
         raise
 
 
@@ -210,14 +236,7 @@ def _checked_state(state: Any, integrator: Integrator) -> State:
 
 def _check_domains(system: System, state: State, neighbors) -> bool:
     """Whether every row is in its expert's domain; warns otherwise."""
-    check = getattr(system.neighbor_fn, "check_domains", None)
-    if check is None:
+    if not isinstance(system.neighbor_fn, ChecksDomains):
         return True
     position, keywords = place_of(system, state)
-    return check(position, neighbors, **keywords)
-
-
-def _notify(reporters, method: str, *news) -> None:
-    for reporter in reporters:
-        if hasattr(reporter, method):
-            getattr(reporter, method)(*news)
+    return system.neighbor_fn.check_domains(position, neighbors, **keywords)
