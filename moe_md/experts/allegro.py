@@ -231,6 +231,7 @@ def allegro(
     Raises:
         ValueError: an argument is out of range.
 
+    >>> import jax
     >>> expert = allegro(("Pt",), 4.0, num_layers=1, num_scalar_features=8, num_tensor_features=4)
     >>> params = expert.init(jax.random.key(0))
     >>> params["shift"].shape
