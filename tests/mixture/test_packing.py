@@ -84,8 +84,8 @@ def test_energy_and_forces_are_those_of_whole_rows():
     slope, plain_slope = (jax.jit(jax.value_and_grad(f)) for f in (energy_fn, plain_energy))
     R = rattled(atoms)
     neighbors, whole = neighbor_fn.allocate(R), plain_fn.allocate(R)
-    assert whole.slots == (None, None) and neighbors.slots[1] is None
-    assert 12 <= neighbors.slots[0] < neighbors.idx.shape[1]
+    assert whole.max_neighbors == (None, None) and neighbors.max_neighbors[1] is None
+    assert 12 <= neighbors.max_neighbors[0] < neighbors.idx.shape[1]
     moved = R + 0.05 * np.sin(np.arange(R.size)).reshape(R.shape)  # within the skin, and the list not updated
     for place in (R, moved):
         a, b = slope(place, neighbors), plain_slope(place, whole)
@@ -103,7 +103,7 @@ def test_slots_that_run_out_are_told_and_healed():
     atoms, displacement_fn, shift_fn, neighbor_fn, energy_fn = crystal(capacity_multiplier=1.0)
     R = jnp.asarray(atoms.positions)
     neighbors = neighbor_fn.allocate(R)
-    assert neighbors.slots[0] == 12
+    assert neighbors.max_neighbors[0] == 12
     # An atom of the expensive expert goes among its neighbours: some of them then have 13.
     energy_fn = jax.jit(energy_fn)
     top = int(jnp.argmax(R[:, 2]))
@@ -113,7 +113,7 @@ def test_slots_that_run_out_are_told_and_healed():
     told = neighbors.update(moved)
     assert bool(told.did_buffer_overflow) and int(told.error) & 256
     healed = neighbor_fn.allocate(moved)
-    assert healed.slots[0] > 12 and bool(jnp.isfinite(energy_fn(moved, healed)))
+    assert healed.max_neighbors[0] > 12 and bool(jnp.isfinite(energy_fn(moved, healed)))
 
 
 @pytest.mark.thorough
