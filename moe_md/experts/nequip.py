@@ -43,7 +43,7 @@ def row_graph(rows: Neighborhood, num_species: int, cutoff: float, num_layers: i
         num_species: number of species.
         cutoff: Å.
         num_layers: of the model. One layer reads the species of neighbours
-            alone, so `neighbor` is not looked at.
+            alone, so `neighbor` is not used.
 
     Returns:
         `n + num_species` nodes (one-hot species; the ghosts come last) and
