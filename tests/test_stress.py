@@ -87,7 +87,7 @@ CASES = [(name, kind, n_experts) for name in SHAPES for kind in ("fixed", "aroun
     ids=lambda case: "-".join(map(str, case)),
 )
 def test_stress_is_the_slope_of_finite_strain(case):
-    """Strained boxes in fractional coordinates, lists made anew: another way than that of the derivative."""
+    """Strained boxes in fractional coordinates, lists rebuilt: another way than that of the derivative."""
     name, kind, n_experts = case
     box, fraction = crystal(name)
     region = regions(n_experts)[kind]

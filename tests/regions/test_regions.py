@@ -246,7 +246,7 @@ def test_lists_of_a_mixture_say_what_every_pair_says(region):
     update = jax.jit(lambda R, nbrs: nbrs.update(R))
     value, theirs = (jax.jit(jax.value_and_grad(f)) for f in (energy_fn, plain[1]))
     rebuilt = 0
-    for n in range(6):  # far enough that lists are made anew
+    for n in range(6):  # far enough that lists are rebuilt
         R = shaken(n, 0.02 + 0.05 * n)
         before = jax.tree.leaves(nbrs.requested)[0]
         nbrs, every = update(R, nbrs), update(R, every)
