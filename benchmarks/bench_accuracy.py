@@ -18,7 +18,7 @@ import numpy as np
 import moe_md as mm
 from moe_md import units
 from moe_md.analysis import errors
-from moe_md.analysis.bulk import fcc_report
+from moe_md.analysis.crystal_report import fcc_report
 from moe_md.analysis.environments import top_layers
 from moe_md.analysis.expert_boundary import ghost_force_report, stress_jump
 from moe_md.data import PACKAGED, Frame, dataset_from_frames, load_dataset, split_by_group

@@ -36,16 +36,16 @@ def measure(n_atoms: int, n_seeds: int, repeats: int) -> dict:
     )
     request = region.required_neighbors(SKIN)
     fns = lists.neighbor_list(displacement_fn, edges, [R_CORE], dr_threshold=SKIN)
-    near = fns.allocate(position, cutoffs=[request.reach], centers=request.centers)
+    near = fns.allocate(position, cutoffs=[request.cutoff], centers=request.centers)
 
     def update(carry):
         R, nbrs = carry
-        return R, fns.update(R, nbrs, cutoffs=request.reach[None], centers=request.centers)
+        return R, fns.update(R, nbrs, cutoffs=request.cutoff[None], centers=request.centers)
 
     def rebuild(carry):
         R, nbrs = carry
         R = jnp.mod(R + 0.5 * edges, edges)  # displaces all atoms by more than the skin
-        return R, fns.update(R, nbrs, cutoffs=request.reach[None], centers=request.centers)
+        return R, fns.update(R, nbrs, cutoffs=request.cutoff[None], centers=request.centers)
 
     def gate(carry):
         R, nbrs = carry

@@ -6,6 +6,10 @@ import os
 import sys
 from pathlib import Path
 
+import array_types
+
+array_types.install()
+
 from moe_md.compilation_cache import default_folder
 
 # Set in the environment before jax is imported, so that programs started by tests have them too.

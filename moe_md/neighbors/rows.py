@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float, Int
 
 
 class Neighborhood(NamedTuple):
@@ -59,11 +60,11 @@ def rows_from_neighbor_list(
 
 
 def rows_within_cutoff(
-    position: Array,
-    species: Array,
-    idx: Array,
+    position: Float[Array, "atoms 3"],
+    species: Int[Array, " atoms"],
+    idx: Int[Array, "atoms K"],
     displacement_fn: Callable,
-    centers: Array,
+    centers: Int[Array, " n"],
     cutoff: float,
     max_neighbors: int,
     **kwargs,
@@ -92,7 +93,9 @@ def max_occupancy(
     return _near(position, idx, displacement_fn, centers, cutoff, 1, **kwargs)[1]
 
 
-def compact_neighbors(values: Array, keep: Array, size: int, fill: int) -> tuple[Array, Array]:
+def compact_neighbors(
+    values: Int[Array, "n K"], keep: Bool[Array, "n K"], size: int, fill: int
+) -> tuple[Int[Array, "n {size}"], Int[Array, ""]]:
     """Values of each row that are kept, in their order, in the first of `size` slots.
 
     Args:
@@ -111,7 +114,7 @@ def compact_neighbors(values: Array, keep: Array, size: int, fill: int) -> tuple
     return packed, jnp.max(count[:, -1])
 
 
-def neighbors_of(centers: Array, idx: Array) -> Array:
+def neighbors_of(centers: Int[Array, " n"], idx: Int[Array, "atoms K"]) -> Int[Array, "n K"]:
     """Neighbours of some centres, `[n, K]` int; the number of atoms where padded."""
     n_atoms = idx.shape[0]
     real = centers < n_atoms

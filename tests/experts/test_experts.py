@@ -446,11 +446,11 @@ def test_a_checkpoint_holds_it(name, tmp_path):
         (lambda: experts.power_spectrum(SPECIES, 0.0), r"cutoff must be positive \(Å\), got 0.0"),
         (
             lambda: experts.power_spectrum(SPECIES, 3.0, allowed_species=("Au",)),
-            "domain must be a non-empty subset .*'Au'",
+            "allowed_species must be a non-empty subset .*'Au'",
         ),
         (
             lambda: experts.power_spectrum(SPECIES, 3.0, allowed_species=()),
-            "domain must be a non-empty subset",
+            "allowed_species must be a non-empty subset",
         ),
         (
             lambda: experts.power_spectrum(SPECIES, 3.0, num_channels=0),
@@ -463,7 +463,7 @@ def test_a_checkpoint_holds_it(name, tmp_path):
         (lambda: experts.embedded_atom(SPECIES, 3.0, num_bessels=0), "num_bessels must be at least 1, got 0"),
         (
             lambda: experts.embedded_atom(SPECIES, 3.0, allowed_species=("Au",)),
-            "domain must be a non-empty subset .*'Au'",
+            "allowed_species must be a non-empty subset .*'Au'",
         ),
         (
             lambda: experts.embedded_atom(SPECIES, 3.0, avg_num_neighbors=-1.0),
