@@ -87,10 +87,10 @@ def held_out(model: mm.Checkpoint, name: str) -> list[Frame]:
     )
 
 
-def errors_of(compared: Sequence[errors.Compared]) -> dict:
+def errors_of(compared: Sequence[errors.ComparedFrame]) -> dict:
     """Errors of each expert, and of mixture and expensive expert inside and outside the region."""
     report = errors.report(compared, lambda frame: np.full(len(frame.symbols), "bulk"))["all"]
-    divided = [c for c in compared if c.has_seam]  # frames with atoms on both experts
+    divided = [c for c in compared if c.has_expert_boundary]  # frames with atoms on both experts
     return {
         "frames": len(compared),
         **{

@@ -93,7 +93,7 @@ def test_gradients_are_those_of_plain_reverse_mode(region_name, options):
 
 
 @pytest.mark.thorough
-def test_without_lists_or_looks():
+def test_without_lists_or_observations():
     """Lists held throughout; gradients of the end alone; the State of a run serves."""
     c = crystal()
     integrator = simulate.nve(c.shift_fn, TIMESTEP_FS)
