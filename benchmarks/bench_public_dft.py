@@ -1,7 +1,7 @@
 """Errors of a co-trained pair on public DFT frames, compared with PyTorch Allegro.
 
 The frames are those of CO on Pt surfaces by V. Sumaria and P. Sautet (see the
-README's section on data), in one extended XYZ file whose `origin` names the
+docs/data.md), in one extended XYZ file whose `origin` names the
 trajectory. They are not shipped: pass the file as `--data`.
 
 The pair is co-trained for a number of steps. PyTorch Allegro (nequip-allegro 0.8.3)

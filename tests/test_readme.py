@@ -52,6 +52,47 @@ def test_tables_equal_the_results(monkeypatch):
         assert tables.fill(page) == page, "run: python benchmarks/tables.py --write"
 
 
+# Page, sentence, and the row of a table in docs/results.md that has the same numbers.
+SENTENCES = [
+    ("README.md", r"causes falls from (\d+) to ([\d.]+) meV/Å", None),
+    (
+        "README.md",
+        r"drifts by ([\d.]+) ± ([\d.]+) µeV",
+        r"float64, 1 fs, 10 ps \|[^|]+\| \+([\d.]+) ± ([\d.]+) \|",
+    ),
+    (
+        "docs/index.md",
+        r"is \[([\d.]+) times faster",
+        r"\| mixture, static region \| 0\.05 \|[^|]+\| ([\d.]+) \|",
+    ),
+    (
+        "docs/how_it_works.md",
+        r"this is ([\d.]+)\.",
+        r"\| mixture, static region \| 0\.05 \|[^|]+\| ([\d.]+) \|",
+    ),
+    (
+        "docs/results.md",
+        r"a step is ([\d.]+) times",
+        r"\| mixture, static region \| 0\.05 \|[^|]+\| ([\d.]+) \|",
+    ),
+]
+GHOST_FORCE = r"^\| {} \|(?:[^|]+\|){{5}} ([\d.]+)"  # sixth column of the comparison of trainings
+
+
+@pytest.mark.parametrize("page, sentence, row", SENTENCES)
+def test_numbers_in_sentences_are_those_of_the_tables(page, sentence, row):
+    results = (ROOT / "docs" / "results.md").read_text()
+    if row is None:
+        ways = ("independently", r"partial forces and stress \(default\)")
+        measured = [re.search(GHOST_FORCE.format(way), results, re.MULTILINE)[1] for way in ways]
+    else:
+        measured = list(re.search(row, results).groups())
+    written = re.search(sentence, (ROOT / page).read_text()).groups()
+    # As many digits as the sentence has.
+    digits = [len(number.partition(".")[2]) for number in written]
+    assert [f"{float(x):.{n}f}" for x, n in zip(measured, digits)] == list(written)
+
+
 def test_commands_are_those_of_ci():
     assert MAIN_COMMAND in README and TEST_COMMAND in README
     assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == TEST_COMMAND

@@ -42,7 +42,7 @@ def load_system(settings: SystemSettings, extra_experts: Sequence[Expert] = ()) 
     unknown = sorted(set(atoms.symbols) - set(known))
     if unknown:
         raise ValueError(
-            f"structure must hold the species {known} that the checkpoint knows, got {', '.join(unknown)}."
+            f"structure must hold the species {known} of the checkpoint, got {', '.join(unknown)}."
         )
     atoms = periodic_box(atoms, max(e.cutoff for e in (*model.experts, *extra_experts)))
     return LoadedSystem(model, atoms, _region(settings, atoms, len(model.experts)))
