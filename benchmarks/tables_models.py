@@ -62,7 +62,7 @@ WAYS = {
     "partial forces": "agreement of partial forces",
     "stress": "partial forces and stress (default)",
     "one-sided": "one-sided (gradient to the cheap expert only)",
-    "lots": "default and random assignment",
+    "random assignment": "default and random assignment",
 }
 
 

@@ -257,8 +257,8 @@ def mismatch(experts: Sequence[Expert], params: Sequence[Params], rows: Neighbor
         raise ValueError(f"experts must be at least 2, got {len(experts)}.")
     (e_0, g_0), (e_1, g_1) = (_on_rows(e, p, rows) for e, p in zip(experts[:2], params[:2], strict=True))
     partial_force = np.sqrt(np.sum(np.square(g_0 - g_1), axis=(1, 2)))
-    in_domain = np.all([in_domain(e, rows) for e in experts[:2]], axis=0)
-    return Mismatch(e_0 - e_1, partial_force, in_domain)
+    in_both = np.all([in_domain(e, rows) for e in experts[:2]], axis=0)
+    return Mismatch(e_0 - e_1, partial_force, in_both)
 
 
 def _rows(experts: Sequence[Expert], frame: Frame) -> Neighborhood:

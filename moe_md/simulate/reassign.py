@@ -33,8 +33,8 @@ def run_reassigned(
 
     Args:
         neighbor_fn, energy_fn: from `mixture_neighbor_list`, built with `region.region`.
-        integrator, state, n_steps, neighbors, params, chunk_steps, reporters,
-            max_reallocations: as in `run`.
+        integrator, state, n_steps, neighbors, params: as in `run`.
+        chunk_steps, reporters, max_reallocations: as in `run`.
         region: from `regions.reassigned`.
         reassign_every: steps between reassignments, a multiple of
             `integrator.outer_every`.

@@ -164,7 +164,7 @@ def test_bad_regions(checkpoint):
             atoms,
         ),
         (
-            "near must hold neighbours within 3.7 Å",
+            "neighbors must be listed within 3.7 Å",
             mm.regions.coordination(8.0, 10.0, r_full=2.9, r_none=3.7),
             bulk("Pt", a=3.97, cubic=True),
         ),

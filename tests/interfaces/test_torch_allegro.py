@@ -149,5 +149,5 @@ def test_bad_options_of_the_expert_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             mm.experts.allegro(("Pt", "C"), 4.0, **change)
-    with pytest.raises(ValueError, match="species must be chemical symbols where zbl is asked for"):
+    with pytest.raises(ValueError, match="species must be chemical symbols where zbl = True"):
         mm.experts.allegro(("metal",), 4.0, zbl=True)

@@ -174,7 +174,7 @@ def test_full_disk(path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # Python ignores SIGXFSZ
     try:
-        with pytest.raises(OSError, match="cannot be written, what was there before is kept: File too large"):
+        with pytest.raises(OSError, match="cannot be written, the previous file is unchanged"):
             restart.on_state(state(4), neighbors())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -170,7 +170,7 @@ def test_last_state_is_written_on_failure(atoms, tmp_path):
     last_state(frame(atoms, 0))
     assert not path.exists()
     position = jax.numpy.asarray(atoms.positions)
-    dynamics = NVE(1.0, None).start(position, 195.0 * position, np.full(8, 195.0), None, None)
+    dynamics = NVE(1.0, None).init(position, 195.0 * position, np.full(8, 195.0), None, None)
     last_state.on_failure(State(dynamics, 40, 0.04))
     with np.load(path, allow_pickle=False) as saved:
         np.testing.assert_array_equal(saved["position"], atoms.positions)

@@ -142,5 +142,7 @@ def test_bad_input(crystal, change, message):
 def test_no_region_is_refused(crystal):
     with pytest.raises(ValueError, match="region must have the methods gate"):
         reassigned(3)
-    with pytest.raises(ValueError, match="region must have dealt its atoms out"):
+    with pytest.raises(ValueError, match="reassign_every must be a whole number, at least 1, got None"):
         run(crystal, 10, reassign_every=None)
+    with pytest.raises(ValueError, match="region must have assigned its atoms"):
+        REGION.gate(jnp.asarray(CUBIC), DISPLACEMENT)
