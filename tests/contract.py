@@ -1,8 +1,8 @@
 """The physics that every energy obeys: one list of checks for experts and mixtures.
 
 A check takes a `Potential`, which hides how rows are filled, and asks only for
-energies and forces of an open cluster. `test_experts.py` and `test_mixture.py`
-run all of `CHECKS` over theirs.
+energies and forces of an open cluster. `test_expert_contract.py` and
+`test_mixture_contract.py` run all of `CHECKS` over theirs.
 """
 
 from collections.abc import Callable
