@@ -36,6 +36,7 @@ from jax._src.numpy import util as jax_numpy_util
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+collect_ignore_glob = ["conftest.py", "*/conftest.py"]  # they hold no doctests, and have one name
 DURATIONS = Path(__file__).parent / "durations.json"  # seconds by test file
 MAPS = Path("/proc/self/maps")  # Linux
 MANY_MAPS = 45_000  # Linux allows a process 65,530
