@@ -99,7 +99,7 @@ def measure(name: str, n_atoms: int, n_steps: int, ways, arguments) -> list[dict
 
     def value(inputs, roll=gradients.rollout, **options):
         params, position, momentum = inputs
-        state = integrator.start(position, momentum, mass, None, None)
+        state = integrator.init(position, momentum, mass, None, None)
         out = roll(
             energy_fn,
             integrator,

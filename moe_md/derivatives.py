@@ -12,32 +12,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int, Real
 
 from moe_md.neighbors.rows import Neighborhood
 
 
-def forces(g: Array | np.ndarray, rows: Neighborhood, centers: Array | np.ndarray, n_atoms: int) -> Array:
+def forces(
+    g: Float[Array | np.ndarray, "n K 3"],
+    rows: Neighborhood,
+    centers: Int[Array | np.ndarray, " n"],
+    n_atoms: int,
+) -> Float[Array, "{n_atoms} 3"]:
     """Forces on all atoms from the partial forces of some rows.
 
     A slot adds +g to the force on its centre and -g to that on its neighbour, so
     momentum is conserved by construction.
 
     Args:
-        g: `[n, K, 3]` eV/Å, zero on padded slots.
+        g: eV/Å, zero on padded slots.
         rows: `n` rows whose `neighbor` indexes atoms.
-        centers: `[n]` int, the atom of each row, `n_atoms` where padded.
+        centers: the atom of each row, `n_atoms` where padded.
         n_atoms: number of atoms.
 
     Returns:
-        `[n_atoms, 3]` eV/Å.
+        eV/Å.
     """
     total = jnp.zeros((n_atoms, 3), g.dtype).at[centers].add(jnp.sum(g, axis=1), mode="drop")
     neighbor = jnp.where(rows.mask, rows.neighbor, n_atoms)
     return total.at[neighbor].add(-g, mode="drop")
 
 
-def virial(g: Array | np.ndarray, rows: Neighborhood) -> Array:
-    """dE/d strain of each row, `[n, 3, 3]` eV: sum_k g_k displacement_k, symmetric part.
+def virial(g: Float[Array | np.ndarray, "n K 3"], rows: Neighborhood) -> Float[Array, "n 3 3"]:
+    """dE/d strain of each row, eV: sum_k g_k displacement_k, symmetric part.
 
     The sum over rows, divided by the volume, is ASE's stress.
     """
@@ -45,13 +52,15 @@ def virial(g: Array | np.ndarray, rows: Neighborhood) -> Array:
     return 0.5 * (w + jnp.swapaxes(w, 1, 2))
 
 
-def strain_gradient(energy_fn: Callable, position: Array, neighbor, **kwargs) -> Array:
-    """dE/d strain of an energy, symmetric part: `[3, 3]` eV.
+def strain_gradient(
+    energy_fn: Callable, position: Float[Array | np.ndarray, "atoms 3"], neighbor, **kwargs
+) -> Float[Array, "3 3"]:
+    """dE/d strain of an energy, symmetric part: eV.
 
     Args:
         energy_fn: `energy_fn(R, neighbor=, perturbation=, **kwargs)`, from
             `mixture_neighbor_list`.
-        position: `[n_atoms, 3]`, in the coordinates of the energy.
+        position: in the coordinates of the energy.
         neighbor: its neighbours.
         **kwargs: `params`, `region`, `box`.
 
@@ -67,8 +76,14 @@ def strain_gradient(energy_fn: Callable, position: Array, neighbor, **kwargs) ->
     return 0.5 * (slope + slope.T)
 
 
-def stress(energy_fn: Callable, position: Array, neighbor, volume, **kwargs) -> Array:
-    """Stress of an energy, `[3, 3]` eV/Å^3, ASE's sign.
+def stress(
+    energy_fn: Callable,
+    position: Float[Array | np.ndarray, "atoms 3"],
+    neighbor,
+    volume: Real[ArrayLike, ""],
+    **kwargs,
+) -> Float[Array, "3 3"]:
+    """Stress of an energy, eV/Å^3, ASE's sign.
 
     Args:
         energy_fn, position, neighbor, **kwargs: as for `strain_gradient`.
@@ -77,8 +92,10 @@ def stress(energy_fn: Callable, position: Array, neighbor, volume, **kwargs) -> 
     return strain_gradient(energy_fn, position, neighbor, **kwargs) / volume
 
 
-def atomic_virials(energies_fn: Callable, position: Array, neighbor, **kwargs) -> Array:
-    """dE_i/d strain of the energy of every atom, symmetric part: `[n_atoms, 3, 3]` eV.
+def atomic_virials(
+    energies_fn: Callable, position: Float[Array | np.ndarray, "atoms 3"], neighbor, **kwargs
+) -> Float[Array, "atoms 3 3"]:
+    """dE_i/d strain of the energy of every atom, symmetric part: eV.
 
     For a mixture, E_i = sum_e g_ie E_ie, so the strain derivative of the gate is part
     of it. The sum over atoms divided by the volume is the stress. One of them divided

@@ -99,12 +99,12 @@ def write_json(path, content: dict) -> None:
     write_atomic(path, (json.dumps(content, indent=2, default=plain) + "\n").encode())
 
 
-def plain(value):
+def plain(value) -> object:
     """Lists of arrays, text of everything else: for `json.dumps(default=)`."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
-def signature(tree, *, dtypes: bool):
+def signature(tree, *, dtypes: bool) -> dict | tuple | str:
     """Tree of the shapes of all arrays (with dtypes on request), and of the type names of other values."""
     if isinstance(tree, dict):
         return {key: signature(value, dtypes=dtypes) for key, value in tree.items()}

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int, Real
 
 from moe_md import lazy_jax_md as jax_md
 from moe_md import regions, simulate
@@ -24,14 +26,14 @@ class System(NamedTuple):
     """A slab, and what dynamics needs to know of it."""
 
     atoms: Atoms
-    position: np.ndarray  # [n_atoms, 3] Å, in the dtype of the run
-    box: np.ndarray  # [3] Å
-    species: np.ndarray  # [n_atoms] int
+    position: Float[np.ndarray, "atoms 3"]  # Å, in the dtype of the run
+    box: Float[np.ndarray, " 3"]  # Å
+    species: Int[np.ndarray, " atoms"]
     region: regions.Fixed
 
     @property
-    def assignment(self) -> np.ndarray:
-        """`[n_atoms]` int, the expert of each atom."""
+    def assignment(self) -> Int[np.ndarray, " atoms"]:
+        """The expert of each atom."""
         return np.asarray(self.region.assignment)
 
 
@@ -97,7 +99,7 @@ class Stepper:
         self._state: Any = None
         self._neighbors: Any = None
 
-    def start(self, position, velocity) -> float:
+    def start(self, position: Real[ArrayLike, "atoms 3"], velocity: Real[ArrayLike, "atoms 3"]) -> float:
         """Compile and take the first step; returns its seconds."""
         position = jnp.asarray(position, self._mass.dtype)
         momentum = self._mass[:, None] * jnp.asarray(velocity, self._mass.dtype)
@@ -115,8 +117,8 @@ class Stepper:
         self._state, self._neighbors = chunk.state, chunk.neighbors
         return seconds
 
-    def forces(self, position) -> np.ndarray:
-        """Forces at some positions, `[n_atoms, 3]` eV/Å; by the program that is timed."""
+    def forces(self, position: Real[ArrayLike, "atoms 3"]) -> Float[np.ndarray, "atoms 3"]:
+        """Forces at some positions, eV/Å; by the program that is timed."""
         position = jnp.asarray(position, self._mass.dtype)
         state = self._integrator.init(position, jnp.zeros_like(position), self._mass, None, None)
         chunk = self._chunk(state, self._neighbors, True, 0)
@@ -148,7 +150,13 @@ def steppers(model: Checkpoint, system: System, timestep_fs: float, chunk_size: 
     }
 
 
-def interleave(cases: dict[str, Stepper], system: System, position, velocity, rounds: int) -> Timings:
+def interleave(
+    cases: dict[str, Stepper],
+    system: System,
+    position: Real[ArrayLike, "atoms 3"],
+    velocity: Real[ArrayLike, "atoms 3"],
+    rounds: int,
+) -> Timings:
     """Time the three in turn, so that whatever else the machine does hits all alike.
 
     Args:

@@ -18,6 +18,7 @@ import numpy as np
 from ase.build import bulk
 from ase.data import atomic_numbers, reference_states
 from jax import Array
+from jaxtyping import Real
 from scipy.optimize import brentq
 
 from moe_md import units
@@ -104,7 +105,11 @@ def relax_fcc(
 
 
 def equation_of_state(
-    expert: Expert, params: Params, symbol: str = "Pt", *, lattice_constants: Sequence[float] | np.ndarray
+    expert: Expert,
+    params: Params,
+    symbol: str = "Pt",
+    *,
+    lattice_constants: Sequence | Real[np.ndarray, " n"],
 ) -> dict[str, list[float]]:
     """Energy and pressure of an fcc crystal as functions of its volume.
 

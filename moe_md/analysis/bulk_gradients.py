@@ -3,17 +3,19 @@
 The values of `bulk.relax_fcc`, computed under jit by `gradients.isotropic_equilibrium`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from ase.build import bulk
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Real
 
 from moe_md import gradients
 from moe_md.analysis.bulk import Crystal, check_symbol
 from moe_md.checks import check_positive
-from moe_md.experts.base import Expert
+from moe_md.experts.base import Expert, Params
 from moe_md.neighbors.rows import rows_from_images
 
 
@@ -47,7 +49,14 @@ def fcc_crystal(expert: Expert, symbol: str = "Pt", *, guess: float, window: flo
     return lambda params, pressure_GPa=0.0: crystal([params], pressure_GPa)
 
 
-def mixed_fcc_crystal(experts, shares, symbol: str = "Pt", *, guess: float, window: float = 0.15) -> Callable:
+def mixed_fcc_crystal(
+    experts: Sequence[Expert],
+    shares: Real[ArrayLike, " experts"] | Sequence,
+    symbol: str = "Pt",
+    *,
+    guess: float,
+    window: float = 0.15,
+) -> Callable:
     """The same for a crystal whose atoms are assigned to several experts, each atom at its lattice point.
 
     All rows of an isotropically strained crystal are equal, whichever expert owns
@@ -102,7 +111,7 @@ def mixed_fcc_crystal(experts, shares, symbol: str = "Pt", *, guess: float, wind
             if share > 0
         )
 
-    def crystal(params, pressure_GPa=0.0) -> Crystal[Array]:
+    def crystal(params: Sequence[Params], pressure_GPa: Real[ArrayLike, ""] = 0.0) -> Crystal[Array]:
         found = gradients.isotropic_equilibrium(
             energy_fn, list(params), volume=guess**3 / 4, pressure_GPa=pressure_GPa
         )

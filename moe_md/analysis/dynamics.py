@@ -10,20 +10,28 @@ error is too small where blocks are shorter than a correlation time.
            (Wiener-Khinchin), damped by half a Hann window, of area one
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Real
 from scipy import stats
 
 THZ_TO_INVERSE_CM = 33.35640951981521
+
+# A user's values, at each frame and atom, and a box: `[3]` edges or `[3, 3]` columns.
+Vectors = Real[ArrayLike, "frames atoms 3"] | Sequence
+Mask = Bool[ArrayLike, " atoms"] | Sequence
+Box = Real[ArrayLike, "..."] | Sequence
 
 
 class Curve(NamedTuple):
     """A function with error bars."""
 
-    x: np.ndarray  # [m]
-    value: np.ndarray  # [m]
-    error: np.ndarray  # [m] standard error of `value`
+    x: Float[np.ndarray, " m"]
+    value: Float[np.ndarray, " m"]
+    error: Float[np.ndarray, " m"]  # standard error of `value`
     n_blocks: int
 
 
@@ -36,16 +44,16 @@ class Deviation(NamedTuple):
     by_chance: float  # median of `largest` for independent points of two equal curves
 
 
-def unwrap(position, box) -> np.ndarray:
+def unwrap(position: Vectors, box: Box) -> Float[np.ndarray, "frames atoms 3"]:
     """Positions without jumps across the periodic boundaries.
 
     Args:
-        position: `[n_frames, n_atoms, 3]` Å; between frames no atom moves by
+        position: Å; between frames no atom moves by
             half the box.
         box: Å, `[3]` edges or `[3, 3]` columns.
 
     Returns:
-        The same shape; the first frame is unchanged.
+        Å; the first frame is unchanged.
     """
     position, box = _trajectory(position, "position"), _columns(box)
     step = np.diff(position, axis=0)
@@ -54,14 +62,21 @@ def unwrap(position, box) -> np.ndarray:
 
 
 def radial_distribution(
-    position, box, centers=None, neighbors=None, *, r_max: float, n_bins: int = 100, n_blocks: int = 5
+    position: Vectors,
+    box: Box,
+    centers: Mask | None = None,
+    neighbors: Mask | None = None,
+    *,
+    r_max: float,
+    n_bins: int = 100,
+    n_blocks: int = 5,
 ) -> Curve:
     """Radial distribution function of the atoms of one group around those of another.
 
     Args:
-        position: `[n_frames, n_atoms, 3]` Å, wrapped or not.
+        position: Å, wrapped or not.
         box: Å, `[3]` edges or `[3, 3]` columns; periodic in all directions.
-        centers, neighbors: `[n_atoms]` bool, default all atoms. An atom is not
+        centers, neighbors: default all atoms. An atom is not
             its own neighbour.
         r_max: Å, at most half the width of the box.
         n_bins: number of bins of equal width.
@@ -112,14 +127,19 @@ def radial_distribution(
 
 
 def mean_square_displacement(
-    position, interval_ps: float, atoms=None, *, n_lags: int | None = None, n_blocks: int = 5
+    position: Vectors,
+    interval_ps: float,
+    atoms: Mask | None = None,
+    *,
+    n_lags: int | None = None,
+    n_blocks: int = 5,
 ) -> Curve:
     """Mean square displacement, averaged over atoms and over time origins within each block.
 
     Args:
-        position: `[n_frames, n_atoms, 3]` Å, unwrapped (`unwrap`).
+        position: Å, unwrapped (`unwrap`).
         interval_ps: time between frames.
-        atoms: `[n_atoms]` bool, default all.
+        atoms: default all.
         n_lags: longest lag in frames; default half a block.
         n_blocks: number of blocks for the error.
 
@@ -156,16 +176,22 @@ def mean_square_displacement(
 
 
 def vibrational_density_of_states(
-    velocity, interval_ps: float, masses=None, atoms=None, *, max_THz: float | None = None, n_blocks: int = 5
+    velocity: Vectors,
+    interval_ps: float,
+    masses: Real[ArrayLike, " atoms"] | Sequence | None = None,
+    atoms: Mask | None = None,
+    *,
+    max_THz: float | None = None,
+    n_blocks: int = 5,
 ) -> Curve:
     """Vibrational density of states.
 
     Args:
-        velocity: `[n_frames, n_atoms, 3]`, any unit.
+        velocity: any unit.
         interval_ps: time between frames; frequencies above 1 / (2 interval) are
             aliased.
-        masses: `[n_atoms]`, any unit; default equal.
-        atoms: `[n_atoms]` bool, default all.
+        masses: any unit; default equal.
+        atoms: default all.
         max_THz: highest frequency returned; default all.
         n_blocks: number of blocks for the error. The resolution is about two over
             the length of a block.

@@ -9,13 +9,15 @@ between the first two neighbour shells of an fcc crystal.
     subsurface   12 or more neighbours, at least one of them a surface atom
     bulk         12 or more neighbours, none of them a surface atom
 
-A rule is a function of a frame that returns the owner of each atom, `[n_atoms]`
-int: the number of its expert, 0 for the expensive one.
+A rule is a function of a frame that returns the owner of each atom: the number of its
+expert, 0 for the expensive one.
 """
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int, Shaped
 
 from moe_md.data.reading import Frame
 from moe_md.neighbors.rows import image_pairs
@@ -27,10 +29,10 @@ LAYER_GAP_FACTOR = 0.35  # smallest difference in height of two layers
 VACUUM_FACTOR = 2.5  # smallest height without atoms that separates two slabs
 FCC_COORDINATION = 12
 
-Rule = Callable[[Frame], np.ndarray]
+Rule = Callable[[Frame], Int[np.ndarray, " atoms"]]
 
 
-def environments(frame: Frame, metal: Sequence[str], bond_cutoff: float) -> np.ndarray:
+def environments(frame: Frame, metal: Sequence[str], bond_cutoff: float) -> Shaped[np.ndarray, " atoms"]:
     """Classify each atom by its environment.
 
     Args:
@@ -39,7 +41,7 @@ def environments(frame: Frame, metal: Sequence[str], bond_cutoff: float) -> np.n
         bond_cutoff: Å, metal atoms nearer than this are neighbours, images included.
 
     Returns:
-        `[n_atoms]` strings, each one of `ENVIRONMENTS`.
+        Strings, each one of `ENVIRONMENTS`.
 
     Raises:
         ValueError: `bond_cutoff` is not positive.
@@ -70,7 +72,7 @@ def near_other_species(domain: Sequence[str], distance: float) -> Rule:
             expert's; the cheap expert's cutoff and a margin for moving atoms.
     """
 
-    def rule(frame: Frame) -> np.ndarray:
+    def rule(frame: Frame) -> Int[np.ndarray, " atoms"]:
         out_of_domain = ~np.isin(frame.symbols, list(domain))
         owner = np.where(out_of_domain, 0, 1)
         if out_of_domain.any():
@@ -95,7 +97,7 @@ def top_layers(domain: Sequence[str], n_layers: int, nearest: float) -> Rule:
         nearest: Å, nearest-neighbour distance of the metal.
     """
 
-    def rule(frame: Frame) -> np.ndarray:
+    def rule(frame: Frame) -> Int[np.ndarray, " atoms"]:
         out_of_domain = ~np.isin(frame.symbols, list(domain))
         owner, metal = np.where(out_of_domain, 0, 1), np.flatnonzero(~out_of_domain)
         height = _heights_in_slab(frame, metal, nearest)
@@ -128,16 +130,18 @@ def _heights_in_slab(frame: Frame, metal: np.ndarray, nearest: float) -> np.ndar
     return (height - sorted_height[(widest + 1) % len(sorted_height)] + 1e-6) % period
 
 
-def boundary_distance(frame: Frame, owner: np.ndarray, *, max_distance: float = 12.0) -> np.ndarray:
+def boundary_distance(
+    frame: Frame, owner: Int[ArrayLike, " atoms"] | Sequence, *, max_distance: float = 12.0
+) -> Float[np.ndarray, " atoms"]:
     """Signed distance of each atom to the nearest atom of the other expert, images included.
 
     Args:
         frame: the structure.
-        owner: `[n_atoms]` int, 0 inside the region.
+        owner: 0 inside the region.
         max_distance: Å, distances are searched up to this one.
 
     Returns:
-        `[n_atoms]` Å: positive inside the region, negative outside, infinite
+        Å: positive inside the region, negative outside, infinite
         (with that sign) where no atom of the other expert is within `max_distance`.
 
     Raises:
@@ -151,12 +155,12 @@ def boundary_distance(frame: Frame, owner: np.ndarray, *, max_distance: float = 
     return np.where(owner == 0, nearest, -nearest)
 
 
-def bonds_across(frame: Frame, owner: np.ndarray, bond_cutoff: float) -> int:
+def bonds_across(frame: Frame, owner: Int[ArrayLike, " atoms"] | Sequence, bond_cutoff: float) -> int:
     """Number of bonds between atoms of different experts.
 
     Args:
         frame: the structure.
-        owner: `[n_atoms]` int.
+        owner: the expert of each atom.
         bond_cutoff: Å, atoms nearer than this are bonded, images included.
 
     Raises:

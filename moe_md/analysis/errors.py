@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 
 from moe_md.analysis.environments import ENVIRONMENTS, Rule, boundary_distance
 from moe_md.checkpoint import Checkpoint
@@ -37,15 +38,15 @@ class FramePrediction(NamedTuple):
     """Prediction of one potential for one frame."""
 
     energy: float  # eV
-    forces: np.ndarray  # [n_atoms, 3] eV/Å
-    stress: np.ndarray | None  # [3, 3] eV/Å^3; None where the frame is not fully periodic
+    forces: Float[np.ndarray, "atoms 3"]  # eV/Å
+    stress: Float[np.ndarray, "3 3"] | None  # eV/Å^3; None where the frame is not fully periodic
 
 
 class ComparedFrame(NamedTuple):
     """A labelled frame with the predictions of both experts and of their mixture."""
 
     frame: Frame
-    owner: np.ndarray  # [n_atoms] int, 0 for the expensive expert
+    owner: Int[np.ndarray, " atoms"]  # 0 for the expensive expert
     in_domain: bool  # the entire frame is in the cheap expert's domain
     expensive: FramePrediction
     cheap: FramePrediction
@@ -103,7 +104,9 @@ def compare(
     return [compared[k] for k in range(len(dataset.frames))]
 
 
-def report(compared: Sequence[ComparedFrame], environment_fn: Callable[[Frame], np.ndarray]) -> dict:
+def report(
+    compared: Sequence[ComparedFrame], environment_fn: Callable[[Frame], Shaped[np.ndarray, " atoms"]]
+) -> dict:
     """Errors as a dictionary that JSON can store.
 
     Args:

@@ -19,6 +19,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from ase.build import bulk
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int
 
 from moe_md import derivatives, units
 from moe_md.checkpoint import Checkpoint
@@ -49,19 +51,24 @@ class GhostForce(NamedTuple):
 
     max: float  # eV/Å, the longest force
     rms: float  # eV/Å, root mean square length over `near` atoms
-    forces: np.ndarray  # [n_atoms, 3] eV/Å
-    near: np.ndarray  # [n_atoms] bool, has neighbours on another expert
+    forces: Float[np.ndarray, "atoms 3"]  # eV/Å
+    near: Bool[np.ndarray, " atoms"]  # has neighbours on another expert
 
 
 class Mismatch(NamedTuple):
     """Difference of two experts on each row."""
 
-    energy: np.ndarray  # [n] eV, E_i^H - E_i^L
-    partial_force: np.ndarray  # [n] eV/Å, root of sum_k |g_ik^H - g_ik^L|^2
-    in_domain: np.ndarray  # [n] bool, all species of the row are in the domain of both experts
+    energy: Float[np.ndarray, " n"]  # eV, E_i^H - E_i^L
+    partial_force: Float[np.ndarray, " n"]  # eV/Å, root of sum_k |g_ik^H - g_ik^L|^2
+    in_domain: Bool[np.ndarray, " n"]  # all species of the row are in the domain of both experts
 
 
-def ghost_force(experts: Sequence[Expert], params: Sequence[Params], frame: Frame, assignment) -> GhostForce:
+def ghost_force(
+    experts: Sequence[Expert],
+    params: Sequence[Params],
+    frame: Frame,
+    assignment: Int[ArrayLike, " atoms"] | Bool[ArrayLike, " atoms"] | Sequence,
+) -> GhostForce:
     """Forces on a crystal whose atoms are assigned to several experts.
 
     Args:
@@ -69,7 +76,7 @@ def ghost_force(experts: Sequence[Expert], params: Sequence[Params], frame: Fram
         params: one parameter tree per expert.
         frame: a perfect crystal of any size; neighbours include images. For any
             other structure the result is the forces of the mixture.
-        assignment: `[n_atoms]` int, the expert of each atom.
+        assignment: the expert of each atom.
 
     Returns:
         The forces and their size. The force on an atom whose neighbours all have its
@@ -94,7 +101,7 @@ def ghost_force(experts: Sequence[Expert], params: Sequence[Params], frame: Fram
 
 def bisected_crystals(
     symbol: str, lattice_constant: float, cutoff: float
-) -> dict[str, tuple[Frame, np.ndarray]]:
+) -> dict[str, tuple[Frame, Int[np.ndarray, " _"]]]:
     """Perfect fcc crystals, each cut in two parts.
 
     Planes come in pairs, as the crystals are periodic. They are so far apart that no
@@ -107,7 +114,7 @@ def bisected_crystals(
 
     Returns:
         For `"100"`, `"111"` (planes) and `"sphere"` (of radius `cutoff`, its centre
-        not a lattice point) the crystal and the expert of each atom, `[n_atoms]` int.
+        not a lattice point) the crystal and the expert of each atom.
     """
     crystals = {}
     for name, period in (("100", 2), ("111", 3)):

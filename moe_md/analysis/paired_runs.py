@@ -14,7 +14,7 @@ d^2 / (3 sqrt(2)). (For a (111) plane, with 2 sqrt(3) / d^2, this is 18 % too sm
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int
 
 from moe_md import lazy_jax_md as jax_md
 from moe_md import regions, simulate
@@ -43,23 +45,25 @@ class Trajectory(NamedTuple):
     """Log and frames of a run at constant energy."""
 
     log: simulate.Log
-    position: np.ndarray  # [n_frames, n_atoms, 3] Å, unwrapped
-    velocity: np.ndarray  # [n_frames, n_atoms, 3] ASE's unit
+    position: Float[np.ndarray, "frames atoms 3"]  # Å, unwrapped
+    velocity: Float[np.ndarray, "frames atoms 3"]  # ASE's unit
 
 
 class AtomGroup(NamedTuple):
     """Atoms whose structure and motion are compared."""
 
     label: str
-    mask: np.ndarray  # [n_atoms] bool
+    mask: Bool[np.ndarray, " atoms"]
 
 
-def boundary_area(atoms: Atoms, owner: np.ndarray, nearest: float, *, planar: bool = False) -> float:
+def boundary_area(
+    atoms: Atoms, owner: Int[ArrayLike, " atoms"] | Sequence, nearest: float, *, planar: bool = False
+) -> float:
     """Area of the expert boundary, Å^2: the cell's cross-section where it is planar, else from bonds.
 
     Args:
         atoms: the structure.
-        owner: `[n_atoms]` int, the expert of each atom.
+        owner: the expert of each atom.
         nearest: Å, nearest-neighbour distance of the metal.
         planar: the boundary is a plane across the third axis.
     """
@@ -164,7 +168,7 @@ def paired_runs(
     }
 
 
-def check_shared(owner: np.ndarray) -> None:
+def check_shared(owner: Int[np.ndarray, " atoms"]) -> None:
     """Raise `ValueError` where one expert owns all atoms."""
     if np.ptp(owner) == 0:
         expert = ("expensive", "cheap")[int(owner[0])]

@@ -5,13 +5,14 @@ computes the frequencies of a wave. The force constants are exact second
 derivatives, by automatic differentiation.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.build import bulk
 from ase.data import atomic_masses, atomic_numbers
+from jaxtyping import Float
 
 from moe_md.analysis.bulk import check_symbol
 from moe_md.checks import check_positive, check_value
@@ -33,11 +34,11 @@ PATH_LABELS = ("Γ", "X", "K", "Γ", "L")
 class Phonons(NamedTuple):
     """Frequencies along Γ-X-K-Γ-L."""
 
-    distance: np.ndarray  # [n_q] 1/Å, path length from Γ, 2 pi included
+    distance: Float[np.ndarray, " n_q"]  # 1/Å, path length from Γ, 2 pi included
     labels: tuple[str, ...]  # names of the corners of the path
     ticks: tuple[int, ...]  # index of each corner in n_q
-    q_points: np.ndarray  # [n_q, 3], fractions of the primitive reciprocal vectors
-    frequencies_THz: np.ndarray  # [n_q, 3] ascending; an imaginary frequency is given as negative
+    q_points: Float[np.ndarray, "n_q 3"]  # fractions of the primitive reciprocal vectors
+    frequencies_THz: Float[np.ndarray, "n_q 3"]  # ascending; an imaginary frequency is given as negative
 
 
 def phonons(
@@ -135,7 +136,7 @@ def _path(n_points: int) -> tuple[np.ndarray, tuple[int, ...]]:
     return q, tuple(k * (n_points - 1) for k in range(len(_PATH) + 1))
 
 
-def import_phonopy():
+def import_phonopy() -> tuple[Any, Any]:
     """Phonopy and PhonopyAtoms; raises `ImportError` with the extra to install where phonopy is missing."""
     try:
         from phonopy import Phonopy

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int
 
 from moe_md import derivatives
 from moe_md.checks import check_positive
@@ -34,11 +35,11 @@ CHUNK = 64  # rows computed at a time
 class StoredFrames(NamedTuple):
     """Frames of the same atoms with energies and partial forces of two experts for all atoms."""
 
-    position: Array  # [n_frames, n_atoms, 3] Å
-    energy: Array  # [n_frames, n_atoms, 2] eV
-    partial_force: Array  # [n_frames, 2, n_atoms, K, 3] eV/Å
-    neighbor: Array  # [n_frames, n_atoms, K] int, n_atoms where none
-    force: Array  # [n_frames, n_atoms, 3] eV/Å, all atoms on expert 0
+    position: Float[Array, "frames atoms 3"]  # Å
+    energy: Float[Array, "frames atoms 2"]  # eV
+    partial_force: Float[Array, "frames 2 atoms K 3"]  # eV/Å
+    neighbor: Int[Array, "frames atoms K"]  # number of atoms where none
+    force: Float[Array, "frames atoms 3"]  # eV/Å, all atoms on expert 0
 
 
 def stored_frames(
@@ -82,8 +83,10 @@ def stored_frames(
     return stored._replace(force=force)
 
 
-def mixed_forces(stored: StoredFrames, displacement_fn: Callable, region: Region) -> Array:
-    """Forces of the mixture, gate-gradient forces included: `[n_frames, n_atoms, 3]` eV/Å.
+def mixed_forces(
+    stored: StoredFrames, displacement_fn: Callable, region: Region
+) -> Float[Array, "frames atoms 3"]:
+    """Forces of the mixture, gate-gradient forces included: eV/Å.
 
     They are differentiable in the region.
 
@@ -103,7 +106,7 @@ def mixed_forces(stored: StoredFrames, displacement_fn: Callable, region: Region
     )
 
 
-def force_error(stored: StoredFrames, displacement_fn: Callable, region: Region) -> Array:
+def force_error(stored: StoredFrames, displacement_fn: Callable, region: Region) -> Float[Array, ""]:
     """Root mean square difference, over components, of the mixture's forces and expert 0's: eV/Å."""
     return jnp.sqrt(jnp.mean((mixed_forces(stored, displacement_fn, region) - stored.force) ** 2))
 
@@ -115,7 +118,7 @@ def expected_cost(
     *,
     ratio: float,
     half_cost_gate: float = 1e-3,
-) -> Array:
+) -> Float[Array, ""]:
     """Cost of a step relative to all atoms on expert 0: sum over experts of active atoms times cost per atom.
 
     An expert computes an atom as soon as its gate w is above zero. The derivative of this
@@ -143,8 +146,8 @@ def expected_cost(
     return jnp.mean(jax.lax.map(frame_cost, stored.position))
 
 
-def center_shares(stored: StoredFrames, displacement_fn: Callable, region: Region) -> Array:
-    """`[2]`, share of atoms whose gate is above zero on each expert, averaged over frames; no gradient."""
+def center_shares(stored: StoredFrames, displacement_fn: Callable, region: Region) -> Float[Array, "2"]:
+    """Share of atoms whose gate is above zero on each expert, averaged over frames; no gradient."""
     return jnp.mean(
         jax.lax.map(lambda R: jnp.mean(region.gate(R, displacement_fn) > 0, axis=0), stored.position), axis=0
     )

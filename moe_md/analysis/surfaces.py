@@ -7,7 +7,7 @@ With e the energy per atom of the perfect crystal, and all structures relaxed at
     adsorption   E(slab + CO) - E(slab) - E(CO)        (negative: bound)
 
 A region is the number of an expert, or a function of the ASE atoms that returns the
-expert of each atom, `[n_atoms]` int. The function is called once for every structure,
+expert of each atom. The function is called once for every structure,
 before its relaxation, so that the energy has no discontinuities.
 """
 
@@ -20,6 +20,7 @@ from ase.build import add_adsorbate, bulk
 from ase.constraints import FixAtoms, FixCartesian
 from ase.geometry import get_distances
 from ase.optimize import BFGS
+from jaxtyping import Int
 
 from moe_md.analysis.environments import near_other_species
 from moe_md.checkpoint import Checkpoint
@@ -28,7 +29,7 @@ from moe_md.data.reading import frame_from_atoms
 from moe_md.data.structures import FLAT_FACETS, facet_slab
 from moe_md.interfaces.ase import MixtureCalculator
 
-AtomsRegion = int | Callable[[Atoms], np.ndarray]
+AtomsRegion = int | Callable[[Atoms], Int[np.ndarray, " atoms"]]
 
 FORCE_LIMIT = 0.01  # eV/Å, the longest force of a relaxed structure
 MARGIN = 0.5  # Å, added to the cheap expert's cutoff for the distance of its atoms from an adsorbate
@@ -47,7 +48,7 @@ _GAS_BOND = 1.14  # Å, initial bond length of the free molecule
 _OWNER = "moe_md_owner"  # name of the atoms' array with the expert of each atom
 
 
-def around_adsorbate(cutoff: float) -> Callable[[Atoms], np.ndarray]:
+def around_adsorbate(cutoff: float) -> Callable[[Atoms], Int[np.ndarray, " atoms"]]:
     """Region that assigns all atoms near C and O to expert 0, and the others to expert 1.
 
     Args:
@@ -55,7 +56,7 @@ def around_adsorbate(cutoff: float) -> Callable[[Atoms], np.ndarray]:
             so that C and O are never among their neighbours.
 
     Returns:
-        A function of ASE atoms: `[n_atoms]` int. Distances are to the nearest
+        A function of ASE atoms. Distances are to the nearest
         image along periodic directions.
 
     Raises:
@@ -69,7 +70,7 @@ def around_adsorbate(cutoff: float) -> Callable[[Atoms], np.ndarray]:
     """
     check_positive("cutoff", cutoff)
 
-    def region(atoms: Atoms) -> np.ndarray:
+    def region(atoms: Atoms) -> Int[np.ndarray, " atoms"]:
         others = tuple(set(atoms.symbols) - {"C", "O"})
         return near_other_species(others, cutoff + MARGIN)(frame_from_atoms(atoms))
 

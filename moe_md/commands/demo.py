@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
+from jaxtyping import Float
 
 from moe_md import checkpoint as checkpoints
 from moe_md import lazy_jax_md as jax_md
@@ -328,10 +329,10 @@ def _produce(
 
 
 class _Forces(NamedTuple):
-    """Forces on snapshots, `[n_snapshots, n_atoms, 3]` eV/Å."""
+    """Forces on snapshots, eV/Å."""
 
-    exact: np.ndarray  # of the expensive expert on every atom
-    difference: np.ndarray  # mixture minus exact
+    exact: Float[np.ndarray, "frames atoms 3"]  # of the expensive expert on every atom
+    difference: Float[np.ndarray, "frames atoms 3"]  # mixture minus exact
 
 
 class _Boundary(NamedTuple):

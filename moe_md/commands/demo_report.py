@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from ase import Atoms
+from jaxtyping import Float
 
 from moe_md import simulate, units
 from moe_md.analysis.expert_boundary import Mismatch
@@ -112,8 +113,8 @@ class Results(NamedTuple):
     time_ps: float
     drift: Drift
     production_seconds: float
-    exact: np.ndarray  # [n_snapshots, n_atoms, 3] eV/Å, forces of the expensive expert
-    difference: np.ndarray  # [n_snapshots, n_atoms, 3] eV/Å, mixture minus exact
+    exact: Float[np.ndarray, "frames atoms 3"]  # eV/Å, forces of the expensive expert
+    difference: Float[np.ndarray, "frames atoms 3"]  # eV/Å, mixture minus exact
     mismatch: Mismatch
     ghost_forces: dict  # from `expert_boundary.ghost_force_report`
 

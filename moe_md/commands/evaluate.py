@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from moe_md import checkpoint as checkpoints
+from moe_md import data
 from moe_md.commands import frames, settings_file
 from moe_md.experts.base import check_two_experts
 from moe_md.files import write_json
@@ -27,12 +28,17 @@ def command(settings: DataSettings, parsed: Namespace, log: Callable) -> dict:
         The content of `evaluation.json`.
 
     Raises:
-        ValueError: the checkpoint does not hold two experts, or does not fit the frames.
+        ValueError: the checkpoint does not hold two experts, or does not fit the frames, or no frame has
+            a label.
     """
     model = checkpoints.load(parsed.checkpoint)
     check_two_experts(model.experts, "experts of the checkpoint")
     dataset = frames.load(settings, model.experts[0].species)
     dataset = frames.split(dataset, model, parsed.split, parsed.validation_fraction)
+    if not any(data.count_labels(dataset).values()):
+        data.require_labels(dataset, energy=True)
+    log(frames.describe(parsed.split, dataset))
+    data.warn_of_labels(dataset)
     settings_file.echo(parsed.out, {"data": settings}, parsed.typed)
     scores = evaluation.evaluate_by_kind(model.experts, model.params, dataset)
     report = {

@@ -3,6 +3,7 @@
 For LAMMPS: `atoms.data`, `model.msgpack`, `region.json` and `run.py`.
 """
 
+import itertools
 import json
 from argparse import Namespace
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import ase.io
 import numpy as np
+from ase import Atoms
 
 from moe_md import checkpoint as checkpoints
 from moe_md.commands import settings_file
@@ -17,6 +19,10 @@ from moe_md.commands.system import load_system
 from moe_md.files import write_atomic
 from moe_md.interfaces.lammps import RankPotential
 from moe_md.settings import ExportSettings
+
+IDS_PER_LINE = 20
+# Components of an atom that may be fixed, at least one.
+PATTERNS = [pattern for pattern in itertools.product((False, True), repeat=3) if any(pattern)]
 
 
 def command(settings: ExportSettings, parsed: Namespace, log: Callable) -> dict:
@@ -38,20 +44,18 @@ def lammps(settings: ExportSettings, folder) -> Path:
         The path of `run.py`.
 
     Raises:
-        ValueError: structure, region or checkpoint do not fit one another, or are not supported by LAMMPS;
-            nothing is written.
+        ValueError: structure, region or checkpoint do not fit one another, or are not supported by LAMMPS
+            (such as several masses of one element); nothing is written.
         OSError: a file cannot be written.
     """
-    model, atoms, region = load_system(settings)
+    model, atoms, region, fixed_mask = load_system(settings)
+    _check_masses(atoms)
     elements = sorted(set(atoms.symbols))
     RankPotential(model, region, elements, skin=settings.skin, dtype=settings.dtype)  # checks that they fit
     region_json = json.dumps(region.to_dict()) + "\n"
     has_velocities = bool(atoms.has("momenta") and np.abs(atoms.get_momenta()).max() > 0)
-    start = (
-        ""
-        if has_velocities or settings.temperature_K == 0
-        else f"velocity all create {settings.temperature_K} {settings.seed} mom yes dist gaussian"
-    )
+    temperature_K = 0.0 if has_velocities else settings.temperature_K
+    start, hold, thermo = _commands(fixed_mask, temperature_K, settings.seed)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     ase.io.write(
@@ -67,6 +71,8 @@ def lammps(settings: ExportSettings, folder) -> Path:
     script = SCRIPT.format(
         timestep=settings.timestep_fs / 1000,
         start=start,
+        hold=hold,
+        thermo=thermo,
         elements=elements,
         skin=settings.skin,
         dtype=settings.dtype,
@@ -74,6 +80,59 @@ def lammps(settings: ExportSettings, folder) -> Path:
     )
     write_atomic(folder / "run.py", script.encode())
     return folder / "run.py"
+
+
+def _check_masses(atoms: Atoms) -> None:
+    """Raise `ValueError` where atoms of one element differ in mass: LAMMPS has one for each type."""
+    masses = atoms.get_masses()
+    for symbol in sorted(set(atoms.symbols)):
+        found = masses[atoms.symbols == symbol]
+        if not np.allclose(found, found[0], rtol=1e-9):
+            raise ValueError(
+                f"masses of {symbol} must be equal for LAMMPS, got {found.min():g} to {found.max():g} amu. "
+                "Give all atoms of an element one mass, or use moe-md run."
+            )
+
+
+def _commands(fixed_mask: np.ndarray | None, temperature_K: float, seed: int) -> tuple[str, str, str]:
+    """Commands of LAMMPS for velocities, for fixed atoms and for the temperature, each ending in a new line.
+
+    Args:
+        fixed_mask: `[n_atoms, 3]` bool, components that hold still, or None.
+        temperature_K, seed: of the velocities; none are drawn at zero.
+    """
+    draw = f"create {temperature_K} {seed}"
+    if fixed_mask is None:
+        return (f"velocity all {draw} mom yes dist gaussian" if temperature_K > 0 else ""), "", ""
+    names = {pattern: "hold_" + "".join(a for a, f in zip("xyz", pattern) if f) for pattern in PATTERNS}
+    groups = {p: np.flatnonzero((fixed_mask == p).all(axis=1)) + 1 for p in PATTERNS}
+    groups = {names[p]: (p, ids) for p, ids in groups.items() if len(ids)}
+    start = [line for name, (_, ids) in groups.items() for line in _group(name, ids)]
+    whole = "hold_xyz" if "hold_xyz" in groups else ""
+    start += [f"group free subtract all {whole}" if whole else "group free union all"]
+    # The temperature counts free coordinates. Momentum is conserved along axes without fixed components.
+    n_conserved = int((~fixed_mask.any(axis=0)).sum())
+    n_partly = int(fixed_mask[~fixed_mask.all(axis=1)].sum())
+    start += ["compute free_temp free temp", f"compute_modify free_temp extra/dof {n_partly + n_conserved}"]
+    if temperature_K > 0:
+        mom = "yes" if n_conserved else "no"
+        start += [f"velocity free {draw} mom {mom} dist gaussian temp free_temp"]
+    hold = []
+    for name, (pattern, _) in groups.items():
+        zeros = " ".join("0.0" if fixed else "NULL" for fixed in pattern)
+        start += [f"velocity {name} set {zeros}"]
+        hold += [f"fix {name} {name} setforce {zeros}"]
+    if temperature_K > 0:
+        start += [f"velocity free scale {temperature_K} temp free_temp"]
+    return "\n".join(start), "\n".join(hold) + "\n", "thermo_modify temp free_temp\n"
+
+
+def _group(name: str, ids: np.ndarray) -> list[str]:
+    """Commands of LAMMPS that collect atoms in a group; a line holds some of them."""
+    return [
+        f"group {name} id {' '.join(map(str, ids[k : k + IDS_PER_LINE]))}"
+        for k in range(0, len(ids), IDS_PER_LINE)
+    ]
 
 
 SCRIPT = '''"""A mixture in LAMMPS: python run.py [STEPS], or mpirun -np 2 python run.py [STEPS]."""
@@ -102,10 +161,10 @@ timestep {timestep}
 region = region_from_dict(json.loads((here / "region.json").read_text()))
 attach(lmp, here / "model.msgpack", region, elements={elements}, skin={skin}, dtype="{dtype}")
 lmp.commands_string(f"""
-fix move all nve
+{hold}fix move all nve
 thermo 10
 thermo_style custom step temp pe etotal press
-dump all all custom 100 "{{here / 'trajectory.lammpstrj'}}" id type x y z
+{thermo}dump all all custom 100 "{{here / 'trajectory.lammpstrj'}}" id type x y z
 run {{steps}}
 """)
 '''

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from moe_md.checkpoint import Checkpoint
 from moe_md.commands import settings_file
-from moe_md.data import PACKAGED, Dataset, load_dataset, split_by_group, summary
+from moe_md.data import PACKAGED, Dataset, count_labels, load_dataset, split_by_group, summary
 from moe_md.settings import DataSettings
 
 
@@ -56,6 +56,9 @@ def split(dataset: Dataset, model: Checkpoint, name: str, fraction: float | None
 
 
 def describe(name: str, dataset: Dataset) -> str:
-    """One line with the size of a dataset."""
-    counts = summary(dataset)
-    return f"{name}: {counts['frames']} frames of {counts['groups']} groups, {counts['atoms']} atoms"
+    """The size of a dataset, and the numbers of frames with a label that training can use."""
+    counts, labels = summary(dataset), count_labels(dataset)
+    return (
+        f"{name}: {counts['frames']} frames of {counts['groups']} groups, {counts['atoms']} atoms, with"
+        f" {labels['energy']} energies, {labels['forces']} forces, {labels['stress']} stresses"
+    )

@@ -1,10 +1,15 @@
 """A settings file in which every key is explained: `moe-md init`."""
 
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from ase.data import atomic_numbers, reference_states
+
 from moe_md.commands import expert_tables, frames, settings_file
+from moe_md.data import Dataset
 from moe_md.files import write_atomic
 from moe_md.settings import DataSettings, RunSettings, TrainSettings
 
@@ -32,7 +37,9 @@ def command(settings: None, parsed: Namespace, log: Callable) -> dict:
     if path.exists():
         raise ValueError(f"path must be a new file, got {path}, which exists.")
     data = DataSettings() if parsed.file is None else DataSettings(file=parsed.file)
-    expensive, cheap = expert_tables.build_experts({}, frames.load(data), training.metal, path)
+    dataset = frames.load(data)
+    training = for_species(training, dataset)
+    expensive, cheap = expert_tables.build_experts({}, dataset, training.metal, path)
     adsorbates = ",".join(s for s in expensive.species if s != training.metal)
     content = {
         "data": data,
@@ -44,4 +51,25 @@ def command(settings: None, parsed: Namespace, log: Callable) -> dict:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, settings_file.written(content, HEADER).encode())
     log(f"wrote {path}: edit [data], then moe-md train --settings {path}")
+    if not training.ideal_crystals:
+        log(f"the unlabelled crystals are off: ASE knows no fcc lattice of {training.metal}")
     return {"file": str(path)}
+
+
+def for_species(training: TrainSettings, dataset: Dataset) -> TrainSettings:
+    """Settings whose metal is in the data: the default, else the most frequent element.
+
+    Its lattice constant is ASE's. The unlabelled crystals are fcc, and are turned off for other elements.
+
+    Args:
+        training: the default settings.
+        dataset: frames.
+    """
+    counts = Counter(symbol for frame in dataset.frames for symbol in frame.symbols)
+    if training.metal in counts:
+        return training
+    metal = counts.most_common(1)[0][0]
+    state = reference_states[atomic_numbers[metal]]
+    if state is None or state["symmetry"] != "fcc":
+        return replace(training, metal=metal, unlabelled_atoms=0, ideal_crystals=0)
+    return replace(training, metal=metal, lattice_constant=state["a"])

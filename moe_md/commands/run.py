@@ -5,7 +5,7 @@ import hashlib
 import time
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
+from jaxtyping import Bool, Float
 
 from moe_md import checkpoint as checkpoints
 from moe_md import lazy_jax_md as jax_md
 from moe_md import regions, simulate
 from moe_md.commands import settings_file
-from moe_md.commands.system import load_system
+from moe_md.commands.system import fixed_in_words, has_own_masses, load_system
 from moe_md.experts.base import Potential
 from moe_md.files import write_json
 from moe_md.mixture import mixture_neighbor_list
@@ -30,7 +31,9 @@ from moe_md.reporters.trajectory import LastState, LogWriter, XYZWriter, drift
 from moe_md.settings import RunSettings
 
 MIN_LOG_LINES = 20  # for a drift with an error bar
-RESTART = "restart.msgpack"
+RESTART, LAST_GOOD, FINAL = "restart.msgpack", "last_good.npz", "final.extxyz"
+LIMITS = tuple(field.name for field in fields(simulate.Limits))
+MAY_CHANGE = ("steps", *LIMITS)  # settings of a run that is resumed
 
 
 def command(settings: RunSettings, parsed: Namespace, log: Callable) -> dict:
@@ -52,10 +55,16 @@ def run(settings: RunSettings, folder, log: Callable = print) -> dict:
 
     Raises:
         ValueError: structure, region or checkpoint do not fit one another.
-        SimulationError: the run failed; the last valid state is saved.
+        SimulationError: the run failed, or passed a limit; the last valid state is saved.
     """
     with jax.enable_x64(True) if settings.dtype == "float64" else contextlib.nullcontext():
-        return _run(settings, Path(folder), log)
+        try:
+            return _run(settings, Path(folder), log)
+        except simulate.SimulationError as error:  # of the dynamics, or of the relaxation before
+            saved = Path(folder) / LAST_GOOD
+            LastState(saved).on_failure(error.state)
+            text = f"{error} It is saved in {saved}."
+            raise simulate.SimulationError(text, error.state, error.log) from error
 
 
 class _Simulation(NamedTuple):
@@ -68,8 +77,9 @@ class _Simulation(NamedTuple):
     shift_fn: Callable
     neighbor_fn: Any
     energy_fn: Callable
-    position: jax.Array  # [n_atoms, 3] Å, or fractions of the box
-    box: np.ndarray | None  # [3, 3] Å, columns; None unless it changes during the run
+    position: Float[jax.Array, "atoms 3"]  # Å, or fractions of the box
+    box: Float[np.ndarray, "3 3"] | None  # Å, columns; None unless it changes during the run
+    fixed_mask: Bool[np.ndarray, "atoms 3"] | None  # components that hold still
 
 
 def _run(settings: RunSettings, folder: Path, log: Callable) -> dict:
@@ -84,6 +94,7 @@ def _run(settings: RunSettings, folder: Path, log: Callable) -> dict:
         simulation.energy_fn,
         integrator,
         chunk_steps=settings.log_every,
+        limits=_limits(settings),
     )
     start, neighbors, resumed_at = _start_or_resume(
         settings, simulation, integrator, run_fn, folder, fingerprint, log
@@ -91,6 +102,8 @@ def _run(settings: RunSettings, folder: Path, log: Callable) -> dict:
     position = start.position if resumed_at is None else simulation.position
     share = float(np.mean(np.asarray(region.gate(position, simulation.displacement_fn))[:, 0] > 0))
     log(f"{n_atoms} atoms, {share:.1%} on the expensive expert, {settings.dtype}")
+    if simulation.fixed_mask is not None:
+        log(fixed_in_words(simulation.fixed_mask))
 
     n_steps = max(0, settings.steps - (resumed_at or 0))
     blend = BlendWatch(simulation.neighbor_fn)
@@ -103,7 +116,7 @@ def _run(settings: RunSettings, folder: Path, log: Callable) -> dict:
         partial(_log_progress, log, _progress_every(settings)),
         *([blend] if region.is_dynamic else []),
         restart,
-        LastState(folder / "last_good.npz"),
+        LastState(folder / LAST_GOOD),
     ]
     started = time.perf_counter()
     try:
@@ -132,7 +145,9 @@ def _build(settings: RunSettings) -> _Simulation:
     inner_potential = (
         checkpoints.load(settings.inner_potential).expensive if settings.inner_potential else None
     )
-    model, atoms, region = load_system(settings, () if inner_potential is None else inner_potential[:1])
+    model, atoms, region, fixed_mask = load_system(
+        settings, () if inner_potential is None else inner_potential[:1]
+    )
     dtype = np.dtype(settings.dtype)
     known = model.experts[0].species
     species = np.array([known.index(s) for s in atoms.symbols], np.int32)
@@ -165,6 +180,7 @@ def _build(settings: RunSettings) -> _Simulation:
         energy_fn,
         jnp.asarray(position, dtype),
         box if box_changes else None,
+        fixed_mask,
     )
 
 
@@ -208,6 +224,7 @@ def _initial(
             position,
             n_steps=settings.relax_steps,
             box=simulation.box,
+            fixed_mask=simulation.fixed_mask,
             neighbors=neighbors,
         )
         position, neighbors = relaxed.position, relaxed.neighbors
@@ -244,6 +261,10 @@ class _Files:
         }
         if isinstance(region, regions.Fixed):
             self._structure["expert"] = region.assignment
+        if has_own_masses(atoms):
+            self._structure["masses"] = atoms.get_masses()
+        if simulation.fixed_mask is not None:
+            self._structure["fixed_mask"] = simulation.fixed_mask
         self._log = LogWriter(folder / "log.csv", **resumed)
         self._trajectory = (
             XYZWriter(folder / "trajectory.extxyz", **self._structure, **resumed)
@@ -251,7 +272,7 @@ class _Files:
             else H5MDWriter(folder / "trajectory.h5", **self._structure, **resumed)
         )
         self._trajectory_every = settings.trajectory_every
-        self._final = folder / "final.extxyz"
+        self._final = folder / FINAL
         self._last: simulate.Frame | None = None
 
     def __call__(self, frame: simulate.Frame) -> None:
@@ -316,24 +337,38 @@ def _fingerprint(settings: RunSettings, simulation: _Simulation) -> dict:
     atoms = simulation.atoms
     params = tuple(potential.params for potential in simulation.potentials)
     arrays = [*jax.tree.leaves(params), atoms.positions, atoms.cell.array, atoms.numbers, atoms.get_momenta()]
+    arrays += [atoms.get_masses()] if has_own_masses(atoms) else []
+    arrays += [] if simulation.fixed_mask is None else [simulation.fixed_mask]
     return {
-        **{key: value for key, value in asdict(settings).items() if key != "steps"},
+        **{key: value for key, value in asdict(settings).items() if key not in MAY_CHANGE},
         "experts": [potential.expert.config for potential in simulation.potentials],
         "digest": hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in arrays)).hexdigest(),
     }
 
 
+def _limits(settings: RunSettings) -> simulate.Limits:
+    return simulate.Limits(**{name: getattr(settings, name) for name in LIMITS})
+
+
 def _integrator(settings: RunSettings, simulation: _Simulation) -> simulate.Integrator:
-    """The integrator of the chosen ensemble."""
-    shift_fn, respa = simulation.shift_fn, partial(simulate.respa, neighbor_fn=simulation.neighbor_fn)
+    """The integrator of the chosen ensemble; fixed atoms hold still."""
+    shift_fn, thermostat = simulation.shift_fn, (settings.timestep_fs, settings.temperature_K)
     if settings.ensemble == "nve":
-        return respa(simulate.nve(shift_fn, settings.timestep_fs), every=settings.outer_every)
-    thermostat = (shift_fn, settings.timestep_fs, settings.temperature_K)
-    if settings.ensemble == "langevin":
-        langevin = simulate.langevin(*thermostat, settings.friction_per_fs)
-        return respa(langevin, every=settings.outer_every)
-    if settings.ensemble == "nose_hoover":
-        return simulate.nose_hoover(*thermostat, settings.tau_fs)
-    return simulate.npt(
-        *thermostat, settings.pressure_GPa, tau_fs=settings.tau_fs, barostat_tau_fs=settings.barostat_tau_fs
-    )
+        integrator = simulate.nve(shift_fn, settings.timestep_fs)
+    elif settings.ensemble == "langevin":
+        integrator = simulate.langevin(shift_fn, *thermostat, settings.friction_per_fs)
+    elif settings.ensemble == "nose_hoover":
+        integrator = simulate.nose_hoover(shift_fn, *thermostat, settings.tau_fs)
+    else:
+        integrator = simulate.npt(
+            shift_fn,
+            *thermostat,
+            settings.pressure_GPa,
+            tau_fs=settings.tau_fs,
+            barostat_tau_fs=settings.barostat_tau_fs,
+        )
+    if simulation.fixed_mask is not None:
+        integrator = simulate.freeze(integrator, simulation.fixed_mask)
+    if settings.outer_every == 1:
+        return integrator
+    return simulate.respa(integrator, neighbor_fn=simulation.neighbor_fn, every=settings.outer_every)

@@ -1,20 +1,21 @@
 """The system of `moe-md run` and `export`: a checkpoint, a structure from a file, and its region."""
 
 import re
+import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-import ase.io
 import numpy as np
 from ase import Atoms
+from ase.data import atomic_masses
 
 from moe_md import checkpoint as checkpoints
 from moe_md import regions
 from moe_md.checkpoint import Checkpoint
-from moe_md.data import read_frames
+from moe_md.data import read_structure
 from moe_md.experts.base import Expert
 from moe_md.interfaces import selections
+from moe_md.interfaces.constraints import fixed_mask
 from moe_md.settings import SystemSettings
 
 
@@ -24,6 +25,7 @@ class LoadedSystem(NamedTuple):
     model: Checkpoint
     atoms: Atoms  # periodic along three directions
     region: regions.Region
+    fixed_mask: np.ndarray | None  # [n_atoms, 3] bool, components that hold still; None where all move
 
 
 def load_system(settings: SystemSettings, extra_experts: Sequence[Expert] = ()) -> LoadedSystem:
@@ -34,32 +36,40 @@ def load_system(settings: SystemSettings, extra_experts: Sequence[Expert] = ()) 
         extra_experts: further experts whose cutoffs the box must allow.
 
     Raises:
-        ValueError: structure, region or checkpoint do not fit one another, or a file cannot be read.
+        ValueError: structure, region or checkpoint do not fit one another, a file cannot be read, or the
+            structure has constraints other than fixed atoms and components.
     """
     model = checkpoints.load(settings.checkpoint)
-    atoms = _repeated(_structure(settings.structure), settings.repeat)
+    structure = read_structure(settings.structure)
+    fixed_mask(structure)  # raises before ASE repeats constraints, which some cannot
+    atoms = _repeated(structure, settings.repeat)
     known = model.experts[0].species
     unknown = sorted(set(atoms.symbols) - set(known))
     if unknown:
         raise ValueError(
             f"structure must hold the species {known} of the checkpoint, got {', '.join(unknown)}."
         )
+    # Planes and layers are those of the file: the box may move atoms.
+    region, fixed = _region(settings, atoms, len(model.experts)), fixed_mask(atoms)
     atoms = periodic_box(atoms, max(e.cutoff for e in (*model.experts, *extra_experts)))
-    return LoadedSystem(model, atoms, _region(settings, atoms, len(model.experts)))
+    return LoadedSystem(model, atoms, region, fixed)
 
 
-def _structure(path: str) -> Atoms:
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"structure must be an existing file, got {path}.")
-    if any(suffix in (".xyz", ".extxyz") for suffix in file.suffixes):
-        read_frames(file)  # raises if the file was cut short
-    try:
-        atoms = ase.io.read(file, index=-1)
-    except Exception as error:  # ASE raises many types
-        raise ValueError(f"structure must be a file that ASE reads, got {path}: {error}.") from None
-    assert isinstance(atoms, Atoms)  # the index selects one frame
-    return atoms
+def has_own_masses(atoms: Atoms) -> bool:
+    """Whether a structure has masses other than ASE's of its elements, such as isotopes."""
+    return not np.allclose(atoms.get_masses(), atomic_masses[atoms.numbers], rtol=1e-9)
+
+
+def fixed_in_words(fixed_mask: np.ndarray) -> str:
+    """How many atoms hold still, as a line of text."""
+    whole = fixed_mask.all(axis=1)
+    partly = fixed_mask.any(axis=1) & ~whole
+    texts = [
+        f"{n} atoms {text}"
+        for n, text in ((whole.sum(), "hold still"), (partly.sum(), "keep some of their coordinates"))
+        if n
+    ]
+    return " and ".join(texts) + ": the structure fixes them"
 
 
 def _repeated(atoms: Atoms, repeat: str) -> Atoms:
@@ -111,12 +121,7 @@ def periodic_box(atoms: Atoms, cutoff: float) -> Atoms:
 def _region(settings: SystemSettings, atoms: Atoms, n_experts: int) -> regions.Region:
     """The region that the settings choose: around species, by layer, by tag, by column, or by planes."""
     if settings.region_around:
-        symbols = [symbol.strip() for symbol in settings.region_around.split(",")]
-        seeds = np.flatnonzero(np.isin(atoms.get_chemical_symbols(), symbols))
-        if len(seeds) == 0:
-            raise ValueError(
-                f"region_around must name species of the structure, got {settings.region_around!r}."
-            )
+        seeds = _atoms_of(settings.region_around, atoms)
         return regions.around(seeds, settings.region_core, settings.region_blend)
     if settings.region_layers:
         return regions.fixed(
@@ -128,16 +133,49 @@ def _region(settings: SystemSettings, atoms: Atoms, n_experts: int) -> regions.R
         )
     if settings.region_lower is None and settings.region_upper is None:
         if "expert" in atoms.arrays:
-            return regions.fixed(atoms.arrays["expert"].astype(int), n_experts)
+            return regions.fixed(_whole(atoms.arrays["expert"]), n_experts)
         raise ValueError(
             "region_lower or region_upper (Å), region_around (species), region_layers or region_tags must be"
             " given, or the structure must have a column `expert` of integers."
         )
     lower = -np.inf if settings.region_lower is None else settings.region_lower
     upper = np.inf if settings.region_upper is None else settings.region_upper
-    return regions.slab(
+    region = regions.slab(
         atoms.positions, lower=lower, upper=upper, axis=settings.region_axis, n_experts=n_experts
     )
+    if not np.asarray(region.assignment).any():
+        heights = atoms.positions[:, settings.region_axis]
+        warnings.warn(
+            f"the expensive expert has all {len(atoms)} atoms, which lie from {heights.min():.2f} to "
+            f"{heights.max():.2f} Å along axis {settings.region_axis}: region_lower = "
+            f"{settings.region_lower}, region_upper = {settings.region_upper}.",
+            stacklevel=2,
+        )
+    return region
+
+
+def _atoms_of(text: str, atoms: Atoms) -> np.ndarray:
+    """Indices of the atoms of species in a text such as "C,O"; each must be in the structure."""
+    found = atoms.get_chemical_symbols()
+    symbols = [symbol.strip() for symbol in text.split(",")]
+    missing = [symbol for symbol in symbols if symbol not in found]
+    if missing:
+        known, unknown = ", ".join(sorted(set(found))), " and ".join(missing)
+        raise ValueError(
+            f"region_around must name species of the structure, got {text!r}, and {unknown!r} is not among"
+            f" {known}: write chemical symbols with commas between, such as C,O."
+        )
+    return np.flatnonzero(np.isin(found, symbols))
+
+
+def _whole(column: np.ndarray) -> np.ndarray:
+    """The column `expert` as integers."""
+    if column.dtype.kind not in "if" or column.ndim != 1 or (column != np.round(column)).any():
+        raise ValueError(
+            "the column expert of the structure must hold whole numbers, one per atom, got"
+            f" {column[:3].tolist()}."
+        )
+    return column.astype(int)
 
 
 def _whole_numbers(name: str, text: str) -> list[int]:

@@ -37,7 +37,7 @@ def command(settings: TrainSettings, parsed: Namespace, log: Callable) -> dict:
         experts = expert_tables.build_experts(tables, dataset, settings.metal, parsed.settings)
     else:
         experts = _pair(begin)
-    train, validation = dataset._replace(species=experts[0].species), None
+    train, validation = data.dataset_from_frames(dataset.frames, experts[0].species), None
     if parsed.validation_fraction != 0:
         train, validation = data.split_by_group(
             train, validation_fraction=parsed.validation_fraction, seed=settings.seed

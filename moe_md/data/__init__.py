@@ -19,7 +19,10 @@ from moe_md.data.dataset import (
     summary,
 )
 from moe_md.data.environments import ideal_crystals, metal_frames, random_metal
+from moe_md.data.extxyz import read_images
+from moe_md.data.labels import count_labels, label_remarks, refuse_zeros, warn_of_labels
 from moe_md.data.reading import Frame, frame_from_atoms, frame_to_atoms, read_frames
+from moe_md.data.structure_file import read_structure
 from moe_md.data.structures import co_covered_slab, fcc_slab, fcc_supercell, slab_with_adsorbate
 from moe_md.renamed import missing_attribute
 
@@ -32,6 +35,7 @@ __all__ = [
     "batches",
     "co_covered_slab",
     "collate",
+    "count_labels",
     "dataset_from_frames",
     "digest",
     "fcc_slab",
@@ -41,6 +45,7 @@ __all__ = [
     "frame_from_atoms",
     "frame_to_atoms",
     "ideal_crystals",
+    "label_remarks",
     "load_dataset",
     "metal_frames",
     "packing_plan",
@@ -51,11 +56,15 @@ __all__ = [
     "ptco_pbe_test",
     "random_metal",
     "read_frames",
+    "read_images",
+    "read_structure",
     "reference_energies",
+    "refuse_zeros",
     "require_labels",
     "slab_with_adsorbate",
     "split_by_group",
     "summary",
+    "warn_of_labels",
 ]
 
 

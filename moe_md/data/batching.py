@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from moe_md.data.dataset import Dataset
 from moe_md.data.reading import Frame
@@ -18,18 +19,18 @@ from moe_md.neighbors.rows import Neighborhood, rows_from_images
 class Batch(NamedTuple):
     """Whole frames as padded rows, one row per atom; a pytree of numpy arrays."""
 
-    rows: Neighborhood  # [n_rows, K]; `neighbor` indexes the rows of this batch, n_rows where padded
-    frame: np.ndarray  # [n_rows] int, frame of each row, n_frames where padded
-    row_mask: np.ndarray  # [n_rows] bool, False where padded
-    n_atoms: np.ndarray  # [n_frames] float, atoms of each frame, 0 where padded
-    volume: np.ndarray  # [n_frames] Å^3, 1 where not fully periodic or padded
-    energy: np.ndarray  # [n_frames] eV, 0 where masked
-    energy_mask: np.ndarray  # [n_frames] bool
-    forces: np.ndarray  # [n_rows, 3] eV/Å, 0 where masked
-    forces_mask: np.ndarray  # [n_rows] bool
-    stress: np.ndarray  # [n_frames, 3, 3] eV/Å^3, 0 where masked
-    stress_mask: np.ndarray  # [n_frames] bool, True in fully periodic frames only
-    weight: np.ndarray  # [n_frames] float, factor of the frame's squared errors in every mean
+    rows: Neighborhood  # `neighbor` indexes the rows of this batch, n_rows where padded
+    frame: Int[np.ndarray, " n"]  # frame of each row, n_frames where padded
+    row_mask: Bool[np.ndarray, " n"]  # False where padded
+    n_atoms: Float[np.ndarray, " frames"]  # atoms of each frame, 0 where padded
+    volume: Float[np.ndarray, " frames"]  # Å^3, 1 where not fully periodic or padded
+    energy: Float[np.ndarray, " frames"]  # eV, 0 where masked
+    energy_mask: Bool[np.ndarray, " frames"]
+    forces: Float[np.ndarray, "n 3"]  # eV/Å, 0 where masked
+    forces_mask: Bool[np.ndarray, " n"]
+    stress: Float[np.ndarray, "frames 3 3"]  # eV/Å^3, 0 where masked
+    stress_mask: Bool[np.ndarray, " frames"]  # True in fully periodic frames only
+    weight: Float[np.ndarray, " frames"]  # factor of the frame's squared errors in every mean
 
 
 class Prepared(NamedTuple):
@@ -200,11 +201,12 @@ def prepare(dataset: Dataset, cutoff: float, *, dtype=np.float32) -> Prepared:
         try:
             rows.append(frame_rows(frame, dataset.species, cutoff, dtype=dtype))
         except ValueError as error:
-            raise ValueError(f"frame {index} of dataset: {error}") from error
+            name = f"frame {index} of dataset" + (f" ({frame.source})" if frame.source else "")
+            raise ValueError(f"{name}: {error}") from error
     return Prepared(dataset.frames, tuple(rows), dataset.species, float(cutoff))
 
 
-def packing_plan(prepared: Prepared, max_atoms: int) -> list[tuple[Shape, np.ndarray]]:
+def packing_plan(prepared: Prepared, max_atoms: int) -> list[tuple[Shape, Int[np.ndarray, " _"]]]:
     """Sort frames into at most four groups, each with one batch shape.
 
     Frames of at most `max_atoms` atoms share batches, in at most two groups by
@@ -217,7 +219,7 @@ def packing_plan(prepared: Prepared, max_atoms: int) -> list[tuple[Shape, np.nda
         max_atoms: atoms per batch, at least 1.
 
     Returns:
-        Pairs of a shape and the indices of the frames, `[n]` int.
+        Pairs of a shape and the indices of the frames.
 
     Raises:
         ValueError: `max_atoms` is below 1.

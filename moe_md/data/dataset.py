@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moe_md.data.reading import Frame, read_frames
+from moe_md.data.reading import LOOKS_LIKE, Frame, read_frames
 
 LABELS = ("energy", "forces", "stress")
 
@@ -226,7 +226,7 @@ def _counts(frames: Sequence[Frame]) -> dict:
 
 
 def digest(dataset: Dataset) -> str:
-    """SHA-256 of the frames in their order, with all labels, groups and kinds.
+    """SHA-256 of the frames in their order, with all labels, groups and kinds, but not their names in files.
 
     Args:
         dataset: the frames.
@@ -236,7 +236,7 @@ def digest(dataset: Dataset) -> str:
     """
     total = hashlib.sha256(repr(dataset.species).encode())
     for frame in dataset.frames:
-        for value in frame:
+        for value in frame[: Frame._fields.index("source")]:
             array = isinstance(value, np.ndarray)
             total.update(repr((value.shape, str(value.dtype)) if array else value).encode())
             total.update(np.ascontiguousarray(value).tobytes() if array else b"")
@@ -267,11 +267,12 @@ def reference_energies(dataset: Dataset) -> dict[str, float]:
     return dict(zip(dataset.species, solution.tolist()))
 
 
-def force_rms(dataset: Dataset) -> float:
+def force_rms(dataset: Dataset, weights: Sequence[float] | None = None) -> float:
     """Root mean square of all labelled force components, eV/Å.
 
     Args:
         dataset: the frames; those without forces are ignored.
+        weights: of the squares of each frame's components; default 1.
 
     Returns:
         The root mean square, eV/Å.
@@ -280,8 +281,16 @@ def force_rms(dataset: Dataset) -> float:
         ValueError: no frame has forces.
     """
     require_labels(dataset, forces=True)
-    forces = np.concatenate([frame.forces for frame in dataset.frames if frame.forces is not None])
-    return float(np.sqrt(np.mean(forces**2)))
+    given = zip(dataset.frames, [1.0] * len(dataset.frames) if weights is None else weights)
+    labelled = [(frame.forces, weight) for frame, weight in given if frame.forces is not None]
+    total = sum(weight * float(np.sum(forces**2)) for forces, weight in labelled)
+    return float(np.sqrt(total / sum(weight * forces.size for forces, weight in labelled)))
+
+
+def usable_labels(dataset: Dataset, label: str) -> list[Frame]:
+    """Frames with a label (`energy`, `forces` or `stress`); a stress counts in fully periodic frames only."""
+    eligible = (frame for frame in dataset.frames if label != "stress" or np.all(frame.pbc))
+    return [frame for frame in eligible if getattr(frame, label) is not None]
 
 
 def require_labels(
@@ -298,11 +307,12 @@ def require_labels(
         ValueError: no frame has a required label; the message names it.
     """
     for label, required in (("energy", energy), ("forces", forces), ("stress", stress)):
-        eligible = [f for f in dataset.frames if label != "stress" or np.all(f.pbc)]
-        if required and all(getattr(frame, label) is None for frame in eligible):
+        if required and not usable_labels(dataset, label):
             where = "fully periodic frame" if label == "stress" else "frame"
-            got = f"none of {len(eligible)} has it"
+            n = sum(label != "stress" or bool(np.all(f.pbc)) for f in dataset.frames)
+            names = {name for f in dataset.frames for name in f.unread if LOOKS_LIKE[label].search(name)}
+            like = f" (one that looks like it: {', '.join(sorted(names)[:5])})" if names else ""
             raise ValueError(
-                f"dataset must have {label} on at least one {where}, {got}: "
-                f"where the file uses another name, set {label}_key."
+                f"dataset must have {label} on at least one {where}, got none of {n} has it: "
+                f"where the file uses another name{like}, set {label}_key."
             )

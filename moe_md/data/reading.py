@@ -3,42 +3,54 @@
 A label that is missing in a file is None, never zero.
 """
 
-import gzip
-import io
 import os
-import zlib
+import re
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-import ase.io
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
+from jaxtyping import Bool, Float
+
+from moe_md.data import extxyz
 
 MAX_LENGTH = 1000.0  # Å, largest component of positions and cells
 MIN_IMAGE_DISTANCE = 0.5  # Å, smallest distance between periodic images
+MAX_STRESS = 6.25  # eV/Å^3, about 1,000 GPa
+MAX_ASYMMETRY = 0.05  # of a stress, relative to its largest component
 DEFAULT_KEYS = {
     "energy_key": None,
     "forces_key": "forces",
     "stress_key": "stress",
+    "virial_key": None,
     "group_key": "origin",
     "kind_key": "kind",
+}
+# Names that look like labels.
+LOOKS_LIKE = {
+    "energy": re.compile("energ|enthalp|toten|etot|e_tot", re.IGNORECASE),
+    "forces": re.compile("force|grad", re.IGNORECASE),
+    "stress": re.compile("stress|virial|pressure", re.IGNORECASE),
 }
 
 
 class Frame(NamedTuple):
     """One structure with its labels; a missing label is None."""
 
-    positions: np.ndarray  # [n_atoms, 3] Å
-    symbols: tuple[str, ...]  # n_atoms chemical symbols
-    cell: np.ndarray  # [3, 3] Å, lattice vectors as rows (ASE)
-    pbc: np.ndarray  # [3] bool
+    positions: Float[np.ndarray, "atoms 3"]  # Å
+    symbols: tuple[str, ...]  # chemical symbol of each atom
+    cell: Float[np.ndarray, "3 3"]  # Å, lattice vectors as rows (ASE)
+    pbc: Bool[np.ndarray, "3"]
     energy: float | None = None  # eV, of all atoms together
-    forces: np.ndarray | None = None  # [n_atoms, 3] eV/Å
-    stress: np.ndarray | None = None  # [3, 3] eV/Å^3, +(1/V) dE/dstrain (ASE)
+    forces: Float[np.ndarray, "atoms 3"] | None = None  # eV/Å
+    stress: Float[np.ndarray, "3 3"] | None = None  # eV/Å^3, +(1/V) dE/dstrain (ASE)
     group: str = ""  # name of a set of correlated frames, such as one trajectory
     kind: str = ""  # name of a class of structures: bulk, slab, ...
+    source: str = ""  # what messages call this frame, such as "frame 3 of frames.xyz", counted from 0
+    energy_name: str = ""  # name under which the energy was found
+    unread: tuple[str, ...] = ()  # names of other entries that look like labels
 
 
 def frame_from_atoms(
@@ -47,6 +59,7 @@ def frame_from_atoms(
     energy_key: str | None = None,
     forces_key: str = "forces",
     stress_key: str = "stress",
+    virial_key: str | None = None,
     group_key: str = "origin",
     kind_key: str = "kind",
     name: str = "atoms",
@@ -60,7 +73,10 @@ def frame_from_atoms(
             forces of a DFT calculation with smearing are the gradient, else
             `energy`.
         forces_key: name of the forces.
-        stress_key: name of the stress: 6 (Voigt), 9 or 3 x 3 numbers.
+        stress_key: name of the stress: 6 (Voigt), 9 or 3 x 3 numbers, eV/Å^3.
+        virial_key: name of a virial, -dE/dstrain in eV, of as many numbers. Where
+            a fully periodic frame has it, the stress is minus the virial divided
+            by the volume. By default none is read.
         group_key, kind_key: entries of `atoms.info` that become `group` and `kind`.
         name: name of this structure in error messages.
 
@@ -68,9 +84,10 @@ def frame_from_atoms(
         The frame, in float64. Missing labels are None.
 
     Raises:
-        ValueError: there are no atoms, a number is not finite, a label has the
-            wrong shape, the periodic vectors are not independent, or a length
-            exceeds 1000 Å.
+        ValueError: there are no atoms, a number is not finite, a label is no number
+            or has the wrong shape, a stress is too large or asymmetric to be one, or
+            contradicts the virial, the periodic vectors are not independent, or a
+            length exceeds 1000 Å.
 
     Example:
         >>> from ase.build import molecule
@@ -82,16 +99,14 @@ def frame_from_atoms(
         raise ValueError(f"{name} must have at least one atom, got none.")
     stored = {**atoms.info, **atoms.arrays, **getattr(atoms.calc, "results", {})}
 
-    if energy_key is None:
-        energy_key = "energy" if stored.get("free_energy") is None else "free_energy"
-    energy = _label(stored, energy_key, name, ())
-    stress = _label(stored, stress_key, name, (6,), (9,), (3, 3))
-    if stress is not None:
-        stress = voigt_6_to_full_3x3_stress(stress) if stress.size == 6 else stress.reshape(3, 3)
-        stress = 0.5 * (stress + stress.T)
     positions = _finite(atoms.positions.astype(float), "positions", name)
     cell = _finite(atoms.cell.array.astype(float), "cell", name)
     _check_lengths(positions, cell, atoms.pbc, name)
+    if energy_key is None:
+        found = _spelled(stored, "free_energy", name)
+        energy_key = "energy" if stored.get(found) is None else found
+    energy = _label(stored, energy_key, name, ())
+    stress = _stress(stored, stress_key, virial_key, atoms, name)
     return Frame(
         positions=positions,
         symbols=tuple(atoms.get_chemical_symbols()),
@@ -100,13 +115,30 @@ def frame_from_atoms(
         energy=None if energy is None else float(energy),
         forces=_label(stored, forces_key, name, (len(atoms), 3)),
         stress=stress,
-        group=str(atoms.info.get(group_key, "")),
-        kind=str(atoms.info.get(kind_key, "")),
+        group=str(atoms.info.get(_spelled(atoms.info, group_key, name), "")),
+        kind=str(atoms.info.get(_spelled(atoms.info, kind_key, name), "")),
+        energy_name="" if energy is None else _spelled(stored, energy_key, name),
+        unread=_unread(stored, len(atoms), {energy_key, forces_key, stress_key, virial_key}),
     )
+
+
+def _spelled(stored: dict, key: str, name: str) -> str:
+    """A key as `stored` spells it: exactly, else in another case of letters.
+
+    Raises:
+        ValueError: two entries differ from the key, and from each other, in case only.
+    """
+    if stored.get(key) is not None:
+        return key
+    others = [k for k in stored if isinstance(k, str) and k.lower() == key.lower() and stored[k] is not None]
+    if len(others) > 1:
+        raise ValueError(f"{key} of {name} must be one entry, got {' and '.join(others)}: name one of them.")
+    return others[0] if others else key
 
 
 def _label(stored: dict, key: str, name: str, *shapes: tuple[int, ...]) -> np.ndarray | None:
     """A finite float64 label in one of the shapes; None where `stored` has none of that name."""
+    key = _spelled(stored, key, name)
     if stored.get(key) is None:
         return None
     value = np.asarray(stored[key])
@@ -117,6 +149,54 @@ def _label(stored: dict, key: str, name: str, *shapes: tuple[int, ...]) -> np.nd
         wanted = " or ".join(map(str, shapes))
         raise ValueError(f"{key} of {name} must have shape {wanted}, got {value.shape}.")
     return _finite(value, key, name)
+
+
+def _tensor(stored: dict, key: str, name: str) -> np.ndarray | None:
+    """A symmetric `[3, 3]` label, stored as 6 (Voigt), 9 or 3 x 3 numbers; None where there is none."""
+    value = _label(stored, key, name, (6,), (9,), (3, 3))
+    if value is None:
+        return None
+    value = voigt_6_to_full_3x3_stress(value) if value.size == 6 else value.reshape(3, 3)
+    if np.abs(value - value.T).max() > MAX_ASYMMETRY * np.abs(value).max():
+        raise ValueError(f"{key} of {name} must be symmetric, got {value.tolist()}.")
+    return 0.5 * (value + value.T)
+
+
+def _stress(
+    stored: dict, stress_key: str, virial_key: str | None, atoms: Atoms, name: str
+) -> np.ndarray | None:
+    """`[3, 3]` eV/Å^3 from a stress, or from a virial where that is asked for; None without either."""
+    stress = _tensor(stored, stress_key, name)
+    virial = None if virial_key is None else _tensor(stored, virial_key, name)
+    if not atoms.pbc.all():
+        return stress  # of no use, as there is no volume
+    volume = abs(np.linalg.det(atoms.cell.array))
+    if virial is not None:
+        converted = -virial / volume
+        if stress is not None and np.abs(stress - converted).max() > 0.01 * np.abs(stress).max():
+            raise ValueError(
+                f"{stress_key} and {virial_key} of {name} must agree, stress = -virial / volume, got"
+                f" {stress.tolist()} and {converted.tolist()} eV/Å^3: read only one of them."
+            )
+        stress, stress_key = converted, virial_key or ""
+    if stress is not None and np.abs(stress).max() > MAX_STRESS:
+        raise ValueError(
+            f"{stress_key} of {name} must be a stress in eV/Å^3, at most {MAX_STRESS} (1,000 GPa), got"
+            f" {np.abs(stress).max():.3g}: for a virial in eV set virial_key, and convert GPa or kbar."
+        )
+    return stress
+
+
+def _unread(stored: dict, n_atoms: int, used: set[str | None]) -> tuple[str, ...]:
+    """Names of numbers that look like labels, besides those used."""
+    names = {name.lower() for name in used if name} | {"energy", "free_energy"}
+    shapes = {"energy": ((),), "forces": ((n_atoms, 3),), "stress": ((6,), (9,), (3, 3))}
+    found = []
+    for key, value in stored.items():
+        if isinstance(key, str) and key.lower() not in names and np.asarray(value).dtype.kind in "iuf":
+            looks = (shapes[label] for label, words in LOOKS_LIKE.items() if words.search(key))
+            found += [key] if any(np.shape(value) in allowed for allowed in looks) else []
+    return tuple(found)
 
 
 def frame_to_atoms(frame: Frame) -> Atoms:
@@ -151,23 +231,25 @@ def read_frames(
     energy_key: str | None = None,
     forces_key: str = "forces",
     stress_key: str = "stress",
+    virial_key: str | None = None,
     group_key: str = "origin",
     kind_key: str = "kind",
 ) -> tuple[Frame, ...]:
-    """All frames of an extended XYZ file, gzipped if its name ends in `.gz`.
+    """All frames of an extended XYZ file, which may be compressed (gz, bz2, xz).
 
     Args:
         path: the file.
-        energy_key, forces_key, stress_key, group_key, kind_key: as in `frame_from_atoms`.
-            A frame without a group is its own group, `file name:index`.
+        energy_key, forces_key, stress_key, virial_key, group_key, kind_key: as in
+            `frame_from_atoms`, in any case of letters where no entry has this one. A
+            frame without a group is its own group, `file name:index`.
 
     Returns:
         The frames, in the order of the file.
 
     Raises:
-        ValueError: the file is missing, empty, damaged or truncated; a number
-            is not finite; a label has the wrong shape; or no frame has a label,
-            group or kind under a name that was given.
+        ValueError: as `frame_from_atoms` and `extxyz.read_images`; no frame has a
+            label, group or kind under a name that was given; or the name of the
+            stress is that of a virial. Messages count frames from 0.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise ValueError(f"path must be the path of a file, got {path!r:.80}.")
@@ -176,17 +258,15 @@ def read_frames(
         "energy_key": energy_key,
         "forces_key": forces_key,
         "stress_key": stress_key,
+        "virial_key": virial_key,
         "group_key": group_key,
         "kind_key": kind_key,
     }
     for name, key in keys.items():
-        if not isinstance(key, str) and not (key is None and name == "energy_key"):
+        if not isinstance(key, str) and not (key is None and DEFAULT_KEYS[name] is None):
             raise ValueError(f"{name} must be the name of an entry of {path}, got {key!r:.80}.")
-    text = _read_text(path)
-    try:
-        images = cast("list[Atoms]", ase.io.read(io.StringIO(text), index=":", format="extxyz"))
-    except Exception as error:  # ASE raises many types on damaged files
-        raise ValueError(f"path must be a whole extended XYZ file, got {path}: {error}") from error
+    images = extxyz.read_images(path)
+    _check_names(path, images, keys)
     frames = []
     for index, atoms in enumerate(images):
         frame = frame_from_atoms(
@@ -194,12 +274,13 @@ def read_frames(
             energy_key=energy_key,
             forces_key=forces_key,
             stress_key=stress_key,
+            virial_key=virial_key,
             group_key=group_key,
             kind_key=kind_key,
             name=f"frame {index} of {path}",
         )
-        frames.append(frame if frame.group else frame._replace(group=f"{path.name}:{index}"))
-    _check_names(path, images, keys)
+        group = frame.group or f"{path.name}:{index}"
+        frames.append(frame._replace(group=group, source=f"frame {index} of {path.name}"))
     return tuple(frames)
 
 
@@ -207,60 +288,22 @@ def _check_names(path: Path, images: list[Atoms], keys: dict[str, str | None]) -
     """Raise where a name that is not the default occurs in no frame."""
     present: dict[str, set[str]] = {"labels": set(), "entries": set()}
     for atoms in images:
-        results = {key for key, value in getattr(atoms.calc, "results", {}).items() if value is not None}
         present["entries"] |= set(atoms.info)
-        present["labels"] |= {*atoms.info, *results, *atoms.arrays} - {"numbers", "positions"}
+        present["labels"] |= {*atoms.info, *atoms.arrays} - {"numbers", "positions"}
     for argument, key in keys.items():
         what, of = ("entries", "an entry") if argument in ("group_key", "kind_key") else ("labels", "a label")
-        if key != DEFAULT_KEYS[argument] and key not in present[what]:
+        if key in (None, DEFAULT_KEYS[argument]):
+            continue
+        if key.lower() not in {str(name).lower() for name in present[what]}:
             found = ", ".join(sorted(map(str, present[what]))[:20]) or "nothing"
             raise ValueError(
                 f"{argument} must name {of} of a frame of {path}, got {key!r}; there is {found}."
             )
-
-
-def _read_text(path: Path) -> str:
-    """Text of a file, checked to hold whole frames."""
-    if not path.is_file():
-        raise ValueError(f"path must be an existing file, got {path}.")
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            text = file.read()
-    except (EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
-        raise ValueError(f"path must be a readable whole file, got {path}: {error}") from error
-    lines = text.splitlines()
-    if not any(line.strip() for line in lines):
-        raise ValueError(f"path must hold at least one frame, got the empty file {path}.")
-    last = _last_frame(path, lines)
-    # A file truncated within its last number still parses. If all other lines of the last
-    # frame have the same length, a shorter last line without a newline was truncated.
-    if not text.endswith("\n"):
-        widths = {len(line) for line in lines[last + 2 : -1]}
-        if len(widths) == 1 and len(lines[-1]) < min(widths):
-            raise ValueError(f"path must be a whole file, got {path}: it ends inside the line {lines[-1]!r}.")
-    return text
-
-
-def _last_frame(path: Path, lines: list[str]) -> int:
-    """Index of the first line of the last frame, after checking that every frame has all its lines.
-
-    ASE accepts an incomplete last frame and ignores frames after an empty line.
-    """
-    last = start = 0
-    while start < len(lines) and lines[start].strip():
-        count = lines[start].strip()
-        if not (count.isascii() and count.isdigit() and len(count) < 12 and int(count) > 0):
-            problem = f"line {start + 1} must be a number of atoms, at least 1, got {count!r:.80}"
-            raise ValueError(f"path must be a whole extended XYZ file, got {path}: {problem}.")
-        last, start = start, start + 2 + int(count)
-        if start > len(lines):
-            problem = f"it ends before the {count} atoms that line {last + 1} announces"
-            raise ValueError(f"path must be a whole extended XYZ file, got {path}: {problem}.")
-        while start < len(lines) and lines[start].startswith("VEC"):  # lattice vectors may follow
-            start += 1
-    if any(line.strip() for line in lines[start:]):
-        raise ValueError(f"path must hold frames without a gap, got {path}: line {start + 1} is empty.")
-    return last
+    if "virial" in str(keys["stress_key"]).lower():
+        raise ValueError(
+            f"stress_key must name a stress in eV/Å^3, got {keys['stress_key']!r}: set virial_key for a"
+            " virial in eV, which is divided by the volume."
+        )
 
 
 def _check_lengths(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, name: str) -> None:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
+from jaxtyping import Float, Integer, Real
 
 from moe_md import lazy_jax_md as jax_md
 from moe_md.checks import check_positive, check_value
@@ -34,9 +36,9 @@ class DomainDecomposition(NamedTuple):
 
 
 def mixture(
-    box,
+    box: Real[ArrayLike, "..."] | Sequence,
     potentials: Sequence[Potential],
-    species,
+    species: Integer[Array | np.ndarray, " atoms"] | Sequence,
     region: Region,
     *,
     devices: Sequence | None = None,
@@ -61,8 +63,8 @@ def mixture(
         dr_threshold: Å, the skin, positive.
 
     Returns:
-        scatter: atoms to their devices, at rest, with a `velocity` (`[n_atoms, 3]`,
-            ASE's unit) or with a Maxwell-Boltzmann draw without total momentum.
+        scatter: atoms to their devices, at rest, with a `velocity` (ASE's
+            unit) or with a Maxwell-Boltzmann draw without total momentum.
         gather: all atoms in their order.
         evaluate: energy and forces.
         advance: steps of `nve` or `langevin`. With `first`, or where they are
@@ -145,7 +147,9 @@ def _displacement(sides: np.ndarray) -> Callable:
     periodic = np.isfinite(sides)
     side, inverse = np.where(periodic, sides, 0.0), np.where(periodic, 1.0 / sides, 0.0)
 
-    def displacement_fn(Ra: Array, Rb: Array, **_) -> Array:
+    def displacement_fn(
+        Ra: Float[Array | np.ndarray, "*#batch 3"], Rb: Float[Array | np.ndarray, "*#batch 3"], **_
+    ) -> Float[Array, "... 3"]:
         dR = Ra - Rb
         return dR - side.astype(dR.dtype) * jnp.round(dR * inverse.astype(dR.dtype))
 

@@ -3,13 +3,15 @@
 All functions take the static `DistributedConfig` first and run inside `jax.shard_map`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float, Int, Integer
 
 from moe_md import lazy_jax_md as jax_md
 from moe_md.distributed.partition import SUBDOMAIN, Atoms, Lists, Partition, State
@@ -30,9 +32,9 @@ class DistributedConfig:
     """Static arguments of the functions of a mixture on several devices."""
 
     partition: Partition
-    species: np.ndarray  # [n_atoms] int
+    species: Integer[np.ndarray, " atoms"]
     region: Region
-    seeds: np.ndarray  # [n_seeds] int, atoms that a dynamic region follows
+    seeds: Int[np.ndarray, " seeds"]  # atoms that a dynamic region follows
     experts: tuple[Expert, ...]
     params: tuple[Params, ...]  # of the experts, the builder's
     energy_fns: tuple[Callable, ...]  # per expert (params, rows, wanted=None) -> [n] eV
@@ -92,8 +94,10 @@ def rebuild(config: DistributedConfig, state: State) -> State:
     return replace(state, atoms=atoms, lists=lists)
 
 
-def gate(config: DistributedConfig, position: Array, atoms: Atoms, lists: Lists) -> Array:
-    """Gates of own atoms, `[atoms, n_experts]`; zero in empty slots."""
+def gate(
+    config: DistributedConfig, position: Float[Array, "n 3"], atoms: Atoms, lists: Lists
+) -> Float[Array, "n experts"]:
+    """Gates of own atoms; zero in empty slots."""
     gates = atoms.gate
     if config.region.is_dynamic:
         position, region, neighbors = _around_seeds(config, position, lists)
@@ -101,7 +105,13 @@ def gate(config: DistributedConfig, position: Array, atoms: Atoms, lists: Lists)
     return jnp.where((atoms.index < config.n_atoms)[:, None], gates, 0.0)
 
 
-def own_energy(config: DistributedConfig, position: Array, atoms: Atoms, lists: Lists, params) -> Array:
+def own_energy(
+    config: DistributedConfig,
+    position: Float[Array, "n 3"],
+    atoms: Atoms,
+    lists: Lists,
+    params: Sequence[Params],
+) -> Float[Array, ""]:
     """Energy of own atoms in eV; NaN where an atom with a gate above zero has no row."""
     gates = gate(config, position, atoms, lists)
     local = config.partition.local_positions(position, lists.before, lists.after)
@@ -117,7 +127,14 @@ def own_energy(config: DistributedConfig, position: Array, atoms: Atoms, lists: 
     return total + jnp.where(is_missing, jnp.nan, 0.0).astype(position.dtype) * jnp.sum(position)
 
 
-def advance(config: DistributedConfig, state: State, integrator, params, n_steps, evaluate_first):
+def advance(
+    config: DistributedConfig,
+    state: State,
+    integrator: Any,
+    params: Sequence[Params],
+    n_steps: Int[Array, ""],
+    evaluate_first: Bool[Array, ""],
+) -> tuple[State, Int[Array, ""], Int[Array, ""]]:
     """Up to `n_steps` steps; fewer where something stops them.
 
     With `evaluate_first`, step 0 evaluates the forces at the start and moves nothing.

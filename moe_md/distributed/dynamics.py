@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from moe_md import units
 from moe_md.checks import check_count
@@ -26,10 +27,10 @@ class Frame(NamedTuple):
     momentum: float  # norm of the total momentum, amu Å / (Å sqrt(amu / eV))
     conserved: float  # eV; NaN for Langevin dynamics
     n_reallocations: int
-    position: np.ndarray | None = None  # [n_atoms, 3] Å; None in a `Result`
-    velocity: np.ndarray | None = None
-    force: np.ndarray | None = None
-    box: np.ndarray | None = None  # [3, 3] Å, columns
+    position: Float[np.ndarray, "atoms 3"] | None = None  # Å; None in a `Result`
+    velocity: Float[np.ndarray, "atoms 3"] | None = None
+    force: Float[np.ndarray, "atoms 3"] | None = None
+    box: Float[np.ndarray, "3 3"] | None = None  # Å, columns
     pressure_GPa: float = np.nan
     volume: float = np.nan
     work: float = 0.0

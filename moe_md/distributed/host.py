@@ -1,18 +1,22 @@
 """The host's part of a mixture on several devices: distribution of atoms, and reallocation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import NamedSharding
+from jax.typing import ArrayLike
+from jaxtyping import Int, PRNGKeyArray, Real, Shaped
 
 from moe_md import units
 from moe_md.checks import check_not_negative
 from moe_md.distributed.device import NOT_FINITE, OVERFLOW, TOO_FAST, DistributedConfig
 from moe_md.distributed.partition import Atoms, Capacities, Lists, State
+from moe_md.experts.base import Params
 from moe_md.experts.domain import warn_out_of_domain
 from moe_md.failures import SimulationError
 from moe_md.simulate.integrators.base import without_wrapping
@@ -35,20 +39,20 @@ class Programs(NamedTuple):
 def scatter(
     config: DistributedConfig,
     programs: Programs,
-    position,
-    masses=None,
+    position: Real[ArrayLike, "atoms 3"] | Sequence,
+    masses: Real[ArrayLike, " atoms"] | Sequence | None = None,
     *,
-    velocity=None,
+    velocity: Real[ArrayLike, "atoms 3"] | Sequence | None = None,
     temperature_K: float | None = None,
-    key=None,
+    key: PRNGKeyArray | None = None,
 ) -> State:
     """Atoms on their devices, with lists; see `mixture`.
 
     Args:
         config, programs: of the builder.
-        position: `[n_atoms, 3]` Å.
-        masses: `[n_atoms]` amu, default 1.
-        velocity: `[n_atoms, 3]`, ASE's unit, default zero.
+        position: Å.
+        masses: amu, default 1.
+        velocity: ASE's unit, default zero.
         temperature_K: of a Maxwell-Boltzmann draw without total momentum.
         key: random key, for the draw and for Langevin dynamics.
 
@@ -79,7 +83,7 @@ def scatter(
         np.asarray(config.species, np.int32),
         gate.astype(dtype),
         mass,
-        partition.wrap(position),
+        cast(np.ndarray, partition.wrap(position)),
         momentum,
         np.zeros_like(momentum),
     )
@@ -101,7 +105,12 @@ def scatter(
 
 
 def build(
-    config: DistributedConfig, programs: Programs, atoms: Atoms, key, n_steps: int, capacities: Capacities
+    config: DistributedConfig,
+    programs: Programs,
+    atoms: Atoms,
+    key: Shaped[Array, "subdomains ..."] | None,
+    n_steps: int,
+    capacities: Capacities,
 ) -> State:
     """All atoms (numpy, in their order) on the devices that own them, with lists.
 
@@ -143,7 +152,12 @@ def build(
     )
 
 
-def grown(config: DistributedConfig, capacities: Capacities, needed, extra: int = 0) -> Capacities:
+def grown(
+    config: DistributedConfig,
+    capacities: Capacities,
+    needed: Int[np.ndarray, " n"] | Sequence,
+    extra: int = 0,
+) -> Capacities:
     """Capacities in which those that are too small are replaced by larger ones than needed."""
     leaves, tree = jax.tree.flatten(capacities)
     padded = [int(np.ceil(config.capacity_multiplier * int(n))) + extra for n in needed]
@@ -165,9 +179,9 @@ def advance(
     config: DistributedConfig,
     programs: Programs,
     state: State,
-    integrator,
+    integrator: Any,
     n_steps: int,
-    params=None,
+    params: Sequence[Params] | None = None,
     max_reallocations: int = 8,
     first: bool = False,
 ) -> tuple[State, int]:
@@ -224,7 +238,9 @@ def advance(
     )
 
 
-def evaluate(config: DistributedConfig, programs: Programs, state: State, params=None) -> State:
+def evaluate(
+    config: DistributedConfig, programs: Programs, state: State, params: Sequence[Params] | None = None
+) -> State:
     """The state with energy and forces."""
     return advance(config, programs, state, NVE(0.0, without_wrapping), 0, params, first=True)[0]
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float, Int, Real, Shaped
 
 from moe_md.neighbors.capacity import first_true
 
@@ -46,17 +47,18 @@ class Capacities(NamedTuple):
 class Lists(NamedTuple):
     """Neighbour lists of a subdomain. `n_local` counts its slots and those of its two halos."""
 
-    before: Array  # [halo] int, own slots that are sent to the subdomain before
-    after: Array  # [halo] int, own slots that are sent to the subdomain after
-    species: Array  # [n_local] int
-    idx: tuple[Array, ...]  # for each cutoff [atoms, K] int, neighbours of own slots; n_local where padded
-    centers: tuple[Array, ...]  # for each expert [n] int, own slots that it computes; n_local where padded
-    seeds: Array  # [n_seeds] int, own slot of each seed of the region; out of range on other devices
-    near_seeds: Array  # [n_seeds, K] int, own slots near each seed
-    reference_position: Array  # [atoms, 3] Å, own positions when the lists were built
-    needed: Array  # [1, n] int, `Capacities` that would have sufficed on every device
-    out_of_domain: Array  # [1, n_experts] int, atoms on all devices that are outside an expert's domain
-    is_complete: Array  # [1] bool, no atom was lost
+    before: Int[Array, " halo"]  # own slots that are sent to the subdomain before
+    after: Int[Array, " halo"]  # own slots that are sent to the subdomain after
+    species: Int[Array, " n_local"]
+    idx: tuple[Int[Array, "n K"], ...]  # for each cutoff, neighbours of own slots; n_local where padded
+    # For each expert, own slots that it computes; n_local where padded.
+    centers: tuple[Int[Array, " centers"], ...]
+    seeds: Int[Array, " seeds"]  # own slot of each seed of the region; out of range on other devices
+    near_seeds: Int[Array, "seeds K"]  # own slots near each seed
+    reference_position: Float[Array, "n 3"]  # Å, own positions when the lists were built
+    needed: Int[Array, "1 capacities"]  # `Capacities` that would have sufficed on every device
+    out_of_domain: Int[Array, "1 experts"]  # atoms on all devices that are outside an expert's domain
+    is_complete: Bool[Array, " 1"]  # no atom was lost
 
 
 @jax.tree_util.register_dataclass
@@ -88,7 +90,7 @@ class Partition:
     n_atoms: int
     n_subdomains: int
     axis: int
-    edges: np.ndarray  # [3] Å, of the box
+    edges: Float[np.ndarray, " 3"]  # Å, of the box
     halo_width: float  # Å
 
     def __post_init__(self):
@@ -109,8 +111,8 @@ class Partition:
         return float(self.edges[self.axis]) / self.n_subdomains
 
     @property
-    def local_box(self) -> np.ndarray:
-        """`[3]` Å, edges of a subdomain with its halos."""
+    def local_box(self) -> Float[np.ndarray, " 3"]:
+        """Å, edges of a subdomain with its halos."""
         return np.where(np.arange(3) == self.axis, self.width + 2 * self.halo_width, self.edges)
 
     @property
@@ -118,34 +120,42 @@ class Partition:
         """Values of an empty slot."""
         return Atoms(self.n_atoms, 0, 0.0, 1.0, 0.0, 0.0, 0.0)
 
-    def wrap(self, position):
+    def wrap(self, position: Real[Array | np.ndarray, "n 3"]) -> Real[Array | np.ndarray, "n 3"]:
         """Positions inside the box."""
         return position % self.edges[None].astype(position.dtype)
 
-    def owner(self, position):
-        """The subdomain of each atom inside the box: `[n]` int."""
+    def owner(self, position: Real[Array | np.ndarray, "n 3"]) -> Int[Array | np.ndarray, " n"]:
+        """The subdomain of each atom inside the box."""
         return (position[:, self.axis] / self.width).astype(np.int32).clip(0, self.n_subdomains - 1)
 
-    def take(self, atoms: Atoms, slots: Array) -> Atoms:
+    def take(self, atoms: Atoms, slots: Int[Array, " slots"]) -> Atoms:
         """The atoms in some slots; slots out of range are empty."""
         return jax.tree.map(
             lambda x, empty: x.at[slots].get(mode="fill", fill_value=empty), atoms, self.empty
         )
 
-    def shift(self, values, step: int):
+    def shift(self, values, step: int) -> Any:
         """Values from the subdomain `step` places before this one."""
         pairs = [(d, (d + step) % self.n_subdomains) for d in range(self.n_subdomains)]
         return jax.tree.map(lambda x: jax.lax.ppermute(x, SUBDOMAIN, pairs), values)
 
-    def with_halo(self, values: Array, before: Array, after: Array, fill=0) -> Array:
-        """Own values, then those of the halo before and of the halo after: `[n_local, ...]`."""
+    def with_halo(
+        self,
+        values: Shaped[Array, "n *shape"],
+        before: Int[Array, " halo"],
+        after: Int[Array, " halo"],
+        fill: int | float = 0,
+    ) -> Shaped[Array, "n+2*halo *shape"]:
+        """Own values, then those of the halo before and of the halo after."""
         to_before, to_after = (
             values.at[slots].get(mode="fill", fill_value=fill) for slots in (before, after)
         )
         return jnp.concatenate([values, self.shift(to_after, 1), self.shift(to_before, -1)])
 
-    def local_positions(self, position: Array, before: Array, after: Array) -> Array:
-        """Own positions and those of the halos, `[n_local, 3]` Å, without a jump at the ends of the box."""
+    def local_positions(
+        self, position: Float[Array, "n 3"], before: Int[Array, " halo"], after: Int[Array, " halo"]
+    ) -> Float[Array, "n+2*halo 3"]:
+        """Own positions and those of the halos, Å, without a jump at the ends of the box."""
         subdomain, length = jax.lax.axis_index(SUBDOMAIN), float(self.edges[self.axis])
         own, end = len(position), len(position) + len(after)
         local = self.with_halo(position, before, after)
@@ -153,8 +163,8 @@ class Partition:
         at_last = jnp.where(subdomain == self.n_subdomains - 1, length, 0.0).astype(position.dtype)
         return local.at[own:end, self.axis].add(at_first).at[end:, self.axis].add(at_last)
 
-    def near_faces(self, atoms: Atoms) -> tuple[Array, Array]:
-        """Own atoms that belong to the halo of the subdomain before, and after: `[n]` bool each."""
+    def near_faces(self, atoms: Atoms) -> tuple[Bool[Array, " n"], Bool[Array, " n"]]:
+        """Own atoms that belong to the halo of the subdomain before, and after."""
         low = self.width * jax.lax.axis_index(SUBDOMAIN)
         along, is_real = atoms.position[:, self.axis], atoms.index < self.n_atoms
         return (
@@ -162,7 +172,7 @@ class Partition:
             is_real & (along >= low + self.width - self.halo_width),
         )
 
-    def migrate(self, atoms: Atoms, capacity: int) -> tuple[Atoms, Array, Array]:
+    def migrate(self, atoms: Atoms, capacity: int) -> tuple[Any, Int[Array, ""], Int[Array, ""]]:
         """Atoms on the device that owns them, inside the box.
 
         Args:

@@ -25,6 +25,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from moe_md.checks import check_value
 from moe_md.experts import angular
@@ -77,8 +78,7 @@ class EnvironmentMatrix(nn.Module):
     path_channel_coupling: bool
 
     @nn.compact
-    def __call__(self, environment: Array) -> Array:
-        """`[n, dim(right), C]` to `[n, dim(left), dim(out), C]`."""
+    def __call__(self, environment: Float[Array, "n right C"]) -> Float[Array, "n left out C"]:
         channels = environment.shape[-1]
         coupling = jnp.asarray(angular.coupling_tensor(self.left, self.right, self.out), environment.dtype)
         shape = (coupling.shape[0], channels if self.path_channel_coupling else 1)
@@ -108,7 +108,7 @@ class AllegroNetwork(nn.Module):
     pair_cutoffs: tuple[tuple[float, ...], ...] | None = None  # Å, by species of centre and neighbour
 
     @nn.compact
-    def __call__(self, rows: Neighborhood) -> Array:
+    def __call__(self, rows: Neighborhood) -> Float[Array, " n"]:
         scalars_n, channels, orders = self.num_scalar_features, self.num_tensor_features, self.l_max + 1
         vector, distance = angular.safe_displacement(rows.displacement, rows.mask)
         cutoff = pair_cutoff(rows, self.cutoff, self.pair_cutoffs)

@@ -7,11 +7,14 @@ import e3nn_jax as e3nn
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float
 
 Irrep = tuple[int, int]  # (l, parity)
 
 
-def spherical_harmonics(l_max: int, displacement: Array, axis: int = -1) -> Array:
+def spherical_harmonics(
+    l_max: int, displacement: Float[Array | np.ndarray, "*n 3"], axis: int = -1
+) -> Float[Array, "..."]:
     """Real spherical harmonics of the directions, "component" normalisation.
 
     The sum of squares over m is 2l + 1. Components, signs and axes are those of
@@ -20,7 +23,7 @@ def spherical_harmonics(l_max: int, displacement: Array, axis: int = -1) -> Arra
 
     Args:
         l_max: highest order.
-        displacement: `[..., 3]`; zero vectors are not allowed: mask first.
+        displacement: zero vectors are not allowed: mask first.
         axis: of the result, for the components; -2 keeps neighbours along the last
             axis, which is faster on CPU.
 
@@ -34,7 +37,8 @@ def spherical_harmonics(l_max: int, displacement: Array, axis: int = -1) -> Arra
     inverse = 1.0 / jnp.sqrt(jnp.sum(displacement**2, axis=-1))
     x, y, z = (displacement[..., i] * inverse for i in range(3))
     one = jnp.ones_like(y)
-    cosine, sine = [one], [jnp.zeros_like(y)]
+    cosine: list[Array | np.ndarray] = [one]
+    sine: list[Array | np.ndarray] = [jnp.zeros_like(y)]
     for m in range(l_max):
         cosine.append(z * cosine[m] - x * sine[m])
         sine.append(z * sine[m] + x * cosine[m])
@@ -77,14 +81,16 @@ def couples(a: Irrep, b: Irrep, out: Irrep) -> bool:
 
 
 @lru_cache
-def coupling_tensor(left: tuple[Irrep, ...], right: tuple[Irrep, ...], out: tuple[Irrep, ...]) -> np.ndarray:
+def coupling_tensor(
+    left: tuple[Irrep, ...], right: tuple[Irrep, ...], out: tuple[Irrep, ...]
+) -> Float[np.ndarray, "paths left right out"]:
     """Coefficients of all paths left x right -> out.
 
     Paths are ordered by output, then left, then right irrep. Each carries the
     Wigner 3j symbols of unit norm times sqrt(2 l_out + 1).
 
     Returns:
-        `[n_paths, dim(left), dim(right), dim(out)]`, float64.
+        A matrix `[dim(left), dim(right), dim(out)]` for each path, float64.
     """
     paths = []
     for o, slice_o in zip(out, slices(out)):
@@ -98,7 +104,9 @@ def coupling_tensor(left: tuple[Irrep, ...], right: tuple[Irrep, ...], out: tupl
     return np.stack(paths)
 
 
-def safe_displacement(displacement: Array | np.ndarray, mask: Array | np.ndarray) -> tuple[Array, Array]:
+def safe_displacement(
+    displacement: Float[Array | np.ndarray, "*n 3"], mask: Bool[Array | np.ndarray, "*n"]
+) -> tuple[Float[Array, "*n 3"], Float[Array, "*n"]]:
     """Displacements and distances with masked slots set to (1, 1, 1) Å.
 
     Masking before the singular operation keeps first and second derivatives

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from ase.data import atomic_numbers
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int, PRNGKeyArray
 
 from moe_md.experts.radial import pair_cutoff
 from moe_md.experts.zbl import zbl_energies
@@ -91,7 +93,9 @@ def check_two_experts(
         )
 
 
-def energies_and_partial_forces(expert: Expert, params: Params, rows: Neighborhood) -> tuple[Array, Array]:
+def energies_and_partial_forces(
+    expert: Expert, params: Params, rows: Neighborhood
+) -> tuple[Float[Array, " n"], Float[Array, "n K 3"]]:
     """Per-atom energies and g = dE_i / d displacement of every slot.
 
     For an expert with `num_hops` above 1 it is g = d(sum_j E_j) / d displacement,
@@ -104,7 +108,7 @@ def energies_and_partial_forces(expert: Expert, params: Params, rows: Neighborho
         rows: `n` rows of `K` slots.
 
     Returns:
-        energies `[n]` eV and g `[n, K, 3]` eV/Å, zero on padded slots.
+        energies, eV, and g, eV/Å, zero on padded slots.
     """
 
     def total(displacement):
@@ -170,7 +174,9 @@ def chunked_atom_energies(expert: Expert, chunk_size: int) -> Callable:
 
     energies.defjvp(jvp, symbolic_zeros=True)
 
-    def atom_energies(params, rows: Neighborhood, wanted: Array | None = None):
+    def atom_energies(
+        params: Params, rows: Neighborhood, wanted: Int[ArrayLike, ""] | None = None
+    ) -> Float[Array, " n"]:
         return energies(params, rows.displacement, rows[1:], wanted)
 
     return atom_energies
@@ -243,7 +249,8 @@ def network_expert(name: str, network: nn.Module, config: dict) -> Expert:
     if config.get("zbl") and min(numbers) < 1:
         raise ValueError(f"species must be chemical symbols where zbl = True, got {species}.")
 
-    def init(key):
+    @jax.jit  # compiled whole, as the network would otherwise run operation by operation
+    def init(key: PRNGKeyArray) -> Params:
         row = Neighborhood(
             displacement=jnp.ones((1, 1, 3)),
             mask=jnp.ones((1, 1), bool),
@@ -257,7 +264,7 @@ def network_expert(name: str, network: nn.Module, config: dict) -> Expert:
             "shift": jnp.zeros(len(species)),
         }
 
-    def atom_energies(params, rows: Neighborhood):
+    def atom_energies(params: Params, rows: Neighborhood) -> Float[Array, " n"]:
         p = cast(params, rows.displacement.dtype)
         energies = network.apply({"params": p["network"]}, rows)
         energies = p["scale"][rows.center_species] * energies + p["shift"][rows.center_species]

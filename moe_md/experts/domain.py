@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Int
 
 from moe_md.experts.base import Expert
 from moe_md.neighbors.rows import Neighborhood
@@ -22,7 +23,7 @@ def allows_every_species(expert: Expert) -> bool:
     return set(expert.allowed_species) == set(expert.species)
 
 
-def in_domain(expert: Expert, rows: Neighborhood) -> Array | np.ndarray:
+def in_domain(expert: Expert, rows: Neighborhood) -> Bool[Array | np.ndarray, " n"]:
     """Rows whose centre and neighbours within the cutoff are of allowed species.
 
     Args:
@@ -31,7 +32,7 @@ def in_domain(expert: Expert, rows: Neighborhood) -> Array | np.ndarray:
             beyond the cutoff (skin) do not count.
 
     Returns:
-        `[n]` bool, in the arrays' own kind. Padded rows have a meaningless value.
+        For each row, in the arrays' own kind. Padded rows have a meaningless value.
 
     >>> from moe_md.experts import lennard_jones
     >>> argon = lennard_jones(("Ar", "Kr"), 5.0, allowed_species=("Ar",))
@@ -47,12 +48,14 @@ def in_domain(expert: Expert, rows: Neighborhood) -> Array | np.ndarray:
     return allowed[rows.center_species] & ~xp.any(disallowed_neighbor, axis=1)
 
 
-def warn_out_of_domain(experts: Sequence[Expert], counts: np.ndarray, *, stacklevel: int = 3) -> bool:
+def warn_out_of_domain(
+    experts: Sequence[Expert], counts: Int[np.ndarray, " experts"], *, stacklevel: int = 3
+) -> bool:
     """Warn of experts that a region gives atoms outside their domains.
 
     Args:
         experts: of the mixture.
-        counts: `[n_experts]` int, atoms of each expert that are out of its domain.
+        counts: atoms of each expert that are out of its domain.
         stacklevel: as of `warnings.warn`, counted from this function.
 
     Returns:

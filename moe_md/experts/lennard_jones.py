@@ -4,17 +4,19 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Float, PRNGKeyArray, Real
 
 from moe_md.checks import check_value
 from moe_md.experts import angular
 from moe_md.experts.arguments import check_species
-from moe_md.experts.base import Expert, cast, register_expert, stored_config
+from moe_md.experts.base import Expert, Params, cast, register_expert, stored_config
 from moe_md.neighbors.rows import Neighborhood
 
 
 def lennard_jones_energies(
-    rows: Neighborhood, epsilon: Array, sigma: Array, onset: float, cutoff: float
-) -> Array:
+    rows: Neighborhood, epsilon: Real[ArrayLike, ""], sigma: Real[ArrayLike, ""], onset: float, cutoff: float
+) -> Float[Array, " n"]:
     """Half of 4 eps [(s/r)^12 - (s/r)^6] per neighbour, switched off from `onset` to `cutoff`.
 
     The switch is the XPLOR polynomial in r^2,
@@ -29,7 +31,7 @@ def lennard_jones_energies(
         cutoff: Å.
 
     Returns:
-        `[n]` eV.
+        eV.
     """
     _, r = angular.safe_displacement(rows.displacement, rows.mask)
     s6 = (sigma / r) ** 6
@@ -76,11 +78,11 @@ def lennard_jones(
     if not 0 < onset < cutoff:
         raise ValueError(f"onset must lie between 0 and cutoff = {cutoff} Å, got {onset}.")
 
-    def init(key):
+    def init(key: PRNGKeyArray | None) -> Params:
         del key
         return {"epsilon": jnp.asarray(float(epsilon)), "sigma": jnp.asarray(float(sigma))}
 
-    def atom_energies(params, rows: Neighborhood):
+    def atom_energies(params: Params, rows: Neighborhood) -> Float[Array, " n"]:
         p = cast(params, rows.displacement.dtype)
         return lennard_jones_energies(rows, p["epsilon"], p["sigma"], onset, cutoff)
 

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, PRNGKeyArray
 
 NONLINEARITIES = {
     "silu": jax.nn.silu,
@@ -16,7 +17,7 @@ NONLINEARITIES = {
 }  # each is zero at zero, so that masked slots stay zero
 
 
-def unit_uniform(key: Array, shape: Sequence[int], dtype=jnp.float32) -> Array:
+def unit_uniform(key: PRNGKeyArray, shape: Sequence[int], dtype=jnp.float32) -> Float[Array, "..."]:
     """Uniform random numbers with zero mean and unit variance."""
     return jax.random.uniform(key, shape, dtype, -(3.0**0.5), 3.0**0.5)
 
@@ -33,7 +34,7 @@ class ScalarMLP(nn.Module):
     nonlinearity: Callable = jax.nn.silu
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*n inputs"]) -> Float[Array, "*n outputs"]:
         widths = (*self.hidden, self.output)
         for layer, width in enumerate(widths):
             gain = 1.0 if layer == 0 else 2.0**0.5

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import jraph
 from jax import Array
+from jaxtyping import Float
 
 from moe_md import lazy_jax_md as jax_md
 from moe_md.checks import check_value
@@ -82,7 +83,7 @@ class NequIPNetwork(nn.Module):
     avg_num_neighbors: float
 
     @nn.compact
-    def __call__(self, rows: Neighborhood) -> Array:
+    def __call__(self, rows: Neighborhood) -> Float[Array, " n"]:
         model = jax_md.nequip.NequIPEnergyModel(
             graph_net_steps=self.num_layers,
             use_sc=True,

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from moe_md.checks import check_value
 from moe_md.experts import angular
@@ -46,7 +47,7 @@ class PowerSpectrumNetwork(nn.Module):
     avg_num_neighbors: float
 
     @nn.compact
-    def __call__(self, rows: Neighborhood) -> Array:
+    def __call__(self, rows: Neighborhood) -> Float[Array, " n"]:
         vector, distance = angular.safe_displacement(rows.displacement, rows.mask)
         place = (
             jnp.full(self.num_species, -1)

@@ -3,18 +3,21 @@
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Real
 
 from moe_md.neighbors.rows import Neighborhood
 
 
-def polynomial_cutoff(x: Array, p: float) -> Array:
+def polynomial_cutoff(x: Float[Array | np.ndarray | float, "*n"], p: float) -> Float[Array, "*n"]:
     """Envelope u(x): one at 0, zero with two derivatives at 1.
 
     u = 1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2)
 
     Args:
-        x: distance over cutoff, any shape.
+        x: distance over cutoff.
         p: power, at least 2.
 
     Source:
@@ -25,11 +28,11 @@ def polynomial_cutoff(x: Array, p: float) -> Array:
     return jnp.where(x < 1.0, u, 0.0)
 
 
-def bessel(x: Array, num_bessels: int, axis: int = -1) -> Array:
+def bessel(x: Float[ArrayLike, "*n"], num_bessels: int, axis: int = -1) -> Float[Array, "..."]:
     """Bessel functions sin(n pi x) / (pi x), n = 1 .. num_bessels.
 
     Args:
-        x: distance over cutoff, any shape, positive.
+        x: distance over cutoff, positive.
         num_bessels: number of functions.
         axis: of the result, for the functions.
 
@@ -50,8 +53,8 @@ def bessel(x: Array, num_bessels: int, axis: int = -1) -> Array:
 
 def pair_cutoff(
     rows: Neighborhood, cutoff: float, pair_cutoffs: Sequence[Sequence[float]] | None
-) -> float | Array:
-    """The cutoff of every slot, Å: a number, or `[n, K]` where pairs of species have different ones."""
+) -> float | Float[Array, "n K"]:
+    """The cutoff of every slot, Å: one number unless pairs of species have different ones."""
     if pair_cutoffs is None:
         return cutoff
     table = jnp.asarray(pair_cutoffs, rows.displacement.dtype)
@@ -59,8 +62,13 @@ def pair_cutoff(
 
 
 def radial_basis(
-    distance: Array, mask: Array, cutoff: float | Array, num_bessels: int, p: float, axis: int = -1
-) -> Array:
+    distance: Float[Array | np.ndarray, "*n"],
+    mask: Bool[Array | np.ndarray, "*n"],
+    cutoff: Real[ArrayLike, "..."],
+    num_bessels: int,
+    p: float,
+    axis: int = -1,
+) -> Float[Array, "..."]:
     """Bessel functions times the envelope, zero on masked slots: `[..., num_bessels]`.
 
     `axis` as in `bessel`.

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Float, Real
 
 from moe_md.experts import angular
 from moe_md.experts.radial import polynomial_cutoff
@@ -14,18 +16,22 @@ ZBL_SCREENING = ((0.02817, 0.20162), (0.28022, 0.40290), (0.50986, 0.94229), (0.
 ZBL_POWER, ZBL_LENGTH = 0.23, 0.46850  # Å
 
 
-def zbl_energies(rows: Neighborhood, atomic_numbers: Array | Sequence[int], cutoff: float | Array) -> Array:
+def zbl_energies(
+    rows: Neighborhood,
+    atomic_numbers: Real[ArrayLike, " species"] | Sequence[int],
+    cutoff: Real[ArrayLike, "..."],
+) -> Float[Array, " n"]:
     """Half of the screened repulsion of nuclei per neighbour, times the polynomial envelope with p = 6.
 
     E_ij = e^2 Z_i Z_j / (4 pi eps_0 r) sum_k c_k exp(-d_k (Z_i^0.23 + Z_j^0.23) r / a)
 
     Args:
         rows: `n` rows.
-        atomic_numbers: `[n_species]`.
+        atomic_numbers: of each species.
         cutoff: Å, one number or `[n, K]`.
 
     Returns:
-        `[n]` eV.
+        eV.
 
     Source:
         Ziegler, Biersack, Littmark, The Stopping and Range of Ions in Matter

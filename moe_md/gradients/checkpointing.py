@@ -7,6 +7,7 @@ Source: Griewank, Walther, ACM TOMS 26, 19 (2000); here with equal segments.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import numpy as np
 from moe_md.checks import check_count
 
 
-def levels_for(checkpoint, n_steps: int, unit: int) -> int:
+def levels_for(checkpoint: str | int | None, n_steps: int, unit: int) -> int:
     """Levels of nested segments for a `checkpoint` option; zero stores everything."""
     if checkpoint is None:
         return 0
@@ -43,12 +44,12 @@ def _root(n: int, level: int) -> int:
     return next(r for r in range(max(root - 1, 0), root + 2) if r**level >= n)
 
 
-def scan(body: Callable, carry, n: int):
+def scan(body: Callable, carry, n: int) -> tuple[Any, Any]:
     """`body` n times, `(carry) -> (carry, output)`."""
     return jax.lax.scan(lambda c, _: body(c), carry, None, n)
 
 
-def nested_scan(body: Callable, carry, n: int, levels: int):
+def nested_scan(body: Callable, carry, n: int, levels: int) -> tuple[Any, Any]:
     """`body` n times; with two or more levels in segments of which only the start is stored."""
     if levels < 2 or n < 4:
         return scan(body, carry, n)

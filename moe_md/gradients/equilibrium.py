@@ -20,7 +20,7 @@ Source: Blondel et al., Efficient and modular implicit differentiation, NeurIPS
 2022, arXiv:2105.15183.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -28,6 +28,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Real
 
 from moe_md import units
 from moe_md.checks import check_count, check_positive
@@ -46,27 +48,29 @@ ANY_STRAIN = np.array(  # [6, 3, 3]
 class Equilibrium(NamedTuple):
     """A stationary point of the enthalpy; NaN where it was not reached."""
 
-    position: Array  # [n_atoms, 3], in the coordinates of the energy, before the strain
-    strain: Array  # [3, 3], symmetric: displacements are (1 + strain) times those in the given cell
-    enthalpy: Array  # eV, E + p V
-    max_force: Array  # eV/Å, the largest norm over free atoms
-    cell_force: Array  # eV, the largest of dH/d strain / n_atoms along `strains`; NaN where the cell is fixed
-    overflow: Array  # bool, the neighbours' buffers ran out
-    converged: Array  # bool
+    position: Float[Array, "atoms 3"]  # in the coordinates of the energy, before the strain
+    # Symmetric: displacements are (1 + strain) times those in the given cell.
+    strain: Float[Array, "3 3"]
+    enthalpy: Float[Array, ""]  # eV, E + p V
+    max_force: Float[Array, ""]  # eV/Å, the largest norm over free atoms
+    # eV, the largest of dH/d strain / n_atoms along `strains`; NaN where the cell is fixed
+    cell_force: Float[Array, ""]
+    overflow: Bool[Array, ""]  # the neighbours' buffers ran out
+    converged: Bool[Array, ""]
 
 
 def equilibrium(
     energy_fn: Callable,
-    position,
+    position: Float[ArrayLike, "atoms 3"] | Sequence,
     neighbors=None,
     *,
     params=None,
     region=None,
-    box=None,
-    fixed_mask=None,
-    strains=None,
-    volume=None,
-    pressure_GPa=0.0,
+    box: Real[ArrayLike, "..."] | Sequence | None = None,
+    fixed_mask: Bool[ArrayLike, " atoms"] | Sequence | None = None,
+    strains: Real[ArrayLike, "n 3 3"] | Sequence | None = None,
+    volume: Real[ArrayLike, ""] | None = None,
+    pressure_GPa: Real[ArrayLike, ""] = 0.0,
     translations: bool = True,
     rotations: bool = False,
     newton_steps: int = 10,
@@ -85,13 +89,13 @@ def equilibrium(
         energy_fn: `energy_fn(R, neighbor=, params=, region=, box=,
             perturbation=)` in eV, from `mixture_neighbor_list`; a function of R
             alone is enough where the others are not given.
-        position: `[n_atoms, 3]`, near equilibrium; from `simulate.relax`.
+        position: near equilibrium; from `simulate.relax`.
         neighbors: of `position`, with `update`; updated here.
         params, region: default the builder's.
         box: Å, where the energy takes fractions of it. Derivatives of such positions
             are per Å, as jax-md's are; the change of a box at fixed fractions is not included.
-        fixed_mask: `[n_atoms]` bool, atoms that do not move; default none.
-        strains: `[n, 3, 3]`, independent and symmetric strains of the cell that may
+        fixed_mask: atoms that do not move; default none.
+        strains: independent and symmetric strains of the cell that may
             relax: `ISOTROPIC_STRAIN`, `ANY_STRAIN`; default a fixed cell.
         volume: Å^3 of the cell, where `strains` are given and `box` is not.
         pressure_GPa: external pressure.

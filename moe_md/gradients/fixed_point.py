@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float, Int
 
 from moe_md.gradients.trajectory import Snapshot
 
@@ -40,10 +42,10 @@ class Plan(NamedTuple):
 class Inputs(NamedTuple):
     """The differentiable inputs."""
 
-    position: Array
-    momentum: Array
-    mass: Array  # [n_atoms, 1]
-    timestep: Array  # float64, in Å sqrt(amu / eV)
+    position: Float[Array, "atoms 3"]
+    momentum: Float[Array, "atoms 3"]
+    mass: Float[Array, "atoms 1"]
+    timestep: Float[Array, ""]  # float64, in Å sqrt(amu / eV)
     leaves: tuple[Array, ...]  # floating-point leaves of (params, region)
     constants: tuple[Array, ...]  # arrays that `observe` closes over
 
@@ -51,39 +53,41 @@ class Inputs(NamedTuple):
 class Reached(NamedTuple):
     """The outputs."""
 
-    position: Array
-    momentum: Array
-    force: Array
-    energy: Array
+    position: Float[Array, "atoms 3"]
+    momentum: Float[Array, "atoms 3"]
+    force: Float[Array, "atoms 3"]
+    energy: Float[Array, ""]
     observed: Any
-    overflow: Array
-    finite: Array
+    overflow: Bool[Array, ""]
+    finite: Bool[Array, ""]
 
 
 class Residuals(NamedTuple):
     """What the backward pass needs."""
 
-    start: tuple[Array, Array]  # [n_atoms, 3] int64
-    end: tuple[Array, Array]  # positions, and momenta half a step later
-    stored_positions: Array  # [n_blocks, n_atoms, 3] int64, positions for which lists were built
+    start: tuple[Int[Array, "atoms 3"], Int[Array, "atoms 3"]]  # positions and momenta, int64
+    end: tuple[Int[Array, "atoms 3"], Int[Array, "atoms 3"]]  # positions, and momenta half a step later
+    stored_positions: Int[Array, "blocks atoms 3"] | None  # for which lists were built
 
 
-def to_fixed_point(x: Array) -> Array:
+def to_fixed_point(x: Float[Array | np.ndarray, "*shape"]) -> Int[Array, "*shape"]:
     """The nearest multiple of `FIXED_POINT_SCALE`, as int64."""
     return jnp.round(x.astype(jnp.float64) / FIXED_POINT_SCALE).astype(jnp.int64)
 
 
-def to_float(X: Array, dtype) -> Array:
+def to_float(X: Int[Array, "*shape"], dtype) -> Float[Array, "*shape"]:
     """The inverse of `to_fixed_point`."""
     return (X.astype(jnp.float64) * FIXED_POINT_SCALE).astype(dtype)
 
 
-def half_kick(timestep: Array, force: Array) -> Array:
+def half_kick(timestep: Float[Array, ""], force: Float[Array, "atoms 3"]) -> Int[Array, "atoms 3"]:
     """Increment of P in half a step."""
     return jnp.round(force.astype(jnp.float64) * (0.5 / FIXED_POINT_SCALE * timestep)).astype(jnp.int64)
 
 
-def drift(timestep: Array, mass: Array, P: Array) -> Array:
+def drift(
+    timestep: Float[Array, ""], mass: Float[Array, "atoms 1"], P: Int[Array, "atoms 3"]
+) -> Int[Array, "atoms 3"]:
     """Increment of X in a step."""
     return jnp.round(P.astype(jnp.float64) * (timestep / mass.astype(jnp.float64))).astype(jnp.int64)
 
@@ -97,20 +101,24 @@ def arguments_of(plan: Plan, leaves, others) -> dict:
     return {name: value for name, value in (("params", params), ("region", region)) if value is not None}
 
 
-def energy_and_force(plan: Plan, leaves, others, lists, position) -> tuple[Array, Array]:
+def energy_and_force(
+    plan: Plan, leaves, others, lists, position: Float[Array, "atoms 3"]
+) -> tuple[Float[Array, ""], Float[Array, "atoms 3"]]:
     """Energy and force."""
     given = arguments_of(plan, leaves, others)
     energy, gradient = jax.value_and_grad(lambda R: plan.energy_fn(R, neighbor=lists, **given))(position)
     return energy.astype(plan.dtype), -gradient.astype(plan.dtype)
 
 
-def energy_and_force_with_barrier(plan: Plan, inputs: Inputs, others, lists, position) -> tuple[Array, Array]:
+def energy_and_force_with_barrier(
+    plan: Plan, inputs: Inputs, others, lists, position: Float[Array, "atoms 3"]
+) -> tuple[Float[Array, ""], Float[Array, "atoms 3"]]:
     """`energy_and_force` between barriers of optimisation, so that it compiles alike in both directions."""
     leaves, others, lists, position = jax.lax.optimization_barrier((inputs.leaves, others, lists, position))
     return jax.lax.optimization_barrier(energy_and_force(plan, leaves, others, lists, position))
 
 
-def lists_at(plan: Plan, inputs: Inputs, others, neighbors, X: Array):
+def lists_at(plan: Plan, inputs: Inputs, others, neighbors, X: Int[Array, "atoms 3"]) -> Any:
     """Lists that depend on nothing but X; or those given."""
     if not plan.rebuild:
         return neighbors
@@ -120,7 +128,7 @@ def lists_at(plan: Plan, inputs: Inputs, others, neighbors, X: Array):
     return jax.lax.optimization_barrier(neighbors.update(position, renew=True, **region))
 
 
-def first_lists(plan: Plan, inputs, residuals: Residuals):
+def first_lists(plan: Plan, inputs: tuple, residuals: Residuals) -> Any:
     """Lists of the start."""
     return lists_at(plan, *inputs, residuals.start[0])
 

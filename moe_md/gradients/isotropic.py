@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Real
 
 from moe_md import units
 from moe_md.checks import check_count, check_positive
@@ -18,17 +20,17 @@ LONGEST_STRAIN = 0.02  # in one of Newton's steps
 class IsotropicEquilibrium(NamedTuple):
     """Equilibrium of a crystal with one free length under a pressure; NaN where there is none."""
 
-    scale: Array  # lattice constant over that of the given cell
-    energy: Array  # eV, without p V
-    bulk_modulus_GPa: Array  # -V dp/dV
-    converged: Array  # bool
+    scale: Float[Array, ""]  # lattice constant over that of the given cell
+    energy: Float[Array, ""]  # eV, without p V
+    bulk_modulus_GPa: Float[Array, ""]  # -V dp/dV
+    converged: Bool[Array, ""]
 
 
 def isotropic_equilibrium(
     energy_fn: Callable,
     *args,
-    volume,
-    pressure_GPa=0.0,
+    volume: Real[ArrayLike, ""],
+    pressure_GPa: Real[ArrayLike, ""] = 0.0,
     scale: float = 1.0,
     n_steps: int = 50,
     tolerance: float = 1e-12,
@@ -71,7 +73,7 @@ def isotropic_equilibrium(
     check_count("n_steps", n_steps, 1)
     check_positive("tolerance", tolerance)
     if known(volume):
-        check_positive("volume", float(volume))
+        check_positive("volume", float(cast(float, volume)))
     found = _isotropic_equilibrium(
         energy_fn,
         args,

@@ -11,7 +11,7 @@ Lyapunov times 1/lambda it says nothing of an average, however exactly it is com
 Source: Benettin, Galgani, Giorgilli, Strelcyn, Meccanica 15, 9 (1980).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,8 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int, Real
 
 from moe_md.checks import check_count
+from moe_md.simulate.integrators.base import DynamicsState
 from moe_md.simulate.integrators.nve import NVE
 from moe_md.simulate.step import md_step
 
@@ -28,8 +31,8 @@ from moe_md.simulate.step import md_step
 class TangentGrowth(NamedTuple):
     """Growth of a tangent vector, per step."""
 
-    steps: np.ndarray  # [n] int, from 1
-    log_growth: np.ndarray  # [n], ln |dx| over |dx| at the start
+    steps: Int[np.ndarray, " n"]  # from 1
+    log_growth: Float[np.ndarray, " n"]  # ln |dx| over |dx| at the start
     exponent: float  # growth per step, from the later part
     error: float  # standard error of the exponent from blocks; NaN where there are too few
     state: Any  # last state of the trajectory
@@ -133,11 +136,16 @@ def flow(energy_fn: Callable, integrator: NVE) -> tuple[Callable, Callable]:
     def evaluate(position, neighbors):
         return integrator.evaluate(energy_fn, jnp.zeros((), int), position, neighbor=neighbors)
 
-    def init(position, momentum, masses, neighbors):
+    def init(
+        position: Float[Array | np.ndarray, "atoms 3"],
+        momentum: Float[Array | np.ndarray, "atoms 3"],
+        masses: Real[ArrayLike, " atoms"] | Sequence,
+        neighbors,
+    ) -> DynamicsState:
         state = integrator.init(position, momentum, jnp.asarray(masses, position.dtype), None, None)
         return integrator.set_forces(state, jax.jit(evaluate)(position, neighbors))
 
-    def step(state, neighbors):
+    def step(state, neighbors) -> tuple[Any, Any]:
         def update_and_evaluate(position, box):
             del box
             updated = neighbors.update(jax.lax.stop_gradient(position))
@@ -149,7 +157,7 @@ def flow(energy_fn: Callable, integrator: NVE) -> tuple[Callable, Callable]:
     return init, step
 
 
-def of_positions(tangent) -> Array:
+def of_positions(tangent) -> Float[Array, ""]:
     """Norm of the positions' part of a tangent: that of d position(t) / d position(0)."""
     return jnp.sqrt(jnp.sum(tangent.position**2))
 

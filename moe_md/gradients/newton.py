@@ -1,11 +1,14 @@
 """Newton steps towards a stationary point of the enthalpy, and the condition that defines it."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float
 
 from moe_md.gradients.trajectory import moved_fractions
 
@@ -16,29 +19,30 @@ LONGEST_MOVE = 0.1  # Å, of an atom in one Newton step
 class Given(NamedTuple):
     """What an equilibrium structure depends on."""
 
-    position: Array  # [n_atoms, 3]
-    fixed_mask: Array  # [n_atoms] bool
+    position: Float[Array, "atoms 3"]
+    fixed_mask: Bool[Array, " atoms"]
     neighbors: Any
     params: Any
     region: Any
-    box: Array | None  # [3, 3] Å
-    strains: Array | None  # [n, 3, 3]
-    volume: Array | None  # Å^3
-    pressure: Array  # eV/Å^3
+    box: Float[Array, "3 3"] | None  # Å
+    strains: Float[Array, "n 3 3"] | None
+    volume: Float[Array, ""] | None  # Å^3
+    pressure: Float[Array, ""]  # eV/Å^3
 
 
 class Unknowns(NamedTuple):
     """Changes of the given structure, in Å for atoms and cell, so that all forces have one unit."""
 
-    move: Array  # [n_atoms, 3]
-    stretch: Array | None  # [n], strains times LENGTH sqrt(n_atoms)
+    move: Float[Array, "atoms 3"]
+    stretch: Float[Array, " n"] | None  # strains times LENGTH sqrt(n_atoms)
 
 
 def _shift(fraction: Array, move: Array, box: Array) -> Array:
     return fraction + jnp.linalg.solve(box, move.T).T
 
 
-def structure_of(z: Unknowns, given: Given) -> tuple[Array, Array]:
+def structure_of(z: Unknowns, given: Given) -> tuple[Float[Array, "atoms 3"], Float[Array, "3 3"]]:
+    """Positions before the strain, and the strain."""
     move = jnp.where(given.fixed_mask[:, None], 0.0, z.move)
     position = (
         given.position + move
@@ -67,7 +71,7 @@ def _plain_enthalpy(energy_fn, z: Unknowns, given: Given) -> Array:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def enthalpy(energy_fn, z: Unknowns, given: Given) -> Array:
+def enthalpy(energy_fn: Callable, z: Unknowns, given: Given) -> Float[Array, ""]:
     """The enthalpy; at equilibrium it is independent of z to first order."""
     return _plain_enthalpy(energy_fn, z, given)
 
@@ -78,12 +82,12 @@ def _enthalpy_jvp(energy_fn, primals, tangents):
     return jax.jvp(lambda given: _plain_enthalpy(energy_fn, z, given), (given,), (tangents[1],))
 
 
-def slope_of(energy_fn, z: Unknowns, given: Given) -> Unknowns:
+def slope_of(energy_fn: Callable, z: Unknowns, given: Given) -> Unknowns:
     """dH/dz, eV/Å."""
     return jax.grad(_plain_enthalpy, argnums=1)(energy_fn, z, given)
 
 
-def condition(energy_fn, invariant, given: Given, z: Unknowns) -> Unknowns:
+def condition(energy_fn: Callable, invariant: tuple[bool, bool], given: Given, z: Unknowns) -> Unknowns:
     """Zero at equilibrium only; fixed atoms and common moves of all atoms are excluded."""
     return _balanced(invariant, given, z, slope_of(energy_fn, z, given))
 
@@ -94,7 +98,9 @@ def _balanced(invariant, given: Given, z: Unknowns, slope: Unknowns) -> Unknowns
     return slope._replace(move=jnp.where(free, slope.move, z.move) + common)
 
 
-def common_move(move: Array, given: Given, translations: bool, rotations: bool) -> Array:
+def common_move(
+    move: Float[Array, "atoms 3"], given: Given, translations: bool, rotations: bool
+) -> Float[Array, "atoms 3"]:
     """The part of a move that translates or rotates all atoms together."""
     any_fixed = jnp.any(given.fixed_mask)
     part = jnp.zeros_like(move)
@@ -114,8 +120,14 @@ def common_move(move: Array, given: Given, translations: bool, rotations: bool) 
 
 
 def newton(
-    energy_fn, invariant, n_steps, solver, given: Given, force_tolerance, solver_tolerance
-) -> tuple[Unknowns, Any, tuple]:
+    energy_fn: Callable,
+    invariant: tuple[bool, bool],
+    n_steps: int,
+    solver: Callable,
+    given: Given,
+    force_tolerance: Float[ArrayLike, ""],
+    solver_tolerance: Float[ArrayLike, ""],
+) -> tuple[Unknowns, Any, tuple[Float[Array, ""], Float[Array, ""]]]:
     """Newton steps towards the nearest stationary point.
 
     Returns:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float, Int
 
 from moe_md.gradients.fixed_point import (
     Inputs,
@@ -33,7 +34,15 @@ from moe_md.gradients.trajectory import Snapshot
 WIDE = jnp.float64  # dtype in which derivatives are accumulated
 
 
-def reverse_step(plan: Plan, inputs: Inputs, others, lists, X: Array, half: Array):
+def reverse_step(
+    plan: Plan, inputs: Inputs, others, lists, X: Int[Array, "atoms 3"], half: Int[Array, "atoms 3"]
+) -> tuple[
+    Float[Array, ""],
+    Float[Array, "atoms 3"],
+    Int[Array, "atoms 3"],
+    Int[Array, "atoms 3"],
+    Int[Array, "atoms 3"],
+]:
     """From X, and P half a step later, back by one step.
 
     Returns:
@@ -46,7 +55,9 @@ def reverse_step(plan: Plan, inputs: Inputs, others, lists, X: Array, half: Arra
     return energy, force, P, X - drift(inputs.timestep, inputs.mass, before), before
 
 
-def reverse_integration(plan: Plan, inputs, residuals: Residuals) -> tuple[Array, Array, Array]:
+def reverse_integration(
+    plan: Plan, inputs: tuple, residuals: Residuals
+) -> tuple[Int[Array, "atoms 3"], Int[Array, "atoms 3"], Bool[Array, ""]]:
     """The trajectory in reverse, without derivatives.
 
     Returns:
@@ -85,7 +96,7 @@ class _Cotangents(NamedTuple):
     step: Array
 
 
-def backward(plan: Plan, inputs, residuals: Residuals, given: Reached) -> Inputs:
+def backward(plan: Plan, inputs: tuple, residuals: Residuals, given: Reached) -> Inputs:
     """Derivatives of the loss with respect to `Inputs`, from those with respect to `Reached`.
 
     All are NaN where the reverse integration did not end at the start, bit for bit.

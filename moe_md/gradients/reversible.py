@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float, Int
 
 from moe_md import units
 from moe_md.gradients.fixed_point import (
@@ -106,19 +107,18 @@ def reversible_rollout(
 class RoundTrip(NamedTuple):
     """The result of integrating forward and in reverse."""
 
-    same: Array  # bool, the start was recovered bit for bit
-    overflow: Array  # bool, as of `Rollout`
-    position: Array  # [n_atoms, 3] Å, at the end of the forward trajectory
-    momentum: Array  # [n_atoms, 3]
-    returned: tuple[
-        Array, Array
-    ]  # after the reverse integration: positions and momenta, integers in units of FIXED_POINT_SCALE
-    started: tuple[Array, Array]  # the same at the start
+    same: Bool[Array, ""]  # the start was recovered bit for bit
+    overflow: Bool[Array, ""]  # as of `Rollout`
+    position: Float[Array, "atoms 3"]  # Å, at the end of the forward trajectory
+    momentum: Float[Array, "atoms 3"]
+    # After the reverse integration: positions and momenta, integers in units of FIXED_POINT_SCALE.
+    returned: tuple[Int[Array, "atoms 3"], Int[Array, "atoms 3"]]
+    started: tuple[Int[Array, "atoms 3"], Int[Array, "atoms 3"]]  # the same at the start
 
 
 def round_trip(
-    energy_fn,
-    integrator,
+    energy_fn: Callable,
+    integrator: NVE,
     state,
     neighbors,
     n_steps: int,

@@ -14,13 +14,15 @@ exp(-sum_i w_i ln w_i): where it falls below a share of the frames (the source h
 Source: Thaler and Zavadlav, Nat. Commun. 12, 6884 (2021), doi:10.1038/s41467-021-27241-4 (DiffTRe).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Real
 
 from moe_md import units
 from moe_md.checks import check_positive
@@ -29,38 +31,38 @@ from moe_md.checks import check_positive
 class Frames(NamedTuple):
     """Sampled frames with their energies and temperature."""
 
-    position: Any  # [n_frames, ...], an array or a pytree of them
-    energy: Array  # [n_frames] eV, at the parameters of sampling
-    temperature_K: Array  # of sampling
+    position: Any  # [frames, ...], an array or a pytree of them
+    energy: Float[Array, " frames"]  # eV, at the parameters of sampling
+    temperature_K: Float[Array, ""]  # of sampling
 
 
 class Weights(NamedTuple):
     """Reweighting factors of frames."""
 
-    weight: Array  # [n_frames], sum 1
-    effective_size: Array  # between 1 and n_frames; NaN where an energy is not finite
-    enough: Array  # bool, effective_size is at least the share asked for
+    weight: Float[Array, " frames"]  # sum 1
+    effective_size: Float[Array, ""]  # at least 1, at most the frames; NaN where an energy is not finite
+    enough: Bool[Array, ""]  # effective_size is at least the share asked for
 
 
-def frame_energies(energy_fn: Callable, position, *args, remat: bool = True) -> Array:
+def frame_energies(energy_fn: Callable, position, *args, remat: bool = True) -> Float[Array, " frames"]:
     """Energies of frames, one after the other.
 
     Args:
         energy_fn: `energy_fn(position, *args)` in eV, of one frame. With a neighbour
             list, the function updates it: `energy_fn(R, nbrs.update(R), params=params)`;
             the caller checks for overflow.
-        position: `[n_frames, ...]`, an array or a pytree of them.
+        position: `[frames, ...]`, an array or a pytree of them.
         *args: parameters and other arguments of `energy_fn`.
         remat: recompute each frame for the gradient, instead of storing intermediate values.
 
     Returns:
-        `[n_frames]` eV, differentiable in all arguments.
+        eV, differentiable in all arguments.
     """
     of_one = jax.checkpoint(energy_fn) if remat else energy_fn
     return jax.lax.map(lambda R: of_one(R, *args), position)
 
 
-def sampled(energy_fn: Callable, position, *args, temperature_K) -> Frames:
+def sampled(energy_fn: Callable, position, *args, temperature_K: Real[ArrayLike, ""]) -> Frames:
     """Frames of an ensemble with their energies at the parameters of sampling, as constants.
 
     Args:
@@ -77,12 +79,18 @@ def sampled(energy_fn: Callable, position, *args, temperature_K) -> Frames:
     return Frames(position, jax.lax.stop_gradient(energy), jnp.asarray(temperature_K, energy.dtype))
 
 
-def reweight(frames: Frames, energy, *, temperature_K=None, least_share: float = 0.9) -> Weights:
+def reweight(
+    frames: Frames,
+    energy: Real[ArrayLike, " frames"] | Sequence,
+    *,
+    temperature_K: Real[ArrayLike, ""] | None = None,
+    least_share: float = 0.9,
+) -> Weights:
     """The factors of frames at other energies.
 
     Args:
         frames: from `sampled`.
-        energy: `[n_frames]` eV, of the same frames at the current parameters; the
+        energy: eV, of the same frames at the current parameters; the
             factors are differentiable in it.
         temperature_K: of the new ensemble; default that of sampling. Differentiable too.
         least_share: smallest effective share of the frames for `enough`, in (0, 1].
@@ -118,7 +126,7 @@ def reweight(frames: Frames, energy, *, temperature_K=None, least_share: float =
 
 
 def average(weights: Weights, observable) -> Any:
-    """Mean of an observable: leaves `[n_frames, ...]` of a pytree become `[...]`."""
+    """Mean of an observable: leaves `[frames, ...]` of a pytree become `[...]`."""
     return jax.tree.map(lambda x: jnp.tensordot(weights.weight, x, 1), observable)
 
 
@@ -141,7 +149,7 @@ def require_enough(weights: Weights, *, least_share: float = 0.9) -> None:
         )
 
 
-def free_energy_difference(frames: Frames, energy) -> Array:
+def free_energy_difference(frames: Frames, energy: Real[Array | np.ndarray, " frames"]) -> Float[Array, ""]:
     """F - F_0 = -kT ln <exp(-(U - U_0) / kT)>_0 in eV, at the temperature of sampling.
 
     Its gradient is <dU/dt>.

@@ -20,14 +20,17 @@ Long times. Gradients grow as exp(t / Lyapunov time): beyond a few of those time
 they are exact, and of no use.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int, Real
 
 from moe_md.gradients.checkpointing import levels_for, nested_scan, scan
 from moe_md.gradients.trajectory import (
@@ -56,7 +59,7 @@ def rollout(
     *,
     params=None,
     region=None,
-    box=None,
+    box: Real[ArrayLike, "..."] | Sequence | None = None,
     update_every: int | None = 1,
     checkpoint: str | int | None = None,
     observe: Callable[[Snapshot], Any] | None = None,
@@ -138,7 +141,7 @@ class _Plan(NamedTuple):
 
     energy_fn: Callable
     integrator: Any
-    box: Array | None
+    box: Real[Array | np.ndarray, "3 3"] | None  # Å
     given: dict  # `params`, `region` and `box` of the energy
     update_every: int | None
     block: int  # steps between rebuilds, 1 where lists are checked at each step or never
@@ -153,9 +156,9 @@ class _Carry(NamedTuple):
 
     state: Any
     lists: Any  # where they are checked before each force, else None
-    energy: Array  # eV
-    overflow: Array  # bool
-    step: Array  # int
+    energy: Float[Array, ""]  # eV
+    overflow: Bool[Array, ""]
+    step: Int[Array, ""]
     total: Any  # sum of observations, where they are summed
 
 

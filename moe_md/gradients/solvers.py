@@ -1,25 +1,30 @@
 """Linear solvers for implicit derivatives: `(matvec, b, tolerance) -> x` of pytrees."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse import linalg
+from jax.typing import ArrayLike
+from jaxtyping import Float
+
+Tree = TypeVar("Tree")  # a pytree of arrays
 
 
-def cg(matvec: Callable, b, tolerance: float):
+def cg(matvec: Callable, b: Tree, tolerance: Float[ArrayLike, ""]) -> Tree:
     """Conjugate gradients: for minima."""
     return linalg.cg(matvec, b, tol=tolerance)[0]
 
 
-def gmres(matvec: Callable, b, tolerance: float):
+def gmres(matvec: Callable, b: Tree, tolerance: Float[ArrayLike, ""]) -> Tree:
     """Generalised minimal residuals, restarted after 60 directions: for saddle points."""
     n = ravel_pytree(b)[0].size
     return linalg.gmres(matvec, b, tol=tolerance, restart=min(n, 60), solve_method="batched")[0]
 
 
-def dense(matvec: Callable, b, tolerance: float):
+def dense(matvec: Callable, b: Tree, tolerance: Float[ArrayLike, ""]) -> Tree:
     """The full matrix, factorised: for a few hundred unknowns, minima and saddle points."""
     del tolerance
     flat, unravel = ravel_pytree(b)
@@ -27,7 +32,7 @@ def dense(matvec: Callable, b, tolerance: float):
     return unravel(jnp.linalg.solve(0.5 * (matrix + matrix.T), flat))
 
 
-def checked_solve(solver, tolerance, matvec: Callable, b):
+def checked_solve(solver: Callable, tolerance: Float[ArrayLike, ""], matvec: Callable, b: Tree) -> Tree:
     """Solve `matvec(x) = b`, symmetric; NaN where the residual exceeds ten times the tolerance."""
 
     # One vector: parts of `b` that do not depend on a change are zero in it.

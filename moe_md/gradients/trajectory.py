@@ -1,31 +1,35 @@
 """What all differentiable trajectories share: results, checks of arguments, positions in fractions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int, Real
 
 from moe_md.checks import check_count
+
+Tree = TypeVar("Tree")  # a pytree of arrays
 
 
 class Snapshot(NamedTuple):
     """The argument of `observe`."""
 
-    step: Array  # int, steps done
-    position: Array  # [n_atoms, 3], in the coordinates of the energy
-    momentum: Array  # [n_atoms, 3] amu Å / (Å sqrt(amu / eV))
-    mass: Array  # [n_atoms, 1] amu
-    force: Array  # [n_atoms, 3] eV/Å
-    energy: Array  # eV, potential
+    step: Int[Array, ""]  # steps done
+    position: Float[Array, "atoms 3"]  # in the coordinates of the energy
+    momentum: Float[Array, "atoms 3"]  # amu Å / (Å sqrt(amu / eV))
+    mass: Float[Array, "atoms 1"]  # amu
+    force: Float[Array, "atoms 3"]  # eV/Å
+    energy: Float[Array, ""]  # eV, potential
 
     @property
-    def velocity(self) -> Array:
-        """`[n_atoms, 3]` Å / (Å sqrt(amu / eV))."""
+    def velocity(self) -> Float[Array, "... atoms 3"]:
+        """Å / (Å sqrt(amu / eV))."""
         return self.momentum / self.mass
 
 
@@ -33,9 +37,9 @@ class Rollout(NamedTuple):
     """The end of a differentiable trajectory."""
 
     state: Any  # the integrator's state
-    energy: Array  # eV, potential, of the last step
+    energy: Float[Array, ""]  # eV, potential, of the last step
     observed: Any  # what `observe` returned, stacked or summed; None without one
-    overflow: Array  # bool, a list was too small, or not rebuilt in time: all values are NaN
+    overflow: Bool[Array, ""]  # a list was too small, or not rebuilt in time: all values are NaN
 
 
 def check_rollout(result: Rollout) -> Rollout:
@@ -123,7 +127,7 @@ def check_arguments(
             )
 
 
-def nan_if(tree, wrong: Array):
+def nan_if(tree: Tree, wrong: Bool[Array, ""]) -> Tree:
     """The pytree, with NaN for every real number and its gradients where `wrong` is True."""
     factor = jnp.where(wrong, jnp.nan, 1.0)
 
@@ -139,7 +143,12 @@ def _jumps(region) -> bool:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def moved_fractions(shift_fn: Callable, R: Array, dR: Array, box: Array) -> Array:
+def moved_fractions(
+    shift_fn: Callable,
+    R: Float[Array | np.ndarray, "atoms 3"],
+    dR: Float[Array, "atoms 3"],
+    box: Real[Array | np.ndarray, "3 3"],
+) -> Float[Array, "atoms 3"]:
     """Fractions of the box after a move in Å; tangents of fractions are Å."""
     return shift_fn(R, dR, box=box)
 
@@ -154,12 +163,20 @@ def _moved_jvp(shift_fn, primals, tangents):
     return moved_fractions(shift_fn, R, dR, box), R_dot + dR_dot - jnp.linalg.solve(box, dR.T).T @ box_dot.T
 
 
-def shifted_fractions(shift_fn: Callable, R: Array, dR: Array, *, box) -> Array:
+def shifted_fractions(
+    shift_fn: Callable,
+    R: Float[Array | np.ndarray, "atoms 3"],
+    dR: Float[Array, "atoms 3"],
+    *,
+    box: Real[Array | np.ndarray, "3 3"],
+) -> Float[Array, "atoms 3"]:
     """`moved_fractions` as a shift function."""
     return moved_fractions(shift_fn, R, dR, box)
 
 
-def unpacked(state, box):
+def unpacked(
+    state, box: Real[ArrayLike, "..."] | Sequence | None
+) -> tuple[Any, Real[ArrayLike, "..."] | Sequence | None]:
     """The integrator's state and the box, also of the `State` of a run."""
     if hasattr(state, "dynamics"):
         return state.dynamics, state.box if box is None else box

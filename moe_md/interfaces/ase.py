@@ -18,6 +18,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
+from jaxtyping import Bool, Int
 
 from moe_md import checkpoint as checkpoints
 from moe_md.checkpoint import Checkpoint
@@ -88,7 +89,9 @@ class MixtureCalculator(Calculator):
         if not callable(region) and not _has_gate(region):
             self._assignment_of(region, None)
 
-    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+    def calculate(
+        self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes
+    ) -> None:
         """Fill `results` with every property that the cell allows."""
         super().calculate(atoms, properties, system_changes)
         atoms = cast(Atoms, self.atoms)
@@ -273,9 +276,9 @@ class _Cache(NamedTuple):
     """Rows and neighbours that are reused until atoms have moved by half the skin."""
 
     geometry: ReferenceGeometry  # at which they were built
-    idx: np.ndarray  # [n_atoms, K] int, neighbours that gates are computed from
+    idx: Int[np.ndarray, "atoms K"]  # neighbours that gates are computed from
     complete_within: float  # Å, distance within which `idx` holds all neighbours
-    support: np.ndarray  # [n_atoms, n_experts] bool, atoms for which an expert has rows
+    support: Bool[np.ndarray, "atoms experts"]  # atoms for which an expert has rows
     rows: list  # `CachedRows` of each expert; None for an expert without atoms
     max_neighbors: list  # of each expert, columns of its packed rows (`max_neighbors_for`)
 

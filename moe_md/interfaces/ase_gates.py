@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float, Int, Real
 
-from moe_md.interfaces.cached_rows import ReferenceGeometry
+from moe_md.interfaces.cached_rows import Pairs, ReferenceGeometry
 from moe_md.mixture.checks import warn_of_wide_requests
 from moe_md.neighbors.neighbor_list import NeighborList, perpendicular_widths
 from moe_md.neighbors.rows import closer
@@ -24,16 +25,16 @@ Leaf = TypeVar("Leaf", Array, np.ndarray)  # under jit; on the host
 class GateInputs(NamedTuple, Generic[Leaf]):
     """The geometry and the neighbours that gates are computed from."""
 
-    position: Leaf  # [n_atoms, 3] Å
-    cell: Leaf  # [3, 3] Å, lattice vectors as rows
-    pbc: Leaf  # [3] bool
-    species: Leaf  # [n_atoms] int
-    idx: Leaf  # [n_atoms, K] int, neighbours of every atom; n_atoms where padded
+    position: Float[Leaf, "atoms 3"]  # Å
+    cell: Float[Leaf, "3 3"]  # Å, lattice vectors as rows
+    pbc: Bool[Leaf, "3"]
+    species: Int[Leaf, " atoms"]
+    idx: Int[Leaf, "atoms K"]  # neighbours of every atom; n_atoms where padded
 
 
 def gate_neighbors(
-    geometry: ReferenceGeometry, pairs, cutoff: float, skin: float
-) -> tuple[np.ndarray, float]:
+    geometry: ReferenceGeometry, pairs: Pairs, cutoff: float, skin: float
+) -> tuple[Int[np.ndarray, "atoms K"], float]:
     """`GateInputs.idx`, and the distance (Å) within which it is complete until atoms move by half the skin.
 
     Gates use displacements to the nearest image. In a narrow cell the list is
@@ -76,8 +77,10 @@ def warn_of_wide_spheres(region: Region, inputs: GateInputs) -> None:
 
 
 @partial(jax.jit, static_argnames=("cutoff", "margin"))
-def support(region: Region, inputs: GateInputs, *, cutoff: float, margin: float) -> Array:
-    """`[n_atoms, n_experts]` bool, atoms whose gate may be above zero.
+def support(
+    region: Region, inputs: GateInputs, *, cutoff: float, margin: float
+) -> Bool[Array, "atoms experts"]:
+    """Whether each expert's gate on each atom may be above zero.
 
     Valid while no atom has moved by more than half of `margin`, Å.
     """
@@ -86,21 +89,21 @@ def support(region: Region, inputs: GateInputs, *, cutoff: float, margin: float)
 
 
 @partial(jax.jit, static_argnames="cutoff")
-def gate(region: Region, inputs: GateInputs, *, cutoff: float) -> Array:
-    """`[n_atoms, n_experts]`, each expert's share of each atom's energy."""
+def gate(region: Region, inputs: GateInputs, *, cutoff: float) -> Float[Array, "atoms experts"]:
+    """Each expert's share of each atom's energy."""
     return _strained_gate(region, inputs, inputs.position, None, cutoff)
 
 
 @partial(jax.jit, static_argnames="cutoff")
 def gate_forces_and_virials(
-    region: Region, inputs: GateInputs, energies: Array, *, cutoff: float
-) -> tuple[Array, Array]:
-    """The gates' part of forces, `[n_atoms, 3]` eV/Å, and of each atom's virial, `[n_atoms, 3, 3]` eV.
+    region: Region, inputs: GateInputs, energies: Float[Array, "atoms experts"], *, cutoff: float
+) -> tuple[Float[Array, "atoms 3"], Float[Array, "atoms 3 3"]]:
+    """The gates' part of forces, eV/Å, and of each atom's virial, eV.
 
     Args:
         region: must be differentiable.
         inputs: geometry and neighbours.
-        energies: `[n_atoms, n_experts]` eV, of each atom by each expert.
+        energies: eV, of each atom by each expert.
         cutoff: Å, distance within which `inputs.idx` is complete.
     """
 
@@ -131,7 +134,9 @@ def _region_neighbors(
     """The displacement function and the `RegionNeighbors` that a region's methods take."""
     inverse, n_atoms = jnp.linalg.inv(inputs.cell), position.shape[0]
 
-    def displacement(a, b):
+    def displacement(
+        a: Real[Array | np.ndarray, "... 3"], b: Real[Array | np.ndarray, "... 3"]
+    ) -> Float[Array, "... 3"]:
         fraction = (a - b) @ inverse
         fraction = fraction - jnp.where(inputs.pbc, jnp.round(jax.lax.stop_gradient(fraction)), 0.0)
         D = fraction @ inputs.cell

@@ -18,40 +18,45 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ase import Atoms
 from ase.geometry import complete_cell
 from jax import Array
+from jaxtyping import Bool, Float, Int
 
 from moe_md import derivatives
-from moe_md.experts.base import Expert, chunked_atom_energies
+from moe_md.experts.base import Expert, Params, chunked_atom_energies
 from moe_md.experts.domain import allows_every_species, in_domain
 from moe_md.neighbors.capacity import bucket_size
 from moe_md.neighbors.rows import Neighborhood, closer, compact_neighbors, rows_from_images
 
 NEIGHBOR_CAPACITY_FACTOR = 1.1  # capacity of packed rows over the present number of neighbours
 
+# Centre, neighbour and displacement (Å) of each pair, from `image_pairs`.
+Pairs = tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"], Float[np.ndarray, "pairs 3"]]
+
 
 class CachedRows(NamedTuple):
     """Rows of one expert: those of its own atoms and, where it passes messages, those of their halo."""
 
-    centers: Array  # [n] int, atoms; `n_atoms` or more on padded rows
-    own: Array  # [n] bool, False for rows of the halo and padded rows
-    neighbor: Array  # [n, K] int, atoms
-    image: Array  # [n, K, 3] lattice vectors from the neighbour to its image
-    mask: Array  # [n, K] bool
-    center_species: Array  # [n] int
-    neighbor_species: Array  # [n, K] int
+    centers: Int[Array, " n"]  # atoms; `n_atoms` or more on padded rows
+    own: Bool[Array, " n"]  # False for rows of the halo and padded rows
+    neighbor: Int[Array, "n K"]  # atoms
+    image: Float[Array, "n K 3"]  # lattice vectors from the neighbour to its image
+    mask: Bool[Array, "n K"]
+    center_species: Int[Array, " n"]
+    neighbor_species: Int[Array, "n K"]
 
 
 class ReferenceGeometry(NamedTuple):
     """Positions and cell at which rows were built."""
 
-    position: np.ndarray  # [n_atoms, 3] Å
-    cell: np.ndarray  # [3, 3] Å, lattice vectors as rows
-    pbc: np.ndarray  # [3] bool
-    species: np.ndarray  # [n_atoms] int
+    position: Float[np.ndarray, "atoms 3"]  # Å
+    cell: Float[np.ndarray, "3 3"]  # Å, lattice vectors as rows
+    pbc: Bool[np.ndarray, "3"]
+    species: Int[np.ndarray, " atoms"]
 
 
-def reference_geometry(atoms, species: np.ndarray) -> ReferenceGeometry:
+def reference_geometry(atoms: Atoms, species: Int[np.ndarray, " atoms"]) -> ReferenceGeometry:
     """A copy of the positions and the cell of ASE's atoms; missing lattice vectors are completed."""
     return ReferenceGeometry(
         atoms.positions.copy(), complete_cell(atoms.cell.array), atoms.pbc.copy(), species
@@ -87,10 +92,10 @@ def needs_rebuild(
 
 def build(
     geometry: ReferenceGeometry,
-    pairs,
+    pairs: Pairs,
     cutoff: float,
-    own: np.ndarray,
-    halo: np.ndarray,
+    own: Int[np.ndarray, " own"],
+    halo: Int[np.ndarray, " halo"],
     dtype,
     previous: CachedRows | None,
 ) -> CachedRows:
@@ -100,7 +105,7 @@ def build(
         geometry: positions, cell and species.
         pairs: from `image_pairs`, up to `cutoff`.
         cutoff: Å, with the skin.
-        own, halo: `[n_own]` and `[n_halo]` int, atoms; no atom is in both.
+        own, halo: atoms; no atom is in both.
         dtype: of `image`.
         previous: rows built before; their sizes are reused where they fit.
     """
@@ -130,12 +135,14 @@ def build(
     )
 
 
-def n_out_of_domain(expert: Expert, centers: np.ndarray, geometry: ReferenceGeometry, pairs) -> int:
+def n_out_of_domain(
+    expert: Expert, centers: Int[np.ndarray, " n"], geometry: ReferenceGeometry, pairs: Pairs
+) -> int:
     """Number of some atoms that are outside the expert's domain.
 
     Args:
         expert: the potential.
-        centers: `[n]` int, atoms.
+        centers: atoms.
         geometry: of all atoms.
         pairs: of `image_pairs`, up to the expert's cutoff or further.
     """
@@ -164,10 +171,10 @@ def reuse_bucket(needed: int, previous: int) -> int:
 class Contribution(NamedTuple):
     """One expert's part of energies, forces and virials; `n_atoms` is padded to `bucket_size`."""
 
-    energies: Array  # [n_atoms] eV, of the expert's own atoms, before multiplication by the gate
-    forces: Array  # [n_atoms, 3] eV/Å
-    virials: Array  # [n_atoms, 3, 3] eV
-    max_occupancy: Array  # int, most neighbours within the cutoff of any row; 0 where rows are not packed
+    energies: Float[Array, " atoms"]  # eV, of the expert's own atoms, before multiplication by the gate
+    forces: Float[Array, "atoms 3"]  # eV/Å
+    virials: Float[Array, "atoms 3 3"]  # eV
+    max_occupancy: Int[Array, ""]  # most neighbours within the cutoff of any row; 0 where rows are not packed
 
 
 def evaluator(expert: Expert, chunk_size: int) -> Callable:
@@ -187,7 +194,14 @@ def evaluator(expert: Expert, chunk_size: int) -> Callable:
 def _evaluator(expert: Expert, chunk_size: int) -> Callable:
     atom_energies = chunked_atom_energies(expert, chunk_size)
 
-    def evaluate(params, cached: CachedRows, position, cell, gate, max_neighbors: int | None) -> Contribution:
+    def evaluate(
+        params: Params,
+        cached: CachedRows,
+        position: Float[Array, "atoms 3"],
+        cell: Float[Array, "3 3"],
+        gate: Float[Array, " atoms"],
+        max_neighbors: int | None,
+    ) -> Contribution:
         n_atoms = position.shape[0]
         row_gate = jnp.where(cached.own, gate.at[cached.centers].get(mode="fill", fill_value=0.0), 0.0)
         wanted = {}
@@ -222,13 +236,15 @@ def _evaluator(expert: Expert, chunk_size: int) -> Callable:
     return jax.jit(evaluate, static_argnums=5)
 
 
-def max_neighbors_for(expert: Expert, pairs, own: np.ndarray, previous: int | None) -> int | None:
+def max_neighbors_for(
+    expert: Expert, pairs: Pairs, own: Int[np.ndarray, " own"], previous: int | None
+) -> int | None:
     """Columns of the packed rows of some atoms; None where the expert's rows are not packed.
 
     Args:
         expert: rows are packed where it has `pack_neighbors` and passes no messages.
         pairs: from `image_pairs`, up to the expert's cutoff.
-        own: `[n]` int, atoms.
+        own: atoms.
         previous: the number used before, reused where it fits.
     """
     if not expert.pack_neighbors or expert.num_hops > 1:

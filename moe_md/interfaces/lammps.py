@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float, Int
 from scipy.spatial import cKDTree  # ty: ignore[missing-module-member]  # compiled, without a stub
 
 from moe_md import checkpoint as checkpoints
@@ -201,18 +202,22 @@ class RankPotential:
         self._warned = False
 
     def compute(
-        self, position: np.ndarray, types: np.ndarray, ids: np.ndarray, n_local: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self,
+        position: Float[np.ndarray, "atoms 3"],
+        types: Int[np.ndarray, " atoms"],
+        ids: Int[np.ndarray, " atoms"],
+        n_local: int,
+    ) -> tuple[Float[np.ndarray, " {n_local}"], Float[np.ndarray, "{n_local} 3"], Float[np.ndarray, "3 3"]]:
         """Energies and forces of owned atoms, and their part of the virial.
 
         Args:
-            position: `[n_all, 3]` Å, of owned atoms, then of ghosts.
-            types: `[n_all]` int, LAMMPS's, from 1.
-            ids: `[n_all]` int, LAMMPS's, from 1.
+            position: Å, of owned atoms, then of ghosts.
+            types: LAMMPS's, from 1.
+            ids: LAMMPS's, from 1.
             n_local: number of owned atoms.
 
         Returns:
-            energies `[n_local]` eV, forces `[n_local, 3]` eV/Å, dE/d strain `[3, 3]` eV.
+            energies, eV, forces, eV/Å, dE/d strain, eV.
 
         Raises:
             ValueError: positions are not finite, or two atoms coincide.
@@ -371,13 +376,13 @@ class _RankCache(NamedTuple):
     """
 
     n_local: int  # owned atoms
-    ids: np.ndarray  # [n_all] int, LAMMPS's, from 1
+    ids: Int[np.ndarray, " owned_and_ghosts"]  # LAMMPS's, from 1
     geometry: ReferenceGeometry  # of n atoms
     region: Region  # of n atoms
-    idx: np.ndarray  # [n, K] int, neighbours that gates are computed from
+    idx: Int[np.ndarray, "n K"]  # neighbours that gates are computed from
     complete_within: float  # Å, distance within which `idx` holds all neighbours
-    distance_to_owned: np.ndarray  # [n] Å, to the nearest owned atom
-    support: np.ndarray  # [n, n_experts] bool, atoms whose gate may be above zero
+    distance_to_owned: Float[np.ndarray, " n"]  # Å, to the nearest owned atom
+    support: Bool[np.ndarray, "n experts"]  # atoms whose gate may be above zero
     rows: list  # `CachedRows` of each expert; None for an expert without atoms
     max_neighbors: list  # of each expert, columns of its packed rows (`max_neighbors_for`)
 

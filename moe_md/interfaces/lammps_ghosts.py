@@ -1,18 +1,26 @@
 """Atoms of one rank of LAMMPS, and whether its ghosts extend as far as forces need."""
 
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 
 N_PROBES = 16  # owned atoms whose ghosts are counted
 
 
-def copy_of_atoms(lmp, name: str, n: int) -> np.ndarray:
+def copy_of_atoms(lmp, name: str, n: int) -> Shaped[np.ndarray, "{n} ..."]:
     """A copy of LAMMPS's per-atom array `x` (`[n, 3]`), `id` or `type` (`[n]`), also where `n` is 0."""
     if n:
         return np.array(lmp.numpy.extract_atom(name, nelem=n))
     return np.zeros((0, 3)) if name == "x" else np.zeros(0, int)
 
 
-def check_ghosts(lmp, comm, position: np.ndarray, ids: np.ndarray, n_local: int, distance: float) -> None:
+def check_ghosts(
+    lmp,
+    comm,
+    position: Float[np.ndarray, "atoms 3"],
+    ids: Int[np.ndarray, " atoms"],
+    n_local: int,
+    distance: float,
+) -> None:
     """Raise `ValueError` where owned atoms lack ghosts within a distance.
 
     Probes are the atoms nearest to the faces of the rank's domain and some others.
@@ -22,8 +30,8 @@ def check_ghosts(lmp, comm, position: np.ndarray, ids: np.ndarray, n_local: int,
     Args:
         lmp: a `lammps.lammps`.
         comm: its communicator (mpi4py); every rank must call.
-        position: `[n_all, 3]` Å, of owned atoms, then of ghosts.
-        ids: `[n_all]` int, LAMMPS's.
+        position: Å, of owned atoms, then of ghosts.
+        ids: LAMMPS's.
         n_local: number of owned atoms.
         distance: Å.
     """

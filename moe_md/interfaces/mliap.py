@@ -28,10 +28,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int
 
 from moe_md import checkpoint as checkpoints
 from moe_md.checks import check_count
-from moe_md.experts.base import Expert, chunked_atom_energies
+from moe_md.experts.base import Expert, Params, chunked_atom_energies
 from moe_md.files import write_atomic
 from moe_md.interfaces.cached_rows import bucket_size
 from moe_md.neighbors.rows import Neighborhood
@@ -62,7 +65,7 @@ class MixtureMLIAP:
 
     def __init__(
         self, checkpoint, types: Sequence[tuple[str, int]], *, dtype: str = "float64", chunk_size: int = 64
-    ):
+    ) -> None:
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}.")
         if not isinstance(checkpoint, (str, Path)):
@@ -200,7 +203,9 @@ def evaluator(expert: Expert, chunk_size: int) -> Callable:
     """A jitted `(params, rows, n) -> energies [rows] eV, g [rows, K, 3] eV/Å` of the first `n` rows."""
     atom_energies = chunked_atom_energies(expert, chunk_size)
 
-    def evaluate(params, rows: Neighborhood, n):
+    def evaluate(
+        params: Params, rows: Neighborhood, n: Int[ArrayLike, ""]
+    ) -> tuple[Float[Array, " rows"], Float[Array, "rows K 3"]]:
         def total(displacement):
             energies = atom_energies(params, rows._replace(displacement=displacement), wanted=n)
             energies = jnp.where(jnp.arange(rows.mask.shape[0]) < n, energies, 0.0)

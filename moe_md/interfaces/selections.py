@@ -13,11 +13,12 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 from ase.geometry import get_layers
+from jaxtyping import Int
 
 from moe_md.checks import check_count, check_positive
 from moe_md.regions import Around, around
 
-AtomsToAssignment = Callable[[Atoms], np.ndarray]
+AtomsToAssignment = Callable[[Atoms], Int[np.ndarray, " atoms"]]
 
 
 def by_tag(tags: int | Sequence[int]) -> AtomsToAssignment:
@@ -27,7 +28,7 @@ def by_tag(tags: int | Sequence[int]) -> AtomsToAssignment:
         tags: one integer or several; at least one atom must have each.
 
     Returns:
-        `(atoms) -> [n_atoms] int`.
+        `(atoms) -> expert of each atom`.
 
     Raises:
         ValueError: tags are not integers, or, on use, no atom has one of them.
@@ -40,7 +41,7 @@ def by_tag(tags: int | Sequence[int]) -> AtomsToAssignment:
     if selected.ndim != 1 or selected.size == 0 or not np.issubdtype(selected.dtype, np.integer):
         raise ValueError(f"tags must be one integer or several, got {tags!r:.80}.")
 
-    def assign(atoms: Atoms) -> np.ndarray:
+    def assign(atoms: Atoms) -> Int[np.ndarray, " atoms"]:
         found = atoms.get_tags()
         missing = sorted(set(selected.tolist()) - set(found.tolist()))
         if missing:
@@ -58,6 +59,9 @@ def by_layer(
 ) -> AtomsToAssignment:
     """Assign the top layers to expert 0, the others to expert 1.
 
+    A slab that a periodic boundary cuts is joined first: its layers are counted
+    from its vacuum, a gap at least twice as high as any other.
+
     Adsorbates count as layers of their own; an upright CO counts as two.
 
     Args:
@@ -68,7 +72,7 @@ def by_layer(
             (`ase.geometry.get_layers`).
 
     Returns:
-        `(atoms) -> [n_atoms] int`.
+        `(atoms) -> expert of each atom`.
 
     Raises:
         ValueError: an argument is out of range, or, on use, there are fewer layers.
@@ -82,11 +86,11 @@ def by_layer(
     if isinstance(axis, bool) or axis not in (0, 1, 2):
         raise ValueError(f"axis must be 0, 1 or 2, got {axis!r}.")
 
-    def assign(atoms: Atoms) -> np.ndarray:
+    def assign(atoms: Atoms) -> Int[np.ndarray, " atoms"]:
         if len(atoms) == 0:
             raise ValueError(f"n_layers must be at most the 0 layers of these atoms, got {n_layers}.")
         # A Cartesian cell makes layers normal to the axis in any lattice.
-        cartesian = Atoms(atoms.symbols, atoms.positions, cell=np.eye(3))
+        cartesian = Atoms(atoms.symbols, _joined(atoms, axis, tolerance), cell=np.eye(3))
         layer, heights = get_layers(cartesian, tuple(np.eye(3, dtype=int)[axis]), tolerance)
         if n_layers > len(heights):
             raise ValueError(
@@ -96,6 +100,30 @@ def by_layer(
         return np.where(layer < n_layers if bottom else layer >= len(heights) - n_layers, 0, 1)
 
     return _fixed_at_first_call(assign)
+
+
+def _joined(atoms: Atoms, axis: int, tolerance: float) -> np.ndarray:
+    """`[n_atoms, 3]` Å, positions of which those below the vacuum are one period higher.
+
+    They are those given, unless the period along the axis is that of one lattice
+    vector and the vacuum lies between atoms.
+    """
+    position, cell = atoms.positions, atoms.cell.array
+    along = np.flatnonzero(np.abs(cell[:, axis]) > 1e-6)
+    if len(along) != 1 or not atoms.pbc[along[0]]:
+        return position
+    period = abs(cell[along[0], axis])
+    heights = np.sort(position[:, axis] % period)
+    gaps = np.diff(heights, append=heights[0] + period)  # the last is that across the boundary
+    top = int(np.argmax(gaps))  # the vacuum is above this atom
+    others = np.delete(gaps, top)
+    inside = np.ptp(position[:, axis]) < period - gaps[top] + tolerance  # not cut as given
+    if inside or (len(others) and gaps[top] < 2 * max(others.max(), tolerance)):
+        return position
+    start = heights[(top + 1) % len(heights)] - 0.5 * gaps[top]  # the middle of the vacuum
+    joined = position.copy()
+    joined[:, axis] = start + (position[:, axis] - start) % period
+    return joined
 
 
 def around_species(species: str | Sequence[str], r_core: float, r_blend: float) -> Callable[[Atoms], Around]:
@@ -140,7 +168,7 @@ def _fixed_at_first_call(assign: AtomsToAssignment) -> AtomsToAssignment:
     """`assign`, whose result is cached while symbols and tags stay the same."""
     last: list = [None, None]
 
-    def assign_once(atoms: Atoms) -> np.ndarray:
+    def assign_once(atoms: Atoms) -> Int[np.ndarray, " atoms"]:
         key = atoms.numbers.tobytes(), atoms.get_tags().tobytes()
         if last[0] != key:
             last[:] = key, assign(atoms)

@@ -4,19 +4,21 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
+from jax.typing import ArrayLike
+from jaxtyping import Integer
 
 from moe_md.experts.base import Expert, Params, Potential, chunked_atom_energies
 from moe_md.mixture import checks, energy, neighbors
 from moe_md.mixture.config import MixtureConfig, MixtureNeighborFns
-from moe_md.neighbors.neighbor_list import neighbor_list
+from moe_md.neighbors.neighbor_list import Box, neighbor_list
 from moe_md.regions import Region
 
 
 def mixture_neighbor_list(
     displacement_fn: Callable,
-    box,
+    box: Box,
     potentials: Sequence[Potential],
-    species,
+    species: Integer[ArrayLike, " atoms"] | Sequence[int],
     region: Region,
     *,
     dr_threshold: float = 0.4,
@@ -33,7 +35,7 @@ def mixture_neighbor_list(
         box: Å, a number, `[3]` edges or `[3, 3]` columns.
         potentials: experts with their parameters, `(expert, params)` each, the
             most expensive first; for example `checkpoint.potentials`.
-        species: `[n_atoms]` int, index into `Expert.species`.
+        species: index into `Expert.species`.
         region: which expert owns which atom; expert 0 owns the inside.
         dr_threshold: Å, skin of the neighbour list.
         capacity_multiplier: neighbours allocated over neighbours needed; also for

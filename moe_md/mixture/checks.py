@@ -1,13 +1,15 @@
 """Checks of the arguments of a mixture."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Int, Integer, Real
 
 from moe_md.checks import check_value
 from moe_md.experts.base import Expert, Params
@@ -74,8 +76,10 @@ def check_inner_potential(inner_potential, experts) -> None:
         )
 
 
-def checked_species(experts, species) -> Array:
-    """`[n_atoms]` int; `ValueError` unless they index the experts' species."""
+def checked_species(
+    experts: Sequence[Expert], species: Integer[ArrayLike, " atoms"] | Sequence[int]
+) -> Int[Array, " atoms"]:
+    """Species of atoms; `ValueError` unless they index the experts' species."""
     try:
         values = np.asarray(species)
     except ValueError:  # rows of unequal length
@@ -94,7 +98,7 @@ def checked_species(experts, species) -> Array:
     return jnp.asarray(values, jnp.int32)
 
 
-def check_box(box, cutoff: float) -> None:
+def check_box(box: lists.Box, cutoff: float) -> None:
     """Raise `ValueError` where a box (Å) has a wrong shape or is too narrow for a cutoff (Å)."""
     try:
         edges = np.asarray(box)
@@ -118,7 +122,7 @@ def check_box(box, cutoff: float) -> None:
         )
 
 
-def check_position(position, n_atoms: int) -> None:
+def check_position(position: Real[ArrayLike, "atoms 3"] | Sequence, n_atoms: int) -> None:
     """Raise `ValueError` unless positions are finite and of shape `[n_atoms, 3]`."""
     if np.shape(position) != (n_atoms, 3):
         raise ValueError(f"position must have shape [{n_atoms}, 3], got {np.shape(position)}.")
@@ -138,7 +142,7 @@ def check_requested(requests, requested) -> None:
         )
 
 
-def check_seeds(seeds: Array, n_atoms: int) -> None:
+def check_seeds(seeds: Int[Array | np.ndarray, " n"], n_atoms: int) -> None:
     """Raise `ValueError` where a seed is no atom."""
     if not (np.asarray(seeds) < n_atoms).all():
         raise ValueError(f"seeds must be atoms, 0 to {n_atoms - 1}, got {int(np.max(seeds))}.")
@@ -155,7 +159,7 @@ def warn_of_wide_requests(radius: float, width: float) -> None:
         )
 
 
-def check_support(support: np.ndarray, n_atoms: int, n_experts: int) -> None:
+def check_support(support: Bool[np.ndarray, "atoms experts"], n_atoms: int, n_experts: int) -> None:
     """Raise `ValueError` where a region has a wrong shape or leaves an atom without an expert."""
     if support.shape != (n_atoms, n_experts):
         raise ValueError(

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float, Int
 
 from moe_md.experts.base import Expert, Params
-from moe_md.neighbors.neighbor_list import NeighborList, NeighborListFns
+from moe_md.neighbors.neighbor_list import Box, NeighborList, NeighborListFns, Perturbation
 from moe_md.regions import Region, RegionNeighbors
 
 # The skin's part of the neighbours varies less within a cutoff than within cutoff and skin. Packed rows
@@ -27,8 +29,8 @@ class MixtureConfig:
     """
 
     displacement_fn: Callable
-    box: Any  # Å, a number, [3] edges or [3, 3] columns
-    species: Array  # [n_atoms] int
+    box: Box
+    species: Int[Array, " atoms"]
     region: Region  # the builder's
     experts: tuple[Expert, ...]
     params: tuple[Params, ...]  # of the experts, the builder's
@@ -57,7 +59,7 @@ class MixtureConfig:
         expert = self.potentials[potential]
         return expert.pack_neighbors and expert.num_hops == 1
 
-    def box_arguments(self, box=None, perturbation=None) -> dict:
+    def box_arguments(self, box: Box | None = None, perturbation: Perturbation | None = None) -> dict:
         """Keyword arguments of the displacement function that are given.
 
         Raises:
@@ -94,12 +96,17 @@ class MixtureNeighbors:
     stale_fn: Callable = field(metadata={"static": True})
 
     def update(
-        self, position: Array, *, region: Region | None = None, renew: bool = False, **kwargs
+        self,
+        position: Float[Array | np.ndarray, "atoms 3"],
+        *,
+        region: Region | None = None,
+        renew: bool = False,
+        **kwargs,
     ) -> "MixtureNeighbors":
         """The neighbours at new positions, with the same capacities; safe under jit.
 
         Args:
-            position: `[n_atoms, 3]`.
+            position: in the coordinates of the mixture.
             region: default the builder's.
             renew: rebuild the lists also where they are still valid, so that they
                 depend on position, region and capacities alone.
@@ -107,22 +114,24 @@ class MixtureNeighbors:
         """
         return self.update_fn(position, self, region=region, renew=renew, **kwargs)
 
-    def stale(self, position: Array, *, region: Region | None = None, **kwargs) -> Array:
-        """Whether these lists may miss pairs at new positions, bool; arguments as for `update`."""
+    def stale(
+        self, position: Float[Array | np.ndarray, "atoms 3"], *, region: Region | None = None, **kwargs
+    ) -> Bool[Array, ""]:
+        """Whether these lists may miss pairs at new positions; arguments as for `update`."""
         return self.stale_fn(position, self, region=region, **kwargs)
 
     @property
-    def idx(self) -> Array:
-        """`[n_atoms, K]` int, neighbours of every atom within the longest cutoff and the skin."""
+    def idx(self) -> Int[Array, "atoms K"]:
+        """Neighbours of every atom within the longest cutoff and the skin."""
         return self.list.idx[0]
 
     @property
-    def did_buffer_overflow(self) -> Array:
-        """Whether results are wrong: return to the last valid state and allocate again, larger; bool."""
+    def did_buffer_overflow(self) -> Bool[Array, ""]:
+        """Whether results are wrong: return to the last valid state and allocate again, larger."""
         return self._list_overflow | self.centers_overflow
 
     @property
-    def error(self) -> Array:
+    def error(self) -> Int[Array, ""]:
         """Bits.
 
         1: rows or cells of a list overflowed, or the box became too narrow.
@@ -142,8 +151,8 @@ class MixtureNeighbors:
 class Parts(NamedTuple):
     """Factors of a mixture's energy: it is the sum of their product."""
 
-    gate: Array  # [n_atoms, n_experts], share of an atom's energy that an expert supplies
-    energy: Array  # [n_atoms, n_experts] eV; zero where the gate is zero
+    gate: Float[Array, "atoms experts"]  # share of an atom's energy that an expert supplies
+    energy: Float[Array, "atoms experts"]  # eV; zero where the gate is zero
 
 
 class MixtureNeighborFns(NamedTuple):

@@ -19,31 +19,35 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int
 
-from moe_md.experts.base import Expert
+from moe_md.experts.base import Expert, Params
 from moe_md.experts.domain import allows_every_species, in_domain, warn_out_of_domain
 from moe_md.mixture.checks import check_requested
 from moe_md.mixture.config import MixtureConfig, MixtureNeighbors, Parts
+from moe_md.neighbors.neighbor_list import Box, Perturbation
 from moe_md.neighbors.rows import Neighborhood, rows_from_neighbor_list, rows_within_cutoff
-from moe_md.regions import Region
+from moe_md.regions import Reassigned, Region
 
 
-def parts(config: MixtureConfig, R: Array, neighbor: MixtureNeighbors, **kwargs) -> Parts:
+def parts(
+    config: MixtureConfig, R: Float[Array | np.ndarray, "atoms 3"], neighbor: MixtureNeighbors, **kwargs
+) -> Parts:
     """Gates and energies of every atom on every expert; arguments as of `energy`."""
     return _evaluate(config, _every_expert(config), R, neighbor, **kwargs)
 
 
 def energy(
     config: MixtureConfig,
-    R: Array,
+    R: Float[Array | np.ndarray, "atoms 3"],
     neighbor: MixtureNeighbors,
     *,
-    params=None,
+    params: Sequence[Params] | None = None,
     region: Region | None = None,
-    box=None,
-    perturbation=None,
+    box: Box | None = None,
+    perturbation: Perturbation | None = None,
     **_,
-) -> Array:
+) -> Float[Array, ""] | Float[Array, " atoms"]:
     """Energy of the mixture in eV, or of each atom (`per_particle`); see `mixture_neighbor_list`."""
     gate, energies = parts(
         config, R, neighbor, params=params, region=region, box=box, perturbation=perturbation
@@ -52,14 +56,18 @@ def energy(
     return atom_energies if config.per_particle else jnp.sum(atom_energies)
 
 
-def inner_energy(config: MixtureConfig, R: Array, neighbor: MixtureNeighbors, **kwargs) -> Array:
+def inner_energy(
+    config: MixtureConfig, R: Float[Array | np.ndarray, "atoms 3"], neighbor: MixtureNeighbors, **kwargs
+) -> Float[Array, ""]:
     """Energy in eV with the inner potential in the place of expert 0; arguments as of `energy`."""
     gate, energies = _evaluate(config, _inner_experts(config), R, neighbor, **kwargs)
     return jnp.sum(gate * energies)
 
 
-def inner_outer_split(config: MixtureConfig, R: Array, neighbor: MixtureNeighbors, **kwargs) -> Array:
-    """`[2]` eV: the inner energy, and the energy of the mixture less the inner energy."""
+def inner_outer_split(
+    config: MixtureConfig, R: Float[Array | np.ndarray, "atoms 3"], neighbor: MixtureNeighbors, **kwargs
+) -> Float[Array, "2"]:
+    """eV: the inner energy, and the energy of the mixture less the inner energy."""
     columns = [*_inner_experts(config), (0, 0)]
     gate, energies = _evaluate(config, columns, R, neighbor, **kwargs)
     outer = jnp.sum(gate[:, 0] * (energies[:, -1] - energies[:, 0]))
@@ -68,13 +76,13 @@ def inner_outer_split(config: MixtureConfig, R: Array, neighbor: MixtureNeighbor
 
 def gate(
     config: MixtureConfig,
-    position: Array,
+    position: Float[Array | np.ndarray, "atoms 3"],
     neighbors: MixtureNeighbors,
     *,
     region: Region | None = None,
     **kwargs,
-) -> Array:
-    """Share of each atom's energy that each expert supplies: `[n_atoms, n_experts]`."""
+) -> Float[Array, "atoms experts"]:
+    """Share of each atom's energy that each expert supplies."""
     region = config.region if region is None else region
     displacement_fn = config.displacement(**config.box_arguments(**kwargs))
     return region.gate(
@@ -82,7 +90,13 @@ def gate(
     )
 
 
-def assign(config: MixtureConfig, position: Array, neighbors: MixtureNeighbors, region, **kwargs):
+def assign(
+    config: MixtureConfig,
+    position: Float[Array | np.ndarray, "atoms 3"],
+    neighbors: MixtureNeighbors,
+    region: Reassigned,
+    **kwargs,
+) -> Reassigned:
     """The `reassigned` region with each atom assigned to the expert with the largest gate here."""
     displacement_fn = config.displacement(**config.box_arguments(**kwargs))
     return region.assigned(
@@ -93,7 +107,7 @@ def assign(config: MixtureConfig, position: Array, neighbors: MixtureNeighbors, 
 def check_domains(
     config: MixtureConfig,
     count_fn: Callable,
-    position: Array,
+    position: Float[Array | np.ndarray, "atoms 3"],
     neighbors: MixtureNeighbors,
     *,
     region: Region | None = None,
@@ -110,9 +124,13 @@ def check_domains(
 
 
 def count_out_of_domain(
-    config: MixtureConfig, position: Array, neighbors: MixtureNeighbors, region: Region | None, kwargs: dict
-) -> Array:
-    """Number of atoms that each expert computes outside its domain: `[n_experts]` int."""
+    config: MixtureConfig,
+    position: Float[Array | np.ndarray, "atoms 3"],
+    neighbors: MixtureNeighbors,
+    region: Region | None,
+    kwargs: dict,
+) -> Int[Array, " experts"]:
+    """Number of atoms that each expert computes outside its domain."""
     gates = gate(config, position, neighbors, region=region, **kwargs)
     counts = []
     for e, (expert, centers) in enumerate(zip(config.experts, neighbors.centers)):
@@ -122,19 +140,23 @@ def count_out_of_domain(
     return jnp.stack(counts)
 
 
-def n_out_of_domain(expert: Expert, rows: Neighborhood, gates: Array) -> Array:
-    """Number of rows with a gate (`[n]`) above zero outside the expert's domain."""
+def n_out_of_domain(expert: Expert, rows: Neighborhood, gates: Float[Array, " n"]) -> Int[Array, ""]:
+    """Number of rows with a gate above zero outside the expert's domain."""
     if allows_every_species(expert):
         return jnp.zeros((), int)
     return jnp.sum(~in_domain(expert, rows) & (gates > 0))
 
 
-def gate_of(gates: Array, centers: Array, expert: int) -> Array:
-    """Gate of one expert on some centres, `[n]`; zero for padded ones. `gates` is `[n_atoms, n_experts]`."""
+def gate_of(
+    gates: Float[Array, "atoms experts"], centers: Int[Array, " n"], expert: int
+) -> Float[Array, " n"]:
+    """Gate of one expert on some centres; zero for padded ones."""
     return gates.at[centers, expert].get(mode="fill", fill_value=0.0)
 
 
-def active_first(centers: Array, gates: Array) -> tuple[Array, Array, Array]:
+def active_first(
+    centers: Int[Array, " n"], gates: Float[Array, " n"]
+) -> tuple[Int[Array, " n"], Float[Array, " n"], Int[Array, ""]]:
     """Centres and their gates, those with a gate above zero first; and the number of these.
 
     With this number as `wanted`, chunks of rows without a gate cost nothing.
@@ -156,7 +178,7 @@ def _inner_experts(config: MixtureConfig) -> list[tuple[int, int]]:
 def _evaluate(
     config: MixtureConfig,
     columns: Sequence[tuple[int, int]],
-    R: Array,
+    R: Array | np.ndarray,
     neighbor: MixtureNeighbors,
     params=None,
     region: Region | None = None,
@@ -193,7 +215,7 @@ def _energies_of(
     potential: int,
     expert: int,
     params,
-    R: Array,
+    R: Array | np.ndarray,
     neighbor: MixtureNeighbors,
     gates: Array,
     region: Region,
@@ -221,7 +243,7 @@ def _rows(
     config: MixtureConfig,
     potential: int,
     centers: Array,
-    position: Array,
+    position: Array | np.ndarray,
     neighbor: MixtureNeighbors,
     displacement_fn: Callable,
 ) -> tuple[Neighborhood, Array]:

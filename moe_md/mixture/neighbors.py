@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float
 
 from moe_md.mixture import checks
 from moe_md.mixture.config import THERMAL_CAPACITY_FACTOR, MixtureConfig, MixtureNeighbors
@@ -26,7 +27,7 @@ def allocate(
     update_fn: Callable,
     stale_fn: Callable,
     check_domains: Callable,
-    position: Array,
+    position: Float[Array | np.ndarray, "atoms 3"],
     extra_capacity: int = 0,
     *,
     region: Region | None = None,
@@ -37,7 +38,7 @@ def allocate(
     Args:
         config: of the builder.
         update_fn, stale_fn, check_domains: of the builder, bound to `config`.
-        position: `[n_atoms, 3]`.
+        position: in the coordinates of the mixture.
         extra_capacity: entries added to each row of neighbours.
         region: default the builder's.
         **kwargs: `box`, `perturbation`.
@@ -85,7 +86,7 @@ def allocate(
 
 def update(
     config: MixtureConfig,
-    position: Array,
+    position: Float[Array | np.ndarray, "atoms 3"],
     neighbors: MixtureNeighbors,
     *,
     region: Region | None = None,
@@ -124,18 +125,18 @@ def update(
 
 def stale(
     config: MixtureConfig,
-    position: Array,
+    position: Float[Array | np.ndarray, "atoms 3"],
     neighbors: MixtureNeighbors,
     *,
     region: Region | None = None,
     **kwargs,
-) -> Array:
-    """Whether lists may miss pairs at these positions: bool; see `MixtureNeighbors.stale`."""
+) -> Bool[Array, ""]:
+    """Whether lists may miss pairs at these positions; see `MixtureNeighbors.stale`."""
     kwargs = config.box_arguments(**kwargs)
     requests = (config.region if region is None else region).required_neighbors(config.dr_threshold)
     checks.check_requested(requests, neighbors.requested)
 
-    def stale_request(request: NeighborRequest, old: NeighborList) -> Array:
+    def stale_request(request: NeighborRequest, old: NeighborList) -> Bool[Array, ""]:
         return config.list_fns.stale(
             position, old, cutoffs=request.cutoff[None], centers=request.centers, **kwargs
         )
@@ -178,7 +179,11 @@ def _select(
 
 
 def _max_occupancies(
-    config: MixtureConfig, position: Array, centers: Sequence[Array], full_list: NeighborList, kwargs: dict
+    config: MixtureConfig,
+    position: Array | np.ndarray,
+    centers: Sequence[Array],
+    full_list: NeighborList,
+    kwargs: dict,
 ) -> list[Array | None]:
     """Largest number of neighbours within its cutoff of each potential; None where rows are not packed."""
     displacement_fn = config.displacement(**kwargs)

@@ -8,6 +8,7 @@ program serves many systems.
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Int
 
 
 def padded_capacity(factor: float, extra: int, needed: int) -> int:
@@ -29,11 +30,13 @@ def bucket_size(n: int) -> int:
     return power * 3 // 4 if power >= 4 and power * 3 // 4 >= n else power
 
 
-def first_true(mask: Array, size: int, fill: int | None = None) -> Array:
-    """Indices of the first `size` True entries: `[size]` int.
+def first_true(
+    mask: Bool[Array | np.ndarray, " n"], size: int, fill: int | None = None
+) -> Int[Array, " {size}"]:
+    """Indices of the first `size` True entries.
 
     Args:
-        mask: `[n]` bool.
+        mask: the entries.
         size: capacity of the result; further True entries are dropped.
         fill: value of entries that are left over, default `n`.
 

@@ -25,6 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int, Real
 
 from moe_md.neighbors import cells as cell_lists
 from moe_md.neighbors.capacity import padded_capacity
@@ -36,6 +38,12 @@ LARGE_BLOCK = 16_384  # the same on other backends
 BOX_FLUCTUATION_FACTOR = 1.05  # extra width of the cells of a box that may change
 FIRST_MAX_NEIGHBORS = 32  # columns of the first attempt of an allocation
 
+Box = Real[ArrayLike, "..."] | Sequence  # Å, a number, [3] edges or [3, 3] columns
+Perturbation = Real[ArrayLike, "..."]  # a number or [3, 3]
+Cutoffs = Real[ArrayLike, " cutoffs"] | Sequence  # Å, longest first
+# Rows of each cutoff, the largest occupancy of each, and the atoms in the fullest cell.
+Rows = tuple[tuple[Int[Array, "n _"], ...], Int[Array, " cutoffs"], Int[Array, ""]]
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class NeighborList:
     reference_position: Array  # [n_atoms, 3], positions at which the list was built
     reference_frame: Array  # [3, 3] Å, strained box columns at which the list was built
     cutoffs: Array  # [n_cutoffs] Å, within which the rows are complete
-    centers: Array | None  # [n_centers] int, atoms that have rows; None where every atom has one
+    centers: Array | np.ndarray | None  # [n_centers] int, atoms that have rows; None where every atom has one
     did_buffer_overflow: Array  # bool; stays True once it is
     grid: Grid = field(metadata={"static": True})  # cells along each direction
     cell_capacity: int = field(metadata={"static": True})  # atoms that a cell can hold
@@ -59,9 +67,7 @@ class NeighborListFns(NamedTuple):
     allocate: Callable  # (position, extra_capacity=0, *, ...) -> NeighborList
     update: Callable  # (position, neighbors, *, renew=False, ...) -> NeighborList
     stale: Callable  # (position, neighbors, *, ...) -> bool, whether an update would rebuild the list
-    # (position, centers, cell_capacity, max_neighbors)
-    # -> rows of each cutoff, largest occupancy of each, atoms in the fullest cell
-    rows: Callable
+    rows: Callable  # (position, centers, cell_capacity, max_neighbors) -> Rows
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity, so that it can be static under jit
@@ -69,8 +75,8 @@ class ListConfig:
     """What stays the same through the life of a neighbour list."""
 
     displacement_fn: Callable
-    box: np.ndarray | Array  # [3, 3] Å, columns
-    inverse_box: np.ndarray  # [3, 3] 1/Å
+    box: Real[Array | np.ndarray, "3 3"]  # Å, columns
+    inverse_box: Float[np.ndarray, "3 3"]  # 1/Å
     cutoffs: tuple[float, ...]  # Å, longest first
     dr_threshold: float  # Å, skin
     capacity_multiplier: float
@@ -81,30 +87,32 @@ class ListConfig:
         factor = BOX_FLUCTUATION_FACTOR if self.fractional_coordinates else 1.0
         return (cutoff + self.dr_threshold) * factor
 
-    def fractions(self, position: Array) -> Array:
-        """Fractional coordinates in the builder's box: `[n_atoms, 3]`."""
+    def fractions(self, position: Float[Array, "atoms 3"]) -> Float[Array, "atoms 3"]:
+        """Fractional coordinates in the builder's box."""
         if self.fractional_coordinates:
             return position
         return position @ jnp.asarray(self.inverse_box.T, position.dtype)
 
-    def frame(self, box=None, perturbation=None) -> np.ndarray | Array:
-        """`[3, 3]` Å, columns of the strained box; default the builder's."""
+    def frame(
+        self, box: Box | None = None, perturbation: Perturbation | None = None
+    ) -> Real[Array | np.ndarray, "3 3"]:
+        """Å, columns of the strained box; default the builder's."""
         return strained(self.box if box is None else box, perturbation)
 
 
 class _Check(NamedTuple):
     """Whether a list is still valid, and for what it would be rebuilt."""
 
-    is_stale: Array  # bool, pairs may be missing
-    is_too_narrow: Array  # bool, the box is too narrow for the cells or the cutoff
-    frame: Array  # [3, 3] Å, columns of the strained box now
-    cutoffs: Array  # [n_cutoffs] Å
-    centers: Array | None  # [n_centers] int
+    is_stale: Bool[Array, ""]  # pairs may be missing
+    is_too_narrow: Bool[Array, ""]  # the box is too narrow for the cells or the cutoff
+    frame: Float[Array, "3 3"]  # Å, columns of the strained box now
+    cutoffs: Float[Array, " cutoffs"]  # Å
+    centers: Int[Array | np.ndarray, " n"] | None
 
 
 def neighbor_list(
     displacement_fn: Callable,
-    box,
+    box: Box,
     cutoffs: Sequence[float],
     *,
     dr_threshold: float = 0.4,
@@ -158,28 +166,18 @@ def neighbor_list(
 
 def build_rows(
     config: ListConfig,
-    position: Array,
-    cutoffs: Array,
-    centers: Array | None,
+    position: Float[Array, "atoms 3"],
+    cutoffs: Float[Array, " cutoffs"],
+    centers: Int[Array, " n"] | None,
     grid: Grid,
     cell_capacity: int,
     max_neighbors: tuple[int, ...],
     **kwargs,
-) -> tuple[tuple[Array, ...], Array, Array]:
-    """Rows of every cutoff at given capacities.
+) -> Rows:
+    """Rows of some centres, or of every atom, for every cutoff (Å, longest first) at given capacities.
 
-    Args:
-        config: of the builder.
-        position: `[n_atoms, 3]`; atoms at NaN are in no cell.
-        cutoffs: `[n_cutoffs]` Å, longest first.
-        centers: `[n_centers]` int, or None for every atom.
-        grid: cells along each direction.
-        cell_capacity: atoms that a cell can hold.
-        max_neighbors: columns of the rows of each cutoff.
-        **kwargs: passed to `displacement_fn` (`box`, `perturbation`).
-
-    Returns:
-        Rows of each cutoff, the largest occupancy of each, and the atoms in the fullest cell.
+    Atoms at NaN are in no cell. `max_neighbors` are the columns of the rows of each cutoff. `kwargs`
+    (`box`, `perturbation`) are passed to `displacement_fn`.
     """
     n_atoms = position.shape[0]
     radii = cutoffs.astype(position.dtype) + config.dr_threshold
@@ -198,11 +196,11 @@ def allocate(
     config: ListConfig,
     build: Callable,
     largest_cell: Callable,
-    position: Array,
+    position: Float[Array | np.ndarray, "atoms 3"],
     extra_capacity: int = 0,
     *,
-    cutoffs=None,
-    centers=None,
+    cutoffs: Cutoffs | None = None,
+    centers: Int[Array | np.ndarray, " n"] | None = None,
     **kwargs,
 ) -> NeighborList:
     """A list with the capacities that these positions need; see `neighbor_list`.
@@ -233,9 +231,15 @@ def allocate(
 
 
 def stale(
-    config: ListConfig, position: Array, neighbors: NeighborList, *, cutoffs=None, centers=None, **kwargs
-) -> Array:
-    """Whether the list misses, or may miss, pairs: bool; see `neighbor_list`."""
+    config: ListConfig,
+    position: Float[Array | np.ndarray, "atoms 3"],
+    neighbors: NeighborList,
+    *,
+    cutoffs: Cutoffs | None = None,
+    centers: Int[Array | np.ndarray, " n"] | None = None,
+    **kwargs,
+) -> Bool[Array, ""]:
+    """Whether the list misses, or may miss, pairs; see `neighbor_list`."""
     position, kwargs, cutoffs = jax.lax.stop_gradient((position, kwargs, cutoffs))
     check = _check(config, position, neighbors, cutoffs, centers, kwargs)
     return check.is_stale | check.is_too_narrow
@@ -244,12 +248,12 @@ def stale(
 def update(
     config: ListConfig,
     build: Callable,
-    position: Array,
+    position: Float[Array | np.ndarray, "atoms 3"],
     neighbors: NeighborList,
     *,
     renew: bool = False,
-    cutoffs=None,
-    centers=None,
+    cutoffs: Cutoffs | None = None,
+    centers: Int[Array | np.ndarray, " n"] | None = None,
     **kwargs,
 ) -> NeighborList:
     """The list at new positions, with the same capacities; see `neighbor_list`."""
@@ -279,11 +283,11 @@ def update(
 def rows(
     config: ListConfig,
     build: Callable,
-    position: Array,
-    centers: Array,
+    position: Float[Array | np.ndarray, "atoms 3"],
+    centers: Int[Array | np.ndarray, " n"],
     cell_capacity: int,
     max_neighbors: tuple[int, ...],
-):
+) -> Rows:
     """Rows of some centres in the builder's box, at given capacities; returns as `build_rows`."""
     width = config.cell_width(config.cutoffs[0])
     grid = cell_grid(perpendicular_widths(config.box), width, position.shape[0])
@@ -291,7 +295,7 @@ def rows(
 
 
 def _check(
-    config: ListConfig, position: Array, neighbors: NeighborList, cutoffs, centers, kwargs: dict
+    config: ListConfig, position: Array | np.ndarray, neighbors: NeighborList, cutoffs, centers, kwargs: dict
 ) -> _Check:
     """Compare a list with the positions, the box, the cutoffs and the centres of now."""
     dtype = position.dtype
@@ -370,11 +374,11 @@ def box_matrix(box: Array) -> Array: ...
 
 
 @overload
-def box_matrix(box) -> np.ndarray | Array: ...
+def box_matrix(box: Box) -> Real[Array | np.ndarray, "_ _"]: ...
 
 
-def box_matrix(box) -> np.ndarray | Array:
-    """Box columns, `[3, 3]` Å, from a number, `[3]` edges or columns."""
+def box_matrix(box: Box) -> Real[Array | np.ndarray, "_ _"]:
+    """Box columns, Å, from a number, `[3]` edges or columns."""
     xp = np if isinstance(box, (int, float, np.ndarray, np.generic, list, tuple)) else jnp
     box = xp.asarray(box)
     if box.ndim == 2:
@@ -382,15 +386,15 @@ def box_matrix(box) -> np.ndarray | Array:
     return xp.eye(3, dtype=box.dtype) * (box[None] if box.ndim else box)
 
 
-def strained(box, perturbation=None) -> np.ndarray | Array:
-    """Columns of a box, `[3, 3]` Å, under a perturbation (a number or `[3, 3]`) of displacements."""
+def strained(box: Box, perturbation: Perturbation | None = None) -> Real[Array | np.ndarray, "_ _"]:
+    """Columns of a box, Å, under a perturbation of displacements."""
     frame = box_matrix(box)
     if perturbation is None:
         return frame
     return perturbation * frame if jnp.ndim(perturbation) == 0 else perturbation @ frame
 
 
-def perpendicular_widths(box) -> np.ndarray:
-    """Distances between opposite faces of a box: `[3]` Å."""
+def perpendicular_widths(box: Box) -> Float[np.ndarray, "3"]:
+    """Distances between opposite faces of a box: Å."""
     inverse = np.linalg.inv(np.asarray(box_matrix(box), float))  # rows are the reciprocal vectors
     return 1.0 / np.linalg.norm(inverse, axis=1)

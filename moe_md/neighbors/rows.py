@@ -7,13 +7,17 @@ host), for cells of any size, one atom included.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int, Integer, Real, Shaped
+
+Result = TypeVar("Result")
+Pairs = tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"], Float[np.ndarray, "pairs 3"]]
 
 
 class Neighborhood(NamedTuple):
@@ -25,31 +29,31 @@ class Neighborhood(NamedTuple):
     """
 
     # jax arrays from a neighbour list; numpy arrays on the host, from periodic images.
-    displacement: Array | np.ndarray  # [n, K, 3] Å, centre to neighbour
-    mask: Array | np.ndarray  # [n, K] bool
-    center_species: Array | np.ndarray  # [n] int, index into Expert.species
-    neighbor_species: Array | np.ndarray  # [n, K] int
-    # [n, K] int, the neighbour's atom; for experts that pass messages its row, n or more if it has none
-    neighbor: Array | np.ndarray
+    displacement: Float[Array | np.ndarray, "n K 3"]  # Å, centre to neighbour
+    mask: Bool[Array | np.ndarray, "n K"]
+    center_species: Int[Array | np.ndarray, " n"]  # index into Expert.species
+    neighbor_species: Int[Array | np.ndarray, "n K"]
+    # the neighbour's atom; for experts that pass messages its row, n or more if it has none
+    neighbor: Int[Array | np.ndarray, "n K"]
 
 
 def rows_from_neighbor_list(
-    position: Array,
-    species: Array,
-    idx: Array,
+    position: Float[Array | np.ndarray, "atoms 3"],
+    species: Int[Array | np.ndarray, " atoms"],
+    idx: Int[Array | np.ndarray, "rows K"],
     displacement_fn: Callable,
-    centers: Array,
+    centers: Int[Array | np.ndarray, " n"],
     **kwargs,
 ) -> Neighborhood:
     """Rows of some centres, from a dense neighbour list, ours or jax-md's.
 
     Args:
-        position: `[n_atoms, 3]`, in the units of `displacement_fn`.
-        species: `[n_atoms]` int.
-        idx: `[n_atoms, K]` int, `neighbor.idx` of a Dense list; `n_atoms` where
-            there is no neighbour.
+        position: in the units of `displacement_fn`.
+        species: of each atom.
+        idx: `neighbor.idx` of a Dense list, the number of atoms where there is no
+            neighbour. Atoms without a row come last.
         displacement_fn: from `jax_md.space`.
-        centers: `[n]` int, the atoms whose rows are made; `n_atoms` gives a padded
+        centers: the atoms whose rows are made; the number of atoms gives a padded
             row, which is masked completely.
         **kwargs: passed to `displacement_fn` (`box`, `perturbation`).
 
@@ -60,15 +64,15 @@ def rows_from_neighbor_list(
 
 
 def rows_within_cutoff(
-    position: Float[Array, "atoms 3"],
-    species: Int[Array, " atoms"],
-    idx: Int[Array, "atoms K"],
+    position: Float[Array | np.ndarray, "atoms 3"],
+    species: Int[Array | np.ndarray, " atoms"],
+    idx: Int[Array | np.ndarray, "atoms K"],
     displacement_fn: Callable,
-    centers: Int[Array, " n"],
+    centers: Int[Array | np.ndarray, " n"],
     cutoff: float,
     max_neighbors: int,
     **kwargs,
-) -> tuple[Neighborhood, Array]:
+) -> tuple[Neighborhood, Int[Array, ""]]:
     """Packed rows: only neighbours within a cutoff, without the skin, in fewer slots.
 
     Args:
@@ -85,8 +89,13 @@ def rows_within_cutoff(
 
 
 def max_occupancy(
-    position: Array, idx: Array, displacement_fn: Callable, centers: Array, cutoff: float, **kwargs
-) -> Array:
+    position: Float[Array | np.ndarray, "atoms 3"],
+    idx: Int[Array | np.ndarray, "atoms K"],
+    displacement_fn: Callable,
+    centers: Int[Array | np.ndarray, " n"],
+    cutoff: float,
+    **kwargs,
+) -> Int[Array, ""]:
     """Largest number of neighbours within a cutoff over some centres; see `rows_within_cutoff`."""
     if centers.shape[0] == 0:
         return jnp.zeros((), jnp.int32)
@@ -99,13 +108,13 @@ def compact_neighbors(
     """Values of each row that are kept, in their order, in the first of `size` slots.
 
     Args:
-        values: `[n, K]` int.
-        keep: `[n, K]` bool.
+        values: a row each.
+        keep: whether a value is kept.
         size: slots of the result; further values are dropped.
         fill: value of empty slots.
 
     Returns:
-        `[n, size]` int, and the largest number of kept values of a row.
+        The rows, and the largest number of kept values of a row.
     """
     count = jnp.cumsum(keep, axis=1)
     rows = jnp.arange(values.shape[0])[:, None]
@@ -114,8 +123,10 @@ def compact_neighbors(
     return packed, jnp.max(count[:, -1])
 
 
-def neighbors_of(centers: Int[Array, " n"], idx: Int[Array, "atoms K"]) -> Int[Array, "n K"]:
-    """Neighbours of some centres, `[n, K]` int; the number of atoms where padded."""
+def neighbors_of(
+    centers: Int[Array | np.ndarray, " n"], idx: Int[Array | np.ndarray, "atoms K"]
+) -> Int[Array, "n K"]:
+    """Neighbours of some centres; the number of atoms where padded."""
     n_atoms = idx.shape[0]
     real = centers < n_atoms
     return jnp.where(real[:, None], idx[jnp.where(real, centers, 0)], n_atoms)
@@ -151,14 +162,19 @@ def _rows(position, species, neighbor, displacement_fn, centers, **kwargs) -> Ne
     )
 
 
-def map_rows(fn: Callable, rows: Neighborhood, chunk_size: int, wanted: Array | None = None):
+def map_rows(
+    fn: Callable[[Neighborhood], Result],
+    rows: Neighborhood,
+    chunk_size: int,
+    wanted: Int[ArrayLike, ""] | None = None,
+) -> Result:
     """Apply a function to rows, a chunk at a time.
 
     Args:
         fn: maps a `Neighborhood` to arrays with one entry per row; rows are independent.
         rows: `n` rows.
         chunk_size: largest number of rows in a chunk.
-        wanted: int, number of rows, from the first on, whose results are used;
+        wanted: number of rows, from the first on, whose results are used;
             default all. Chunks without such rows are not computed and give zero.
 
     Returns:
@@ -192,20 +208,22 @@ def map_rows(fn: Callable, rows: Neighborhood, chunk_size: int, wanted: Array | 
 
 
 def image_pairs(
-    position: np.ndarray, cell: np.ndarray, pbc: Sequence[bool] | np.ndarray, cutoff: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    position: Real[Array | np.ndarray, "atoms 3"] | Sequence,
+    cell: Real[Array | np.ndarray, "3 3"] | Sequence,
+    pbc: Shaped[Array | np.ndarray, "3"] | Sequence[bool],
+    cutoff: float,
+) -> Pairs:
     """All pairs (centre, neighbour image) closer than `cutoff`, sorted by centre.
 
     Args:
-        position: `[n_atoms, 3]` Å.
-        cell: `[3, 3]` Å, lattice vectors as rows (ASE). Vectors along directions
+        position: Å.
+        cell: Å, lattice vectors as rows (ASE). Vectors along directions
             that are not periodic may be zero.
         pbc: three booleans.
         cutoff: Å.
 
     Returns:
-        centre `[n_pairs]`, neighbour `[n_pairs]`, displacement `[n_pairs, 3]`
-        from centre to neighbour image.
+        Centres, neighbours, and displacements (Å) from centre to neighbour image.
 
     Raises:
         ValueError: positions are not finite, two atoms have the same position, a
@@ -249,8 +267,8 @@ def image_pairs(
 
 
 def closer(
-    pairs: tuple[np.ndarray, np.ndarray, np.ndarray], cutoff: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    pairs: Pairs, cutoff: float
+) -> tuple[Int[np.ndarray, " near"], Int[np.ndarray, " near"], Float[np.ndarray, "near 3"]]:
     """The pairs of `image_pairs` that are closer than `cutoff`, Å.
 
     >>> i, j, D = closer(image_pairs(np.zeros((1, 3)), np.eye(3), (True, True, True), 1.5), 1.1)
@@ -263,26 +281,26 @@ def closer(
 
 
 def rows_from_images(
-    position: np.ndarray,
-    species: np.ndarray,
-    cell: np.ndarray,
-    pbc: Sequence[bool] | np.ndarray,
+    position: Real[Array | np.ndarray, "atoms 3"] | Sequence,
+    species: Integer[Array | np.ndarray, " atoms"] | Sequence[int],
+    cell: Real[Array | np.ndarray, "3 3"] | Sequence,
+    pbc: Shaped[Array | np.ndarray, "3"] | Sequence[bool],
     cutoff: float,
     *,
-    centers: np.ndarray | None = None,
+    centers: Integer[Array | np.ndarray, " n"] | Sequence[int] | None = None,
     max_neighbors: int | None = None,
     dtype=np.float64,
-    pairs: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+    pairs: Pairs | None = None,
 ) -> Neighborhood:
     """Rows with periodic images, for cells of any size, on the host.
 
     Args:
-        position: `[n_atoms, 3]` Å.
-        species: `[n_atoms]` int.
-        cell: `[3, 3]` Å, lattice vectors as rows (ASE).
+        position: Å.
+        species: of each atom.
+        cell: Å, lattice vectors as rows (ASE).
         pbc: three booleans.
         cutoff: Å.
-        centers: `[n]` int, default every atom.
+        centers: default every atom.
         max_neighbors: K; default the largest number of neighbours of a row.
         dtype: of the displacements.
         pairs: result of `image_pairs` for this cutoff, if it has been computed already.

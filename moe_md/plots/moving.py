@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 from ase.data import atomic_numbers, covalent_radii
+from jax.typing import ArrayLike
+from jaxtyping import Real
 from matplotlib.animation import FuncAnimation
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
@@ -31,17 +33,23 @@ class Path(NamedTuple):
 
 
 def top_view(
-    position, symbols: Sequence[str], gate, box, *, paths: Sequence[Path] = (), frames=None
+    position: Real[ArrayLike, "atoms 3"] | Sequence,
+    symbols: Sequence[str],
+    gate: Real[ArrayLike, " atoms"] | Sequence,
+    box: Real[ArrayLike, "3"] | Sequence,
+    *,
+    paths: Sequence[Path] = (),
+    frames: Real[ArrayLike, "frames atoms 3"] | Sequence | None = None,
 ) -> Figure:
     """A surface from above; metal atoms are coloured by the gate of the expensive expert.
 
     Args:
-        position: `[n_atoms, 3]` Å; z points to the viewer.
-        symbols: `n_atoms` chemical symbols; C and O have colours of their own.
-        gate: `[n_atoms]` in [0, 1], of the expensive expert.
-        box: `[3]` Å, edges; x and y are periodic.
+        position: Å; z points to the viewer.
+        symbols: chemical symbol of each atom; C and O have colours of their own.
+        gate: in [0, 1], of the expensive expert.
+        box: Å, edges; x and y are periodic.
         paths: atoms whose path over `frames` is drawn.
-        frames: `[n_frames, n_atoms, 3]` Å, earlier positions; required with `paths`.
+        frames: Å, earlier positions; required with `paths`.
 
     Returns:
         The figure.
@@ -59,26 +67,26 @@ def top_view(
 
 
 def moving_run(
-    time_ps,
-    share,
-    energy,
-    kinetic,
-    position,
+    time_ps: Real[ArrayLike, " n"] | Sequence,
+    share: Real[ArrayLike, " n"] | Sequence,
+    energy: Real[ArrayLike, " n"] | Sequence,
+    kinetic: Real[ArrayLike, " n"] | Sequence,
+    position: Real[ArrayLike, "atoms 3"] | Sequence,
     symbols: Sequence[str],
-    gate,
-    box,
+    gate: Real[ArrayLike, " atoms"] | Sequence,
+    box: Real[ArrayLike, "3"] | Sequence,
     *,
-    kicks_ps: Sequence[float] = (),
+    kicks_ps: Real[np.ndarray, " kicks"] | Sequence = (),
     paths: Sequence[Path] = (),
-    frames=None,
+    frames: Real[ArrayLike, "frames atoms 3"] | Sequence | None = None,
 ) -> Figure:
     """A run with a dynamic region: cost and energy over time (left), the surface from above (right).
 
     Args:
-        time_ps: `[n]` ps.
-        share: `[n]`, fraction of atoms for which the expensive expert's gate is above zero.
-        energy: `[n]` eV, the conserved quantity: total energy minus external work.
-        kinetic: `[n]` eV.
+        time_ps: ps.
+        share: fraction of atoms for which the expensive expert's gate is above zero.
+        energy: eV, the conserved quantity: total energy minus external work.
+        kinetic: eV.
         position, symbols, gate, box, paths, frames: as of `top_view`.
         kicks_ps: ps, times of external work; marked by dotted lines.
 
@@ -145,14 +153,14 @@ def _draw_energies(change, deviation, time, energy, kinetic) -> None:
 
 
 def animation(
-    frames,
+    frames: Real[ArrayLike, "frames atoms 3"] | Sequence,
     symbols: Sequence[str],
-    gates,
-    box,
-    time_ps,
+    gates: Real[ArrayLike, "frames atoms"] | Sequence,
+    box: Real[ArrayLike, "3"] | Sequence,
+    time_ps: Real[ArrayLike, " frames"] | Sequence,
     *,
     paths: Sequence[Path] = (),
-    share=None,
+    share: Real[ArrayLike, " frames"] | Sequence | None = None,
     interval_ms: int = 80,
 ) -> FuncAnimation:
     """A surface from above as an animation.
@@ -160,13 +168,13 @@ def animation(
     `.to_jshtml()` shows it in a notebook, `.save(path, writer="pillow")` writes a GIF.
 
     Args:
-        frames: `[n_frames, n_atoms, 3]` Å.
-        symbols: `n_atoms` chemical symbols.
-        gates: `[n_frames, n_atoms]` in [0, 1], of the expensive expert.
-        box: `[3]` Å, edges; x and y are periodic.
-        time_ps: `[n_frames]` ps.
+        frames: Å.
+        symbols: chemical symbol of each atom.
+        gates: in [0, 1], of the expensive expert.
+        box: Å, edges; x and y are periodic.
+        time_ps: ps.
         paths: atoms whose path up to each frame is drawn.
-        share: `[n_frames]`, fraction of atoms on the expensive expert, for the title; by
+        share: fraction of atoms on the expensive expert, for the title; by
             default that of atoms with a gate above zero.
         interval_ms: time between frames.
 
@@ -197,7 +205,7 @@ def animation(
     panel = figure.subplots()
     _colour_bar(figure, panel)
 
-    def draw(n):
+    def draw(n: int) -> tuple[()]:
         panel.clear()
         _draw_view(panel, frames[n], symbols, gates[n], box)
         _draw_paths(panel, frames[: n + 1], paths, box, legend=False)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from ase.data import atomic_numbers, covalent_radii
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Integer, Real
 from matplotlib.collections import EllipseCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -20,9 +22,9 @@ INK, FAINT = "#2b2b2b", "#8a8a8a"
 
 
 def slab_view(
-    position,
+    position: Real[ArrayLike, "atoms 3"] | Sequence,
     symbols: Sequence[str],
-    assignment,
+    assignment: Integer[ArrayLike, " atoms"] | Sequence,
     *,
     axis: int = 1,
     zoom: float | None = 16.0,
@@ -31,9 +33,9 @@ def slab_view(
     """A structure from the side; atoms are coloured by expert, C and O by element.
 
     Args:
-        position: `[n_atoms, 3]` Å.
-        symbols: `n_atoms` chemical symbols.
-        assignment: `[n_atoms]` int, 0 for the most expensive expert.
+        position: Å.
+        symbols: chemical symbol of each atom.
+        assignment: the expert of each atom, 0 for the most expensive one.
         axis: 0 or 1, the viewing direction; z points up.
         zoom: Å, height of a second panel with the top of the structure; None for
             a single panel.
@@ -82,10 +84,10 @@ def slab_view(
 
 
 def energy_over_time(
-    time_ps,
-    total,
-    kinetic,
-    potential,
+    time_ps: Real[ArrayLike, " n"] | Sequence,
+    total: Real[ArrayLike, " n"] | Sequence,
+    kinetic: Real[ArrayLike, " n"] | Sequence,
+    potential: Real[ArrayLike, " n"] | Sequence,
     *,
     drift: float | None = None,
     drift_stderr: float | None = None,
@@ -93,8 +95,8 @@ def energy_over_time(
     """Energy over time: the total (above), and kinetic and potential energy (below).
 
     Args:
-        time_ps: `[n]` ps.
-        total, kinetic, potential: `[n]` eV per atom.
+        time_ps: ps.
+        total, kinetic, potential: eV per atom.
         drift: eV per atom per ps; drawn as a line if given.
         drift_stderr: standard error of `drift`.
 
@@ -138,14 +140,21 @@ def energy_over_time(
     return figure
 
 
-def mismatch_over_height(height, energy, partial_force, in_domain, *, region: tuple[float, float]) -> Figure:
+def mismatch_over_height(
+    height: Real[ArrayLike, " n"] | Sequence,
+    energy: Real[ArrayLike, " n"] | Sequence,
+    partial_force: Real[ArrayLike, " n"] | Sequence,
+    in_domain: Bool[ArrayLike, " n"] | Sequence,
+    *,
+    region: tuple[float, float],
+) -> Figure:
     """Differences between the experts for each atom over its height.
 
     Args:
-        height: `[n]` Å.
-        energy: `[n]` eV, difference of the experts' energies.
-        partial_force: `[n]` eV/Å, norm of the difference of partial forces.
-        in_domain: `[n]` bool, atoms within the domains of both experts; the others
+        height: Å.
+        energy: eV, difference of the experts' energies.
+        partial_force: eV/Å, norm of the difference of partial forces.
+        in_domain: atoms within the domains of both experts; the others
             are drawn hollow.
         region: Å, heights of the lowest and highest atom of the expensive expert;
             shaded.

@@ -7,15 +7,21 @@ without a network connection the view is empty.
 
 from collections.abc import Sequence
 from itertools import product
+from typing import TYPE_CHECKING
 
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
 from ase.data.colors import jmol_colors
+from jax.typing import ArrayLike
+from jaxtyping import Shaped
 from matplotlib.colors import to_hex
 
 from moe_md.checks import check_count, check_value
 from moe_md.plots.plots import CHEAP, ELEMENTS, EXPENSIVE, FAINT
+
+if TYPE_CHECKING:
+    import py3Dmol
 
 EXPERTS = (EXPENSIVE, CHEAP, "#6fa287", "#a3729b")  # by number; the last two for further experts
 SIZE = 0.95  # radius of spheres over covalent radius
@@ -23,7 +29,7 @@ SIZE = 0.95  # radius of spheres over covalent radius
 
 def view(
     atoms: Atoms | Sequence[Atoms],
-    values=None,
+    values: Shaped[ArrayLike, "*frames atoms"] | Sequence | None = None,
     *,
     low: float = 0.0,
     high: float | None = None,
@@ -34,14 +40,14 @@ def view(
     width: int = 640,
     height: int = 440,
     interval_ms: int = 100,
-):
+) -> "py3Dmol.view":
     """Atoms as spheres, coloured by expert or by a value for each atom, with the edges of the cell.
 
     Args:
         atoms: a structure, or frames with the same symbols, which are shown in a
             loop. Positions are not wrapped. The cell drawn is that of the first
             frame.
-        values: `[n_atoms]` or `[n_frames, n_atoms]`. Integers are experts, 0 the
+        values: of each atom, or of each frame and atom. Integers are experts, 0 the
             most expensive. Floats, such as a gate or a force error, are shown on a
             colour scale from `low` to `high`. None: colours of elements.
         low, high: values at the ends of the colour scale, in the unit of `values`;

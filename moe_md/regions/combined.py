@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float, Int
 
 from moe_md.regions.protocol import Region, RegionNeighbors, check_region, check_two_columns
 
@@ -24,20 +25,23 @@ class Custom(Region):
     is_dynamic: ClassVar[bool] = True
 
     def gate(
-        self, position: Array, displacement_fn: Callable, neighbors: RegionNeighbors | None = None
-    ) -> Array:
-        """`[n_atoms, n_experts]`, from `gate_fn`."""
+        self,
+        position: Float[Array | np.ndarray, "_ 3"],
+        displacement_fn: Callable,
+        neighbors: RegionNeighbors | None = None,
+    ) -> Float[Array, "..."]:
+        """From `gate_fn`."""
         del neighbors
         return self.gate_fn(self.parameters, position, displacement_fn)
 
     def support(
         self,
-        position: Array,
+        position: Float[Array | np.ndarray, "_ 3"],
         displacement_fn: Callable,
         margin: float,
         neighbors: RegionNeighbors | None = None,
-    ) -> Array:
-        """`[n_atoms, n_experts]` bool, from `support_fn`; without one, all atoms on all experts."""
+    ) -> Bool[Array, "..."]:
+        """From `support_fn`; without one, all atoms on all experts."""
         if self.support_fn is None:
             shape = jax.eval_shape(lambda R: self.gate(R, displacement_fn), position).shape
             return jnp.ones(shape, bool)
@@ -67,7 +71,7 @@ class _Combined(Region):
         """Å, the largest of the regions."""
         return max(region.interaction_range() for region in self.regions)
 
-    def restrict(self, index: np.ndarray) -> Self:
+    def restrict(self, index: Int[np.ndarray, " n"]) -> Self:
         """Each region of a subset of atoms."""
         return replace(self, regions=tuple(region.restrict(index) for region in self.regions))
 
@@ -94,9 +98,12 @@ class Nested(_Combined):
     """
 
     def gate(
-        self, position: Array, displacement_fn: Callable, neighbors: RegionNeighbors | None = None
-    ) -> Array:
-        """`[n_atoms, len(regions) + 1]`."""
+        self,
+        position: Float[Array | np.ndarray, "atoms 3"],
+        displacement_fn: Callable,
+        neighbors: RegionNeighbors | None = None,
+    ) -> Float[Array, "atoms experts"]:
+        """One expert for each region, and one for the rest."""
         rest = jnp.ones(len(position), position.dtype)  # share that no region has taken yet
         columns = []
         for n, region in enumerate(self.regions):
@@ -107,12 +114,12 @@ class Nested(_Combined):
 
     def support(
         self,
-        position: Array,
+        position: Float[Array | np.ndarray, "atoms 3"],
         displacement_fn: Callable,
         margin: float,
         neighbors: RegionNeighbors | None = None,
-    ) -> Array:
-        """`[n_atoms, len(regions) + 1]` bool."""
+    ) -> Bool[Array, "atoms experts"]:
+        """One expert for each region, and one for the rest."""
         rest = jnp.ones(len(position), bool)
         columns = []
         for n, region in enumerate(self.regions):
@@ -138,9 +145,12 @@ class Union(_Combined):
     """Inside any of its regions; two experts."""
 
     def gate(
-        self, position: Array, displacement_fn: Callable, neighbors: RegionNeighbors | None = None
-    ) -> Array:
-        """`[n_atoms, 2]`; outside is the product of the regions' outsides."""
+        self,
+        position: Float[Array | np.ndarray, "_ 3"],
+        displacement_fn: Callable,
+        neighbors: RegionNeighbors | None = None,
+    ) -> Float[Array, "atoms 2"]:
+        """Outside is the product of the regions' outsides."""
         gates = [
             _two(r.gate(position, displacement_fn, _part(neighbors, n)))[:, 1]
             for n, r in enumerate(self.regions)
@@ -150,12 +160,12 @@ class Union(_Combined):
 
     def support(
         self,
-        position: Array,
+        position: Float[Array | np.ndarray, "_ 3"],
         displacement_fn: Callable,
         margin: float,
         neighbors: RegionNeighbors | None = None,
-    ) -> Array:
-        """`[n_atoms, 2]` bool."""
+    ) -> Bool[Array, "atoms 2"]:
+        """Inside any support, and outside all."""
         supports = jnp.stack(
             [
                 _two(r.support(position, displacement_fn, margin, _part(neighbors, n)))
@@ -178,19 +188,22 @@ class Complement(Region):
         return self.region.is_dynamic
 
     def gate(
-        self, position: Array, displacement_fn: Callable, neighbors: RegionNeighbors | None = None
-    ) -> Array:
-        """`[n_atoms, 2]`."""
+        self,
+        position: Float[Array | np.ndarray, "_ 3"],
+        displacement_fn: Callable,
+        neighbors: RegionNeighbors | None = None,
+    ) -> Float[Array, "atoms 2"]:
+        """The gates, exchanged."""
         return _two(self.region.gate(position, displacement_fn, neighbors))[:, ::-1]
 
     def support(
         self,
-        position: Array,
+        position: Float[Array | np.ndarray, "_ 3"],
         displacement_fn: Callable,
         margin: float,
         neighbors: RegionNeighbors | None = None,
-    ) -> Array:
-        """`[n_atoms, 2]` bool."""
+    ) -> Bool[Array, "atoms 2"]:
+        """The supports, exchanged."""
         return _two(self.region.support(position, displacement_fn, margin, neighbors))[:, ::-1]
 
     def required_neighbors(self, margin: float) -> Any:
@@ -205,7 +218,7 @@ class Complement(Region):
         """Å, of the region inside."""
         return self.region.interaction_range()
 
-    def restrict(self, index: np.ndarray) -> "Complement":
+    def restrict(self, index: Int[np.ndarray, " n"]) -> "Complement":
         """The complement of the restricted region."""
         return replace(self, region=self.region.restrict(index))
 

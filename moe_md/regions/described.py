@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float, Int
 
 from moe_md.checks import check_value
 from moe_md.neighbors.rows import Neighborhood, map_rows, rows_from_neighbor_list
@@ -37,21 +38,24 @@ class Descriptor(Region):
     is_dynamic: ClassVar[bool] = True
 
     def gate(
-        self, position: Array, displacement_fn: Callable, neighbors: RegionNeighbors | None = None
-    ) -> Array:
-        """`[n_atoms, 2]`; inside is switch((value - low) / (high - low))."""
+        self,
+        position: Float[Array | np.ndarray, "atoms 3"],
+        displacement_fn: Callable,
+        neighbors: RegionNeighbors | None = None,
+    ) -> Float[Array, "atoms 2"]:
+        """Inside is switch((value - low) / (high - low))."""
         low, high = (x.astype(position.dtype) for x in (self.low, self.high))
         inside = switch((self.values(position, displacement_fn, neighbors) - low) / (high - low))
         return jnp.stack([inside, 1.0 - inside], axis=1)
 
     def support(
         self,
-        position: Array,
+        position: Float[Array | np.ndarray, "atoms 3"],
         displacement_fn: Callable,
         margin: float,
         neighbors: RegionNeighbors | None = None,
-    ) -> Array:
-        """`[n_atoms, 2]` bool; complete where the descriptor changes by less than `slack`."""
+    ) -> Bool[Array, "atoms 2"]:
+        """Complete where the descriptor changes by less than `slack`."""
         value = self.values(position, displacement_fn, neighbors)
         return jnp.stack([value < self.high + self.slack, value > self.low - self.slack], axis=1)
 
@@ -63,7 +67,7 @@ class Descriptor(Region):
         """Å, cutoff of the descriptor."""
         return self.cutoff
 
-    def restrict(self, index: np.ndarray) -> "Descriptor":
+    def restrict(self, index: Int[np.ndarray, " n"]) -> "Descriptor":
         """The same region: it holds no array of atoms."""
         return self
 
@@ -72,9 +76,12 @@ class Descriptor(Region):
         check_two_columns(n_experts)
 
     def values(
-        self, position: Array, displacement_fn: Callable, neighbors: RegionNeighbors | None = None
-    ) -> Array:
-        """The descriptor of every atom: `[n_atoms]`.
+        self,
+        position: Float[Array | np.ndarray, "atoms 3"],
+        displacement_fn: Callable,
+        neighbors: RegionNeighbors | None = None,
+    ) -> Float[Array, " atoms"]:
+        """The descriptor of every atom.
 
         Raises:
             ValueError: there is no list of neighbours, or one with a shorter cutoff.

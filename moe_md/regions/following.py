@@ -1,6 +1,6 @@
 """Spheres that follow atoms."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int, Integer
 
 from moe_md.checks import check_value
 from moe_md.neighbors.capacity import bucket_size
@@ -34,9 +36,12 @@ class Around(Region):
     is_dynamic: ClassVar[bool] = True
 
     def gate(
-        self, position: Array, displacement_fn: Callable, neighbors: RegionNeighbors | None = None
-    ) -> Array:
-        """`[n_atoms, 2]`; inside is 1 - prod_s [1 - switch((r_s - r_core) / r_blend)]."""
+        self,
+        position: Float[Array | np.ndarray, "atoms 3"],
+        displacement_fn: Callable,
+        neighbors: RegionNeighbors | None = None,
+    ) -> Float[Array, "atoms 2"]:
+        """Inside is 1 - prod_s [1 - switch((r_s - r_core) / r_blend)]."""
         atoms, real, distance = self._pairs(position, displacement_fn, neighbors)
         r_core, r_blend = (r.astype(position.dtype) for r in (self.r_core, self.r_blend))
         factor = jnp.where(real, 1.0 - switch((distance - r_core) / r_blend), 1.0)
@@ -53,12 +58,12 @@ class Around(Region):
 
     def support(
         self,
-        position: Array,
+        position: Float[Array | np.ndarray, "atoms 3"],
         displacement_fn: Callable,
         margin: float,
         neighbors: RegionNeighbors | None = None,
-    ) -> Array:
-        """`[n_atoms, 2]` bool."""
+    ) -> Bool[Array, "atoms 2"]:
+        """The shell between the radii is widened by the margin on both sides."""
         atoms, real, distance = self._pairs(position, displacement_fn, neighbors)
 
         def within(radius):
@@ -74,7 +79,7 @@ class Around(Region):
         """Å, `r_core + r_blend`."""
         return float(self.r_core) + float(self.r_blend)
 
-    def restrict(self, index: np.ndarray) -> "Around":
+    def restrict(self, index: Int[np.ndarray, " n"]) -> "Around":
         """Spheres around every image of a seed; the number of seeds is padded with the last entry."""
         seeds = np.flatnonzero(np.isin(index, np.asarray(self.seeds))).astype(np.int32)
         padding = (0, bucket_size(len(seeds) + 1) - len(seeds))
@@ -89,7 +94,7 @@ class Around(Region):
                 f"region must have seeds below the number of atoms, {n_atoms}, got a seed of {largest}."
             )
 
-    def with_centers(self, centers: Array) -> "Around":
+    def with_centers(self, centers: Int[Array | np.ndarray, " n"]) -> "Around":
         """Spheres around the same atoms, which have other numbers."""
         return replace(self, seeds=centers)
 
@@ -103,7 +108,7 @@ class Around(Region):
         }
 
     def _pairs(
-        self, position: Array, displacement_fn: Callable, neighbors: RegionNeighbors | None
+        self, position: Array | np.ndarray, displacement_fn: Callable, neighbors: RegionNeighbors | None
     ) -> tuple[Array, Array, Array]:
         """Atoms near each seed, the seed itself first: index, whether it is real, distance in Å.
 
@@ -121,7 +126,7 @@ class Around(Region):
         displacement = jax.vmap(jax.vmap(displacement_fn, (0, None)))(position[safe], center)
         return atoms, atoms < n_atoms, length(displacement)
 
-    def _is_invalid(self, position: Array, neighbors: RegionNeighbors | None) -> Array:
+    def _is_invalid(self, position: Array | np.ndarray, neighbors: RegionNeighbors | None) -> Array:
         """Whether a seed is no atom, or the list is of other seeds or a shorter cutoff; bool.
 
         The gate is then NaN, so that no wrong energy is returned.
@@ -134,7 +139,7 @@ class Around(Region):
         return invalid | too_far | jnp.any(listed.centers != self.seeds)
 
 
-def around(seeds, r_core: float, r_blend: float) -> Around:
+def around(seeds: Integer[ArrayLike, " seeds"] | Sequence, r_core: float, r_blend: float) -> Around:
     """Smooth union of spheres around atoms: expert 0 inside, expert 1 outside.
 
     The spheres follow the atoms. In a mixture each seed is compared with the atoms
@@ -143,7 +148,7 @@ def around(seeds, r_core: float, r_blend: float) -> Around:
     midway between two images of a seed has a kink.
 
     Args:
-        seeds: `[n_seeds]` int, atoms at the centres of the spheres, each once.
+        seeds: atoms at the centres of the spheres, each once.
         r_core: Å; within it expert 0 supplies the full energy. Choose at least the
             cheap expert's cutoff where seeds are outside its domain.
         r_blend: Å, thickness of the shell in which both experts share an atom;

@@ -5,27 +5,29 @@ the share of atom i's energy that expert e supplies. A region is a pytree, so th
 gradients with respect to its arrays exist.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int, Real, Shaped
 
 
 class NeighborRequest(NamedTuple):
     """A request for the atoms around some centres."""
 
-    centers: Array  # [n] int, atoms
-    cutoff: Array  # Å, number; all atoms within it are wanted
+    centers: Int[Array, " n"]  # atoms
+    cutoff: Float[Array, ""]  # Å, all atoms within it are wanted
 
 
 class RegionNeighbors(NamedTuple):
     """Neighbour lists that gates are computed from."""
 
-    species: Array  # [n_atoms] int
-    idx: Array  # [n_atoms, K] int, neighbours of every atom; n_atoms where padded
+    species: Int[Array, " atoms"]
+    idx: Int[Array, "atoms K"]  # neighbours of every atom; the number of atoms where padded
     cutoff: float  # Å, `idx` holds all neighbours within it
     requested: Any  # a `NeighborList` in place of each `NeighborRequest` of `required_neighbors`
 
@@ -50,29 +52,32 @@ class Region(Protocol):
         return True
 
     def gate(
-        self, position: Array, displacement_fn: Callable, neighbors: RegionNeighbors | None = None
-    ) -> Array:
+        self,
+        position: Float[Array | np.ndarray, "atoms 3"],
+        displacement_fn: Callable,
+        neighbors: RegionNeighbors | None = None,
+    ) -> Float[Array, "atoms experts"]:
         """Share of each atom's energy that each expert supplies.
 
         Args:
-            position: `[n_atoms, 3]`, in the units of `displacement_fn`.
+            position: in the units of `displacement_fn`.
             displacement_fn: from `jax_md.space`.
             neighbors: lists for this region; None where there are none.
 
         Returns:
-            `[n_atoms, n_experts]`, rows sum to 1, dtype of `position`. It has two
-            continuous derivatives in the positions, or the energy is not conserved.
+            Rows sum to 1, dtype of `position`. They have two continuous derivatives
+            in the positions, or the energy is not conserved.
         """
         ...
 
     def support(
         self,
-        position: Array,
+        position: Float[Array | np.ndarray, "atoms 3"],
         displacement_fn: Callable,
         margin: float,
         neighbors: RegionNeighbors | None = None,
-    ) -> Array:
-        """Atoms that each expert computes: `[n_atoms, n_experts]` bool.
+    ) -> Bool[Array, "atoms experts"]:
+        """Atoms that each expert computes.
 
         It contains every entry with a gate above zero, also after all atoms have
         moved by up to half of `margin`, Å.
@@ -95,11 +100,11 @@ class Region(Protocol):
         """
         raise _missing_method(self, "interaction_range")
 
-    def restrict(self, index: np.ndarray) -> "Region":
+    def restrict(self, index: Int[np.ndarray, " n"]) -> "Region":
         """The region of a subset of atoms.
 
         Args:
-            index: `[n]` int, for each atom of the subset its number in the full
+            index: for each atom of the subset its number in the full
                 system, or -1 for a padded entry. An atom may occur several times
                 (images). The last entry is padded.
 
@@ -112,11 +117,11 @@ class Region(Protocol):
         """Raise `ValueError` where the region does not fit so many atoms and experts."""
         return
 
-    def with_centers(self, centers: Array) -> "Region":
+    def with_centers(self, centers: Int[Array | np.ndarray, " n"]) -> "Region":
         """The region with other centres in its one `NeighborRequest`.
 
         Args:
-            centers: `[n]` int, the same atoms, as they are numbered in another array.
+            centers: the same atoms, as they are numbered in another array.
 
         Raises:
             ValueError: the region is not defined by the positions of some centres alone.
@@ -162,20 +167,20 @@ def map_requests(fn: Callable, requests, *others):
     return jax.tree.map(fn, requests, *others, is_leaf=lambda x: isinstance(x, NeighborRequest))
 
 
-def switch(x: Array) -> Array:
+def switch(x: Real[ArrayLike, "*n"]) -> Float[Array, "*n"]:
     """1 - 10 x^3 + 15 x^4 - 6 x^5: one below 0, zero above 1, two continuous derivatives."""
     x = jnp.clip(x, 0.0, 1.0)
     return 1.0 - x**3 * (10.0 - 15.0 * x + 6.0 * x**2)
 
 
-def length(displacement: Array | np.ndarray) -> Array:
+def length(displacement: Float[Array | np.ndarray, "*n d"]) -> Float[Array, "*n"]:
     """Norms along the last axis; the gradient at zero is zero."""
     square = jnp.sum(displacement**2, axis=-1)
     zero = square == 0
     return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
 
 
-def finite_array(name: str, value) -> np.ndarray:
+def finite_array(name: str, value: Shaped[ArrayLike, "..."] | Sequence) -> Shaped[np.ndarray, "..."]:
     """An argument as an array; `ValueError` unless it holds finite numbers."""
     try:
         array = np.asarray(value)

@@ -6,7 +6,9 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float
 
 from moe_md.regions.protocol import Region, RegionNeighbors, check_region
 
@@ -23,9 +25,12 @@ class Reassigned(Region):
     smooth: ClassVar[bool] = False  # the energy jumps as atoms switch expert
 
     def gate(
-        self, position: Array, displacement_fn: Callable, neighbors: RegionNeighbors | None = None
-    ) -> Array:
-        """`[n_atoms, n_experts]`, one 1 in each row; constant between two assignments.
+        self,
+        position: Float[Array | np.ndarray, "_ 3"],
+        displacement_fn: Callable,
+        neighbors: RegionNeighbors | None = None,
+    ) -> Float[Array, "atoms experts"]:
+        """One 1 in each row; constant between two assignments.
 
         Raises:
             ValueError: atoms have not been assigned yet.
@@ -35,12 +40,12 @@ class Reassigned(Region):
 
     def support(
         self,
-        position: Array,
+        position: Float[Array | np.ndarray, "_ 3"],
         displacement_fn: Callable,
         margin: float,
         neighbors: RegionNeighbors | None = None,
-    ) -> Array:
-        """`[n_atoms, n_experts]` bool."""
+    ) -> Bool[Array, "atoms experts"]:
+        """The atoms that each expert was given."""
         return self._assigned_gates() > 0
 
     def required_neighbors(self, margin: float) -> Any:
@@ -52,7 +57,10 @@ class Reassigned(Region):
         return self.region.neighbor_cutoff()
 
     def assigned(
-        self, position: Array, displacement_fn: Callable, neighbors: RegionNeighbors | None = None
+        self,
+        position: Float[Array | np.ndarray, "_ 3"],
+        displacement_fn: Callable,
+        neighbors: RegionNeighbors | None = None,
     ) -> "Reassigned":
         """The same region; every atom belongs to the expert with the largest gate at these positions."""
         gate = self.region.gate(position, displacement_fn, neighbors)

@@ -1,6 +1,6 @@
 """Static regions: the gate of each atom is constant."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int, Integer, Real
 
 from moe_md.checks import check_value
 from moe_md.regions.protocol import Region, RegionNeighbors, finite_array, switch
@@ -24,20 +26,23 @@ class Fixed(Region):
     is_dynamic: ClassVar[bool] = False
 
     def gate(
-        self, position: Array, displacement_fn: Callable, neighbors: RegionNeighbors | None = None
-    ) -> Array:
-        """One for the owner, zero for the others: `[n_atoms, n_experts]`."""
+        self,
+        position: Float[Array | np.ndarray, "_ 3"],
+        displacement_fn: Callable,
+        neighbors: RegionNeighbors | None = None,
+    ) -> Float[Array, "atoms experts"]:
+        """One for the owner, zero for the others."""
         del displacement_fn, neighbors
         return jax.nn.one_hot(self.assignment, self.n_experts, dtype=position.dtype)
 
     def support(
         self,
-        position: Array,
+        position: Float[Array | np.ndarray, "_ 3"],
         displacement_fn: Callable,
         margin: float,
         neighbors: RegionNeighbors | None = None,
-    ) -> Array:
-        """`[n_atoms, n_experts]` bool."""
+    ) -> Bool[Array, "atoms experts"]:
+        """The atoms with a gate above zero."""
         del position, displacement_fn, margin, neighbors
         return self.assignment[:, None] == jnp.arange(self.n_experts)[None]
 
@@ -45,7 +50,7 @@ class Fixed(Region):
         """Å, zero: gates are constant."""
         return 0.0
 
-    def restrict(self, index: np.ndarray) -> "Fixed":
+    def restrict(self, index: Int[np.ndarray, " n"]) -> "Fixed":
         """The experts of a subset of atoms; a padded entry has that of the last atom."""
         return replace(self, assignment=np.asarray(self.assignment)[index])
 
@@ -72,28 +77,31 @@ class FixedGates(Region):
     is_dynamic: ClassVar[bool] = False
 
     def gate(
-        self, position: Array, displacement_fn: Callable, neighbors: RegionNeighbors | None = None
-    ) -> Array:
+        self,
+        position: Float[Array | np.ndarray, "_ 3"],
+        displacement_fn: Callable,
+        neighbors: RegionNeighbors | None = None,
+    ) -> Float[Array, "atoms experts"]:
         """The stored gates, in the dtype of the positions."""
         del displacement_fn, neighbors
-        return self.gates.astype(position.dtype)
+        return jnp.asarray(self.gates, position.dtype)
 
     def support(
         self,
-        position: Array,
+        position: Float[Array | np.ndarray, "_ 3"],
         displacement_fn: Callable,
         margin: float,
         neighbors: RegionNeighbors | None = None,
-    ) -> Array:
-        """`[n_atoms, n_experts]` bool."""
+    ) -> Bool[Array, "atoms experts"]:
+        """The atoms with a gate above zero."""
         del position, displacement_fn, margin, neighbors
-        return self.gates > 0
+        return jnp.asarray(self.gates > 0)
 
     def interaction_range(self) -> float:
         """Å, zero: gates are constant."""
         return 0.0
 
-    def restrict(self, index: np.ndarray) -> "FixedGates":
+    def restrict(self, index: Int[np.ndarray, " n"]) -> "FixedGates":
         """The gates of a subset of atoms; a padded entry has those of the last atom."""
         return replace(self, gates=np.asarray(self.gates)[index])
 
@@ -106,11 +114,11 @@ class FixedGates(Region):
         return {"kind": "weighted", "weights": np.asarray(self.gates, float).tolist()}
 
 
-def fixed(assignment, n_experts: int = 2) -> Fixed:
+def fixed(assignment: Integer[ArrayLike, " atoms"] | Sequence, n_experts: int = 2) -> Fixed:
     """A static region from the expert of each atom.
 
     Args:
-        assignment: `[n_atoms]` int, 0 for the first (most expensive) expert.
+        assignment: 0 for the first (most expensive) expert.
         n_experts: number of experts of the mixture.
 
     Raises:
@@ -137,12 +145,17 @@ def fixed(assignment, n_experts: int = 2) -> Fixed:
 
 
 def slab(
-    position, *, lower: float = -np.inf, upper: float = np.inf, axis: int = 2, n_experts: int = 2
+    position: Real[ArrayLike, "atoms 3"] | Sequence,
+    *,
+    lower: float = -np.inf,
+    upper: float = np.inf,
+    axis: int = 2,
+    n_experts: int = 2,
 ) -> Fixed:
     """A static region: atoms now between two planes belong to expert 0, the others to expert 1.
 
     Args:
-        position: `[n_atoms, 3]` Å, current positions.
+        position: Å, current positions.
         lower, upper: Å, positions of the planes; an atom on a plane is inside.
         axis: 0, 1 or 2, direction of the planes' normal.
         n_experts: number of experts of the mixture, at least 2.
@@ -180,13 +193,18 @@ def slab(
 
 
 def sphere(
-    position, center, radius: float, *, blend: float = 0.0, displacement_fn: Callable | None = None
+    position: Real[ArrayLike, "atoms 3"] | Sequence,
+    center: Real[ArrayLike, "3"] | Sequence,
+    radius: float,
+    *,
+    blend: float = 0.0,
+    displacement_fn: Callable | None = None,
 ) -> Fixed | FixedGates:
     """A static region: atoms now in a sphere belong to expert 0, the others to expert 1.
 
     Args:
-        position: `[n_atoms, 3]` Å, current positions.
-        center: `[3]` Å.
+        position: Å, current positions.
+        center: Å.
         radius: Å, positive.
         blend: Å, thickness of the shell outside `radius` in which both experts
             share the atoms.

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int
 
 from moe_md import units
 from moe_md.checks import check_positive
@@ -30,16 +31,16 @@ PS = 1000.0 * units.fs
 class Blend(NamedTuple):
     """Diagnostics of one frame; in a log, each field has a leading axis of frames."""
 
-    step: int | np.ndarray
-    time_ps: float | np.ndarray
-    share: np.ndarray  # [n_experts], fraction of atoms with a gate above zero
-    # scalars
-    blended: np.ndarray  # fraction of atoms with a gate above zero for more than one expert
-    gate_force: np.ndarray  # eV/Å, root mean square |F_gate| over blended atoms; NaN without any
-    force: np.ndarray  # eV/Å, root mean square total force over blended atoms; NaN without any
-    largest_gate_force: np.ndarray  # eV/Å, largest |F_gate| on any atom, seeds included
-    power: np.ndarray  # eV/ps
-    area: np.ndarray  # Å^2; NaN without the volume of an atom
+    step: int | Int[np.ndarray, " frames"]
+    time_ps: float | Float[np.ndarray, " frames"]
+    share: Float[np.ndarray, "*frames experts"]  # fraction of atoms with a gate above zero
+    # scalars; `gate_force` and `force` are NaN without blended atoms
+    blended: Float[np.ndarray, "*frames"]  # fraction of atoms with a gate above zero for more than one expert
+    gate_force: Float[np.ndarray, "*frames"]  # eV/Å, root mean square |F_gate| over blended atoms
+    force: Float[np.ndarray, "*frames"]  # eV/Å, root mean square total force over blended atoms
+    largest_gate_force: Float[np.ndarray, "*frames"]  # eV/Å, largest |F_gate| on any atom, seeds included
+    power: Float[np.ndarray, "*frames"]  # eV/ps
+    area: Float[np.ndarray, "*frames"]  # Å^2; NaN without the volume of an atom
 
 
 class BlendWatch:
@@ -51,7 +52,7 @@ class BlendWatch:
         neighbor_fn: of the mixture that runs.
         atomic_volume: Å^3, volume of an atom in the bulk, a^3 / 4 in an fcc
             crystal; needed for the area and the flux.
-        costs: `[n_experts]`, seconds per atom of each expert, or numbers
+        costs: seconds per atom of each expert, or numbers
             proportional to them; needed for `s_max`.
         params, region: as given to the run; by default those of the builder. A
             run of `simulate.run_reassigned` needs `region`.
@@ -68,7 +69,7 @@ class BlendWatch:
         costs: Sequence[float] | None = None,
         params=None,
         region=None,
-    ):
+    ) -> None:
         if atomic_volume is not None:
             check_positive("atomic_volume", atomic_volume)
         for cost in costs or ():

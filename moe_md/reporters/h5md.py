@@ -2,7 +2,7 @@
 
     /h5md                     version, author, creator, units in use
     /particles/all            position, velocity, force, box/edges: {step, time, value}
-                              species, mass, expert: constant in time
+                              species, mass, expert, fixed: constant in time
     /observables              energies, temperature, pressure: {step, time, value}
 
 Source: de Buyl, Colberg, Höfling, Comput. Phys. Commun. 185, 1546 (2014);
@@ -28,6 +28,9 @@ import ase
 import ase.units
 import h5py
 import numpy as np
+from ase.cell import Cell
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Integer, Real
 
 from moe_md import units
 from moe_md.reporters.trajectory import (
@@ -44,6 +47,7 @@ FORCE = ase.units.mol / ase.units.kJ  # kJ/mol/Å in one eV/Å
 COPY_BYTES = 2**25  # size of a block in copying
 METADATA_BYTES = 2**20  # reserved for HDF5's own tables
 NO_STEP = -1  # step of an incomplete frame
+FIXED = "particles/all/fixed"
 STEP, TIME = (f"particles/all/position/{name}" for name in ("step", "time"))
 
 
@@ -52,11 +56,13 @@ class H5MDWriter:
 
     Args:
         path: file to write.
-        symbols: `[n_atoms]` chemical symbols.
-        cell: `[3, 3]` Å, lattice vectors as rows (ASE), or three edges; used for
+        symbols: chemical symbol of each atom.
+        cell: Å, `[3, 3]` lattice vectors as rows (ASE), or three edges; used for
             frames without a box.
-        pbc: three booleans.
-        expert: `[n_atoms]` int, written as the time-independent element `expert`.
+        pbc: three booleans, or one for all.
+        expert: of each atom, written as the time-independent element `expert`.
+        masses: amu, written as `mass`; default ASE's.
+        fixed_mask: components that hold still, written as `fixed`.
         forces: write forces and velocities too.
         append: keep the frames of an existing file. The file is copied and then
             replaced atomically.
@@ -67,7 +73,7 @@ class H5MDWriter:
         author: author's name, which the format requires.
 
     Raises:
-        ValueError: `expert` is not one integer per atom, `until_step` is given
+        ValueError: `expert`, `masses` or `fixed_mask` do not fit, `until_step` is given
             without `append`, or the file to append to is not H5MD or has other
             atoms or elements.
         OSError: the file cannot be written; the message names it.
@@ -77,18 +83,20 @@ class H5MDWriter:
         self,
         path,
         symbols: Sequence[str],
-        cell,
-        pbc,
+        cell: Real[ArrayLike, "..."] | Sequence | Cell,
+        pbc: Bool[ArrayLike, "..."] | Sequence,
         *,
-        expert=None,
-        forces=True,
-        append=False,
-        until_step=None,
+        expert: Integer[ArrayLike, " atoms"] | Sequence | None = None,
+        masses: Real[ArrayLike, " atoms"] | Sequence | None = None,
+        fixed_mask: Bool[ArrayLike, "atoms 3"] | None = None,
+        forces: bool = True,
+        append: bool = False,
+        until_step: int | None = None,
         dtype=np.float64,
         compression: str | None = None,
         author: str = "unknown",
-    ):
-        self._atoms = template_atoms(symbols, cell, pbc, expert)
+    ) -> None:
+        self._atoms = template_atoms(symbols, cell, pbc, expert, masses)
         self._elements = _elements(self._atoms, forces)
         self._path = Path(path)
         check_until_step(append, until_step)
@@ -101,6 +109,8 @@ class H5MDWriter:
                     _create_datasets(
                         self._file, self._atoms, self._elements, np.dtype(dtype), compression, author
                     )
+                    if fixed_mask is not None:
+                        self._file.create_dataset(FIXED, data=np.asarray(fixed_mask, np.int8))
                     if append and self._path.exists():
                         _copy_frames(self._path, self._file, self._elements, until_step)
                     self._file.swmr_mode = True
@@ -284,7 +294,9 @@ def _copy_frames(path: Path, new: h5py.File, elements, until_step: int | None) -
 
 def _checked_steps(path: Path, old: h5py.File, new: h5py.File, series: list[str]) -> np.ndarray:
     """`[n_frames]`, the steps of an older file; `ValueError` if it has other atoms or elements."""
-    fixed = [name for name in (f"particles/all/{x}" for x in ("species", "mass", "expert")) if name in new]
+    fixed = [
+        name for name in (f"particles/all/{x}" for x in ("species", "mass", "expert", "fixed")) if name in new
+    ]
     if missing := [name for name in (*fixed, *series) if name not in old]:
         raise ValueError(
             f"{path} must contain {', '.join(missing)} to append to it, but does not. Write to another file."

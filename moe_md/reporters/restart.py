@@ -43,7 +43,7 @@ class Restart:
         OSError: (when called) the file cannot be written; the older one is kept.
     """
 
-    def __init__(self, path, *, every: int = 1, fingerprint: dict | None = None):
+    def __init__(self, path, *, every: int = 1, fingerprint: dict | None = None) -> None:
         if int(every) != every or every < 1:
             raise ValueError(f"every must be a whole number of chunks, at least 1, got {every}.")
         self._path = Path(path)

@@ -17,7 +17,11 @@ from typing import BinaryIO, NamedTuple
 import ase
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.cell import Cell
+from ase.constraints import FixAtoms, FixCartesian
 from ase.io.extxyz import write_extxyz
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Integer, Real
 
 from moe_md.files import write_atomic
 from moe_md.simulate.run import Frame, Log, State
@@ -26,24 +30,28 @@ from moe_md.simulate.run import Frame, Log, State
 class XYZWriter:
     """A reporter that writes extended XYZ, in the form that ASE reads.
 
-    It holds energy, forces, momenta (with ASE's masses) and the expert of each atom,
-    with `step` and `time_ps` in the comment line.
+    It holds energy, forces, momenta and the expert of each atom, with `step` and
+    `time_ps` in the comment line; masses that are not ASE's, and the column
+    `move_mask` where atoms are fixed, so that the last frame starts another run.
 
     Args:
         path: file to write.
-        symbols: `[n_atoms]` chemical symbols.
-        cell: `[3, 3]` Å, lattice vectors as rows (ASE), or three edges; used for
+        symbols: chemical symbol of each atom.
+        cell: Å, `[3, 3]` lattice vectors as rows (ASE), or three edges; used for
             frames without a box.
-        pbc: three booleans.
-        expert: `[n_atoms]` int, written as the column `expert`.
+        pbc: three booleans, or one for all.
+        expert: of each atom, written as the column `expert`.
+        masses: amu, written as the column `masses`; default ASE's, which are not
+            written.
+        fixed_mask: components that hold still.
         forces: write forces and momenta too.
         append: keep the frames of an existing file.
         until_step: with `append`, drop frames of later steps and an incomplete last
             frame. Steps in the file must ascend.
 
     Raises:
-        ValueError: `expert` is not one integer per atom, `until_step` is given
-            without `append`, or the file to truncate has frames without steps.
+        ValueError: `expert`, `masses` or `fixed_mask` do not fit the atoms, `until_step`
+            is given without `append`, or the file to truncate has frames without steps.
         OSError: the file cannot be written; the message names it.
     """
 
@@ -51,15 +59,17 @@ class XYZWriter:
         self,
         path,
         symbols: Sequence[str],
-        cell,
-        pbc,
+        cell: Real[ArrayLike, "..."] | Sequence | Cell,
+        pbc: Bool[ArrayLike, "..."] | Sequence,
         *,
-        expert=None,
-        forces=True,
-        append=False,
-        until_step=None,
-    ):
-        self._atoms = template_atoms(symbols, cell, pbc, expert)
+        expert: Integer[ArrayLike, " atoms"] | Sequence | None = None,
+        masses: Real[ArrayLike, " atoms"] | Sequence | None = None,
+        fixed_mask: Bool[ArrayLike, "atoms 3"] | None = None,
+        forces: bool = True,
+        append: bool = False,
+        until_step: int | None = None,
+    ) -> None:
+        self._atoms = template_atoms(symbols, cell, pbc, expert, masses, fixed_mask)
         self._forces = forces
         self._file = _Text(path, append, until_step, _xyz_frames)
 
@@ -99,7 +109,7 @@ class LogWriter:
         OSError: the file cannot be written; the message names it.
     """
 
-    def __init__(self, path, *, append: bool = False, until_step: int | None = None):
+    def __init__(self, path, *, append: bool = False, until_step: int | None = None) -> None:
         header = _csv_line(Log._fields)
         found = _first_line(path) if append else ""
         incomplete = until_step is not None and header.startswith(found)
@@ -148,22 +158,45 @@ class LastState:
         write_atomic(self._path, content.getvalue())
 
 
-def template_atoms(symbols: Sequence[str], cell, pbc, expert) -> ase.Atoms:
+def template_atoms(
+    symbols: Sequence[str],
+    cell: Real[ArrayLike, "..."] | Sequence | Cell,
+    pbc: Bool[ArrayLike, "..."] | Sequence,
+    expert: Integer[ArrayLike, " atoms"] | Sequence | None,
+    masses: Real[ArrayLike, " atoms"] | Sequence | None = None,
+    fixed_mask: Bool[ArrayLike, "atoms 3"] | None = None,
+) -> ase.Atoms:
     """ASE atoms with symbols, cell and periodicity, all at the origin.
 
-    They have the array `expert` where one is given.
+    They have the arrays `expert` and `masses`, and constraints, where these are given.
 
     Raises:
-        ValueError: `expert` is not one integer per symbol.
+        ValueError: `expert` or `masses` have not one number per symbol, or
+            `fixed_mask` is not `[n_atoms, 3]`.
     """
     atoms = ase.Atoms(list(symbols), np.zeros((len(symbols), 3)), cell=np.asarray(cell, float), pbc=pbc)
-    if expert is not None:
-        if np.shape(expert) != (len(symbols),):
+    for name, values, kind in (("expert", expert, int), ("masses", masses, float)):
+        if values is None:
+            continue
+        if np.shape(values) != (len(symbols),):
             raise ValueError(
-                f"expert must have shape [{len(symbols)}], one per symbol, got {np.shape(expert)}."
+                f"{name} must have shape [{len(symbols)}], one per symbol, got {np.shape(values)}."
             )
-        atoms.arrays["expert"] = np.asarray(expert, int)
+        atoms.arrays[name] = np.asarray(values, kind)
+    if fixed_mask is not None:
+        if np.shape(fixed_mask) != (len(symbols), 3):
+            raise ValueError(f"fixed_mask must have shape [{len(symbols)}, 3], got {np.shape(fixed_mask)}.")
+        atoms.set_constraint(constraints_of(fixed_mask))
     return atoms
+
+
+def constraints_of(fixed_mask) -> list:
+    """ASE's constraints of components that hold still, `[n_atoms, 3]` bool: fixed atoms, then the others."""
+    mask = np.asarray(fixed_mask, bool)
+    whole = mask.all(axis=1)
+    patterns = np.unique(mask[~whole & mask.any(axis=1)], axis=0)
+    partly = [FixCartesian(np.flatnonzero((mask == p).all(axis=1)), mask=tuple(p)) for p in patterns]
+    return [FixAtoms(mask=whole)] * bool(whole.any()) + partly
 
 
 def check_atoms(frame: Frame, n_atoms: int) -> None:
@@ -174,13 +207,13 @@ def check_atoms(frame: Frame, n_atoms: int) -> None:
         )
 
 
-def cell_of(frame: Frame, atoms: ase.Atoms) -> np.ndarray:
-    """`[3, 3]` Å, lattice vectors as rows: the frame's box, or the cell of `atoms` without one."""
+def cell_of(frame: Frame, atoms: ase.Atoms) -> Float[np.ndarray, "3 3"]:
+    """Å, lattice vectors as rows: the frame's box, or the cell of `atoms` without one."""
     return atoms.cell.array if frame.box is None else np.asarray(frame.box, float).T
 
 
-def positions_of(frame: Frame) -> np.ndarray:
-    """`[n_atoms, 3]` Å. A frame with a box has fractional positions."""
+def positions_of(frame: Frame) -> Float[np.ndarray, "atoms 3"]:
+    """Å. A frame with a box has fractional positions."""
     return frame.position if frame.box is None else frame.position @ np.asarray(frame.box, float).T
 
 
@@ -297,7 +330,13 @@ class Drift(NamedTuple):
     standard_error: float
 
 
-def drift(time_ps, energy_eV, n_atoms: int, *, n_blocks: int = 10) -> Drift:
+def drift(
+    time_ps: Real[ArrayLike, " n"] | Sequence,
+    energy_eV: Real[ArrayLike, " n"] | Sequence,
+    n_atoms: int,
+    *,
+    n_blocks: int = 10,
+) -> Drift:
     """Rate at which a total energy drifts.
 
     Energies along a trajectory are correlated, so a fit to all of them
@@ -311,8 +350,8 @@ def drift(time_ps, energy_eV, n_atoms: int, *, n_blocks: int = 10) -> Drift:
     With 10 blocks the error has 8 degrees of freedom.
 
     Args:
-        time_ps: `[n]`, evenly spaced.
-        energy_eV: `[n]`, total energy of the system.
+        time_ps: evenly spaced.
+        energy_eV: total energy of the system.
         n_atoms: number of atoms.
         n_blocks: at least 3.
 

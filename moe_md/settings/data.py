@@ -22,7 +22,10 @@ class DataSettings:
     file: str = option(DATA, f"extended XYZ, or packaged frames: {', '.join(PACKAGED_FRAMES)}")
     energy_key: str | None = option(None, "name of the energy; default free_energy, else energy")
     forces_key: str = option("forces", "name of the forces")
-    stress_key: str = option("stress", "name of the stress")
+    stress_key: str = option("stress", "name of the stress, eV/Å^3")
+    virial_key: str | None = option(
+        None, "name of the virial, eV, which gives the stress: minus virial over volume"
+    )
     group_key: str = option("origin", "name of the label that frames of one trajectory share")
     kind_key: str = option("kind", "name of the label by which errors are reported")
 

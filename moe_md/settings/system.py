@@ -71,6 +71,19 @@ class RunSettings(SystemSettings):
     trajectory_every: int = option(100, "steps, a multiple of log_every")
     trajectory_format: str = option("extxyz", "extxyz or h5md", choices=("extxyz", "h5md"))
     restart_every: int = option(100, "steps, a multiple of log_every")
+    max_energy_change_eV_per_atom: float = option(
+        0.1, "of the conserved energy since the start; beyond it the run ends", positive=True
+    )
+    max_energy_change_factor: float = option(
+        1.0, "the run also ends where that change exceeds so many times the kinetic energy", positive=True
+    )
+    max_temperature_factor: float = option(
+        10.0, "the run ends beyond so many times the temperature", positive=True
+    )
+    max_temperature_K: float = option(1000.0, "but not below this temperature", positive=True)
+    max_move_A: float = option(
+        0.4, "Å, of an atom in one step; the default is the skin of the lists", positive=True
+    )
     dtype: str = option("float64", "float32 or float64", choices=DTYPES)
     seed: int = option(0, "of the velocities and of langevin", least=0)
 

@@ -6,12 +6,14 @@ from moe_md.simulate.integrators import (
     Evaluation,
     Integrator,
     expert_friction,
+    freeze,
     langevin,
     nose_hoover,
     npt,
     nve,
     respa,
 )
+from moe_md.simulate.limits import Limits
 from moe_md.simulate.reassign import run_reassigned
 from moe_md.simulate.relax import Relaxation, relax
 from moe_md.simulate.run import FailureReporter, StateReporter, run
@@ -24,6 +26,7 @@ __all__ = [
     "FailureReporter",
     "Frame",
     "Integrator",
+    "Limits",
     "Log",
     "Relaxation",
     "Result",
@@ -33,6 +36,7 @@ __all__ = [
     "Status",
     "adopt",
     "expert_friction",
+    "freeze",
     "langevin",
     "md_step",
     "nose_hoover",

@@ -13,10 +13,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int, Real
 
 from moe_md.failures import SimulationError, Status
 from moe_md.simulate.integrators.base import Integrator
+from moe_md.simulate.limits import MAX_NAMED
 from moe_md.simulate.state import State
 from moe_md.simulate.step import md_step
 
@@ -37,11 +41,11 @@ class Chunk(NamedTuple):
 
     state: Any  # the integrator's
     neighbors: Any
-    energy: Array  # eV
-    strain_gradient: Array  # [3, 3] eV; NaN where the integrator does not need it
-    force: Array  # [n_atoms, 3] eV/Å
-    last: Array  # int, the last step tried
-    status: Array  # int, a `Status`
+    energy: Float[Array, ""]  # eV
+    strain_gradient: Float[Array, "3 3"]  # eV; NaN where the integrator does not need it
+    force: Float[Array, "atoms 3"]  # eV/Å
+    last: Int[Array, ""]  # the last step tried
+    status: Int[Array, ""]  # a `Status`
 
 
 def given(**kwargs) -> dict:
@@ -49,18 +53,18 @@ def given(**kwargs) -> dict:
     return {name: value for name, value in kwargs.items() if value is not None}
 
 
-def current_region(region, state: State):
+def current_region(region, state: State) -> Any:
     """The region in force; the assignment of a reassigned one is part of the state."""
     return region if state.weights is None else replace(region, weights=state.weights)
 
 
-def place_of(system: System, state: State) -> tuple[Array, dict]:
+def place_of(system: System, state: State) -> tuple[Float[Array | np.ndarray, "atoms 3"], dict]:
     """Positions, and `region` and `box` as keyword arguments."""
     position, box = system.integrator.positions_and_box(state.dynamics, state.box)
     return position, given(region=current_region(system.region, state), box=box)
 
 
-def allocate(system: System, state: State, **kwargs):
+def allocate(system: System, state: State, **kwargs) -> Any:
     """New neighbour lists for a state."""
     position, keywords = place_of(system, state)
     return system.neighbor_fn.allocate(position, **keywords, **kwargs)
@@ -74,10 +78,10 @@ def advance_chunk(
     neighbors,
     params,
     region,
-    box,
-    first,
-    n_steps,
-    tolerance=0.0,
+    box: Real[Array | np.ndarray, "3 3"] | None,
+    first: Bool[ArrayLike, ""],
+    n_steps: Int[ArrayLike, ""],
+    tolerance: Float[ArrayLike, ""] = 0.0,
 ) -> Chunk:
     """`n_steps` steps, fewer where something stops them.
 
@@ -87,8 +91,8 @@ def advance_chunk(
         state: the integrator's.
         neighbors: lists with capacity for all steps, else the status tells.
         params, region, box: as the energy takes them, or None.
-        first: bool, evaluate the forces of the given positions before the steps.
-        n_steps: int.
+        first: evaluate the forces of the given positions before the steps.
+        n_steps: at most so many.
         tolerance: eV/Å, largest force at which the loop ends as converged.
     """
     dtype = state.position.dtype
@@ -174,7 +178,7 @@ def advance(
         taken, status = max(int(chunk.last), 0), Status(int(chunk.status))
         at = start.step + taken
         if status is Status.NON_FINITE:
-            raise failed(system, status, at, last_valid)
+            raise failed(system, status, at, last_valid, chunk)
         if status is not Status.NEIGHBOR_OVERFLOW:
             # Added chunk by chunk, so that a resumed run reports the same time.
             time_ps = start.time_ps + 1e-3 * taken * integrator.timestep_fs
@@ -195,20 +199,35 @@ def advance(
     raise failed(system, Status.NEIGHBOR_OVERFLOW, at, last_valid)
 
 
-def failed(system: System, status: Status, step: int, last_valid: State) -> SimulationError:
-    """The error of a run that a status ended."""
-    integrator = system.integrator
-    if step == 0:
-        advice = "Change the starting positions: atoms may overlap, or params may not be finite."
-    elif integrator.timestep_fs == 0:
-        advice = "Start the relaxation from positions with smaller forces."
-    else:
-        advice = (
-            f"Try a shorter timestep_fs (now {float(integrator.timestep_fs):g}), relax first, "
-            "or train on configurations like the last ones: they may lie outside the experts' training."
-        )
+def failed(
+    system: System, status: Status, step: int, last_valid: State, chunk: Chunk | None = None
+) -> SimulationError:
+    """The error of a run that a status ended; the chunk tells which atoms are not finite."""
+    problem = status.problem.format(step=step, max_reallocations=system.max_reallocations)
+    atoms = "" if chunk is None else _not_finite(chunk)
     return SimulationError(
-        f"{status.problem.format(step=step, max_reallocations=system.max_reallocations)} {advice} "
+        f"{problem} {atoms}{advice(step, float(system.integrator.timestep_fs))} "
         f"The last valid state, step {last_valid.step}, is in the error's `state`.",
         last_valid,
     )
+
+
+def advice(step: int, timestep_fs: float) -> str:
+    """What to change where a run failed at a step; the time step of a minimisation is zero."""
+    if step == 0:
+        return "Change the starting positions: atoms may overlap, or params may not be finite."
+    if timestep_fs == 0:
+        return "Start the relaxation from positions with smaller forces."
+    return (
+        f"Try a shorter timestep_fs (now {timestep_fs:g}), relax first, "
+        "or train on configurations like the last ones: they may lie outside the experts' training."
+    )
+
+
+def _not_finite(chunk: Chunk) -> str:
+    """The first atoms whose force is not finite, as a sentence; empty where it is that of none or of all."""
+    wrong = np.flatnonzero(~np.isfinite(np.asarray(chunk.force)).all(axis=1))
+    if len(wrong) in (0, len(chunk.force)):
+        return ""
+    more = ", ..." if len(wrong) > MAX_NAMED else ""
+    return f"Atoms {', '.join(map(str, wrong[:MAX_NAMED]))}{more} (counted from 0) have no finite force. "

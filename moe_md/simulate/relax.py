@@ -1,17 +1,20 @@
 """Relaxation of positions, and of the cell: FIRE in jitted chunks of steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Real, Shaped
 
 from moe_md import units
 from moe_md.checks import check_count, check_positive, check_value
 from moe_md.failures import Status
 from moe_md.simulate.advance import Chunk, System, advance, allocate
 from moe_md.simulate.integrators.fire import CellFire, Fire
+from moe_md.simulate.integrators.frozen import freeze
 from moe_md.simulate.run import volume_of
 from moe_md.simulate.start import checked_box, checked_position
 from moe_md.simulate.state import State
@@ -20,13 +23,13 @@ from moe_md.simulate.state import State
 class Relaxation(NamedTuple):
     """A finished relaxation."""
 
-    position: Array  # [n_atoms, 3]
+    position: Float[Array, "atoms 3"]
     energy: float  # eV
     max_force: float  # eV/Å, norm of the largest force on an atom
     n_steps: int
     converged: bool
     neighbors: Any
-    box: Array | None = None  # [3, 3] Å, columns; None where it was not given
+    box: Float[Array, "3 3"] | None = None  # Å, columns; None where it was not given
     max_stress_GPa: float | None = None  # largest component, less the pressure; None where the cell was fixed
 
 
@@ -34,14 +37,15 @@ def relax(
     neighbor_fn,
     energy_fn: Callable,
     shift_fn: Callable,
-    position,
+    position: Float[ArrayLike, "atoms 3"] | Sequence,
     *,
     n_steps: int = 500,
     force_tolerance: float = 0.05,
-    box=None,
+    box: Real[ArrayLike, "..."] | Sequence | None = None,
     relax_cell: bool = False,
     pressure_GPa: float = 0.0,
-    cell_mask=None,
+    cell_mask: Shaped[ArrayLike, "3 3"] | Sequence | None = None,
+    fixed_mask: Bool[ArrayLike, "atoms 3"] | None = None,
     neighbors=None,
     params=None,
     region=None,
@@ -54,7 +58,7 @@ def relax(
         neighbor_fn, energy_fn, params, region, neighbors, max_reallocations: as in
             `run`.
         shift_fn: from `jax_md.space`.
-        position: `[n_atoms, 3]`, in the coordinates of the energy.
+        position: in the coordinates of the energy.
         n_steps: at most so many.
         force_tolerance: eV/Å, positive; checked at every step.
         box: Å, as in `start`; `relax_cell` needs it.
@@ -62,8 +66,11 @@ def relax(
             The force on it, (dE/d strain + p V) / n_atoms in eV, obeys
             `force_tolerance` as ASE's `UnitCellFilter` has it.
         pressure_GPa: external pressure, where the cell relaxes.
-        cell_mask: `[3, 3]`, symmetric, one where the cell may strain and zero
+        cell_mask: symmetric, one where the cell may strain and zero
             where not; default everywhere.
+        fixed_mask: `[n_atoms]` bool, atoms that hold still, or `[n_atoms, 3]` bool,
+            their Cartesian components; their forces do not count. Default none.
+            Where the cell relaxes, whole atoms only, which keep their fractions.
         chunk_steps: steps between checks of the flags.
 
     Returns:
@@ -81,8 +88,10 @@ def relax(
     minimiser: Any = (
         _cell_fire(box, pressure_GPa, cell_mask, position.dtype) if relax_cell else Fire(shift_fn)
     )
-    system = System(neighbor_fn, energy_fn, minimiser, params, region, max_reallocations)
     state = State(minimiser.init(position), 0, 0.0, box)
+    if fixed_mask is not None:
+        minimiser = freeze(minimiser, _checked_mask(fixed_mask, len(position), relax_cell))
+    system = System(neighbor_fn, energy_fn, minimiser, params, region, max_reallocations)
     neighbors = allocate(system, state) if neighbors is None else neighbors
     evaluate_first = True
     while True:
@@ -112,6 +121,18 @@ def _relaxation(minimiser, state: State, chunk: Chunk, converged: bool, n_atoms:
         box=box,
         max_stress_GPa=max_stress,
     )
+
+
+def _checked_mask(fixed_mask, n_atoms: int, relax_cell: bool) -> np.ndarray:
+    """The mask of a minimiser: the rows of the cell, after those of the atoms, are free."""
+    mask = np.asarray(fixed_mask)
+    shapes = [(n_atoms,)] if relax_cell else [(n_atoms,), (n_atoms, 3)]
+    if mask.dtype != bool or mask.shape not in shapes:
+        raise ValueError(
+            f"fixed_mask must be {' or '.join(map(str, shapes))} booleans"
+            f"{' where the cell relaxes' if relax_cell else ''}, got {mask.dtype} {mask.shape}."
+        )
+    return np.concatenate([mask, np.zeros(3, bool)]) if relax_cell else mask
 
 
 def _cell_fire(box, pressure_GPa: float, cell_mask, dtype) -> CellFire:

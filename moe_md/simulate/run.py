@@ -10,17 +10,21 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from moe_md import units
 from moe_md.checks import check_count
 from moe_md.failures import SimulationError
-from moe_md.simulate.advance import Chunk, System, advance, allocate, place_of
-from moe_md.simulate.integrators.base import Integrator, n_free
+from moe_md.simulate.advance import Chunk, System, advance, advice, allocate, place_of
+from moe_md.simulate.integrators.base import Integrator, degrees_of_freedom
 from moe_md.simulate.interrupts import deferred_sigint
+from moe_md.simulate.limits import Limits, exceeded, reference_of, updated
 from moe_md.simulate.start import adopt
 from moe_md.simulate.state import Frame, Log, Result, State, log_of
 
 CHUNK_STEPS = 50
+DEFAULT_LIMITS = Limits()
 
 
 @runtime_checkable
@@ -43,7 +47,7 @@ class FailureReporter(Protocol):
 class ChecksDomains(Protocol):
     """A `neighbor_fn` that knows its experts' domains, as that of `mixture_neighbor_list`."""
 
-    def check_domains(self, position, neighbors, **kwargs) -> bool:
+    def check_domains(self, position: Float[ArrayLike, "atoms 3"], neighbors, **kwargs) -> bool:
         """Whether every row is in its expert's domain; warns otherwise."""
 
 
@@ -60,6 +64,7 @@ def run(
     chunk_steps: int | None = None,
     reporters: Sequence[Callable] = (),
     max_reallocations: int = 8,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Result:
     """Molecular dynamics.
 
@@ -71,7 +76,8 @@ def run(
     Args:
         neighbor_fn: with `allocate`, from `mixture_neighbor_list`.
         energy_fn: `energy_fn(R, neighbor=..., params=..., region=...)` in eV.
-        integrator: from `nve`, `langevin`, `nose_hoover`, `npt` or `respa`.
+        integrator: from `nve`, `langevin`, `nose_hoover`, `npt` or `respa`;
+            `freeze` holds atoms still.
         state: from `start`, or of an earlier result, under the same integrator
             or another one.
         n_steps: steps to take.
@@ -83,16 +89,18 @@ def run(
             after each chunk. Its methods `on_state` (`StateReporter`) and
             `on_failure` (`FailureReporter`) are called too, if it has them.
         max_reallocations: of the lists, in a single chunk.
+        limits: of energy, temperature and speed, checked after each chunk.
 
     Returns:
         Last state, its neighbours, and the log. Temperatures count 3 n_atoms
-        degrees of freedom, less the 3 of the total momentum where the integrator
-        conserves it.
+        degrees of freedom, less those that `freeze` fixes, less the 3 of the total
+        momentum where the integrator conserves it.
 
     Raises:
         ValueError: an argument is missing, of the wrong shape, or out of range.
-        SimulationError: energy or positions are not finite, or lists overflow
-            again and again.
+        SimulationError: energy or positions are not finite, lists overflow again
+            and again, or a limit is passed; its state is that of the last chunk
+            within the limits.
 
     >>> import jax
     >>> import moe_md as mm
@@ -117,7 +125,7 @@ def run(
     system = System(neighbor_fn, energy_fn, integrator, params, region, max_reallocations)
     # The assignment of an earlier `run_reassigned` ends here.
     start = _checked_state(state, integrator)._replace(weights=None)
-    return drive(system, start, neighbors, n_steps, chunk_steps, reporters)
+    return drive(system, start, neighbors, n_steps, chunk_steps, reporters, limits)
 
 
 def drive(
@@ -127,6 +135,7 @@ def drive(
     n_steps: int,
     chunk_steps: int,
     reporters: Sequence[Callable],
+    limits: Limits,
     before_chunk: Callable | None = None,
 ) -> Result:
     """The loop of a run.
@@ -135,15 +144,16 @@ def drive(
         system: functions, integrator, params and region.
         start: where the run starts.
         neighbors: lists, None to allocate them.
-        n_steps, chunk_steps, reporters: as in `run`.
+        n_steps, chunk_steps, reporters, limits: as in `run`.
         before_chunk: `(state, chunk, n) -> (state, neighbors, n)`, called before
             each chunk of at most `n` steps; may reassign atoms and shorten it.
     """
     frames: list[tuple] = []
     last_valid, is_new, in_domain = start, start.is_new, True
 
-    def report(state: State, chunk: Chunk) -> None:
-        frame = frame_of(system.integrator, state, chunk)
+    timestep_fs = float(system.integrator.timestep_fs)
+
+    def report(state: State, chunk: Chunk, frame: Frame) -> None:
         frames.append(tuple(getattr(frame, name) for name in Log._fields))
         for reporter in reporters:
             reporter(frame)
@@ -157,19 +167,24 @@ def drive(
                 neighbors = allocate(system, start)
             # Forces of the first positions; also of a run that continues, as params may be new.
             last_valid, chunk = advance(system, last_valid, neighbors, True, 0)
-            done = 0
+            frame, done = frame_of(system.integrator, last_valid, chunk), 0
+            reference = reference_of(frame, float(system.integrator.target_temperature_K))
+            _check(limits, reference, frame, timestep_fs, last_valid)
             while True:
                 check_interrupt()
                 if done % chunk_steps == 0 or done == n_steps:
                     in_domain = in_domain and _check_domains(system, last_valid, chunk.neighbors)
                     if done > 0 or is_new:
-                        report(last_valid, chunk)
+                        report(last_valid, chunk, frame)
                 if done == n_steps:
                     return Result(last_valid, chunk.neighbors, log_of(frames))
                 n, neighbors = min(chunk_steps - done % chunk_steps, n_steps - done), chunk.neighbors
                 if before_chunk is not None:
                     last_valid, neighbors, n = before_chunk(last_valid, chunk, n)
-                last_valid, chunk = advance(system, last_valid, neighbors, False, n)
+                end, chunk = advance(system, last_valid, neighbors, False, n)
+                frame = frame_of(system.integrator, end, chunk)
+                _check(limits, reference, frame, timestep_fs, last_valid)
+                last_valid, reference = end, updated(reference, frame)
                 done += n
     except (SimulationError, KeyboardInterrupt) as error:
         if isinstance(error, SimulationError):
@@ -199,7 +214,7 @@ def frame_of(integrator: Integrator, state: State, chunk: Chunk) -> Frame:
     total = float(chunk.energy) + kinetic
     volume = np.nan if state.box is None else volume_of(state.box)
     virial = float(np.trace(np.asarray(chunk.strain_gradient, float)))
-    free = n_free(momentum) if integrator.conserves_momentum else momentum.size
+    free = degrees_of_freedom(len(momentum), integrator.conserves_momentum, integrator.fixed_mask)
     return Frame(
         step=state.step,
         time_ps=state.time_ps,
@@ -220,7 +235,17 @@ def frame_of(integrator: Integrator, state: State, chunk: Chunk) -> Frame:
     )
 
 
-def volume_of(box) -> float:
+def _check(limits: Limits, reference, frame: Frame, timestep_fs: float, last_valid: State) -> None:
+    problem = exceeded(limits, reference, frame, timestep_fs)
+    if problem:
+        raise SimulationError(
+            f"{problem} {advice(frame.step, timestep_fs)} If this is meant, raise the limit. "
+            f"The last valid state, step {last_valid.step}, is in the error's `state`.",
+            last_valid,
+        )
+
+
+def volume_of(box: Float[ArrayLike, "3 3"]) -> float:
     """Å^3."""
     return abs(np.linalg.det(np.asarray(box, float)))
 

@@ -1,11 +1,14 @@
 """Where a run starts: from positions and velocities, or from the state of an earlier run."""
 
+from collections.abc import Sequence
 from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, PRNGKeyArray, Real, UInt32
 
 from moe_md import units
 from moe_md.checks import check_not_negative
@@ -16,21 +19,24 @@ from moe_md.simulate.state import State
 
 def start(
     integrator: Integrator,
-    position,
+    position: Float[ArrayLike, "atoms 3"] | Sequence,
     *,
-    masses,
-    velocity=None,
+    masses: Real[ArrayLike, " atoms"] | Sequence,
+    velocity: Real[ArrayLike, "atoms 3"] | Sequence | None = None,
     temperature_K: float | None = None,
-    key: Array | None = None,
-    box=None,
+    key: PRNGKeyArray | UInt32[np.ndarray, " words"] | None = None,
+    box: Real[ArrayLike, "..."] | Sequence | None = None,
 ) -> State:
     """The state from which a run starts; its total momentum is zero.
 
+    Fixed components (`freeze`) have no velocity. Where atoms are fixed along an
+    axis, the others keep their momentum along it.
+
     Args:
         integrator: from `nve`, `langevin`, `nose_hoover`, `npt` or `respa`.
-        position: `[n_atoms, 3]`, in the coordinates of the energy.
-        masses: `[n_atoms]` amu.
-        velocity: `[n_atoms, 3]` Å / (Å sqrt(amu / eV)), ASE's unit.
+        position: in the coordinates of the energy.
+        masses: amu.
+        velocity: Å / (Å sqrt(amu / eV)), ASE's unit.
         temperature_K: of a Maxwell-Boltzmann draw, instead of `velocity`.
         key: random key, needed to draw velocities and for Langevin dynamics.
         box: Å, a number, edges or columns, where the energy takes one
@@ -68,11 +74,18 @@ def start(
         raise ValueError(
             "box must be given (Å, a number, edges or columns) where the integrator changes it, got None."
         )
-    dynamics = integrator.init(position, without_drift(momentum, column), column[:, 0], key, box)
+    _check_fixed_mask(integrator.fixed_mask, n_atoms)
+    momentum = without_drift(momentum, column, integrator.fixed_mask)
+    dynamics = integrator.init(position, momentum, column[:, 0], key, box)
     return State(dynamics, 0, 0.0, box, is_new=True)
 
 
-def adopt(integrator: Integrator, state: State, *, key: Array | None = None) -> State:
+def adopt(
+    integrator: Integrator,
+    state: State,
+    *,
+    key: PRNGKeyArray | UInt32[np.ndarray, " words"] | None = None,
+) -> State:
     """The state of an earlier run, under this integrator.
 
     Thermostats and random keys of the same kind of integrator go on. A run that
@@ -96,45 +109,80 @@ def adopt(integrator: Integrator, state: State, *, key: Array | None = None) -> 
         raise ValueError(
             "state must have a box where the integrator changes it: start the earlier run with box=."
         )
+    _check_fixed_mask(integrator.fixed_mask, old.position.shape[0])
     random_key = getattr(old, "rng", None) if key is None else key
     new = integrator.init(old.position, old.momentum, old.mass[:, 0], random_key, state.box)
     if type(new) is type(old):
         chains = [name for name in ("chain", "thermostat", "barostat") if hasattr(old, name)]
-        changed = {name: getattr(old, name).set(tau=getattr(new, name).tau) for name in chains}
+        changed = {name: _chain_of(getattr(old, name), getattr(new, name)) for name in chains}
         if hasattr(old, "rng"):
             changed["rng"] = new.rng
+        if integrator.fixed_mask is not None:
+            changed["momentum"] = new.momentum
         return state._replace(dynamics=old.set(**changed))
     if integrator.conserves_momentum:
-        momentum = without_drift(old.momentum, old.mass)
+        momentum = without_drift(old.momentum, old.mass, integrator.fixed_mask)
         new = integrator.init(old.position, momentum, old.mass[:, 0], None, state.box)
     return state._replace(dynamics=new)
 
 
-def thermal_momentum(key: Array, mass: Array, temperature_K: float, dtype) -> Array:
+def thermal_momentum(
+    key: PRNGKeyArray, mass: Float[Array | np.ndarray, "atoms 1"], temperature_K: float, dtype
+) -> Float[Array, "atoms 3"]:
     """Momenta drawn from the Maxwell-Boltzmann distribution; the total is not zero.
 
     Args:
         key: random key.
-        mass: `[n_atoms, 1]` amu.
+        mass: amu.
         temperature_K: not negative.
         dtype: of the result.
 
     Returns:
-        `[n_atoms, 3]` amu Å / (Å sqrt(amu / eV)).
+        amu Å / (Å sqrt(amu / eV)).
     """
     spread = jnp.sqrt(mass * (units.kB * temperature_K))
     return spread * jax.random.normal(key, (mass.shape[0], 3), dtype)
 
 
-def without_drift(momentum: Array, mass: Array) -> Array:
-    """Momenta whose sum is zero; those of a single atom stay."""
+def without_drift(
+    momentum: Float[Array | np.ndarray, "atoms 3"],
+    mass: Float[Array | np.ndarray, "atoms 1"],
+    fixed_mask: Bool[Array | np.ndarray, "atoms 3"] | None = None,
+) -> Float[Array | np.ndarray, "atoms 3"]:
+    """Momenta whose sum is zero; those of a single atom stay.
+
+    Args:
+        momentum: of each atom.
+        mass: amu.
+        fixed_mask: components that become zero; along axes that have any, the sum stays.
+    """
+    if fixed_mask is not None:
+        momentum = jnp.where(fixed_mask, 0.0, momentum)
     if momentum.shape[0] == 1:
         return momentum
-    return momentum - mass * (jnp.sum(momentum, axis=0, keepdims=True) / jnp.sum(mass))
+    drift = jnp.sum(momentum, axis=0, keepdims=True) / jnp.sum(mass)
+    if fixed_mask is not None:
+        drift = jnp.where(jnp.any(fixed_mask, axis=0, keepdims=True), 0.0, drift)
+    return momentum - mass * drift
 
 
-def checked_position(position) -> Array:
-    """`[n_atoms, 3]` finite floating-point numbers, or `ValueError`."""
+def _chain_of(old, new):
+    """The thermostat of an earlier run, with the period and the degrees of freedom of the next."""
+    chain = old.set(tau=new.tau)
+    if old.degrees_of_freedom == new.degrees_of_freedom:
+        return chain
+    return chain.set(degrees_of_freedom=new.degrees_of_freedom, kinetic_energy=new.kinetic_energy)
+
+
+def _check_fixed_mask(fixed_mask: Array | None, n_atoms: int) -> None:
+    if fixed_mask is not None and fixed_mask.shape[0] != n_atoms:
+        raise ValueError(
+            f"fixed_mask must have a row for each of {n_atoms} atoms, got {fixed_mask.shape[0]}."
+        )
+
+
+def checked_position(position: Float[ArrayLike, "atoms 3"] | Sequence) -> Float[Array, "atoms 3"]:
+    """Finite floating-point numbers, or `ValueError`."""
     shape = _numbers("position", position).shape
     if len(shape) != 2 or shape[1] != 3 or shape[0] == 0:
         raise ValueError(f"position must have shape [n_atoms, 3], got {shape}.")
@@ -146,8 +194,8 @@ def checked_position(position) -> Array:
     return position
 
 
-def checked_box(box, dtype) -> Array:
-    """`[3, 3]` columns, or `ValueError`."""
+def checked_box(box: Real[ArrayLike, "..."] | Sequence, dtype) -> Float[Array, "3 3"]:
+    """Columns, or `ValueError`."""
     matrix = np.asarray(box_matrix(np.asarray(box, float)))
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-6:
         raise ValueError(f"box must be a number, three edges or three independent columns (Å), got {box!r}.")

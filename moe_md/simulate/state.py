@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int
 
 
 class State(NamedTuple):
@@ -12,21 +13,21 @@ class State(NamedTuple):
     dynamics: Any  # the integrator's state: position, momentum, force, mass
     step: int
     time_ps: float
-    box: Array | None = None  # [3, 3] Å, columns; None where it was not given
+    box: Float[Array, "3 3"] | None = None  # Å, columns; None where it was not given
     n_reallocations: int = 0  # of neighbour lists, so far
     work: float = 0.0  # eV, switching work accumulated so far by reassigning atoms
-    # [n_atoms, n_experts], current assignment of a region of `regions.reassigned`; None for other regions
-    weights: Array | None = None
+    # Current assignment of a region of `regions.reassigned`; None for other regions.
+    weights: Float[Array, "atoms experts"] | None = None
     is_new: bool = False  # from `start`: no forces yet, and the first frame is still to be reported
 
     @property
-    def position(self) -> Array:
-        """`[n_atoms, 3]`."""
+    def position(self) -> Float[Array, "... atoms 3"]:
+        """In the coordinates of the energy."""
         return self.dynamics.position
 
     @property
-    def velocity(self) -> Array:
-        """`[n_atoms, 3]`, ASE's unit."""
+    def velocity(self) -> Float[Array, "... atoms 3"]:
+        """ASE's unit."""
         return self.dynamics.velocity
 
 
@@ -45,27 +46,27 @@ class Frame(NamedTuple):
     volume: float  # Å^3; NaN where the box was not given
     work: float  # eV, switching work accumulated so far
     n_reallocations: int  # of neighbour lists, so far
-    position: np.ndarray  # [n_atoms, 3], fractions of the box where the energy takes those
-    velocity: np.ndarray  # [n_atoms, 3] Å / (Å sqrt(amu / eV)), as ASE
-    force: np.ndarray  # [n_atoms, 3] eV/Å
-    box: np.ndarray | None  # [3, 3] Å, columns; None where it was not given
+    position: Float[np.ndarray, "atoms 3"]  # fractions of the box where the energy takes those
+    velocity: Float[np.ndarray, "atoms 3"]  # Å / (Å sqrt(amu / eV)), as ASE
+    force: Float[np.ndarray, "atoms 3"]  # eV/Å
+    box: Float[np.ndarray, "3 3"] | None  # Å, columns; None where it was not given
 
 
 class Log(NamedTuple):
     """The scalars of every frame, one array each."""
 
-    step: np.ndarray  # [n_frames] int
-    time_ps: np.ndarray  # [n_frames]
-    potential: np.ndarray  # [n_frames] eV
-    kinetic: np.ndarray  # [n_frames] eV
-    total: np.ndarray  # [n_frames] eV
-    temperature_K: np.ndarray  # [n_frames]
-    momentum: np.ndarray  # [n_frames] amu Å / (Å sqrt(amu / eV))
-    conserved: np.ndarray  # [n_frames] eV
-    pressure_GPa: np.ndarray  # [n_frames]
-    volume: np.ndarray  # [n_frames] Å^3
-    work: np.ndarray  # [n_frames] eV
-    n_reallocations: np.ndarray  # [n_frames] int
+    step: Int[np.ndarray, " frames"]
+    time_ps: Float[np.ndarray, " frames"]
+    potential: Float[np.ndarray, " frames"]  # eV
+    kinetic: Float[np.ndarray, " frames"]  # eV
+    total: Float[np.ndarray, " frames"]  # eV
+    temperature_K: Float[np.ndarray, " frames"]
+    momentum: Float[np.ndarray, " frames"]  # amu Å / (Å sqrt(amu / eV))
+    conserved: Float[np.ndarray, " frames"]  # eV
+    pressure_GPa: Float[np.ndarray, " frames"]
+    volume: Float[np.ndarray, " frames"]  # Å^3
+    work: Float[np.ndarray, " frames"]  # eV
+    n_reallocations: Int[np.ndarray, " frames"]
 
 
 class Result(NamedTuple):

@@ -1,26 +1,37 @@
 """One step of molecular dynamics: the same for runs, rollouts, several devices and timings."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Real
 
 from moe_md.simulate.integrators.base import Evaluation, Integrator
 
+Tree = TypeVar("Tree")  # a pytree of arrays
+
 
 def md_step(
-    integrator: Integrator, state, box, evaluate: Callable, *, only_evaluate=False
-) -> tuple[Any, Any, Evaluation, Any]:
+    integrator: Integrator,
+    state,
+    box: Real[Array | np.ndarray, "3 3"] | None,
+    evaluate: Callable,
+    *,
+    only_evaluate: Bool[ArrayLike, ""] = False,
+) -> tuple[Any, Real[Array | np.ndarray, "3 3"] | None, Evaluation, Any]:
     """One step, with one evaluation of the forces at the new positions.
 
     Args:
         integrator: from `simulate.nve` or another of its builders.
         state: the integrator's state, forces known.
-        box: `[3, 3]` Å, columns, or None.
+        box: Å, columns, or None.
         evaluate: `(position, box) -> (Evaluation, anything)`; updates neighbour
             lists at these positions first.
-        only_evaluate: bool, may be traced: where True, positions and momenta
+        only_evaluate: may be traced: where True, positions and momenta
             stay and only the forces are set.
 
     Returns:
@@ -38,7 +49,7 @@ def md_step(
     return new, box, evaluation, more
 
 
-def like(old, new):
+def like(old: Tree, new: Tree) -> Tree:
     """The new pytree in the dtypes of the old one; a float64 box must not change a float32 state."""
     return jax.tree.map(
         lambda a, b: b if b.dtype == a.dtype else b.astype(a.dtype),

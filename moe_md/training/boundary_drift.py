@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from ase.data import atomic_masses, atomic_numbers
 from jax import Array
+from jaxtyping import Float, Int
 
 from moe_md import lazy_jax_md as jax_md
 from moe_md import regions, units
@@ -46,7 +47,7 @@ def boundary_drift(
     weight: float = 1.0,
     every: int = 1,
     skin: float = 0.5,
-) -> Callable[[tuple[Params, ...], Array], Array]:
+) -> Callable[[tuple[Params, ...], Int[Array, ""] | int], Float[Array, ""]]:
     """A loss function for `cotrain(..., extra_loss=)`.
 
     Args:
@@ -87,7 +88,7 @@ def boundary_drift(
         n_steps * timestep_fs * units.fs,
     )
 
-    def boundary_drift_loss(params, step) -> Array:
+    def boundary_drift_loss(params: tuple[Params, ...], step: Int[Array, ""] | int) -> Float[Array, ""]:
         if every == 1:
             return weight * constant_force_fn(params)
         return jax.lax.cond(
@@ -104,7 +105,7 @@ def boundary_drift(
 class _DividedCrystal:
     """An ideal crystal whose halves belong to two experts, and the functions that move it."""
 
-    site: Array  # [n_atoms, 3] Å, lattice sites
+    site: Float[Array, "atoms 3"]  # Å, lattice sites
     mass: float  # amu
     neighbors: Any  # list of the ideal crystal, from `neighbor_fn.allocate`
     energy_fn: Callable

@@ -21,23 +21,32 @@ from pathlib import Path
 import jax
 import numpy as np
 from ase.data import chemical_symbols
+from jaxtyping import Float
 from tqdm import tqdm
 
 from moe_md import checkpoint
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Batch, Prepared, prepare
-from moe_md.data.dataset import Dataset, dataset_from_frames, digest, require_labels, summary
+from moe_md.data.dataset import Dataset, dataset_from_frames, digest, summary
 from moe_md.experts.base import Expert, Params, check_two_experts
 from moe_md.settings import TrainSettings
 from moe_md.simulate import interrupts
 from moe_md.training import progress as progress_file
+from moe_md.training import training_data
 from moe_md.training.evaluation import describe, loss_of, scores_of, totals_of
 from moe_md.training.inputs import training_inputs
 from moe_md.training.losses import Terms, joint_terms
 from moe_md.training.parameters import digest_params, initial_params, params_with_new_references
 from moe_md.training.progress import Best, Progress, is_finite
 from moe_md.training.sharding import Placement, on_devices
-from moe_md.training.step import hyperparameters, initial_state, learning_rates, step_config, training_step
+from moe_md.training.step import (
+    ExtraLoss,
+    hyperparameters,
+    initial_state,
+    learning_rates,
+    step_config,
+    training_step,
+)
 
 DEFAULTS = TrainSettings()
 
@@ -49,7 +58,7 @@ def cotrain(
     *,
     validation: Dataset | None = None,
     start: Checkpoint | None = None,
-    extra_loss: Callable[[tuple[Params, ...], jax.Array], jax.Array] | None = None,
+    extra_loss: ExtraLoss | None = None,
     watch: Callable[[int, tuple[Params, ...]], None] | None = None,
     folder=None,
     progress: bool = True,
@@ -97,20 +106,23 @@ def cotrain(
 
     Raises:
         ValueError: experts do not fit each other, the data or `start`; no frame has a
-            label that the loss needs; `settings.patience` is set without
-            `validation`; `devices` are empty or no jax devices; or `folder` holds
-            another training, or a damaged file.
+            label that the loss needs, or all are zero; an expert has no training atom;
+            `settings.metal` is not in the data; `settings.patience` is set without
+            labelled `validation`; `devices` are empty or no jax devices; or `folder`
+            holds another training, or a damaged file.
         OSError: a file cannot be written; the file saved before is unchanged.
         FloatingPointError: the loss or the parameters are not finite.
     """
     experts = tuple(experts)
     _check_experts(experts)
     dataset = dataset_from_frames(dataset.frames, experts[0].species)
-    require_labels(dataset, energy=settings.weights.energy > 0, forces=settings.weights.forces > 0)
     _check_arguments(experts, settings, validation, start, extra_loss, watch)
+    training_data.check_labels(dataset, validation, settings, alone=extra_loss is None)
+    training_data.check_metal(dataset, settings)
     placement = on_devices(devices)
     cutoff = max(e.cutoff for e in experts)
     train = prepare(dataset, cutoff)
+    training_data.check_domains(experts, train)
     config = step_config(experts, settings, extra_loss, placement.mesh)
     training = _Training(
         experts=experts,
@@ -134,6 +146,7 @@ def cotrain(
     if training.folder is not None:
         current = progress_file.read(training.folder, current, training.fingerprint)
     current = current._replace(state=placement.state(current.state))
+    training_data.warn(dataset, validation)
     inputs = (
         (placement.batch(labelled), placement.batch(unlabelled))
         for labelled, unlabelled in training_inputs(experts, train, settings, current.step)
@@ -149,7 +162,7 @@ class _Training:
     settings: TrainSettings
     step_fn: Callable  # compiled `training_step` without its first argument
     terms_fn: Callable  # (params, Batch) -> Terms
-    learning_rates: np.ndarray  # [steps]
+    learning_rates: Float[np.ndarray, " steps"]
     validation: Prepared | None
     watch: Callable[[int, tuple[Params, ...]], None] | None
     folder: Path | None

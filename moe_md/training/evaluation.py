@@ -5,6 +5,7 @@ from functools import partial, reduce
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from moe_md import units
 from moe_md.data.batching import Prepared, batches, pack_batch, packs, prepare
@@ -27,6 +28,9 @@ QUANTITIES = {
     "mixed": _ERROR_UNITS,
     "mismatch": _MISMATCH_UNITS,
 }
+
+# Sums of squares, then their counts, of each part of a report.
+Totals = dict[str, Float[np.ndarray, "2 _"]]
 
 
 def evaluate(
@@ -70,7 +74,7 @@ def evaluate_by_kind(
     dataset = dataset_from_frames(dataset.frames, experts[0].species)
     prepared = prepare(dataset, max(e.cutoff for e in experts))
     kinds = [f.kind for f in dataset.frames]
-    totals: dict[str, dict[str, np.ndarray]] = {}
+    totals: dict[str, Totals] = {}
     for shape, pack in packs(prepared, max_atoms=max_atoms, separate_by=kinds):  # all kinds share shapes
         sums = _sums(jax.device_get(terms_fn(tuple(params), pack_batch(prepared, shape, pack))))
         kind = kinds[pack[0]]
@@ -82,9 +86,7 @@ def evaluate_by_kind(
     return {**report, "all": {"frames": len(dataset.frames), **scores_of(overall)}}
 
 
-def totals_of(
-    terms_fn: Callable, params: Sequence[Params], prepared: Prepared, max_atoms: int
-) -> dict[str, np.ndarray]:
+def totals_of(terms_fn: Callable, params: Sequence[Params], prepared: Prepared, max_atoms: int) -> Totals:
     """Sums of squares and counts over all batches.
 
     Args:
@@ -94,7 +96,7 @@ def totals_of(
         max_atoms: atoms per batch.
 
     Returns:
-        For each part of a report, `[2, len(QUANTITIES[part])]`: sums, then counts.
+        For each part of a report, sums and counts of the quantities in `QUANTITIES[part]`.
     """
     sums = (
         _sums(jax.device_get(terms_fn(tuple(params), batch)))
@@ -103,7 +105,7 @@ def totals_of(
     return reduce(_added, sums)
 
 
-def _sums(terms: Terms) -> dict[str, np.ndarray]:
+def _sums(terms: Terms) -> Totals:
     """Sums of squares and counts of one batch, from its means."""
     m = terms.mismatch
     rows, stresses, forces = m.count
@@ -122,12 +124,12 @@ def _sums_and_counts(means, counts) -> np.ndarray:
     return np.stack([np.asarray(means, float) * counts, counts])
 
 
-def _added(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _added(first: Totals, second: Totals) -> Totals:
     """Totals of two sets of batches together."""
     return {part: first[part] + second[part] for part in first}
 
 
-def loss_of(totals: dict[str, np.ndarray], weights: LossWeights) -> float:
+def loss_of(totals: Totals, weights: LossWeights) -> float:
     """The joint loss over all frames, with full weights of agreement and without random assignments."""
     means = {part: (sums / np.maximum(counts, 1.0)).tolist() for part, (sums, counts) in totals.items()}
     errors = {part: Errors._make([*means[part], 0]) for part in ("expensive", "cheap", "mixed")}
@@ -135,7 +137,7 @@ def loss_of(totals: dict[str, np.ndarray], weights: LossWeights) -> float:
     return float(joint_loss(weights, Terms(**errors, mismatch=mismatch)))
 
 
-def scores_of(totals: dict[str, np.ndarray]) -> dict:
+def scores_of(totals: Totals) -> dict:
     """Root mean squares, in the units of `QUANTITIES`."""
     return {
         part: {

@@ -43,6 +43,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int, Real
 
 from moe_md import derivatives
 from moe_md.data.batching import Batch
@@ -68,11 +69,11 @@ jax.tree_util.register_pytree_node(
 class Prediction(NamedTuple):
     """Energies and derivatives of a batch, from one expert or a mixture."""
 
-    atom_energies: Array  # [n_rows] eV, zero on padded rows
-    partial_forces: Array  # [n_rows, K, 3] eV/Å
-    energy: Array  # [n_frames] eV
-    forces: Array  # [n_rows, 3] eV/Å
-    stress: Array  # [n_frames, 3, 3] eV/Å^3; meaningful in fully periodic frames only
+    atom_energies: Float[Array, " n"]  # eV of each row, zero on padded rows
+    partial_forces: Float[Array, "n K 3"]  # eV/Å
+    energy: Float[Array, " frames"]  # eV
+    forces: Float[Array, "n 3"]  # eV/Å
+    stress: Float[Array, "frames 3 3"]  # eV/Å^3; meaningful in fully periodic frames only
 
 
 def predict(expert: Expert, params: Params, batch: Batch, mesh: Mesh | None = None) -> Prediction:
@@ -98,12 +99,14 @@ def _partial_forces_with_fusion_barrier(
     return energies, jnp.dot(g, jnp.eye(3, dtype=g.dtype), precision=jax.lax.Precision.HIGHEST)
 
 
-def assemble(atom_energies: Array, g: Array, batch: Batch, mesh: Mesh | None = None) -> Prediction:
+def assemble(
+    atom_energies: Float[Array, " n"], g: Float[Array, "n K 3"], batch: Batch, mesh: Mesh | None = None
+) -> Prediction:
     """Energies of frames, forces and stress from the energies and partial forces of rows.
 
     Args:
-        atom_energies: `[n_rows]` eV, zero on padded rows.
-        g: `[n_rows, K, 3]` eV/Å, partial forces dE_i / d displacement_ik.
+        atom_energies: eV of each row, zero on padded rows.
+        g: eV/Å, partial forces dE_i / d displacement_ik.
         batch: the batch.
         mesh: devices that share the rows; None for one device.
     """
@@ -125,34 +128,40 @@ def _sums_over_rows(n_rows: int, n_frames: int, _, content) -> tuple[Array, Arra
 
 
 def mix(
-    first: Prediction, second: Prediction, first_owns: Array, batch: Batch, mesh: Mesh | None = None
+    first: Prediction,
+    second: Prediction,
+    first_owns: Bool[Array | np.ndarray, " n"],
+    batch: Batch,
+    mesh: Mesh | None = None,
 ) -> Prediction:
-    """Prediction of a mixture in which `first` owns the rows where `first_owns`, `[n_rows]` bool, is True."""
+    """Prediction of a mixture in which `first` owns the rows where `first_owns` is True."""
     energies = jnp.where(first_owns, first.atom_energies, second.atom_energies)
     g = jnp.where(first_owns[:, None, None], first.partial_forces, second.partial_forces)
     return assemble(energies, g, batch, mesh)
 
 
-def rows_in_domain(expert: Expert, batch: Batch) -> Array:
-    """Rows whose centre and neighbours within the cutoff are of allowed species: `[n_rows]` bool."""
+def rows_in_domain(expert: Expert, batch: Batch) -> Bool[Array, " n"]:
+    """Rows whose centre and neighbours within the cutoff are of allowed species."""
     return batch.row_mask & jnp.asarray(in_domain(expert, batch.rows))
 
 
-def frames_in_domain(row_in_domain: Array, batch: Batch) -> Array:
-    """Frames whose rows are all in the domain: `[n_frames]` bool."""
+def frames_in_domain(row_in_domain: Bool[Array | np.ndarray, " n"], batch: Batch) -> Bool[Array, " frames"]:
+    """Frames whose rows are all in the domain."""
     out_of_domain = (batch.row_mask & ~row_in_domain).astype(jnp.int32)
     out_of_domain = jax.ops.segment_sum(out_of_domain, batch.frame, batch.n_atoms.shape[0])
     return (out_of_domain == 0) & (batch.n_atoms > 0)
 
 
-def mean_where(mask: Array, value: Array) -> Array:
+def mean_where(
+    mask: Bool[Array | np.ndarray, "..."], value: Float[Array | np.ndarray, "..."]
+) -> Float[Array, ""]:
     """Mean of `value` over True entries of `mask`, zero if there are none."""
     mask = jnp.broadcast_to(mask, value.shape)
     return jnp.sum(jnp.where(mask, value, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
-def frame_and_row_weights(batch: Batch) -> tuple[Array, Array]:
-    """Weight of each frame, `[n_frames]`, and of each row's frame, `[n_rows]`; zero on padded rows."""
+def frame_and_row_weights(batch: Batch) -> tuple[Float[Array, " frames"], Float[Array, " n"]]:
+    """Weight of each frame, and of each row's frame; zero on padded rows."""
     weight = jnp.asarray(batch.weight)
     return weight, jnp.append(weight, 0.0)[batch.frame]
 
@@ -163,19 +172,19 @@ class Errors(NamedTuple):
     Each squared error is multiplied by the weight of its frame.
     """
 
-    energy: Array  # (eV/atom)^2
-    forces: Array  # (eV/Å)^2 per component
-    stress: Array  # (eV/Å^3)^2 per component
-    count: Array  # [3] number of labelled energies, force components, stress components
+    energy: Float[Array, ""]  # (eV/atom)^2
+    forces: Float[Array, ""]  # (eV/Å)^2 per component
+    stress: Float[Array, ""]  # (eV/Å^3)^2 per component
+    count: Int[Array, "3"]  # number of labelled energies, force components, stress components
 
 
-def errors(prediction: Prediction, batch: Batch, frames: Array | np.ndarray) -> Errors:
+def errors(prediction: Prediction, batch: Batch, frames: Bool[Array | np.ndarray, " frames"]) -> Errors:
     """Mean squared errors against the labels of chosen frames.
 
     Args:
         prediction: prediction for the batch.
         batch: labels and their masks; missing labels enter no mean.
-        frames: `[n_frames]` bool, True for the frames to count.
+        frames: True for the frames to count.
     """
     row_chosen = jnp.append(frames, False)[batch.frame]
     energy_mask = batch.energy_mask & frames
@@ -197,33 +206,33 @@ class Mismatch(NamedTuple):
     Each squared difference is multiplied by the weight of its frame.
     """
 
-    energy: Array  # eV^2 per row
-    partial_forces: Array  # (eV/Å)^2 per row, summed over its neighbours
-    stress: Array  # (eV/Å^3)^2 per component
-    forces: Array  # (eV/Å)^2 per component of the total forces
+    energy: Float[Array, ""]  # eV^2 per row
+    partial_forces: Float[Array, ""]  # (eV/Å)^2 per row, summed over its neighbours
+    stress: Float[Array, ""]  # (eV/Å^3)^2 per component
+    forces: Float[Array, ""]  # (eV/Å)^2 per component of the total forces
     # (eV/Å)^2 per component, forces of a random assignment of rows less those of the first; zero without one
-    random_assignment: Array
-    count: Array  # [3] number of rows, stress components, force components
+    random_assignment: Float[Array, ""]
+    count: Int[Array, "3"]  # number of rows, stress components, force components
 
 
 def mismatch(
     first: Prediction,
     second: Prediction,
-    shared_rows: Array,
-    shared_frames: Array,
+    shared_rows: Bool[Array | np.ndarray, " n"],
+    shared_frames: Bool[Array | np.ndarray, " frames"],
     batch: Batch,
-    random_assignment: Array | None = None,
+    random_assignment: Bool[Array | np.ndarray, " n"] | None = None,
     mesh: Mesh | None = None,
 ) -> Mismatch:
     """Differences of two predictions in the common domain of their experts.
 
     Args:
         first, second: predictions for the batch.
-        shared_rows: `[n_rows]` bool, rows in both domains.
-        shared_frames: `[n_frames]` bool, frames whose rows are all in both domains.
+        shared_rows: rows in both domains.
+        shared_frames: frames whose rows are all in both domains.
         batch: the batch. Stress is compared in fully periodic frames only.
-        random_assignment: `[n_rows]` bool, rows that the first expert owns in a
-            random mixture; None computes no such mixture.
+        random_assignment: rows that the first expert owns in a random
+            mixture; None computes no such mixture.
         mesh: devices that share the rows; None for one device.
     """
     periodic = (shared_frames & (batch.volume > 1.0))[:, None, None]
@@ -231,7 +240,7 @@ def mismatch(
     g2 = jnp.sum((first.partial_forces - second.partial_forces) ** 2, axis=(1, 2))
     in_frames = jnp.append(shared_frames, False)[batch.frame][:, None]
 
-    def force_mismatch(forces: Array) -> Array:
+    def force_mismatch(forces: Float[Array, "n 3"]) -> Float[Array, ""]:
         return mean_where(in_frames, row_weight[:, None] * (forces - first.forces) ** 2)
 
     return Mismatch(
@@ -259,8 +268,8 @@ def joint_terms(
     experts: Sequence[Expert],
     params: Sequence[Params],
     batch: Batch,
-    gradient_scale: ArrayLike = 1.0,
-    random_assignment: Array | None = None,
+    gradient_scale: Real[ArrayLike, ""] = 1.0,
+    random_assignment: Bool[Array | np.ndarray, " n"] | None = None,
     mesh: Mesh | None = None,
 ) -> Terms:
     """Errors of both experts and of their mixture, and their mismatch.
@@ -295,7 +304,9 @@ def _scale_gradient(prediction: Prediction, scale: ArrayLike) -> Prediction:
     return jax.tree.map(lambda x, stopped: stopped + scale * (x - stopped), prediction, constant)
 
 
-def joint_loss(weights: LossWeights, terms: Terms, agreement: ArrayLike = 1.0) -> Array:
+def joint_loss(
+    weights: LossWeights, terms: Terms, agreement: Real[ArrayLike, ""] = 1.0
+) -> Float[Array, ""] | float:
     """Weighted sum of all terms.
 
     Args:

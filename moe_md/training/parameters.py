@@ -10,8 +10,10 @@ import numpy as np
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Batch, Prepared, batches
 from moe_md.data.dataset import Dataset, force_rms, reference_energies
+from moe_md.data.labels import count_labels
 from moe_md.experts.base import Expert, Params
 from moe_md.settings import TrainSettings
+from moe_md.training.inputs import frame_weights
 from moe_md.training.losses import predict
 
 
@@ -20,13 +22,19 @@ def initial_params(
 ) -> tuple[Params, ...]:
     """Random parameters in float32, with the reference energies and the force scale of a dataset.
 
+    Frames of very large forces count for the scale as they count in the loss
+    (`frame_weights`). Without energies the references are zero, without forces the
+    scale is 1 eV/Å.
+
     Args:
         experts: those to train.
         dataset: labelled frames, over the experts' species.
-        settings: for the seed.
+        settings: for the seed and `force_downweight_above`.
     """
-    references = reference_energies(dataset)
-    scale = force_rms(dataset)
+    counts = count_labels(dataset)
+    references = reference_energies(dataset) if counts["energy"] else dict.fromkeys(dataset.species, 0.0)
+    weights = frame_weights(dataset.frames, settings.force_downweight_above)
+    scale = force_rms(dataset, weights) if counts["forces"] else 1.0
     params = []
     for n, expert in enumerate(experts):
         p = expert.init(jax.random.fold_in(jax.random.key(settings.seed), n))
@@ -54,7 +62,9 @@ def params_with_new_references(start: Checkpoint, train: Prepared, max_atoms: in
     for batch in batches(train, max_atoms=max_atoms):
         composition.append(_composition(batch, len(expert.species))[batch.energy_mask])
         missing.append((batch.energy - np.asarray(energy_fn(batch)))[batch.energy_mask])
-    shift = np.linalg.lstsq(np.concatenate(composition), np.concatenate(missing), rcond=None)[0]
+    shift = np.zeros(len(expert.species))
+    if sum(map(len, missing)):
+        shift = np.linalg.lstsq(np.concatenate(composition), np.concatenate(missing), rcond=None)[0]
     return _single_precision(
         [{**p, "shift": p["shift"] + shift} if "shift" in p else p for p in start.params]
     )

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jaxtyping import Float, Int
 
 MAX_AXIS = 1024  # longer axes are not rotated
 
@@ -22,11 +23,11 @@ MAX_AXIS = 1024  # longer axes are not rotated
 class SoapState(NamedTuple):
     """State of the optimiser; tuples have one entry per leaf of the parameters."""
 
-    count: Array  # int, number of updates
+    count: Int[Array, ""]  # number of updates
     mean: optax.Updates  # running mean of the gradients, a tree as the parameters
-    square: tuple[Array, ...]  # running mean of the squared gradients, in the eigenbasis
-    covariance: tuple[tuple[Array, ...], ...]  # per leaf and rotated axis, [d, d]
-    basis: tuple[tuple[Array, ...], ...]  # eigenvectors of `covariance`, as columns
+    square: tuple[Float[Array, "..."], ...]  # running mean of the squared gradients, in the eigenbasis
+    covariance: tuple[tuple[Float[Array, "d d"], ...], ...]  # per leaf and rotated axis
+    basis: tuple[tuple[Float[Array, "d d"], ...], ...]  # eigenvectors of `covariance`, as columns
 
 
 def scale_by_soap(

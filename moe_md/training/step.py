@@ -20,6 +20,7 @@ import numpy as np
 import optax
 from jax import Array
 from jax.sharding import Mesh
+from jaxtyping import Float, Int
 
 from moe_md.data.batching import Batch
 from moe_md.experts.base import Expert, Params
@@ -27,11 +28,13 @@ from moe_md.settings import LossWeights, TrainSettings
 from moe_md.training.losses import Terms, joint_loss, joint_terms
 from moe_md.training.soap import scale_by_soap
 
+ExtraLoss = Callable[[tuple[Params, ...], Int[Array, ""]], Float[Array, ""]]  # of parameters and step
+
 
 class TrainState(NamedTuple):
     """What one training step passes to the next."""
 
-    step: Array  # int, number of steps done
+    step: Int[Array, ""]  # number of steps done
     params: tuple[Params, ...]
     average: tuple[Params, ...]  # exponential moving average of `params`
     optimizer: Any  # state of the optax transformation
@@ -54,14 +57,14 @@ class StepConfig:
     experts: tuple[Expert, ...]  # the expensive one, then the cheap one
     optimizer: optax.GradientTransformation
     assignment_seed: int | None  # seed of the random assignments of rows; None draws none
-    extra_loss: Callable[[tuple[Params, ...], Array], Array] | None  # (params, step) -> number
+    extra_loss: ExtraLoss | None
     mesh: Mesh | None  # devices that share the rows; None for one device
 
 
 def step_config(
     experts: tuple[Expert, ...],
     settings: TrainSettings,
-    extra_loss: Callable[[tuple[Params, ...], Array], Array] | None = None,
+    extra_loss: ExtraLoss | None = None,
     mesh: Mesh | None = None,
 ) -> StepConfig:
     """The configuration of `cotrain`: gradients clipped by their norm, then SOAP."""
@@ -75,8 +78,8 @@ def initial_state(config: StepConfig, params: tuple[Params, ...]) -> TrainState:
     return TrainState(jnp.asarray(0), params, params, config.optimizer.init(params))
 
 
-def learning_rates(settings: TrainSettings) -> np.ndarray:
-    """Learning rate of every step, `[steps]`: linear warm-up, then a cosine."""
+def learning_rates(settings: TrainSettings) -> Float[np.ndarray, " steps"]:
+    """Learning rate of every step: linear warm-up, then a cosine."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0,
         settings.learning_rate,
@@ -87,7 +90,9 @@ def learning_rates(settings: TrainSettings) -> np.ndarray:
     return np.asarray(schedule(jnp.arange(settings.steps)), np.float32)
 
 
-def hyperparameters(settings: TrainSettings, rates: np.ndarray, step: int) -> StepHyperparameters:
+def hyperparameters(
+    settings: TrainSettings, rates: Float[np.ndarray, " steps"], step: int
+) -> StepHyperparameters:
     """Hyperparameters of a step, counted from 0; `rates` are from `learning_rates`.
 
     The factor of agreement grows as ((step + 1) / steps)^agreement_ramp: with full
@@ -138,7 +143,7 @@ def _loss(
     labelled: Batch,
     unlabelled: Batch | None,
     params: tuple[Params, ...],
-) -> tuple[Array, Terms]:
+) -> tuple[Array | float, Terms]:
     """The loss of both batches and the extra loss; terms of the labelled batch."""
     weights, agreement = hyperparameters.weights, hyperparameters.agreement
     terms_fn = partial(_terms, config, hyperparameters.gradient_scale, step)

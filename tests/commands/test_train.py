@@ -89,7 +89,7 @@ def test_missing_labels(folder, capsys, tmp_path):
 NAMES = {
     "energy_key": "REF_energy",
     "forces_key": "dft_forces",
-    "stress_key": "REF_virial",
+    "virial_key": "REF_virial",
     "group_key": "walk",
     "kind_key": "config_type",
 }

@@ -19,6 +19,7 @@ from moe_md.regions import (
     switch,
     union,
 )
+from moe_md.regions.serialize import region_from_dict
 
 displacement_fn, _ = space.free()
 POSITION = np.array([[0.0, 1.0, 5.0], [1.0, 0.0, 2.0], [2.0, 3.0, 2.0], [9.0, 0.0, -1.0]])
@@ -34,6 +35,15 @@ def test_fixed_gates_are_one_for_the_owner():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_gates_have_the_dtype_of_positions(dtype):
     assert fixed([0, 1, 1, 0]).gate(jnp.asarray(POSITION, dtype), displacement_fn).dtype == dtype
+
+
+def test_constant_gates_from_a_file_are_jax_arrays():
+    region = region_from_dict(sphere(POSITION, POSITION[0], 0.1, blend=9.0).to_dict())
+    found = (
+        region.gate(jnp.asarray(POSITION), displacement_fn),
+        region.support(POSITION, displacement_fn, 0.5),
+    )
+    assert all(isinstance(values, jax.Array) for values in found)  # a mixture uses `.at`
 
 
 def test_a_region_is_a_pytree():

@@ -1,6 +1,7 @@
 """The joint loss, against finite differences and closed forms."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.flatten_util
@@ -55,17 +56,24 @@ def batch_of(*frames, **shape):
     return jax.tree.map(jnp.asarray, collate(frames, SPECIES, CUTOFF, dtype=np.float64, **shape))
 
 
+def predict(expert, params, batch):
+    return jax.jit(partial(losses.predict, expert))(params, batch)
+
+
+def joint_terms(experts, *arguments):
+    return jax.jit(partial(losses.joint_terms, experts))(*arguments)
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_forces_and_stress_are_derivatives_of_the_energy(pair, index):
     (expert, params), frame, h = (pair[0][index], pair[1][index]), fcc_supercell("Pt", 3.9, 1), 1e-5
     frame = frame._replace(positions=frame.positions + np.random.default_rng(1).normal(size=(4, 3)) * 0.1)
+    prediction = jax.jit(partial(losses.predict, expert))
 
     def energy(positions, cell):
-        return float(
-            losses.predict(expert, params, batch_of(frame._replace(positions=positions, cell=cell))).energy[0]
-        )
+        return float(prediction(params, batch_of(frame._replace(positions=positions, cell=cell))).energy[0])
 
-    predicted = losses.predict(expert, params, batch_of(frame))
+    predicted = prediction(params, batch_of(frame))
     for atom, axis in ((0, 0), (2, 1), (3, 2)):
         step = np.zeros((4, 3))
         step[atom, axis] = h
@@ -87,9 +95,9 @@ def test_forces_and_stress_are_derivatives_of_the_energy(pair, index):
 
 def test_padding_changes_no_term(pair):
     frames = [strained_cell(0), co_on_platinum(energy=-3.0, forces=np.ones((6, 3)))]
-    plain = losses.joint_terms(*pair, batch_of(*frames))
+    plain = joint_terms(*pair, batch_of(*frames))
     rows = sum(len(f.symbols) for f in frames)
-    padded = losses.joint_terms(*pair, batch_of(*frames, n_rows=rows + 5, max_neighbors=90, n_frames=7))
+    padded = joint_terms(*pair, batch_of(*frames, n_rows=rows + 5, max_neighbors=90, n_frames=7))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), plain, padded)
 
 
@@ -106,7 +114,7 @@ def test_rows_in_domain_have_no_other_species_within_the_cutoff(pair):
 
 def test_one_expert_twice_has_no_mismatch(pair):
     expensive, params = pair[0][0], pair[1][0]
-    terms = losses.joint_terms(
+    terms = joint_terms(
         (expensive, expensive), (params, params), batch_of(strained_cell(3), fcc_supercell("Pt", 4.0, 1))
     )
     assert [float(x) for x in terms.mismatch[:5]] == [0.0] * 5
@@ -116,8 +124,8 @@ def test_one_expert_twice_has_no_mismatch(pair):
 
 def test_missing_labels_enter_no_mean(pair):
     labelled = co_on_platinum(energy=-20.0, forces=np.full((6, 3), 0.3))
-    alone = losses.joint_terms(*pair, batch_of(labelled))
-    beside = losses.joint_terms(*pair, batch_of(labelled, co_on_platinum()))
+    alone = joint_terms(*pair, batch_of(labelled))
+    beside = joint_terms(*pair, batch_of(labelled, co_on_platinum()))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), alone.expensive, beside.expensive)
     assert alone.expensive.count.tolist() == [1, 18, 0]
     assert alone.cheap.count.tolist() == [0, 0, 0] and float(alone.cheap.forces) == 0.0
@@ -126,7 +134,7 @@ def test_missing_labels_enter_no_mean(pair):
 def test_partial_force_term_is_the_fair_coin_average(pair):
     """Expected squared error of the mixed force over all assignments of a cell's rows."""
     batch = batch_of(fcc_supercell("Pt", 3.9, 1)._replace(positions=strained_4().positions))
-    first, second = (losses.predict(e, p, batch) for e, p in zip(*pair))
+    first, second = (predict(e, p, batch) for e, p in zip(*pair))
     squares = [
         jnp.sum((losses.mix(first, second, jnp.asarray(own), batch).forces - first.forces) ** 2)
         for own in itertools.product([True, False], repeat=4)
@@ -146,9 +154,9 @@ def test_force_terms_are_mean_squares_of_their_definitions(pair):
     """
     both, params = pair
     batch = batch_of(strained_4(), co_on_platinum())
-    first, second = (losses.predict(e, p, batch) for e, p in zip(both, params))
+    first, second = (predict(e, p, batch) for e, p in zip(both, params))
     assignment = jnp.arange(10) % 2 == 0
-    found = losses.joint_terms(both, params, batch, 1.0, assignment).mismatch
+    found = joint_terms(both, params, batch, 1.0, assignment).mismatch
     assert int(found.count[2]) == 12
     assert float(found.forces) == pytest.approx(
         float(jnp.mean((second.forces - first.forces)[:4] ** 2)), rel=1e-12
@@ -157,10 +165,10 @@ def test_force_terms_are_mean_squares_of_their_definitions(pair):
     assert float(found.random_assignment) == pytest.approx(
         float(jnp.mean((mixed - first.forces)[:4] ** 2)), rel=1e-12
     )
-    none = losses.joint_terms(both, params, batch).mismatch
+    none = joint_terms(both, params, batch).mismatch
     assert float(none.random_assignment) == 0.0 and float(found.random_assignment) > 0.0
     weights = LossWeights(agree_forces=2.0, agree_random_assignment=5.0)
-    terms = losses.joint_terms(both, params, batch, 1.0, assignment)
+    terms = joint_terms(both, params, batch, 1.0, assignment)
     more = losses.joint_loss(weights, terms) - losses.joint_loss(LossWeights(), terms)
     assert float(more) == pytest.approx(
         2.0 * float(found.forces) + 5.0 * float(found.random_assignment), rel=1e-9
@@ -179,7 +187,7 @@ def test_gradient_of_the_loss_matches_finite_differences(pair):
     weights = LossWeights(agree_stress=10.0)
 
     def loss(p):
-        return losses.joint_loss(weights, losses.joint_terms(both, p, batch))
+        return losses.joint_loss(weights, joint_terms(both, p, batch))
 
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
     direction = jax.tree.map(
@@ -188,7 +196,7 @@ def test_gradient_of_the_loss_matches_finite_differences(pair):
     h = 1e-6
     shifted = [jax.tree.map(lambda p, d, s=s: p + s * h * d, params, direction) for s in (1, -1)]
     slope = (loss(shifted[0]) - loss(shifted[1])) / (2 * h)
-    gradient = jax.grad(loss)(params)
+    gradient = jax.jit(jax.grad(loss))(params)
     product = sum(jax.tree.leaves(jax.tree.map(lambda g, d: jnp.sum(g * d), gradient, direction)))
     assert float(product) == pytest.approx(float(slope), rel=1e-6)
 
@@ -200,7 +208,7 @@ def test_weight_of_a_frame_scales_its_share_of_every_mean(pair):
 
     def loss(weights):
         batch = collate([first, second], SPECIES, CUTOFF, weights=weights, dtype=np.float64)
-        return float(losses.joint_loss(LossWeights(), losses.joint_terms(both, params, batch)))
+        return float(losses.joint_loss(LossWeights(), joint_terms(both, params, batch)))
 
     assert loss([1.0, 0.0]) > 0.0 and loss([1.0, 0.0]) != pytest.approx(loss([0.0, 1.0]))
     assert loss([3.0, 0.5]) == pytest.approx(3.0 * loss([1.0, 0.0]) + 0.5 * loss([0.0, 1.0]), rel=1e-12)
@@ -213,9 +221,9 @@ def test_gradient_scale_multiplies_the_gradient_of_agreement_for_the_expensive_e
 
     def gradients(gradient_scale):
         def loss(p):
-            return losses.joint_loss(LossWeights(), losses.joint_terms(both, p, batch, gradient_scale))
+            return losses.joint_loss(LossWeights(), joint_terms(both, p, batch, gradient_scale))
 
-        value, gradient = jax.value_and_grad(loss)(params)
+        value, gradient = jax.jit(jax.value_and_grad(loss))(params)
         return float(value), *(jax.flatten_util.ravel_pytree(g)[0] for g in gradient)
 
     (value, expensive, cheap), (same, third, as_before), (_, none, _) = map(gradients, (1.0, 0.3, 0.0))

@@ -1,15 +1,19 @@
 """Minimisation: FIRE on atoms, and on atoms and cell at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Self, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Float, Real
 
 from moe_md import units
 from moe_md.simulate.integrators.base import (
+    Evaluation,
     FixedBox,
     drift,
     evaluate_with_strain,
@@ -36,6 +40,11 @@ class FireState:
     alpha: Array
     n_positive: Array  # int, steps since the power was last negative
 
+    @property
+    def velocity(self) -> Array:
+        """Zero: momenta of a minimisation are no velocities."""
+        return jnp.zeros_like(self.position)
+
     def set(self, **kwargs) -> "FireState":
         """A copy with other fields, as jax-md's states have it."""
         return replace(self, **kwargs)
@@ -57,20 +66,21 @@ class Fire(FixedBox):
     max_step: float = field(default=0.1, metadata={"static": True})  # Å, of the atom that moves most
 
     timestep_fs = 0.0
+    conserves_momentum = False
     advice = "Start the relaxation from positions with smaller forces."
 
-    def init(self, position):
+    def init(self, position: Float[Array, "n 3"]) -> FireState:
         """A state with zero momenta and forces."""
         zero = jnp.zeros_like(position)
         dt, alpha = (jnp.asarray(x, position.dtype) for x in (self.dt_start, ALPHA))
         ones = jnp.ones((position.shape[0], 1), position.dtype)
         return FireState(position, zero, zero, ones, dt, alpha, jnp.zeros((), jnp.int32))
 
-    def before_force(self, state: FireState, box):
+    def before_force(self, state: FireState, box: Real[ArrayLike, "..."] | Sequence | None) -> FireState:
         """Half a kick, then the drift, shortened to `max_step`."""
         return drift(kick(state, state.dt / 2), self._shift, state.dt, box)
 
-    def after_force(self, state: FireState, evaluation):
+    def after_force(self, state: FireState, evaluation: Evaluation) -> FireState:
         """The other half of the kick; momenta turn towards the force, or stop where they climb."""
         state = kick(self.set_forces(state, evaluation), state.dt / 2)
         F, P, dt, alpha = state.force, state.momentum, state.dt, state.alpha
@@ -104,45 +114,49 @@ class CellFire:
     first_box: Array  # [3, 3] Å, columns
     pressure_GPa: float
     mask: Array  # [3, 3], one where the cell may strain, zero where not
+    shift_fn: Callable = field(default=without_wrapping, metadata={"static": True})
 
     changes_box = True
     outer_every = 1
     timestep_fs = 0.0
+    conserves_momentum = False
     advice = Fire.advice
     evaluate = staticmethod(evaluate_with_strain)
 
-    def init(self, fraction):
+    def init(self, fraction: Float[Array, "atoms 3"]) -> FireState:
         """A state with zero momenta and forces."""
         position = jnp.concatenate(
             [fraction @ self.first_box.T, len(fraction) * jnp.eye(3, dtype=fraction.dtype)]
         )
-        return _descent().init(position)
+        return Fire(self.shift_fn).init(position)
 
-    def at_chunk_start(self, position, neighbors, **given):
+    def at_chunk_start(self, position: Float[Array | np.ndarray, "atoms 3"], neighbors, **given) -> Self:
         """The same integrator."""
         del position, neighbors, given
         return self
 
-    def positions_and_box(self, state, box):
+    def positions_and_box(
+        self, state: FireState, box: Real[ArrayLike, "..."] | Sequence | None
+    ) -> tuple[Float[Array, "atoms 3"], Float[Array, "3 3"]]:
         """Fractions of the box, and the box."""
         del box
         n_atoms = state.position.shape[0] - 3
         deformation = state.position[n_atoms:] / n_atoms
         return state.position[:n_atoms] @ jnp.linalg.inv(self.first_box).T, deformation @ self.first_box
 
-    def before_force(self, state, box):
+    def before_force(self, state: FireState, box: Real[ArrayLike, "..."] | Sequence | None) -> FireState:
         """As of `Fire`, for atoms and cell."""
         del box
-        return _descent().before_force(state, None)
+        return Fire(self.shift_fn).before_force(state, None)
 
-    def set_forces(self, state, evaluation):
+    def set_forces(self, state: FireState, evaluation: Evaluation) -> FireState:
         """The same state with the generalised forces of its positions and cell."""
         return state.set(force=self._generalised(state, evaluation))
 
-    def after_force(self, state, evaluation):
+    def after_force(self, state: FireState, evaluation: Evaluation) -> FireState:
         """As of `Fire`, for atoms and cell."""
         force = self._generalised(state, evaluation)
-        return _descent().after_force(state, evaluation._replace(applied_force=force))
+        return Fire(self.shift_fn).after_force(state, evaluation._replace(applied_force=force))
 
     def _generalised(self, state, evaluation) -> Array:
         _, box = self.positions_and_box(state, None)
@@ -154,7 +168,3 @@ class CellFire:
         push = self.mask * (gradient + self.pressure_GPa * units.GPa * volume * identity)
         on_cell = -push @ jnp.linalg.inv(deformation).T / n_atoms
         return jnp.concatenate([evaluation.force @ deformation, on_cell])
-
-
-def _descent() -> Fire:
-    return Fire(without_wrapping)

@@ -1,18 +1,20 @@
 """Constant temperature: Langevin dynamics, split as BAOAB."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Float, PRNGKeyArray, Real, UInt32
 
 from moe_md import lazy_jax_md as jax_md
 from moe_md import units
 from moe_md.checks import check_not_negative, check_positive
-from moe_md.simulate.integrators.base import FixedBox, drift, kick
+from moe_md.simulate.integrators.base import DynamicsState, Evaluation, FixedBox, drift, kick
 
 
 @jax.tree_util.register_dataclass
@@ -30,7 +32,19 @@ class Langevin(FixedBox):
     conserves_momentum = False
     needs_key = True
 
-    def init(self, position, momentum, mass, key, box):
+    @property
+    def target_temperature_K(self):
+        """Of the bath."""
+        return self.temperature_K
+
+    def init(
+        self,
+        position: Float[Array | np.ndarray, "atoms 3"],
+        momentum: Float[Array | np.ndarray, "atoms 3"],
+        mass: Real[Array | np.ndarray, " atoms"],
+        key: PRNGKeyArray | UInt32[np.ndarray, " words"] | None,
+        box: Real[ArrayLike, "..."] | Sequence | None,
+    ) -> DynamicsState:
         """jax-md's state with zero forces."""
         del box
         if self.friction_per_fs is not None and jnp.shape(self.friction_per_fs) not in ((), (len(position),)):
@@ -41,13 +55,13 @@ class Langevin(FixedBox):
         state = cast(Any, jax_md.simulate.NVTLangevinState)
         return state(position, momentum, jnp.zeros_like(position), mass[:, None], key)
 
-    def at_chunk_start(self, position, neighbors, **given):
+    def at_chunk_start(self, position: Float[Array | np.ndarray, "atoms 3"], neighbors, **given) -> Self:
         """The integrator with the friction that `friction_fn` gives here."""
         if self.friction_fn is None:
             return self
         return replace(self, friction_per_fs=self.friction_fn(position, neighbors, **given))
 
-    def before_force(self, state, box):
+    def before_force(self, state, box: Real[ArrayLike, "..."] | Sequence | None) -> DynamicsState:
         """Half a kick, half a drift, friction and noise, half a drift."""
         if self.friction_per_fs is None:
             raise ValueError(
@@ -62,11 +76,11 @@ class Langevin(FixedBox):
         state = jax_md.simulate.stochastic_step(state, dt, kT, rate)
         return drift(state, self.shift_fn, dt / 2, box)
 
-    def after_force(self, state, evaluation):
+    def after_force(self, state, evaluation: Evaluation) -> Any:
         """The other half of the kick."""
         return kick(self.set_forces(state, evaluation), self.timestep_fs * units.fs / 2)
 
-    def extended_energy(self, state):
+    def extended_energy(self, state) -> Float[Array, ""]:
         """NaN: no energy is conserved."""
         return jnp.full((), jnp.nan, state.position.dtype)
 
@@ -75,7 +89,7 @@ def langevin(
     shift_fn: Callable,
     timestep_fs: float,
     temperature_K: float,
-    friction_per_fs=None,
+    friction_per_fs: Real[ArrayLike, ""] | Real[ArrayLike, " atoms"] | Sequence | None = None,
     *,
     friction_fn: Callable | None = None,
 ) -> Langevin:
@@ -108,13 +122,13 @@ def langevin(
         friction = None
     elif np.ndim(friction_per_fs) == 0:
         check_positive("friction_per_fs", friction_per_fs)
-        friction = float(friction_per_fs)
+        friction = float(cast(float, friction_per_fs))
     else:
         friction = _checked_rates("friction_per_fs", friction_per_fs)
     return Langevin(float(timestep_fs), float(temperature_K), friction, shift_fn, friction_fn)
 
 
-def expert_friction(neighbor_fn, rates_per_fs) -> Callable:
+def expert_friction(neighbor_fn, rates_per_fs: Real[ArrayLike, " experts"] | Sequence) -> Callable:
     """A `friction_fn` for `langevin`: each expert has a rate, an atom the mean of its experts' rates.
 
     `(0.0, 0.01)` leaves the atoms of the first expert without thermostat. The
@@ -122,7 +136,7 @@ def expert_friction(neighbor_fn, rates_per_fs) -> Callable:
 
     Args:
         neighbor_fn: from `mixture_neighbor_list`.
-        rates_per_fs: `[n_experts]`, not negative, not all zero.
+        rates_per_fs: not negative, not all zero.
 
     Raises:
         ValueError: `neighbor_fn` is not of a mixture, or a rate is out of range.
@@ -131,7 +145,9 @@ def expert_friction(neighbor_fn, rates_per_fs) -> Callable:
         raise ValueError(f"neighbor_fn must be of mixture_neighbor_list, got {neighbor_fn!r:.80}.")
     rates = _checked_rates("rates_per_fs", rates_per_fs)
 
-    def friction_fn(position: Array, neighbors, **given) -> Array:
+    def friction_fn(
+        position: Float[Array | np.ndarray, "atoms 3"], neighbors, **given
+    ) -> Float[Array, " atoms"]:
         gate = neighbor_fn.gate(position, neighbors, **given)
         if len(rates) != gate.shape[1]:
             raise ValueError(

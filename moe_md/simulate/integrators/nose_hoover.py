@@ -1,17 +1,29 @@
 """Constant temperature: a Nosé-Hoover chain."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Float, PRNGKeyArray, Real, UInt32
 
 from moe_md import lazy_jax_md as jax_md
 from moe_md import units
 from moe_md.checks import check_positive
-from moe_md.simulate.integrators.base import FixedBox, drift, kick, kinetic_energy, n_free, verlet_timestep
+from moe_md.simulate.integrators.base import (
+    DynamicsState,
+    Evaluation,
+    FixedBox,
+    drift,
+    kick,
+    kinetic_energy,
+    n_free,
+    verlet_timestep,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -27,7 +39,19 @@ class NoseHoover(FixedBox):
     conserves_momentum = True
     needs_key = False
 
-    def init(self, position, momentum, mass, key, box):
+    @property
+    def target_temperature_K(self):
+        """Of the chain."""
+        return self.temperature_K
+
+    def init(
+        self,
+        position: Float[Array | np.ndarray, "atoms 3"],
+        momentum: Float[Array | np.ndarray, "atoms 3"],
+        mass: Real[Array | np.ndarray, " atoms"],
+        key: PRNGKeyArray | UInt32[np.ndarray, " words"] | None,
+        box: Real[ArrayLike, "..."] | Sequence | None,
+    ) -> DynamicsState:
         """jax-md's state with zero forces; the chain acts on 3 n_atoms - 3 degrees of freedom."""
         del key, box
         chain = self._chain().initialize(
@@ -36,7 +60,12 @@ class NoseHoover(FixedBox):
         state = cast(Any, jax_md.simulate.NVTNoseHooverState)
         return state(position, momentum, jnp.zeros_like(position), mass[:, None], chain)
 
-    def before_force(self, state, box):
+    def with_degrees_of_freedom(self, state, n_free: int) -> DynamicsState:
+        """The state with a chain that acts on so many coordinates."""
+        kinetic, kT = kinetic_energy(state.momentum, state.mass), self.temperature_K * units.kB
+        return state.set(chain=self._chain().initialize(n_free, kinetic, kT))
+
+    def before_force(self, state, box: Real[ArrayLike, "..."] | Sequence | None) -> DynamicsState:
         """Half a step of the chain, half a kick, the drift."""
         kT, dt = self.temperature_K * units.kB, verlet_timestep(self.timestep_fs)
         chain = self._chain().update_mass(state.chain, kT)
@@ -44,14 +73,14 @@ class NoseHoover(FixedBox):
         state = state.set(momentum=momentum, chain=chain)
         return drift(kick(state, dt / 2), self.shift_fn, dt, box)
 
-    def after_force(self, state, evaluation):
+    def after_force(self, state, evaluation: Evaluation) -> Any:
         """Half a kick, half a step of the chain."""
         state = kick(self.set_forces(state, evaluation), verlet_timestep(self.timestep_fs) / 2)
         chain = state.chain.set(kinetic_energy=jax_md.simulate.kinetic_energy(state))
         momentum, chain = self._chain().half_step(state.momentum, chain, self.temperature_K * units.kB)
         return state.set(momentum=momentum, chain=chain)
 
-    def extended_energy(self, state):
+    def extended_energy(self, state) -> Float[Array, ""]:
         """Energy of the chain, eV."""
         return chain_energy(state.chain, self.temperature_K * units.kB)
 
@@ -81,12 +110,13 @@ def nose_hoover(
     return NoseHoover(float(timestep_fs), float(temperature_K), float(tau_fs), shift_fn)
 
 
-def nose_hoover_chain(timestep_fs, length: int, tau_fs):
+def nose_hoover_chain(timestep_fs: Real[ArrayLike, ""], length: int, tau_fs: Real[ArrayLike, ""]) -> Any:
     """jax-md's functions of a chain of `length` thermostats: 2 substeps, Suzuki-Yoshida order 3."""
-    return jax_md.simulate.nose_hoover_chain(timestep_fs * units.fs, length, 2, 3, tau_fs * units.fs)
+    timestep, tau = cast(float, timestep_fs * units.fs), cast(float, tau_fs * units.fs)
+    return jax_md.simulate.nose_hoover_chain(timestep, length, 2, 3, tau)
 
 
-def chain_energy(chain, kT) -> Array:
+def chain_energy(chain, kT: Real[ArrayLike, ""]) -> Float[Array, ""]:
     """Kinetic and potential energy of a chain, eV."""
     kinetic = jnp.sum(chain.momentum**2 / (2 * chain.mass))
     return kinetic + kT * (chain.degrees_of_freedom * chain.position[0] + jnp.sum(chain.position[1:]))

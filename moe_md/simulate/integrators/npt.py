@@ -5,18 +5,21 @@ their fractions times the growth of the box, so a trajectory depends on where
 the origin is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Float, PRNGKeyArray, Real, UInt32
 
 from moe_md import units
 from moe_md.checks import check_positive, check_value
 from moe_md.neighbors.neighbor_list import box_matrix
-from moe_md.simulate.integrators.base import evaluate_with_strain, kinetic_energy, n_free
+from moe_md.simulate.integrators.base import Evaluation, evaluate_with_strain, kinetic_energy, n_free
 from moe_md.simulate.integrators.nose_hoover import chain_energy, nose_hoover_chain
 
 
@@ -25,10 +28,10 @@ from moe_md.simulate.integrators.nose_hoover import chain_energy, nose_hoover_ch
 class BarostatState:
     """Atoms in fractional coordinates, a box of variable volume, and two chains of thermostats."""
 
-    position: Array  # [n_atoms, 3], fractions of the box
-    momentum: Array  # [n_atoms, 3] amu Å / (Å sqrt(amu / eV))
+    position: Array | np.ndarray  # [n_atoms, 3], fractions of the box
+    momentum: Array | np.ndarray  # [n_atoms, 3] amu Å / (Å sqrt(amu / eV))
     force: Array  # [n_atoms, 3] eV/Å
-    mass: Array  # [n_atoms, 1] amu
+    mass: Array | np.ndarray  # [n_atoms, 1] amu
     strain_trace: Array  # eV, trace of dE/d strain
     reference_box: Array  # [3, 3] Å, columns
     box_position: Array  # ln(edge / reference edge)
@@ -37,13 +40,13 @@ class BarostatState:
     barostat: Any  # chain of the box
 
     @property
-    def velocity(self) -> Array:
-        """`[n_atoms, 3]`, ASE's unit."""
+    def velocity(self) -> Float[Array | np.ndarray, "... atoms 3"]:
+        """ASE's unit."""
         return self.momentum / self.mass
 
     @property
-    def box(self) -> Array:
-        """`[3, 3]` Å, columns."""
+    def box(self) -> Float[Array, "3 3"]:
+        """Å, columns."""
         return self.reference_box * jnp.exp(self.box_position)
 
     def set(self, **kwargs) -> "BarostatState":
@@ -72,9 +75,22 @@ class NPT:
     needs_key = False
     changes_box = True
     outer_every = 1
+    fixed_mask = None
     evaluate = staticmethod(evaluate_with_strain)
 
-    def init(self, position, momentum, mass, key, box):
+    @property
+    def target_temperature_K(self):
+        """Of the chain."""
+        return self.temperature_K
+
+    def init(
+        self,
+        position: Float[Array | np.ndarray, "atoms 3"],
+        momentum: Float[Array | np.ndarray, "atoms 3"],
+        mass: Real[Array | np.ndarray, " atoms"],
+        key: PRNGKeyArray | UInt32[np.ndarray, " words"] | None,
+        box: Real[ArrayLike, "..."] | Sequence | None,
+    ) -> BarostatState:
         """A state with zero forces."""
         del key
         kT, mass, zero = self.temperature_K * units.kB, mass[:, None], jnp.zeros((), position.dtype)
@@ -85,29 +101,38 @@ class NPT:
             force=jnp.zeros_like(position),
             mass=mass,
             strain_trace=zero,
-            reference_box=jnp.asarray(box_matrix(box), position.dtype),
+            reference_box=jnp.asarray(box_matrix(cast(Any, box)), position.dtype),  # `start` asks for one
             box_position=zero,
             box_momentum=zero,
             thermostat=thermostat.initialize(n_free(position), kinetic_energy(momentum, mass), kT),
             barostat=barostat.initialize(1, zero, kT),
         )
 
-    def at_chunk_start(self, position, neighbors, **given):
+    def with_degrees_of_freedom(self, state: BarostatState, n_free: int) -> BarostatState:
+        """The state with a chain that acts on so many coordinates of atoms."""
+        kinetic, kT = kinetic_energy(state.momentum, state.mass), self.temperature_K * units.kB
+        return state.set(thermostat=self._chains()[0].initialize(n_free, kinetic, kT))
+
+    def at_chunk_start(self, position: Float[Array | np.ndarray, "atoms 3"], neighbors, **given) -> Self:
         """The same integrator."""
         del position, neighbors, given
         return self
 
-    def positions_and_box(self, state: BarostatState, box):
+    def positions_and_box(
+        self, state: BarostatState, box: Real[ArrayLike, "..."] | Sequence | None
+    ) -> tuple[Float[Array | np.ndarray, "atoms 3"], Float[Array, "3 3"]]:
         """Fractions, and the box of the state."""
         del box
         return state.position, state.box
 
-    def set_forces(self, state: BarostatState, evaluation):
+    def set_forces(self, state: BarostatState, evaluation: Evaluation) -> BarostatState:
         """The same state with the forces of its positions."""
         gradient = cast(Array, evaluation.strain_gradient)  # `evaluate` gives it
         return state.set(force=evaluation.applied_force, strain_trace=jnp.trace(gradient))
 
-    def before_force(self, state: BarostatState, box):
+    def before_force(
+        self, state: BarostatState, box: Real[ArrayLike, "..."] | Sequence | None
+    ) -> BarostatState:
         """Half a step of both chains, half a kick of box and atoms, and the drift of both."""
         del box
         dt, kT = self.timestep_fs * units.fs, self.temperature_K * units.kB
@@ -128,7 +153,7 @@ class NPT:
         move = dt * state.velocity * jnp.exp(rate * dt / 2) * _sinhc(rate * dt / 2)
         return state.set(position=self.shift_fn(state.position, move, box=state.box))
 
-    def after_force(self, state: BarostatState, evaluation):
+    def after_force(self, state: BarostatState, evaluation: Evaluation) -> BarostatState:
         """Half a kick of atoms and box, half a step of both chains."""
         dt, kT = self.timestep_fs * units.fs, self.temperature_K * units.kB
         thermostat, barostat = self._chains()
@@ -142,7 +167,7 @@ class NPT:
             momentum=momentum, box_momentum=box_momentum, thermostat=atoms_chain, barostat=box_chain
         )
 
-    def extended_energy(self, state: BarostatState):
+    def extended_energy(self, state: BarostatState) -> Float[Array, ""]:
         """Energy of both chains and of the box, and pressure times volume, eV."""
         kT, volume = self.temperature_K * units.kB, jnp.abs(jnp.linalg.det(state.box))
         chains = chain_energy(state.thermostat, kT) + chain_energy(state.barostat, kT)
@@ -155,19 +180,20 @@ class NPT:
 
     def _box_mass(self, state: BarostatState):
         kT = self.temperature_K * units.kB
-        return (n_free(state.position) + 3) * kT * (self.barostat_tau_fs * units.fs) ** 2
+        return (state.thermostat.degrees_of_freedom + 3) * kT * (self.barostat_tau_fs * units.fs) ** 2
 
     def _box_kinetic(self, state: BarostatState):
         return 0.5 * state.box_momentum**2 / self._box_mass(state)
 
     def _kick_box(self, state: BarostatState, dt):
         volume = jnp.abs(jnp.linalg.det(state.box))
-        kinetic = (1 + 3 / n_free(state.position)) * 2 * kinetic_energy(state.momentum, state.mass)
+        factor = 1 + 3 / state.thermostat.degrees_of_freedom
+        kinetic = factor * 2 * kinetic_energy(state.momentum, state.mass)
         push = kinetic - state.strain_trace - 3 * self.pressure_GPa * units.GPa * volume
         return state.set(box_momentum=state.box_momentum + dt * push)
 
     def _kick_atoms(self, state: BarostatState, dt):
-        x = (1 + 3 / n_free(state.position)) * state.box_momentum / self._box_mass(state) * dt
+        x = (1 + 3 / state.thermostat.degrees_of_freedom) * state.box_momentum / self._box_mass(state) * dt
         kicked = state.momentum * jnp.exp(-x) + dt * state.force * _sinhc(x / 2) * jnp.exp(-x / 2)
         return state.set(momentum=kicked)
 

@@ -1,15 +1,19 @@
 """Constant energy: velocity Verlet."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Float, PRNGKeyArray, Real, UInt32
 
 from moe_md import lazy_jax_md as jax_md
 from moe_md.checks import check_positive
-from moe_md.simulate.integrators.base import FixedBox, drift, kick, verlet_timestep
+from moe_md.simulate.integrators.base import DynamicsState, Evaluation, FixedBox, drift, kick, verlet_timestep
 
 
 @jax.tree_util.register_dataclass
@@ -23,22 +27,29 @@ class NVE(FixedBox):
     conserves_momentum = True
     needs_key = False
 
-    def init(self, position, momentum, mass, key, box):
+    def init(
+        self,
+        position: Float[Array | np.ndarray, "atoms 3"],
+        momentum: Float[Array | np.ndarray, "atoms 3"],
+        mass: Real[Array | np.ndarray, " atoms"],
+        key: PRNGKeyArray | UInt32[np.ndarray, " words"] | None,
+        box: Real[ArrayLike, "..."] | Sequence | None,
+    ) -> DynamicsState:
         """jax-md's state with zero forces."""
         del key, box
         state = cast(Any, jax_md.simulate.NVEState)  # a dataclass that type checkers do not know
         return state(position, momentum, jnp.zeros_like(position), mass[:, None])
 
-    def before_force(self, state, box):
+    def before_force(self, state, box: Real[ArrayLike, "..."] | Sequence | None) -> DynamicsState:
         """Half a kick, then the drift."""
         dt = verlet_timestep(self.timestep_fs)
         return drift(kick(state, dt / 2), self.shift_fn, dt, box)
 
-    def after_force(self, state, evaluation):
+    def after_force(self, state, evaluation: Evaluation) -> Any:
         """The other half of the kick."""
         return kick(self.set_forces(state, evaluation), verlet_timestep(self.timestep_fs) / 2)
 
-    def extended_energy(self, state):
+    def extended_energy(self, state) -> Float[Array, ""]:
         """Zero: potential and kinetic energy are conserved."""
         return jnp.zeros((), state.position.dtype)
 

@@ -15,9 +15,13 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int
 
 from moe_md.checks import check_count
 from moe_md.simulate.integrators.base import Evaluation, Integrator
+from moe_md.simulate.integrators.frozen import Frozen
 from moe_md.simulate.integrators.langevin import Langevin
 from moe_md.simulate.integrators.nve import NVE
 
@@ -27,7 +31,7 @@ from moe_md.simulate.integrators.nve import NVE
 class Respa:
     """An integrator whose outer forces are evaluated at every `outer_every`-th step."""
 
-    integrator: NVE | Langevin
+    integrator: Any  # of `nve` or `langevin`, or `freeze` of these
     inner_energy: Callable = field(metadata={"static": True})  # (R, neighbor, **given) -> eV
     # (R, neighbor, **given) -> [2] eV, the inner energy and the rest
     inner_outer_split: Callable = field(metadata={"static": True})
@@ -41,12 +45,20 @@ class Respa:
             raise AttributeError(name)
         return getattr(self.integrator, name)
 
-    def at_chunk_start(self, position, neighbors, **given):
+    def at_chunk_start(self, position: Float[Array | np.ndarray, "atoms 3"], neighbors, **given) -> "Respa":
         """The wrapper of the integrator for the next chunk."""
         integrator = self.integrator.at_chunk_start(position, neighbors, **given)
         return Respa(integrator, self.inner_energy, self.inner_outer_split, self.outer_every)
 
-    def evaluate(self, energy_fn, step, position, *, neighbor, **given) -> Evaluation:
+    def evaluate(
+        self,
+        energy_fn: Callable,
+        step: Int[Array, ""] | int,
+        position: Float[Array | np.ndarray, "atoms 3"],
+        *,
+        neighbor,
+        **given,
+    ) -> Evaluation:
         """Energy, force, and the force that is applied at this step."""
         del energy_fn
 
@@ -62,7 +74,7 @@ class Respa:
         return Evaluation(*jax.lax.cond(step % self.outer_every == 0, outer, inner, position), None)
 
 
-def respa(integrator: NVE | Langevin, neighbor_fn, every: int) -> Integrator:
+def respa(integrator: Integrator, neighbor_fn, every: int) -> Integrator:
     """The integrator with the expensive expert evaluated at every `every`-th step only.
 
     Energies and forces in frames are those of the full mixture; frames fall on
@@ -71,7 +83,7 @@ def respa(integrator: NVE | Langevin, neighbor_fn, every: int) -> Integrator:
     near a half or a third of a period that it does not know is unstable.
 
     Args:
-        integrator: from `nve` or `langevin`.
+        integrator: from `nve` or `langevin`, or `freeze` of these.
         neighbor_fn: from `mixture_neighbor_list(..., inner_potential=)`.
         every: at least 1; 1 returns the integrator itself.
 
@@ -80,8 +92,9 @@ def respa(integrator: NVE | Langevin, neighbor_fn, every: int) -> Integrator:
             potential, or `every` is out of range.
     """
     check_count("every", every, 1)
-    if not isinstance(integrator, (NVE, Langevin)):
-        raise ValueError(f"integrator must be from nve or langevin, got {type(integrator).__name__}.")
+    moving = integrator.integrator if isinstance(integrator, Frozen) else integrator
+    if not isinstance(moving, (NVE, Langevin)):
+        raise ValueError(f"integrator must be from nve or langevin, got {type(moving).__name__}.")
     if every == 1:
         return integrator
     if getattr(neighbor_fn, "inner_outer_split", None) is None:
