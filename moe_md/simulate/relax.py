@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Real, Shaped
+from jaxtyping import Float, Real, Shaped
 
 from moe_md import units
 from moe_md.checks import check_count, check_positive, check_value
@@ -45,7 +45,7 @@ def relax(
     relax_cell: bool = False,
     pressure_GPa: float = 0.0,
     cell_mask: Shaped[ArrayLike, "3 3"] | Sequence | None = None,
-    fixed_mask: Bool[ArrayLike, "atoms 3"] | None = None,
+    fixed_mask: Shaped[ArrayLike, "..."] | Sequence | None = None,
     neighbors=None,
     params=None,
     region=None,
