@@ -10,6 +10,7 @@ from ase.data import atomic_numbers, reference_states
 
 from moe_md.commands import expert_tables, frames, settings_file
 from moe_md.data import Dataset
+from moe_md.data.structure_file import check_distinct
 from moe_md.files import write_atomic
 from moe_md.settings import DataSettings, RunSettings, TrainSettings
 
@@ -38,6 +39,8 @@ def command(settings: None, parsed: Namespace, log: Callable) -> dict:
         raise ValueError(f"path must be a new file, got {path}, which exists.")
     data = DataSettings() if parsed.file is None else DataSettings(file=parsed.file)
     dataset = frames.load(data)
+    for frame in dataset.frames:
+        check_distinct(frame.positions, frame.cell, frame.pbc, frame.source)
     training = for_species(training, dataset)
     expensive, cheap = expert_tables.build_experts({}, dataset, training.metal, path)
     adsorbates = ",".join(s for s in expensive.species if s != training.metal)

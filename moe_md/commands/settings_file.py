@@ -18,16 +18,36 @@ import tomlkit.items
 
 from moe_md.files import write_atomic
 from moe_md.renamed import KEYS
-from moe_md.settings import help_of
+from moe_md.settings import (
+    BenchSettings,
+    DataSettings,
+    DemoSettings,
+    ExportSettings,
+    RunSettings,
+    TrainSettings,
+    ValidateSettings,
+    help_of,
+)
 
-TABLES = ("data", "expensive", "cheap", "training", "demo", "validate", "run", "export", "bench")
+# Tables whose keys are fields of a class.
+SETTINGS = {
+    "data": DataSettings,
+    "training": TrainSettings,
+    "demo": DemoSettings,
+    "validate": ValidateSettings,
+    "run": RunSettings,
+    "export": ExportSettings,
+    "bench": BenchSettings,
+}
+TABLES = ("expensive", "cheap", *SETTINGS)
 
 
 def tables(file) -> dict:
     """The tables of a settings file; `{}` if the file is None.
 
     Raises:
-        ValueError: the file does not exist, is not TOML, or has an unknown table.
+        ValueError: the file does not exist, is not TOML, or has an unknown table or key. Keys of all
+            tables are checked, also of those that a command does not use.
     """
     if file is None:
         return {}
@@ -46,6 +66,8 @@ def tables(file) -> dict:
     for name, table in found.items():
         if name != "start" and not isinstance(table, dict):
             raise ValueError(f"{name} of {file} must be a table, [{name}], got {table!r}.")
+    for name, cls in SETTINGS.items():
+        _check_fields(found.get(name, {}), cls, f"[{name}] of {file}")
     return found
 
 
@@ -79,20 +101,28 @@ def filled(cls, table: dict, where: str, options: dict | None = None):
     Raises:
         ValueError: a key is unknown, or a value does not fit.
     """
-    check_keys(table, [f.name for f in fields(cls)], where)
+    _check_fields(table, cls, where)
     hints = typing.get_type_hints(cls)
-    values = {}
-    for key, value in table.items():
-        if is_dataclass(hints[key]):
-            if not isinstance(value, dict):
-                raise ValueError(f"{key} in {where} must be a table, got {value!r}.")
-            values[key] = filled(hints[key], value, f"[{key}] in {where}")
-        else:
-            values[key] = value
+    values = {
+        key: filled(hints[key], value, f"[{key}] in {where}") if is_dataclass(hints[key]) else value
+        for key, value in table.items()
+    }
     try:
         return cls(**{**values, **(options or {})})
     except ValueError as error:
         raise ValueError(f"{where}: {error}" if table else str(error)) from error
+
+
+def _check_fields(table: dict, cls, where: str) -> None:
+    """Raise `ValueError` where a key is no field of a class, or a field that is a table has a value."""
+    check_keys(table, [f.name for f in fields(cls)], where)
+    hints = typing.get_type_hints(cls)
+    for key, value in table.items():
+        if not is_dataclass(hints[key]):
+            continue
+        if not isinstance(value, dict):
+            raise ValueError(f"{key} in {where} must be a table, got {value!r}.")
+        _check_fields(value, hints[key], f"[{key}] in {where}")
 
 
 def check_keys(table: dict, allowed, where: str) -> None:

@@ -7,6 +7,7 @@ import ase.io
 import numpy as np
 from ase import Atoms
 from ase.io.formats import filetype
+from jaxtyping import Float, Shaped
 
 from moe_md.data.extxyz import read_images
 from moe_md.neighbors.rows import image_pairs
@@ -73,15 +74,32 @@ def _check_geometry(atoms: Atoms, path: Path) -> None:
         raise ValueError(f"structure must hold chemical elements, got X (no element) in {path}.")
     if not np.isfinite(atoms.cell.array).all():
         raise ValueError(f"structure must have a finite cell, got {atoms.cell.array.tolist()} in {path}.")
+    check_distinct(atoms.positions, atoms.cell.array, atoms.pbc, f"structure {path}")
+
+
+def check_distinct(
+    positions: Float[np.ndarray, "atoms 3"],
+    cell: Float[np.ndarray, "3 3"],
+    pbc: Shaped[np.ndarray, "3"],
+    where: str,
+) -> None:
+    """Raise `ValueError` where one atom is given twice, or the cell is no cell.
+
+    Args:
+        positions: Å.
+        cell: Å, rows.
+        pbc: periodic directions.
+        where: name of the structure, for messages.
+    """
     try:
-        i, j, displacement = image_pairs(atoms.positions, atoms.cell.array, atoms.pbc, MIN_DISTANCE)
+        i, j, displacement = image_pairs(positions, cell, pbc, MIN_DISTANCE)
     except ValueError as error:
-        raise ValueError(f"structure {path}: {error}") from error
+        raise ValueError(f"{where}: {error}") from error
     if len(i):
         distance = np.linalg.norm(displacement[0])
         raise ValueError(
-            f"structure must hold each atom once, got atoms {i[0]} and {j[0]} {distance:.2g} Å apart in"
-            f" {path}: remove one, or correct the cell."
+            f"{where} must hold each atom once, got atoms {i[0]} and {j[0]} {distance:.2g} Å apart: remove"
+            " one, or correct the cell."
         )
 
 
