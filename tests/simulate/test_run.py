@@ -1,57 +1,19 @@
+"""The host loop: its log and frames, overflow, failures, compilation, and where it stops and continues."""
+
 import dataclasses
-import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ase.build import fcc111
 from jax_md import minimize, space
 from jax_md import simulate as integrators
+from pt_slab import pt_slab
 from trajectories import run_from
 
 import moe_md as mm
 from moe_md import simulate, units
 from moe_md.simulate.advance import advance_chunk
-
-CUTOFF = 4.3
-
-
-def pt_slab(*, epsilon=(0.60, 0.55), **options):
-    """A Pt slab of 72 atoms; expert 0 owns its upper half."""
-    atoms = fcc111("Pt", (4, 6, 3), a=3.97, orthogonal=True, vacuum=8.0)
-    displacement_fn, shift_fn = space.periodic(jnp.asarray(np.diag(atoms.cell)))
-    experts = [mm.experts.lennard_jones(("Pt",), CUTOFF, epsilon=e, sigma=2.5446) for e in epsilon]
-    region = mm.regions.slab(atoms.positions, lower=np.median(atoms.positions[:, 2]))
-    neighbor_fn, energy_fn = mm.mixture_neighbor_list(
-        displacement_fn,
-        np.diag(atoms.cell),
-        mm.experts.potentials(experts, [e.init(None) for e in experts]),
-        np.zeros(len(atoms), int),
-        region,
-        **options,
-    )
-    return atoms, neighbor_fn, energy_fn, shift_fn
-
-
-@pytest.fixture(scope="module")
-def slab():
-    return pt_slab()
-
-
-@pytest.fixture(scope="module")
-def warm(slab):
-    """A run at 500 K that others continue."""
-    atoms, neighbor_fn, energy_fn, shift_fn = slab
-    start = dict(masses=atoms.get_masses(), temperature_K=900.0, key=jax.random.key(0))
-    return run_from(
-        neighbor_fn,
-        energy_fn,
-        simulate.nve(shift_fn, 2.0),
-        jnp.asarray(atoms.positions),
-        n_steps=100,
-        **start,
-    )
 
 
 def test_drops_into_jax_md(slab, warm):
@@ -372,121 +334,6 @@ def test_continues_where_it_stopped(slab, warm, thermostat):
         assert after.log.momentum[-1] < 1e-12
 
 
-def test_langevin_holds_the_temperature(slab, warm):
-    _, neighbor_fn, energy_fn, shift_fn = slab
-    out = simulate.run(
-        neighbor_fn,
-        energy_fn,
-        simulate.langevin(shift_fn, 4.0, 500.0, 0.02),
-        simulate.adopt(simulate.langevin(shift_fn, 4.0, 500.0, 0.02), warm.state, key=jax.random.key(9)),
-        neighbors=warm.neighbors,
-        n_steps=2200,
-        chunk_steps=5,
-    )
-    blocks = out.log.temperature_K[40:].reshape(10, -1).mean(axis=1)  # 0.8 ps each
-    error = blocks.std(ddof=1) / np.sqrt(10)
-    assert error < 15 and abs(blocks.mean() - 500) < 4 * error
-
-
-def test_a_thermostat_on_one_experts_atoms(slab, warm):
-    """Atoms without friction feel forces only; the heat bath of the others warms them too."""
-    atoms, neighbor_fn, energy_fn, shift_fn = slab
-    lower = atoms.positions[:, 2] < np.median(atoms.positions[:, 2])
-    start = dict(state=warm.state, neighbors=warm.neighbors, key=jax.random.key(11))
-    strong = simulate.langevin(shift_fn, 4.0, 800.0, 0.02 * lower)
-    one = run_from(neighbor_fn, energy_fn, strong, n_steps=1, **start)
-    free = simulate.run(
-        neighbor_fn, energy_fn, simulate.nve(shift_fn, 4.0), warm.state, neighbors=warm.neighbors, n_steps=1
-    )
-    apart = np.abs(np.asarray(one.state.position - free.state.position)).max(axis=1)
-    assert apart[~lower].max() < 1e-9 and apart[lower].min() > 1e-6
-    out = run_from(neighbor_fn, energy_fn, strong, n_steps=2200, chunk_steps=5, **start)
-    blocks = out.log.temperature_K[40:].reshape(10, -1).mean(axis=1)
-    error = blocks.std(ddof=1) / np.sqrt(10)
-    assert error < 30 and abs(blocks.mean() - 800) < 4 * error
-    with pytest.raises(
-        ValueError, match="friction_per_fs must be a number or one for each of 72 atoms, got 3"
-    ):
-        run_from(
-            neighbor_fn, energy_fn, simulate.langevin(shift_fn, 4.0, 800.0, np.ones(3)), n_steps=1, **start
-        )
-    for rates in (np.zeros(72), -np.ones(72), np.ones((72, 3)), [np.nan] * 72):
-        with pytest.raises(
-            ValueError, match="friction_per_fs must be rates that are finite, not negative and not all zero"
-        ):
-            simulate.langevin(shift_fn, 4.0, 800.0, rates)
-
-
-def test_a_thermostat_on_an_expert_is_one_on_its_atoms(slab, warm):
-    atoms, neighbor_fn, energy_fn, shift_fn = slab
-    lower = atoms.positions[:, 2] < np.median(atoms.positions[:, 2])
-    runs = [
-        simulate.run(
-            neighbor_fn,
-            energy_fn,
-            thermostat,
-            simulate.adopt(thermostat, warm.state, key=jax.random.key(11)),
-            neighbors=warm.neighbors,
-            n_steps=20,
-        ).state.position
-        for thermostat in (
-            simulate.langevin(shift_fn, 4.0, 800.0, 0.02 * lower),
-            simulate.langevin(
-                shift_fn, 4.0, 800.0, friction_fn=simulate.expert_friction(neighbor_fn, (0.0, 0.02))
-            ),
-        )
-    ]
-    assert (np.asarray(runs[0]) == np.asarray(runs[1])).all()
-
-
-def test_a_thermostat_follows_its_region(slab, warm):
-    """Chunk by chunk, it is that of the weights at the beginning of the chunk."""
-    _, neighbor_fn, energy_fn, shift_fn = slab
-    region, rates = mm.regions.around([70], 2.0, 3.0), (0.0, 0.05)
-    neighbors = neighbor_fn.allocate(warm.state.position, region=region)
-    options = dict(region=region, key=jax.random.key(12))
-    follows = simulate.langevin(
-        shift_fn, 4.0, 800.0, friction_fn=simulate.expert_friction(neighbor_fn, rates)
-    )
-    whole = run_from(
-        neighbor_fn,
-        energy_fn,
-        follows,
-        state=warm.state,
-        neighbors=neighbors,
-        n_steps=40,
-        chunk_steps=20,
-        **options,
-    )
-    state, frictions = warm.state, []
-    for part in range(2):
-        weight = neighbor_fn.gate(state.position, neighbors, region=region)
-        frictions.append(np.asarray(weight) @ rates)
-        by_hand = simulate.langevin(shift_fn, 4.0, 800.0, frictions[-1])
-        given = options if part == 0 else {"region": region}
-        result = run_from(
-            neighbor_fn, energy_fn, by_hand, state=state, neighbors=neighbors, n_steps=20, **given
-        )
-        state, neighbors = result.state, result.neighbors
-    assert np.abs(frictions[1] - frictions[0]).max() > 1e-3 and frictions[0].min() == 0
-    assert np.allclose(state.position, whole.state.position, atol=1e-12)
-
-
-def test_a_thermostat_wants_a_rate_for_each_expert(slab, warm):
-    _, neighbor_fn, energy_fn, shift_fn = slab
-    three = simulate.langevin(
-        shift_fn, 4.0, 800.0, friction_fn=simulate.expert_friction(neighbor_fn, (0.0, 0.1, 0.2))
-    )
-    with pytest.raises(ValueError, match="rates_per_fs must have a rate for each of 2 experts, got 3"):
-        simulate.run(
-            neighbor_fn, energy_fn, three, simulate.adopt(three, warm.state, key=jax.random.key(0)), n_steps=1
-        )
-    with pytest.raises(ValueError, match="rates_per_fs must be rates"):
-        simulate.expert_friction(neighbor_fn, 0.1)
-    with pytest.raises(ValueError, match="give either friction_per_fs or friction_fn, got neither"):
-        simulate.langevin(shift_fn, 4.0, 800.0)
-
-
 def test_velocities_are_maxwell_boltzmann(slab):
     atoms, neighbor_fn, energy_fn, shift_fn = slab
     masses = np.where(np.arange(len(atoms)) % 2, 195.0, 16.0)
@@ -515,41 +362,6 @@ def test_velocities_are_maxwell_boltzmann(slab):
         assert abs(kT.mean() / units.kB - 400) < 4 * 400 * np.sqrt(2 / kT.size)
 
 
-def test_relaxation_takes_no_long_step():
-    """Two atoms deep in each other's repulsion come apart by as much as they must, and no farther."""
-    displacement_fn, shift_fn = space.periodic(30.0)
-    pair = mm.experts.lennard_jones(("Ar",), 8.0)
-    params = pair.init(jax.random.key(0))
-    neighbor_fn, energy_fn = mm.mixture_neighbor_list(
-        displacement_fn,
-        30.0,
-        (mm.Potential(pair, params), mm.Potential(pair, params)),
-        np.zeros(2, int),
-        mm.regions.fixed(np.zeros(2, int)),
-    )
-    R = 15.0 + jnp.asarray([[0.0, 0.0, 0.0], [0.25, 0.15, 0.05]])
-    out = simulate.relax(neighbor_fn, energy_fn, shift_fn, R, n_steps=400, force_tolerance=1e-3)
-    apart = float(jnp.linalg.norm(out.position[1] - out.position[0]))
-    assert out.converged and 0.9 < apart < 5.0 and out.energy < 0.0
-
-
-def test_relax(slab):
-    atoms, neighbor_fn, energy_fn, shift_fn = slab
-    R = jnp.asarray(atoms.positions + np.random.default_rng(1).normal(scale=0.1, size=(len(atoms), 3)))
-    out = simulate.relax(neighbor_fn, energy_fn, shift_fn, R, force_tolerance=0.01)
-    assert out.converged and 0 < out.n_steps < 500 and out.max_force < 0.01
-    neighbors = neighbor_fn.allocate(out.position)
-    energy, gradient = jax.value_and_grad(energy_fn)(out.position, neighbors)
-    np.testing.assert_allclose(out.energy, energy, rtol=1e-12)
-    np.testing.assert_allclose(out.max_force, np.linalg.norm(gradient, axis=1).max(), rtol=1e-6)
-    short = simulate.relax(
-        neighbor_fn, energy_fn, shift_fn, R, n_steps=7, chunk_steps=5, force_tolerance=0.01
-    )
-    assert not short.converged and short.n_steps == 7 and short.energy > out.energy
-    nothing = simulate.relax(neighbor_fn, energy_fn, shift_fn, out.position, force_tolerance=0.02)
-    assert nothing.converged and nothing.n_steps == 0
-
-
 def test_float32_stays_float32(slab):
     atoms, neighbor_fn, energy_fn, shift_fn = slab
     R = jnp.asarray(atoms.positions, jnp.float32)
@@ -572,101 +384,3 @@ def test_float32_stays_float32(slab):
         kinds = {x.dtype for x in (out.state.position, out.state.velocity, out.state.dynamics.force)}
         assert kinds == {jnp.dtype("float32")}
     assert np.isfinite(out.log.total).all()
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (dict(position=np.zeros((3, 2))), r"position must have shape \[n_atoms, 3\], got \(3, 2\)"),
-        (dict(position=np.zeros((72, 3), int)), "position must be floating point, got int"),
-        (dict(position=np.full((72, 3), np.nan)), "position must be finite"),
-        (dict(masses=np.ones(3)), r"masses must have shape \[72\] \(amu\), got \(3,\)"),
-        (dict(masses=None), "masses must have shape"),
-        (dict(masses=-np.ones(72)), "masses must be positive"),
-        (dict(temperature_K=-1.0), "temperature_K must not be negative, got -1.0"),
-        (dict(temperature_K=None), "either velocity or temperature_K, got neither"),
-        (dict(velocity=np.zeros((72, 3))), "either velocity or temperature_K, got both"),
-        (dict(temperature_K=None, velocity=np.zeros(3)), r"velocity must be finite and have shape \[72, 3\]"),
-        (dict(key=None), "key must be a random key"),
-        (dict(n_steps=-1), "n_steps must be a whole number, at least 0, got -1"),
-        (dict(n_steps=1.5), "n_steps must be a whole number"),
-        (dict(chunk_steps=0), "chunk_steps must be a whole number, at least 1, got 0"),
-    ],
-)
-def test_bad_input(slab, change, message):
-    atoms, _, _, shift_fn = slab
-    good = dict(
-        position=atoms.positions,
-        masses=atoms.get_masses(),
-        temperature_K=300.0,
-        key=jax.random.key(0),
-        n_steps=1,
-    )
-    with pytest.raises(ValueError, match=message):
-        run_from(None, None, simulate.nve(shift_fn, 1.0), **{**good, **change})
-
-
-def test_bad_settings(slab, warm):
-    _, _, _, shift_fn = slab
-    with pytest.raises(ValueError, match="timestep_fs must be positive, got 0"):
-        simulate.nve(shift_fn, 0)
-    with pytest.raises(ValueError, match="temperature_K must not be negative, got -5"):
-        simulate.langevin(shift_fn, 1.0, -5, 0.01)
-    with pytest.raises(ValueError, match="friction_per_fs must be positive, got 0"):
-        simulate.langevin(shift_fn, 1.0, 300, 0)
-    with pytest.raises(ValueError, match="force_tolerance must be positive"):
-        simulate.relax(None, None, shift_fn, np.zeros((1, 3)), force_tolerance=0.0)
-    with pytest.raises(ValueError, match="state must be of simulate.start or of an earlier result, got int"):
-        simulate.run(None, None, simulate.nve(shift_fn, 1.0), 3, n_steps=1)
-    with pytest.raises(ValueError, match="key must be a random key for Langevin"):
-        simulate.run(None, None, simulate.langevin(shift_fn, 1.0, 300.0, 0.01), warm.state, n_steps=1)
-
-
-def test_an_atom_that_wanders_out_of_its_region_is_warned_of_once():
-    """C leaves the half of the crystal that the expert of all species owns; the other knows Pt alone."""
-    species, cutoff = ("Pt", "C"), 3.0
-    experts = [
-        mm.experts.lennard_jones(species, cutoff, epsilon=0.01, sigma=1.5, allowed_species=domain)
-        for domain in (species, ("Pt",))
-    ]
-    x, y, z = np.meshgrid(np.arange(8), np.arange(3), np.arange(3), indexing="ij")
-    position = 2.5 * np.stack([x, y, z], axis=-1).reshape(-1, 3)
-    carbon = 0
-    position[carbon] = [2.5, 1.25, 1.25]  # in a channel along x
-    box = 2.5 * np.array([8.0, 3.0, 3.0])
-    displacement_fn, shift_fn = space.periodic(box)
-    owner = (position[:, 0] > 8.0).astype(int)
-    kinds = np.zeros(len(position), int)
-    kinds[carbon] = 1
-    fns = mm.mixture_neighbor_list(
-        displacement_fn,
-        box,
-        mm.experts.potentials(experts, [e.init(None) for e in experts]),
-        kinds,
-        mm.regions.fixed(owner),
-    )
-    velocity = np.zeros_like(position)
-    velocity[carbon, 0] = 1.0
-    masses = np.where(kinds == 1, 12.0, 195.0)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        simulate.run(
-            *fns,
-            simulate.nve(shift_fn, 1.0),
-            simulate.start(
-                simulate.nve(shift_fn, 1.0), jnp.asarray(position), masses=masses, velocity=velocity
-            ),
-            n_steps=5,
-        )
-        assert not [w for w in told if "outside its domain" in str(w.message)]
-        simulate.run(
-            *fns,
-            simulate.nve(shift_fn, 1.0),
-            simulate.start(
-                simulate.nve(shift_fn, 1.0), jnp.asarray(position), masses=masses, velocity=velocity
-            ),
-            n_steps=80,
-            chunk_steps=10,
-        )
-    (warning,) = [w for w in told if "outside its domain" in str(w.message)]
-    assert "expert 1" in str(warning.message)
