@@ -19,7 +19,7 @@ class Reassigned(Region):
     """Each atom belongs to the expert that had the largest gate at the last assignment."""
 
     region: Region
-    weights: Array | None  # [n_atoms, n_experts] gates, one 1 in each row; None before the first assignment
+    gates: Array | None  # [n_atoms, n_experts] gates, one 1 in each row; None before the first assignment
 
     is_dynamic: ClassVar[bool] = True
     smooth: ClassVar[bool] = False  # the energy jumps as atoms switch expert
@@ -66,15 +66,15 @@ class Reassigned(Region):
         gate = self.region.gate(position, displacement_fn, neighbors)
         largest = jax.nn.one_hot(jnp.argmax(gate, axis=1), gate.shape[1], dtype=gate.dtype)
         # NaN gates stay NaN.
-        return replace(self, weights=jnp.where(jnp.isnan(gate), jnp.nan, largest))
+        return replace(self, gates=jnp.where(jnp.isnan(gate), jnp.nan, largest))
 
     def _assigned_gates(self) -> Array:
-        if self.weights is None:
+        if self.gates is None:
             raise ValueError(
                 "region must have assigned its atoms: build the mixture with the region inside `reassigned`, "
                 "and pass `reassigned(region)` to simulate.run with reassign_steps, or neighbor_fn.assign."
             )
-        return self.weights
+        return self.gates
 
 
 def reassigned(region: Region) -> Reassigned:

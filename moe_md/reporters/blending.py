@@ -90,8 +90,8 @@ class BlendWatch:
     def on_state(self, state: State, neighbors) -> None:
         """Compute and store the diagnostics of a frame."""
         given: dict[str, Any] = self._given | ({} if state.box is None else {"box": state.box})
-        if state.weights is not None:
-            given["region"] = replace(given["region"], weights=state.weights)
+        if state.gates is not None:
+            given["region"] = replace(given["region"], gates=state.gates)
         dynamics = state.dynamics
         force = dynamics.force if self._force is None else self._force
         values = self._diagnose(dynamics.position, dynamics.velocity, force, neighbors, given)

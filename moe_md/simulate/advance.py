@@ -55,7 +55,7 @@ def given(**kwargs) -> dict:
 
 def current_region(region, state: State) -> Any:
     """The region in force; the assignment of a reassigned one is part of the state."""
-    return region if state.weights is None else replace(region, weights=state.weights)
+    return region if state.gates is None else replace(region, gates=state.gates)
 
 
 def place_of(system: System, state: State) -> tuple[Float[Array | np.ndarray, "atoms 3"], dict]:

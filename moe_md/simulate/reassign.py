@@ -58,7 +58,7 @@ def run_reassigned(
     system = System(neighbor_fn, energy_fn, integrator, params, region, max_reallocations)
     is_new = state.is_new
     start = state if is_new else adopt(integrator, state)
-    if start.weights is None:
+    if start.gates is None:
         smooth = system._replace(region=region.region)
         start = _assigned(system, start, allocate(smooth, start))
     switched_at = start.step if is_new else None
@@ -77,6 +77,6 @@ def run_reassigned(
 
 def _assigned(system: System, state: State, neighbors) -> State:
     """Every atom with the expert that has the largest share of it here."""
-    position, keywords = place_of(system._replace(region=None), state._replace(weights=None))
+    position, keywords = place_of(system._replace(region=None), state._replace(gates=None))
     assigned = system.neighbor_fn.assign(position, neighbors, system.region, **keywords)
-    return state._replace(weights=assigned.weights)
+    return state._replace(gates=assigned.gates)

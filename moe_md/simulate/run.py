@@ -124,7 +124,7 @@ def run(
     chunk_steps = checked_chunk_steps(chunk_steps, integrator, n_steps=n_steps)
     system = System(neighbor_fn, energy_fn, integrator, params, region, max_reallocations)
     # The assignment of an earlier `run_reassigned` ends here.
-    start = _checked_state(state, integrator)._replace(weights=None)
+    start = _checked_state(state, integrator)._replace(gates=None)
     return drive(system, start, neighbors, n_steps, chunk_steps, reporters, limits)
 
 

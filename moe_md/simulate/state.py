@@ -17,7 +17,7 @@ class State(NamedTuple):
     n_reallocations: int = 0  # of neighbour lists, so far
     work: float = 0.0  # eV, switching work accumulated so far by reassigning atoms
     # Current assignment of a region of `regions.reassigned`; None for other regions.
-    weights: Float[Array, "atoms experts"] | None = None
+    gates: Float[Array, "atoms experts"] | None = None
     is_new: bool = False  # from `start`: no forces yet, and the first frame is still to be reported
 
     @property

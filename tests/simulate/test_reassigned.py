@@ -79,8 +79,8 @@ def test_work_is_the_difference_of_the_experts_on_atoms_that_changed_hands(cryst
     neighbor_fn, _ = crystal
     result = run(crystal, 60)
     state, moved = result.state, run(crystal, 1, state=result.state, neighbors=result.neighbors)
-    new = neighbor_fn.assign(state.position, result.neighbors, REGION).weights
-    assert (np.asarray(state.weights) != np.asarray(new)).any() and (new == moved.state.weights).all()
+    new = neighbor_fn.assign(state.position, result.neighbors, REGION).gates
+    assert (np.asarray(state.gates) != np.asarray(new)).any() and (new == moved.state.gates).all()
     energies = []
     for e in (0, 1):
         owner = fixed(np.full(len(CUBIC), e), 2)
@@ -89,7 +89,7 @@ def test_work_is_the_difference_of_the_experts_on_atoms_that_changed_hands(cryst
                 state.position, neighbor_fn.allocate(state.position, region=owner), region=owner
             ).energy[:, e]
         )
-    expected = jnp.sum((new - state.weights) * jnp.stack(energies, axis=1))
+    expected = jnp.sum((new - state.gates) * jnp.stack(energies, axis=1))
     assert moved.state.work - state.work == pytest.approx(float(expected), abs=1e-9)
     assert abs(float(expected)) > 1e-3
 
@@ -116,7 +116,7 @@ def test_rows_that_run_out_are_healed():
         DISPLACEMENT, EDGES, mm.experts.potentials((EXPERT, EXPERT), FLUIDS), np.zeros(len(CUBIC), int), small
     )
     start = run(fns, 0, region=reassigned(small))
-    state = start.state._replace(weights=None)
+    state = start.state._replace(gates=None)
     roomy = run(fns, 5, state=state, region=reassigned(large))
     healed = run(fns, 5, state=state, neighbors=start.neighbors, region=reassigned(large))
     assert healed.state.n_reallocations > roomy.state.n_reallocations
