@@ -8,8 +8,6 @@ from pathlib import Path
 
 import array_types
 
-array_types.install()
-
 from moe_md.compilation_cache import default_folder
 
 # Set in the environment before jax is imported, so that programs started by tests have them too.
@@ -28,6 +26,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(default_folder()))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # XLA warns of a mismatch of machines for programs compiled on the same machine (jax issue 38445).
 os.environ["JAX_LOGGING_LEVEL"] = "CRITICAL"
+array_types.install()  # which imports jax
 
 import jax
 import pytest
