@@ -3,6 +3,7 @@
 For LAMMPS: `atoms.data`, `model.msgpack`, `region.json` and `run.py`.
 """
 
+import io
 import itertools
 import json
 from argparse import Namespace
@@ -58,14 +59,16 @@ def lammps(settings: ExportSettings, folder) -> Path:
     start, hold, thermo = _commands(fixed_mask, temperature_K, settings.seed)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    structure = io.StringIO()
     ase.io.write(
-        folder / "atoms.data",
+        structure,
         atoms,
         format="lammps-data",
         specorder=elements,
         masses=True,
         velocities=has_velocities,
     )
+    write_atomic(folder / "atoms.data", structure.getvalue().encode())
     checkpoints.save(folder / "model.msgpack", model)
     write_atomic(folder / "region.json", region_json.encode())
     script = SCRIPT.format(

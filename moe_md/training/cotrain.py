@@ -12,6 +12,7 @@ systematic errors differ. Train on the many frames of the less accurate method, 
 use `start` to continue on the few of the more accurate one.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Batch, Prepared, prepare
 from moe_md.data.dataset import Dataset, dataset_from_frames, digest, summary
 from moe_md.experts.base import Expert, Params, check_two_experts
+from moe_md.files import locked
 from moe_md.settings import TrainSettings
 from moe_md.simulate import interrupts
 from moe_md.training import progress as progress_file
@@ -63,6 +65,7 @@ def cotrain(
     folder=None,
     progress: bool = True,
     devices: Sequence[jax.Device] | None = None,
+    stop_fn: Callable[[], str] = interrupts.never,
 ) -> Checkpoint:
     """Train an expensive and a cheap expert together.
 
@@ -99,6 +102,8 @@ def cotrain(
             atoms on all devices together. Batches do not depend on the devices, and
             losses differ by the order of sums only, so that a training may be resumed
             on another number of devices.
+        stop_fn: asked before each step; the training ends there, and is saved, if it returns
+            a text, as that of `simulate.stop_requests` does. The record then has it as `stopped`.
 
     Returns:
         Experts, averaged parameters (those of the best validation where
@@ -110,7 +115,8 @@ def cotrain(
             `settings.metal` is not in the data; `settings.patience` is set without
             labelled `validation`; `devices` are empty or no jax devices; or `folder`
             holds another training, or a damaged file.
-        OSError: a file cannot be written; the file saved before is unchanged.
+        OSError: a file cannot be written, the file saved before is unchanged; or another process
+            trains in `folder`.
         FloatingPointError: the loss or the parameters are not finite.
     """
     experts = tuple(experts)
@@ -142,16 +148,17 @@ def cotrain(
         params = initial_params(experts, dataset, settings)
     else:
         params = params_with_new_references(start, train, settings.max_atoms)
-    current = Progress(initial_state(config, params), Best(0, np.inf, params), {}, [], 0.0)
-    if training.folder is not None:
-        current = progress_file.read(training.folder, current, training.fingerprint)
-    current = current._replace(state=placement.state(current.state))
     training_data.warn(dataset, validation)
-    inputs = (
-        (placement.batch(labelled), placement.batch(unlabelled))
-        for labelled, unlabelled in training_inputs(experts, train, settings, current.step)
-    )
-    return _run(training, current, inputs, show_bar=progress)
+    current = Progress(initial_state(config, params), Best(0, np.inf, params), {}, [], 0.0)
+    with contextlib.nullcontext() if training.folder is None else locked(training.folder):
+        if training.folder is not None:
+            current = progress_file.read(training.folder, current, training.fingerprint)
+        current = current._replace(state=placement.state(current.state))
+        inputs = (
+            (placement.batch(labelled), placement.batch(unlabelled))
+            for labelled, unlabelled in training_inputs(experts, train, settings, current.step)
+        )
+        return _run(training, current, inputs, stop_fn, show_bar=progress)
 
 
 @dataclass(frozen=True)
@@ -170,13 +177,16 @@ class _Training:
     record: dict  # data, device and start, for the checkpoint
 
 
-def _run(training: _Training, current: Progress, inputs, *, show_bar: bool) -> Checkpoint:
+def _run(
+    training: _Training, current: Progress, inputs, stop_fn: Callable[[], str], *, show_bar: bool
+) -> Checkpoint:
     """Take the remaining steps, validate and save.
 
     Args:
         training: the constant parts.
         current: the progress to continue from.
         inputs: iterator of the labelled and unlabelled batches of every step.
+        stop_fn: as in `cotrain`.
         show_bar: whether to show a progress bar.
 
     Returns:
@@ -184,13 +194,13 @@ def _run(training: _Training, current: Progress, inputs, *, show_bar: bool) -> C
     """
     settings, folder = training.settings, training.folder
     started = time.monotonic() - current.seconds
-    batch = next(inputs)
+    batch, stopped = next(inputs), ""
     bar_of = partial(tqdm, initial=current.step, disable=not show_bar, desc="co-training", unit="step")
     try:
         with interrupts.deferred_sigint() as check_interrupt, bar_of(total=settings.steps) as bar:
             for step in range(current.step + 1, settings.steps + 1):
                 check_interrupt()
-                if _out_of_patience(current, settings):
+                if _out_of_patience(current, settings) or (stopped := stop_fn()):
                     break
                 numbers = hyperparameters(settings, training.learning_rates, step - 1)
                 state, terms = training.step_fn(numbers, current.state, *batch)
@@ -217,9 +227,13 @@ def _run(training: _Training, current: Progress, inputs, *, show_bar: bool) -> C
         if folder is not None and is_finite(current):
             progress_file.write(folder, current, training.fingerprint)
         raise
+    result = _result(training, current, stopped)
     if folder is not None:  # a finished training may have been killed before it wrote the checkpoint
-        checkpoint.save(folder / "checkpoint.msgpack", _result(training, current))
-    return _result(training, current)
+        if stopped:
+            _check_finite(current, settings)
+            progress_file.write(folder, current, training.fingerprint)
+        checkpoint.save(folder / "checkpoint.msgpack", result)
+    return result
 
 
 def _placed_terms(
@@ -296,7 +310,7 @@ def _save(training: _Training, current: Progress) -> None:
     checkpoint.save(training.folder / "checkpoint.msgpack", _result(training, current))
 
 
-def _result(training: _Training, current: Progress) -> Checkpoint:
+def _result(training: _Training, current: Progress, stopped: str = "") -> Checkpoint:
     """The checkpoint: the best parameters where `settings.patience` is set, else the last."""
     best = current.best.step if training.settings.patience else 0
     record = {
@@ -304,6 +318,7 @@ def _result(training: _Training, current: Progress) -> Checkpoint:
         "best_step": best or None,
         "seconds": round(current.seconds, 1),
         **training.record,
+        **({"stopped": stopped} if stopped else {}),
         "history": current.history,
     }
     params = jax.tree.map(np.asarray, current.best.average if best else current.state.average)
