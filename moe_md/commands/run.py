@@ -98,7 +98,7 @@ class _StoppedInRelaxationError(Exception):
 
 
 def _run(settings: RunSettings, folder: Path, log: Callable, stop_fn: Callable[[], str]) -> dict:
-    simulation = _build(settings)
+    simulation = _build(settings, log)
     region, n_atoms = simulation.region, len(simulation.atoms)
     fingerprint = _fingerprint(settings, simulation)
     integrator = _integrator(settings, simulation)
@@ -157,7 +157,7 @@ def _run(settings: RunSettings, folder: Path, log: Callable, stop_fn: Callable[[
     return record
 
 
-def _build(settings: RunSettings) -> _Simulation:
+def _build(settings: RunSettings, log: Callable) -> _Simulation:
     """Load the system and build its mixture."""
     inner_potential = (
         checkpoints.load(settings.inner_potential).expensive if settings.inner_potential else None
@@ -165,6 +165,8 @@ def _build(settings: RunSettings) -> _Simulation:
     model, atoms, region, fixed_mask = load_system(
         settings, () if inner_potential is None else inner_potential[:1]
     )
+    if model.level_of_theory:
+        log(f"level of theory: {model.level_of_theory}")
     dtype = np.dtype(settings.dtype)
     known = model.experts[0].species
     species = np.array([known.index(s) for s in atoms.symbols], np.int32)

@@ -53,6 +53,8 @@ def _train(settings: TrainSettings, parsed: Namespace, log: Callable, stop_fn: C
         )
     parts = {"train": train} if validation is None else {"train": train, "validation": validation}
     log("; ".join(frames.describe(name, part) for name, part in parts.items()))
+    if level := data.common_level(dataset.frames):
+        log(f"level of theory: {level}")
     devices = choose_devices(parsed.devices)
     echoed = {} if start is None else {"start": start}
     echoed |= {"data": data_settings}

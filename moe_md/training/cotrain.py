@@ -7,9 +7,10 @@ and the number of the step, and everything that one step passes to the next is s
 therefore ends, when it is started again, with the same bits as one that never
 stopped, on devices whose sums are reproducible, such as CPUs.
 
-Do not mix labels of two methods in one training, as their reference energies and
-systematic errors differ. Train on the many frames of the less accurate method, then
-use `start` to continue on the few of the more accurate one.
+Labels of two methods must not be mixed in one training, as their reference energies and
+systematic errors differ; frames that name different levels of theory are refused. Train
+on the many frames of the less accurate method, then use `start` to continue on the few
+of the more accurate one.
 """
 
 import contextlib
@@ -28,17 +29,17 @@ from tqdm import tqdm
 from moe_md import checkpoint
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Batch, Prepared, prepare
-from moe_md.data.dataset import Dataset, dataset_from_frames, digest, summary
+from moe_md.data.dataset import Dataset, dataset_from_frames
 from moe_md.experts.base import Expert, Params, check_two_experts
 from moe_md.files import locked
 from moe_md.settings import TrainSettings
 from moe_md.simulate import interrupts
+from moe_md.training import identity, training_data
 from moe_md.training import progress as progress_file
-from moe_md.training import training_data
 from moe_md.training.evaluation import describe, loss_of, scores_of, totals_of
 from moe_md.training.inputs import training_inputs
 from moe_md.training.losses import Terms, joint_terms
-from moe_md.training.parameters import digest_params, initial_params, params_with_new_references
+from moe_md.training.parameters import initial_params, params_with_new_references
 from moe_md.training.progress import Best, Progress, is_finite
 from moe_md.training.sharding import Placement, on_devices
 from moe_md.training.step import (
@@ -114,7 +115,7 @@ def cotrain(
             label that the loss needs, or all are zero; an expert has no training atom;
             `settings.metal` is not in the data; `settings.patience` is set without
             labelled `validation`; `devices` are empty or no jax devices; or `folder`
-            holds another training, or a damaged file.
+            holds another training, or a damaged file; or labels are of two levels of theory.
         OSError: a file cannot be written, the file saved before is unchanged; or another process
             trains in `folder`.
         FloatingPointError: the loss or the parameters are not finite.
@@ -125,6 +126,7 @@ def cotrain(
     _check_arguments(experts, settings, validation, start, extra_loss, watch)
     training_data.check_labels(dataset, validation, settings, alone=extra_loss is None)
     training_data.check_metal(dataset, settings)
+    level = training_data.level_of_theory(dataset, validation, start)
     placement = on_devices(devices)
     cutoff = max(e.cutoff for e in experts)
     train = prepare(dataset, cutoff)
@@ -141,8 +143,8 @@ def cotrain(
         validation=_prepared_validation(validation, experts[0].species, cutoff),
         watch=watch,
         folder=None if folder is None else Path(folder),
-        fingerprint=_fingerprint(experts, settings, dataset, validation, start, extra_loss),
-        record=_static_record(dataset, validation, start, devices),
+        fingerprint=identity.fingerprint(experts, settings, dataset, validation, start, extra_loss, level),
+        record=identity.static_record(dataset, validation, start, devices, level),
     )
     if start is None:
         params = initial_params(experts, dataset, settings)
@@ -323,46 +325,6 @@ def _result(training: _Training, current: Progress, stopped: str = "") -> Checkp
     }
     params = jax.tree.map(np.asarray, current.best.average if best else current.state.average)
     return Checkpoint(training.experts, params, asdict(training.settings), record)
-
-
-def _static_record(
-    dataset: Dataset,
-    validation: Dataset | None,
-    start: Checkpoint | None,
-    devices: Sequence[jax.Device] | None,
-) -> dict:
-    """The part of a checkpoint's record that no step changes."""
-    return {
-        "jax": jax.__version__,
-        "device": (jax.devices() if devices is None else devices)[0].device_kind,
-        "devices": 1 if devices is None else len(devices),
-        "train": summary(dataset),
-        "validation": None if validation is None else summary(validation),
-        "start": None
-        if start is None
-        else {"digest": digest_params(start.params), "train": start.record.get("train")},
-    }
-
-
-def _fingerprint(
-    experts: tuple[Expert, ...],
-    settings: TrainSettings,
-    dataset: Dataset,
-    validation: Dataset | None,
-    start: Checkpoint | None,
-    extra_loss: Callable | None,
-) -> dict:
-    """What must be equal where a training is resumed."""
-    fingerprint = {
-        "settings": asdict(settings),
-        "experts": [e.config for e in experts],
-        "data": digest(dataset),
-        "validation data": None if validation is None else digest(validation),
-        "start": None if start is None else digest_params(start.params),
-    }
-    if extra_loss is not None:
-        fingerprint["extra loss"] = getattr(extra_loss, "__name__", type(extra_loss).__name__)
-    return fingerprint
 
 
 def _check_arguments(
