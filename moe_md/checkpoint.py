@@ -41,6 +41,11 @@ class Checkpoint(NamedTuple):
         """The last potential."""
         return self.potentials[-1]
 
+    @property
+    def level_of_theory(self) -> str:
+        """Of the labels that it was trained on, such as "PBE, 400 eV"; empty where they did not name one."""
+        return str(self.record.get("level_of_theory") or "")
+
 
 def __getattr__(name: str):
     raise missing_attribute(__name__, name)

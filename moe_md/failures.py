@@ -1,5 +1,9 @@
-"""How a run ends: a status under jit, one exception on the host."""
+"""How a run ends: a status under jit, one exception on the host, and signals."""
 
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any
 
@@ -37,3 +41,33 @@ class SimulationError(RuntimeError):
         super().__init__(message)
         self.state = state  # the last valid `simulate.State`
         self.log = log  # `simulate.Log` up to that state; None without one
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where no loop waits for it: files are closed and locks released on its way."""
+
+
+@contextmanager
+def sigterm_as_exception() -> Generator[None]:
+    """Raise `Terminated` at SIGTERM, so that what is open is closed.
+
+    Changes nothing outside the main thread, or where SIGTERM is handled in another way than Python's.
+    """
+    ours = is_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, raise_terminated)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def raise_terminated(number, frame) -> None:
+    """The handler of SIGTERM inside `sigterm_as_exception`."""
+    raise Terminated
+
+
+def is_main_thread() -> bool:
+    """Whether this is the thread that signals reach."""
+    return threading.current_thread() is threading.main_thread()

@@ -35,6 +35,7 @@ from moe_md.commands import demo_report, settings_file
 from moe_md.commands.demo_slab import MARGIN, METAL, build, check_experts, lower_plane
 from moe_md.data import frame_from_atoms
 from moe_md.data.batching import frame_rows
+from moe_md.files import write_atomic
 from moe_md.mixture import mixture_neighbor_list
 from moe_md.reporters.trajectory import Drift, LogWriter, XYZWriter, drift
 from moe_md.settings import DemoSettings
@@ -124,7 +125,8 @@ def run(settings: DemoSettings, folder, log: Callable[[str], None] = print) -> d
         "force_rmse": 1e3 * _rms(forces.difference),
         "ghost_force": boundary.largest_ghost_force,
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+    write_atomic(folder / "summary.json", text.encode())
     results = demo_report.Results(
         settings=settings,
         experts=model.experts,
@@ -148,7 +150,7 @@ def run(settings: DemoSettings, folder, log: Callable[[str], None] = print) -> d
     )
     demo_report.draw(results, folder)
     report = demo_report.markdown(results, total_seconds=time.perf_counter() - started)
-    (folder / "report.md").write_text(report)
+    write_atomic(folder / "report.md", report.encode())
     stage(f"wrote {folder / 'report.md'}")
     return summary
 

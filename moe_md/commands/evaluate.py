@@ -38,6 +38,7 @@ def command(settings: DataSettings, parsed: Namespace, log: Callable) -> dict:
     if not any(data.count_labels(dataset).values()):
         data.require_labels(dataset, energy=True)
     log(frames.describe(parsed.split, dataset))
+    levels = frames.log_levels(model, dataset, log)
     data.warn_of_labels(dataset)
     settings_file.echo(parsed.out, {"data": settings}, parsed.typed)
     scores = evaluation.evaluate_by_kind(model.experts, model.params, dataset)
@@ -45,6 +46,7 @@ def command(settings: DataSettings, parsed: Namespace, log: Callable) -> dict:
         "checkpoint": str(parsed.checkpoint),
         "data": settings.file,
         "split": parsed.split,
+        **({"level_of_theory": levels} if levels else {}),
         "kinds": scores,
     }
     path = Path(parsed.out) / "evaluation.json"

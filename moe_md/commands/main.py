@@ -10,6 +10,7 @@ module of its name, imported when the command runs.
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import sys
@@ -24,8 +25,8 @@ import shtab
 from moe_md.checks import kind_of
 from moe_md.commands import settings_file
 from moe_md.compilation_cache import quieten_cache_warnings, use_compilation_cache
-from moe_md.failures import SimulationError
-from moe_md.files import plain
+from moe_md.failures import SimulationError, Terminated, sigterm_as_exception
+from moe_md.files import locked, plain
 from moe_md.renamed import old_keys
 from moe_md.settings import (
     DATA,
@@ -48,7 +49,8 @@ first steps:
   moe-md run --structure slab.xyz --region-around C,O --checkpoint training/checkpoint.msgpack
 
 Every folder of results holds settings.toml, which repeats the command.
-Exit codes: 0 done, 1 a run failed (its last valid state is saved), 2 wrong input, 130 interrupted.
+Exit codes: 0 done, 1 a run failed (its last valid state is saved), 2 wrong input, 130 interrupted,
+143 terminated. At SIGTERM, and after --max-hours, run and train save all, say how to go on, and exit with 0.
 Tab completion in bash: eval "$(moe-md --print-completion bash)"
 """
 SPLITS = ("train", "validation", "all")
@@ -63,7 +65,8 @@ def main(arguments: typing.Sequence[str] | None = None) -> int:
 
     Returns:
         Exit code: 0; 1 after a run that failed and 2 after a wrong input, each
-        with one line on stderr; 130 after Ctrl-C.
+        with one line on stderr; 130 after Ctrl-C; 143 after SIGTERM, where the
+        command cannot be resumed.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parsed = make_parser().parse_args(arguments)
@@ -71,7 +74,7 @@ def main(arguments: typing.Sequence[str] | None = None) -> int:
     log = partial(print, file=sys.stderr if parsed.json else None, flush=True)
     use_compilation_cache()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), sigterm_as_exception():
             _show_warnings_in_one_line()
             result = _run_command(parsed, log)
     except (ValueError, OSError, FloatingPointError, SimulationError) as error:
@@ -82,9 +85,10 @@ def main(arguments: typing.Sequence[str] | None = None) -> int:
         if parsed.json:
             print(json.dumps({"error": text}))
         return 1 if isinstance(error, (FloatingPointError, SimulationError)) else 2
-    except KeyboardInterrupt:
-        print("moe-md: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        terminated = isinstance(error, Terminated)
+        print(f"moe-md: {'terminated' if terminated else 'interrupted'}", file=sys.stderr)
+        return 143 if terminated else 130
     if parsed.json:
         print(json.dumps(result, default=plain))
     return 0
@@ -96,7 +100,9 @@ def _run_command(parsed: argparse.Namespace, log: Callable) -> dict:
     if parsed.settings_class is not None:
         settings = settings_file.settings(parsed.settings_class, parsed.table, parsed)
     module = importlib.import_module(f"moe_md.commands.{parsed.command}")
-    return module.command(settings, parsed, log)
+    folder = getattr(parsed, "out", None)
+    with contextlib.nullcontext() if folder is None else locked(folder):
+        return module.command(settings, parsed, log)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -123,7 +129,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_validate(commands)
-    _add(commands, "run", "Molecular dynamics of a structure", RunSettings, "run", out="run")
+    text = "Molecular dynamics of a structure; resumes a run that was stopped"
+    _add_max_hours(_add(commands, "run", text, RunSettings, "run", out="run"))
     _add_export(commands)
     text = "Time a mixture against either expert alone, on a slab"
     _add(commands, "bench", text, BenchSettings, "bench", out="bench")
@@ -174,6 +181,7 @@ def _add_train(commands) -> None:
             " may change it"
         ),
     )
+    _add_max_hours(sub)
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -206,6 +214,17 @@ def _add_export(commands) -> None:
     text = "Write a folder that runs a structure in another program"
     sub = _add(commands, "export", text, ExportSettings, "export", out="exported")
     sub.add_argument("program", choices=("lammps",), help="the program that runs it")
+
+
+def _add_max_hours(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--max-hours",
+        type=float,
+        help=(
+            "save all and exit after so many hours, as at SIGTERM; the same command goes on. Leave time for a"
+            " chunk of steps and for saving"
+        ),
+    )
 
 
 def _add_validation_fraction(sub: argparse.ArgumentParser) -> None:

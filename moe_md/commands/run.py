@@ -19,16 +19,17 @@ from jaxtyping import Bool, Float
 from moe_md import checkpoint as checkpoints
 from moe_md import lazy_jax_md as jax_md
 from moe_md import regions, simulate
-from moe_md.commands import settings_file
+from moe_md.commands import settings_file, stopping
 from moe_md.commands.system import fixed_in_words, has_own_masses, load_system
 from moe_md.experts.base import Potential
-from moe_md.files import write_json
+from moe_md.files import locked, write_json
 from moe_md.mixture import mixture_neighbor_list
 from moe_md.reporters.blending import BlendWatch
 from moe_md.reporters.h5md import H5MDWriter
 from moe_md.reporters.restart import Restart, load_restart
 from moe_md.reporters.trajectory import LastState, LogWriter, XYZWriter, drift
 from moe_md.settings import RunSettings
+from moe_md.simulate.interrupts import never
 
 MIN_LOG_LINES = 20  # for a drift with an error bar
 RESTART, LAST_GOOD, FINAL = "restart.msgpack", "last_good.npz", "final.extxyz"
@@ -38,28 +39,38 @@ MAY_CHANGE = ("steps", *LIMITS)  # settings of a run that is resumed
 
 def command(settings: RunSettings, parsed: Namespace, log: Callable) -> dict:
     """Run `moe-md run`; see `run`."""
-    settings_file.echo(parsed.out, {"run": settings}, parsed.typed)
-    return run(settings, parsed.out, log)
+    with simulate.stop_requests(parsed.max_hours) as stop_fn:
+        settings_file.echo(parsed.out, {"run": settings}, parsed.typed)
+        record = run(settings, parsed.out, log, stop_fn)
+    if "stopped" in record:
+        log(stopping.how_to_go_on(record, parsed.typed))
+    return record
 
 
-def run(settings: RunSettings, folder, log: Callable = print) -> dict:
+def run(settings: RunSettings, folder, log: Callable = print, stop_fn: Callable[[], str] = never) -> dict:
     """Molecular dynamics of a structure. A folder that holds an interrupted run resumes it.
 
     Args:
         settings: the system, the ensemble and the length of the run.
         folder: for log, trajectory, restart, the last frame and `run.json`.
         log: takes lines of text.
+        stop_fn: as in `simulate.run`.
 
     Returns:
-        The content of `run.json`.
+        The content of `run.json`. If `stop_fn` ended the run, nothing but `stopped` (its text), `step` and
+        `steps`; `run.json` is then not written.
 
     Raises:
         ValueError: structure, region or checkpoint do not fit one another.
         SimulationError: the run failed, or passed a limit; the last valid state is saved.
+        InUseError: another process writes to the folder.
     """
-    with jax.enable_x64(True) if settings.dtype == "float64" else contextlib.nullcontext():
+    x64 = jax.enable_x64(True) if settings.dtype == "float64" else contextlib.nullcontext()
+    with x64, locked(folder):
         try:
-            return _run(settings, Path(folder), log)
+            return _run(settings, Path(folder), log, stop_fn)
+        except _StoppedInRelaxationError as stopped:
+            return {"stopped": str(stopped), "step": None, "steps": settings.steps}
         except simulate.SimulationError as error:  # of the dynamics, or of the relaxation before
             saved = Path(folder) / LAST_GOOD
             LastState(saved).on_failure(error.state)
@@ -82,10 +93,13 @@ class _Simulation(NamedTuple):
     fixed_mask: Bool[np.ndarray, "atoms 3"] | None  # components that hold still
 
 
-def _run(settings: RunSettings, folder: Path, log: Callable) -> dict:
-    simulation = _build(settings)
+class _StoppedInRelaxationError(Exception):
+    """`stop_fn` ended the relaxation, which is not saved; the text is its reason."""
+
+
+def _run(settings: RunSettings, folder: Path, log: Callable, stop_fn: Callable[[], str]) -> dict:
+    simulation = _build(settings, log)
     region, n_atoms = simulation.region, len(simulation.atoms)
-    folder.mkdir(parents=True, exist_ok=True)
     fingerprint = _fingerprint(settings, simulation)
     integrator = _integrator(settings, simulation)
     run_fn = partial(
@@ -95,9 +109,10 @@ def _run(settings: RunSettings, folder: Path, log: Callable) -> dict:
         integrator,
         chunk_steps=settings.log_every,
         limits=_limits(settings),
+        stop_fn=stop_fn,
     )
     start, neighbors, resumed_at = _start_or_resume(
-        settings, simulation, integrator, run_fn, folder, fingerprint, log
+        settings, simulation, integrator, run_fn, folder, fingerprint, log, stop_fn
     )
     position = start.position if resumed_at is None else simulation.position
     share = float(np.mean(np.asarray(region.gate(position, simulation.displacement_fn))[:, 0] > 0))
@@ -125,6 +140,8 @@ def _run(settings: RunSettings, folder: Path, log: Callable) -> dict:
         restart.close()
         files.close()
     seconds = time.perf_counter() - started
+    if result.state.step < settings.steps:
+        return {"stopped": stop_fn(), "step": result.state.step, "steps": settings.steps}
     record = {
         "settings": asdict(settings),
         "n_atoms": n_atoms,
@@ -140,7 +157,7 @@ def _run(settings: RunSettings, folder: Path, log: Callable) -> dict:
     return record
 
 
-def _build(settings: RunSettings) -> _Simulation:
+def _build(settings: RunSettings, log: Callable) -> _Simulation:
     """Load the system and build its mixture."""
     inner_potential = (
         checkpoints.load(settings.inner_potential).expensive if settings.inner_potential else None
@@ -148,6 +165,8 @@ def _build(settings: RunSettings) -> _Simulation:
     model, atoms, region, fixed_mask = load_system(
         settings, () if inner_potential is None else inner_potential[:1]
     )
+    if model.level_of_theory:
+        log(f"level of theory: {model.level_of_theory}")
     dtype = np.dtype(settings.dtype)
     known = model.experts[0].species
     species = np.array([known.index(s) for s in atoms.symbols], np.int32)
@@ -192,6 +211,7 @@ def _start_or_resume(
     folder: Path,
     fingerprint: dict,
     log: Callable,
+    stop_fn: Callable[[], str],
 ) -> tuple[simulate.State, Any, int | None]:
     """State and neighbours of the start, and the step at which a run resumes, None for a new run."""
     start = partial(
@@ -202,7 +222,7 @@ def _start_or_resume(
         box=simulation.box,
     )
     if not (folder / RESTART).exists():
-        position, velocities, neighbors = _initial(settings, simulation, log)
+        position, velocities, neighbors = _initial(settings, simulation, log, stop_fn)
         return start(position, **velocities), neighbors, None
     like = run_fn(start(simulation.position, temperature_K=0.0), n_steps=0)
     state, neighbors = load_restart(folder / RESTART, like.state, like.neighbors, fingerprint)
@@ -211,7 +231,7 @@ def _start_or_resume(
 
 
 def _initial(
-    settings: RunSettings, simulation: _Simulation, log: Callable
+    settings: RunSettings, simulation: _Simulation, log: Callable, stop_fn: Callable[[], str]
 ) -> tuple[jax.Array, dict[str, Any], Any]:
     """Positions, arguments of `simulate.start` for the velocities, and neighbours of a new run."""
     position, atoms = simulation.position, simulation.atoms
@@ -226,7 +246,10 @@ def _initial(
             box=simulation.box,
             fixed_mask=simulation.fixed_mask,
             neighbors=neighbors,
+            stop_fn=stop_fn,
         )
+        if not relaxed.converged and relaxed.n_steps < settings.relax_steps:
+            raise _StoppedInRelaxationError(stop_fn())
         position, neighbors = relaxed.position, relaxed.neighbors
         log(
             f"relaxed to {relaxed.energy:.4f} eV in {relaxed.n_steps} steps, largest force"

@@ -9,10 +9,11 @@ import jax
 from moe_md import checkpoint as checkpoints
 from moe_md import data
 from moe_md.checkpoint import Checkpoint
-from moe_md.commands import expert_tables, frames, settings_file
+from moe_md.commands import expert_tables, frames, settings_file, stopping
 from moe_md.experts.base import Expert, check_two_experts
 from moe_md.files import write_json
 from moe_md.settings import TrainSettings
+from moe_md.simulate import stop_requests
 from moe_md.training import cotrain, evaluation
 
 
@@ -27,6 +28,14 @@ def command(settings: TrainSettings, parsed: Namespace, log: Callable) -> dict:
     Returns:
         The path of the checkpoint and the content of `record.json`.
     """
+    with stop_requests(parsed.max_hours) as stop_fn:
+        record = _train(settings, parsed, log, stop_fn)
+    if "stopped" in record:
+        log(stopping.how_to_go_on({**record, "steps": settings.steps}, parsed.typed))
+    return record
+
+
+def _train(settings: TrainSettings, parsed: Namespace, log: Callable, stop_fn: Callable[[], str]) -> dict:
     tables = settings_file.tables(parsed.settings)
     data_settings = frames.data_settings(parsed)
     dataset = frames.load(data_settings)
@@ -44,6 +53,8 @@ def command(settings: TrainSettings, parsed: Namespace, log: Callable) -> dict:
         )
     parts = {"train": train} if validation is None else {"train": train, "validation": validation}
     log("; ".join(frames.describe(name, part) for name, part in parts.items()))
+    if level := data.common_level(dataset.frames):
+        log(f"level of theory: {level}")
     devices = choose_devices(parsed.devices)
     echoed = {} if start is None else {"start": start}
     echoed |= {"data": data_settings}
@@ -60,6 +71,7 @@ def command(settings: TrainSettings, parsed: Namespace, log: Callable) -> dict:
         folder=Path(parsed.out),
         progress=not parsed.quiet,
         devices=devices,
+        stop_fn=stop_fn,
     )
     split = {"validation_fraction": parsed.validation_fraction, "split_seed": settings.seed}
     result = result._replace(settings={**result.settings, **split})

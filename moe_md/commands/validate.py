@@ -167,6 +167,7 @@ def command(settings: ValidateSettings, parsed: Namespace, log: Callable) -> dic
         split = "validation" if data.file == DATA and recorded else "all"
     dataset = frames.load(data, model.experts[0].species)
     dataset = frames.split(dataset, model, split, parsed.validation_fraction)
+    frames.log_levels(model, dataset, log)
     settings = smoke_settings(settings) if parsed.small else settings
     settings_file.echo(parsed.out, {"data": data, "validate": settings}, parsed.typed)
     names = {"checkpoint": str(parsed.checkpoint), "data": data.file, "split": split}

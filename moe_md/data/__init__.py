@@ -21,7 +21,7 @@ from moe_md.data.dataset import (
 from moe_md.data.environments import ideal_crystals, metal_frames, random_metal
 from moe_md.data.extxyz import read_images
 from moe_md.data.labels import count_labels, label_remarks, refuse_zeros, warn_of_labels
-from moe_md.data.reading import Frame, frame_from_atoms, frame_to_atoms, read_frames
+from moe_md.data.reading import Frame, common_level, frame_from_atoms, frame_to_atoms, read_frames
 from moe_md.data.structure_file import read_structure
 from moe_md.data.structures import co_covered_slab, fcc_slab, fcc_supercell, slab_with_adsorbate
 from moe_md.renamed import missing_attribute
@@ -35,6 +35,7 @@ __all__ = [
     "batches",
     "co_covered_slab",
     "collate",
+    "common_level",
     "count_labels",
     "dataset_from_frames",
     "digest",

@@ -63,7 +63,8 @@ def label_remarks(dataset: Dataset) -> list[str]:
 
     Labels under other names, energies of two kinds, energies far off a fit by
     composition, frames of very large forces, stresses that may have other units, zeros
-    that may mean "none", and stresses that cannot be used.
+    that may mean "none", stresses that cannot be used, and levels of theory that only
+    some frames name.
 
     Args:
         dataset: the frames.
@@ -79,6 +80,7 @@ def label_remarks(dataset: Dataset) -> list[str]:
         *_large_stresses(dataset),
         *(line for label in ("forces", "stress") for line in _zeros(dataset, label)),
         *_unused_stresses(dataset),
+        *_unknown_levels(dataset),
     ]
 
 
@@ -179,6 +181,15 @@ def _unused_stresses(dataset: Dataset) -> Iterable[str]:
     n = sum(frame.stress is not None for frame in dataset.frames) - count_labels(dataset)["stress"]
     if n:
         yield f"{n} stresses are not used: their frames are not periodic in all three directions."
+
+
+def _unknown_levels(dataset: Dataset) -> Iterable[str]:
+    named = [frame.level_of_theory for frame in dataset.frames if frame.level_of_theory]
+    if named and len(named) < len(dataset.frames):
+        yield (
+            f"{len(dataset.frames) - len(named)} of {len(dataset.frames)} frames do not name a level of"
+            f" theory, the others {named[0]!r}. If it is theirs too, set level_of_theory to it."
+        )
 
 
 def _named(frames: Sequence[Frame], value: np.ndarray, limit: float, unit: str = "") -> str:

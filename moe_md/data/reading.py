@@ -5,6 +5,7 @@ A label that is missing in a file is None, never zero.
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ DEFAULT_KEYS = {
     "group_key": "origin",
     "kind_key": "kind",
 }
+LEVEL_KEY = "level_of_theory"
 # Names that look like labels.
 LOOKS_LIKE = {
     "energy": re.compile("energ|enthalp|toten|etot|e_tot", re.IGNORECASE),
@@ -51,6 +53,7 @@ class Frame(NamedTuple):
     source: str = ""  # what messages call this frame, such as "frame 3 of frames.xyz", counted from 0
     energy_name: str = ""  # name under which the energy was found
     unread: tuple[str, ...] = ()  # names of other entries that look like labels
+    level_of_theory: str = ""  # of the labels, such as "PBE, 400 eV"; empty where it is not known
 
 
 def frame_from_atoms(
@@ -77,7 +80,8 @@ def frame_from_atoms(
         virial_key: name of a virial, -dE/dstrain in eV, of as many numbers. Where
             a fully periodic frame has it, the stress is minus the virial divided
             by the volume. By default none is read.
-        group_key, kind_key: entries of `atoms.info` that become `group` and `kind`.
+        group_key, kind_key: entries of `atoms.info` that become `group` and `kind`. The
+            entry `level_of_theory` is read too.
         name: name of this structure in error messages.
 
     Returns:
@@ -119,6 +123,7 @@ def frame_from_atoms(
         kind=str(atoms.info.get(_spelled(atoms.info, kind_key, name), "")),
         energy_name="" if energy is None else _spelled(stored, energy_key, name),
         unread=_unread(stored, len(atoms), {energy_key, forces_key, stress_key, virial_key}),
+        level_of_theory=_one_line(atoms.info.get(_spelled(atoms.info, LEVEL_KEY, name), "")),
     )
 
 
@@ -212,7 +217,8 @@ def frame_to_atoms(frame: Frame) -> Atoms:
         The atoms.
     """
     atoms = Atoms(frame.symbols, frame.positions, cell=frame.cell, pbc=frame.pbc)
-    atoms.info = {k: v for k, v in {"origin": frame.group, "kind": frame.kind}.items() if v}
+    info = {"origin": frame.group, "kind": frame.kind, LEVEL_KEY: frame.level_of_theory}
+    atoms.info = {k: v for k, v in info.items() if v}
     labels: dict[str, Any] = {}
     if frame.energy is not None:
         labels["energy"] = labels["free_energy"] = frame.energy
@@ -234,6 +240,7 @@ def read_frames(
     virial_key: str | None = None,
     group_key: str = "origin",
     kind_key: str = "kind",
+    level_of_theory: str | None = None,
 ) -> tuple[Frame, ...]:
     """All frames of an extended XYZ file, which may be compressed (gz, bz2, xz).
 
@@ -242,14 +249,17 @@ def read_frames(
         energy_key, forces_key, stress_key, virial_key, group_key, kind_key: as in
             `frame_from_atoms`, in any case of letters where no entry has this one. A
             frame without a group is its own group, `file name:index`.
+        level_of_theory: of the labels of frames without an entry of this name, such as
+            "PBE, 400 eV"; default unknown.
 
     Returns:
         The frames, in the order of the file.
 
     Raises:
         ValueError: as `frame_from_atoms` and `extxyz.read_images`; no frame has a
-            label, group or kind under a name that was given; or the name of the
-            stress is that of a virial. Messages count frames from 0.
+            label, group or kind under a name that was given; the name of the stress is
+            that of a virial; or labels are of two levels of theory. Messages count
+            frames from 0.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise ValueError(f"path must be the path of a file, got {path!r:.80}.")
@@ -265,6 +275,8 @@ def read_frames(
     for name, key in keys.items():
         if not isinstance(key, str) and not (key is None and DEFAULT_KEYS[name] is None):
             raise ValueError(f"{name} must be the name of an entry of {path}, got {key!r:.80}.")
+    if level_of_theory is not None and not isinstance(level_of_theory, str):
+        raise ValueError(f"level_of_theory must be a text, got {level_of_theory!r:.80}.")
     images = extxyz.read_images(path)
     _check_names(path, images, keys)
     frames = []
@@ -279,9 +291,49 @@ def read_frames(
             kind_key=kind_key,
             name=f"frame {index} of {path}",
         )
-        group = frame.group or f"{path.name}:{index}"
-        frames.append(frame._replace(group=group, source=f"frame {index} of {path.name}"))
+        frames.append(
+            frame._replace(
+                group=frame.group or f"{path.name}:{index}",
+                source=f"frame {index} of {path.name}",
+                level_of_theory=frame.level_of_theory or _one_line(level_of_theory or ""),
+            )
+        )
+    common_level(frames, "" if level_of_theory is None else _one_line(level_of_theory))
     return tuple(frames)
+
+
+def common_level(frames: Iterable[Frame], expected: str = "") -> str:
+    """The level of theory of labelled frames.
+
+    Args:
+        frames: the frames; those without one are ignored.
+        expected: the level that all must have; empty for any.
+
+    Returns:
+        The level; empty where no frame has one.
+
+    Raises:
+        ValueError: frames have different levels, or another one than expected.
+    """
+    sources: dict[str, list[str]] = {expected: ["the settings"]} if expected else {}
+    for index, frame in enumerate(frames):
+        if frame.level_of_theory:
+            sources.setdefault(frame.level_of_theory, []).append(frame.source or f"frame {index}")
+    if len(sources) > 1:
+        found = " and ".join(
+            f"{level!r} in {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else "")
+            for level, names in sources.items()
+        )
+        raise ValueError(
+            f"level_of_theory must be one for all labels, got {found}: their energies do not compare. Train"
+            " on one level, then continue on the other from that checkpoint (start), or correct the text."
+        )
+    return next(iter(sources), "")
+
+
+def _one_line(text) -> str:
+    """A text with single spaces."""
+    return " ".join(str(text).split())
 
 
 def _check_names(path: Path, images: list[Atoms], keys: dict[str, str | None]) -> None:

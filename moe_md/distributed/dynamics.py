@@ -52,6 +52,7 @@ def run(
     params: Sequence[Params] | None = None,
     chunk_steps: int = 50,
     reporters: Sequence[Callable] = (),
+    stop_fn: Callable[[], str] = interrupts.never,
 ) -> Result:
     """Molecular dynamics that starts from a state.
 
@@ -64,6 +65,7 @@ def run(
         params: default the builder's.
         chunk_steps: steps between checks for overflow, and between frames.
         reporters: called with a `Frame` at the start and after each chunk.
+        stop_fn: as in `simulate.run`.
 
     Returns:
         The last state, and a frame for the start and each chunk.
@@ -87,7 +89,7 @@ def run(
             for report in reporters:
                 report(frame)
             frames.append(frame._replace(position=None, velocity=None, force=None))
-            if done >= n_steps:
+            if done >= n_steps or stop_fn():
                 return Result(state, tuple(frames))
 
 

@@ -23,7 +23,7 @@ from ase.io.extxyz import write_extxyz
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Integer, Real
 
-from moe_md.files import write_atomic
+from moe_md.files import lock_file, write_atomic
 from moe_md.simulate.run import Frame, Log, State
 
 
@@ -52,7 +52,7 @@ class XYZWriter:
     Raises:
         ValueError: `expert`, `masses` or `fixed_mask` do not fit the atoms, `until_step`
             is given without `append`, or the file to truncate has frames without steps.
-        OSError: the file cannot be written; the message names it.
+        OSError: the file cannot be written, or another process writes it; the message names it.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class LogWriter:
     Raises:
         ValueError: the file has other columns, or `until_step` is given without
             `append`.
-        OSError: the file cannot be written; the message names it.
+        OSError: the file cannot be written, or another process writes it; the message names it.
     """
 
     def __init__(self, path, *, append: bool = False, until_step: int | None = None) -> None:
@@ -240,10 +240,17 @@ class _Text:
     def __init__(self, path, append: bool, until_step: int | None, records: Callable):
         check_until_step(append, until_step)
         self._path = Path(path)
-        if until_step is not None and self._path.exists():
-            _truncate(self._path, until_step, records)
         # Closed by `close`.
-        self._file = open(path, "ab" if append else "wb", buffering=0)  # noqa: SIM115
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+        try:
+            lock_file(self._file, path)
+            if until_step is not None:
+                _truncate(self._path, until_step, records)
+            elif not append:
+                self._file.truncate(0)
+        except BaseException:
+            self.close()
+            raise
 
     def size(self) -> int:
         return os.fstat(self._file.fileno()).st_size

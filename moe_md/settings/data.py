@@ -28,9 +28,12 @@ class DataSettings:
     )
     group_key: str = option("origin", "name of the label that frames of one trajectory share")
     kind_key: str = option("kind", "name of the label by which errors are reported")
+    level_of_theory: str | None = option(
+        None, "of the labels, such as 'PBE, 400 eV'; default the entry level_of_theory of the frames"
+    )
 
     def __post_init__(self):
         check_fields(self)
         for name, value in vars(self).items():
-            if value == "":
+            if isinstance(value, str) and not value.strip():
                 raise ValueError(f"{name} must not be empty.")

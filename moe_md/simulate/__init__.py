@@ -13,6 +13,7 @@ from moe_md.simulate.integrators import (
     nve,
     respa,
 )
+from moe_md.simulate.interrupts import stop_requests
 from moe_md.simulate.limits import Limits
 from moe_md.simulate.reassign import run_reassigned
 from moe_md.simulate.relax import Relaxation, relax
@@ -47,6 +48,7 @@ __all__ = [
     "run",
     "run_reassigned",
     "start",
+    "stop_requests",
 ]
 
 

@@ -6,6 +6,7 @@ from moe_md.checks import check_count
 from moe_md.regions.reassigned import Reassigned
 from moe_md.simulate.advance import Chunk, System, advance, allocate, place_of
 from moe_md.simulate.integrators.base import Integrator
+from moe_md.simulate.interrupts import never
 from moe_md.simulate.limits import Limits
 from moe_md.simulate.run import DEFAULT_LIMITS, checked_chunk_steps, drive
 from moe_md.simulate.start import adopt
@@ -27,6 +28,7 @@ def run_reassigned(
     reporters: Sequence[Callable] = (),
     max_reallocations: int = 8,
     limits: Limits = DEFAULT_LIMITS,
+    stop_fn: Callable[[], str] = never,
 ) -> Result:
     """As `run`, with the atoms of a region reassigned every so many steps.
 
@@ -36,7 +38,7 @@ def run_reassigned(
     Args:
         neighbor_fn, energy_fn: from `mixture_neighbor_list`, built with `region.region`.
         integrator, state, n_steps, neighbors, params: as in `run`.
-        chunk_steps, reporters, max_reallocations, limits: as in `run`.
+        chunk_steps, reporters, max_reallocations, limits, stop_fn: as in `run`.
         region: from `regions.reassigned`.
         reassign_every: steps between reassignments, a multiple of
             `integrator.outer_every`.
@@ -72,7 +74,7 @@ def run_reassigned(
             neighbors = after.neighbors
         return state, neighbors, min(n, reassign_every - state.step % reassign_every)
 
-    return drive(system, start, neighbors, n_steps, chunk_steps, reporters, limits, before_chunk)
+    return drive(system, start, neighbors, n_steps, chunk_steps, reporters, limits, stop_fn, before_chunk)
 
 
 def _assigned(system: System, state: State, neighbors) -> State:

@@ -15,6 +15,7 @@ from moe_md.failures import Status
 from moe_md.simulate.advance import Chunk, System, advance, allocate
 from moe_md.simulate.integrators.fire import CellFire, Fire
 from moe_md.simulate.integrators.frozen import freeze
+from moe_md.simulate.interrupts import never
 from moe_md.simulate.run import volume_of
 from moe_md.simulate.start import checked_box, checked_position
 from moe_md.simulate.state import State
@@ -51,6 +52,7 @@ def relax(
     region=None,
     chunk_steps: int = 50,
     max_reallocations: int = 8,
+    stop_fn: Callable[[], str] = never,
 ) -> Relaxation:
     """Minimise with FIRE until no force exceeds `force_tolerance`; the cell too, if asked for.
 
@@ -72,6 +74,7 @@ def relax(
             their Cartesian components; their forces do not count. Default none.
             Where the cell relaxes, whole atoms only, which keep their fractions.
         chunk_steps: steps between checks of the flags.
+        stop_fn: as in `run`; a relaxation that it ends has not converged.
 
     Returns:
         The relaxed positions, and box. `converged` says whether the tolerance was met.
@@ -99,7 +102,7 @@ def relax(
         state, chunk = advance(system, state, neighbors, evaluate_first, n, force_tolerance)
         neighbors, evaluate_first = chunk.neighbors, False
         converged = int(chunk.status) == Status.CONVERGED
-        if converged or state.step >= n_steps:
+        if converged or state.step >= n_steps or stop_fn():
             break
     return _relaxation(minimiser, state, chunk, converged, position.shape[0])
 

@@ -18,7 +18,7 @@ from moe_md.checks import check_count
 from moe_md.failures import SimulationError
 from moe_md.simulate.advance import Chunk, System, advance, advice, allocate, place_of
 from moe_md.simulate.integrators.base import Integrator, degrees_of_freedom
-from moe_md.simulate.interrupts import deferred_sigint
+from moe_md.simulate.interrupts import deferred_sigint, never
 from moe_md.simulate.limits import Limits, exceeded, reference_of, updated
 from moe_md.simulate.start import adopt
 from moe_md.simulate.state import Frame, Log, Result, State, log_of
@@ -65,6 +65,7 @@ def run(
     reporters: Sequence[Callable] = (),
     max_reallocations: int = 8,
     limits: Limits = DEFAULT_LIMITS,
+    stop_fn: Callable[[], str] = never,
 ) -> Result:
     """Molecular dynamics.
 
@@ -90,6 +91,8 @@ def run(
             `on_failure` (`FailureReporter`) are called too, if it has them.
         max_reallocations: of the lists, in a single chunk.
         limits: of energy, temperature and speed, checked after each chunk.
+        stop_fn: asked after each chunk; the run ends there if it returns a text, as
+            that of `stop_requests` does at SIGTERM or after a number of hours.
 
     Returns:
         Last state, its neighbours, and the log. Temperatures count 3 n_atoms
@@ -125,7 +128,7 @@ def run(
     system = System(neighbor_fn, energy_fn, integrator, params, region, max_reallocations)
     # The assignment of an earlier `run_reassigned` ends here.
     start = _checked_state(state, integrator)._replace(gates=None)
-    return drive(system, start, neighbors, n_steps, chunk_steps, reporters, limits)
+    return drive(system, start, neighbors, n_steps, chunk_steps, reporters, limits, stop_fn)
 
 
 def drive(
@@ -136,6 +139,7 @@ def drive(
     chunk_steps: int,
     reporters: Sequence[Callable],
     limits: Limits,
+    stop_fn: Callable[[], str],
     before_chunk: Callable | None = None,
 ) -> Result:
     """The loop of a run.
@@ -144,7 +148,7 @@ def drive(
         system: functions, integrator, params and region.
         start: where the run starts.
         neighbors: lists, None to allocate them.
-        n_steps, chunk_steps, reporters, limits: as in `run`.
+        n_steps, chunk_steps, reporters, limits, stop_fn: as in `run`.
         before_chunk: `(state, chunk, n) -> (state, neighbors, n)`, called before
             each chunk of at most `n` steps; may reassign atoms and shorten it.
     """
@@ -172,11 +176,13 @@ def drive(
             _check(limits, reference, frame, timestep_fs, last_valid)
             while True:
                 check_interrupt()
+                stopped = False
                 if done % chunk_steps == 0 or done == n_steps:
                     in_domain = in_domain and _check_domains(system, last_valid, chunk.neighbors)
                     if done > 0 or is_new:
                         report(last_valid, chunk, frame)
-                if done == n_steps:
+                    stopped = bool(stop_fn())
+                if stopped or done == n_steps:
                     return Result(last_valid, chunk.neighbors, log_of(frames))
                 n, neighbors = min(chunk_steps - done % chunk_steps, n_steps - done), chunk.neighbors
                 if before_chunk is not None:

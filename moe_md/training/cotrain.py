@@ -7,11 +7,13 @@ and the number of the step, and everything that one step passes to the next is s
 therefore ends, when it is started again, with the same bits as one that never
 stopped, on devices whose sums are reproducible, such as CPUs.
 
-Do not mix labels of two methods in one training, as their reference energies and
-systematic errors differ. Train on the many frames of the less accurate method, then
-use `start` to continue on the few of the more accurate one.
+Labels of two methods must not be mixed in one training, as their reference energies and
+systematic errors differ; frames that name different levels of theory are refused. Train
+on the many frames of the less accurate method, then use `start` to continue on the few
+of the more accurate one.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -27,16 +29,17 @@ from tqdm import tqdm
 from moe_md import checkpoint
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Batch, Prepared, prepare
-from moe_md.data.dataset import Dataset, dataset_from_frames, digest, summary
+from moe_md.data.dataset import Dataset, dataset_from_frames
 from moe_md.experts.base import Expert, Params, check_two_experts
+from moe_md.files import locked
 from moe_md.settings import TrainSettings
 from moe_md.simulate import interrupts
+from moe_md.training import identity, training_data
 from moe_md.training import progress as progress_file
-from moe_md.training import training_data
 from moe_md.training.evaluation import describe, loss_of, scores_of, totals_of
 from moe_md.training.inputs import training_inputs
 from moe_md.training.losses import Terms, joint_terms
-from moe_md.training.parameters import digest_params, initial_params, params_with_new_references
+from moe_md.training.parameters import initial_params, params_with_new_references
 from moe_md.training.progress import Best, Progress, is_finite
 from moe_md.training.sharding import Placement, on_devices
 from moe_md.training.step import (
@@ -63,6 +66,7 @@ def cotrain(
     folder=None,
     progress: bool = True,
     devices: Sequence[jax.Device] | None = None,
+    stop_fn: Callable[[], str] = interrupts.never,
 ) -> Checkpoint:
     """Train an expensive and a cheap expert together.
 
@@ -99,6 +103,8 @@ def cotrain(
             atoms on all devices together. Batches do not depend on the devices, and
             losses differ by the order of sums only, so that a training may be resumed
             on another number of devices.
+        stop_fn: asked before each step; the training ends there, and is saved, if it returns
+            a text, as that of `simulate.stop_requests` does. The record then has it as `stopped`.
 
     Returns:
         Experts, averaged parameters (those of the best validation where
@@ -109,8 +115,9 @@ def cotrain(
             label that the loss needs, or all are zero; an expert has no training atom;
             `settings.metal` is not in the data; `settings.patience` is set without
             labelled `validation`; `devices` are empty or no jax devices; or `folder`
-            holds another training, or a damaged file.
-        OSError: a file cannot be written; the file saved before is unchanged.
+            holds another training, or a damaged file; or labels are of two levels of theory.
+        OSError: a file cannot be written, the file saved before is unchanged; or another process
+            trains in `folder`.
         FloatingPointError: the loss or the parameters are not finite.
     """
     experts = tuple(experts)
@@ -119,6 +126,7 @@ def cotrain(
     _check_arguments(experts, settings, validation, start, extra_loss, watch)
     training_data.check_labels(dataset, validation, settings, alone=extra_loss is None)
     training_data.check_metal(dataset, settings)
+    level = training_data.level_of_theory(dataset, validation, start)
     placement = on_devices(devices)
     cutoff = max(e.cutoff for e in experts)
     train = prepare(dataset, cutoff)
@@ -135,23 +143,24 @@ def cotrain(
         validation=_prepared_validation(validation, experts[0].species, cutoff),
         watch=watch,
         folder=None if folder is None else Path(folder),
-        fingerprint=_fingerprint(experts, settings, dataset, validation, start, extra_loss),
-        record=_static_record(dataset, validation, start, devices),
+        fingerprint=identity.fingerprint(experts, settings, dataset, validation, start, extra_loss, level),
+        record=identity.static_record(dataset, validation, start, devices, level),
     )
     if start is None:
         params = initial_params(experts, dataset, settings)
     else:
         params = params_with_new_references(start, train, settings.max_atoms)
-    current = Progress(initial_state(config, params), Best(0, np.inf, params), {}, [], 0.0)
-    if training.folder is not None:
-        current = progress_file.read(training.folder, current, training.fingerprint)
-    current = current._replace(state=placement.state(current.state))
     training_data.warn(dataset, validation)
-    inputs = (
-        (placement.batch(labelled), placement.batch(unlabelled))
-        for labelled, unlabelled in training_inputs(experts, train, settings, current.step)
-    )
-    return _run(training, current, inputs, show_bar=progress)
+    current = Progress(initial_state(config, params), Best(0, np.inf, params), {}, [], 0.0)
+    with contextlib.nullcontext() if training.folder is None else locked(training.folder):
+        if training.folder is not None:
+            current = progress_file.read(training.folder, current, training.fingerprint)
+        current = current._replace(state=placement.state(current.state))
+        inputs = (
+            (placement.batch(labelled), placement.batch(unlabelled))
+            for labelled, unlabelled in training_inputs(experts, train, settings, current.step)
+        )
+        return _run(training, current, inputs, stop_fn, show_bar=progress)
 
 
 @dataclass(frozen=True)
@@ -170,13 +179,16 @@ class _Training:
     record: dict  # data, device and start, for the checkpoint
 
 
-def _run(training: _Training, current: Progress, inputs, *, show_bar: bool) -> Checkpoint:
+def _run(
+    training: _Training, current: Progress, inputs, stop_fn: Callable[[], str], *, show_bar: bool
+) -> Checkpoint:
     """Take the remaining steps, validate and save.
 
     Args:
         training: the constant parts.
         current: the progress to continue from.
         inputs: iterator of the labelled and unlabelled batches of every step.
+        stop_fn: as in `cotrain`.
         show_bar: whether to show a progress bar.
 
     Returns:
@@ -184,13 +196,13 @@ def _run(training: _Training, current: Progress, inputs, *, show_bar: bool) -> C
     """
     settings, folder = training.settings, training.folder
     started = time.monotonic() - current.seconds
-    batch = next(inputs)
+    batch, stopped = next(inputs), ""
     bar_of = partial(tqdm, initial=current.step, disable=not show_bar, desc="co-training", unit="step")
     try:
         with interrupts.deferred_sigint() as check_interrupt, bar_of(total=settings.steps) as bar:
             for step in range(current.step + 1, settings.steps + 1):
                 check_interrupt()
-                if _out_of_patience(current, settings):
+                if _out_of_patience(current, settings) or (stopped := stop_fn()):
                     break
                 numbers = hyperparameters(settings, training.learning_rates, step - 1)
                 state, terms = training.step_fn(numbers, current.state, *batch)
@@ -217,9 +229,13 @@ def _run(training: _Training, current: Progress, inputs, *, show_bar: bool) -> C
         if folder is not None and is_finite(current):
             progress_file.write(folder, current, training.fingerprint)
         raise
+    result = _result(training, current, stopped)
     if folder is not None:  # a finished training may have been killed before it wrote the checkpoint
-        checkpoint.save(folder / "checkpoint.msgpack", _result(training, current))
-    return _result(training, current)
+        if stopped:
+            _check_finite(current, settings)
+            progress_file.write(folder, current, training.fingerprint)
+        checkpoint.save(folder / "checkpoint.msgpack", result)
+    return result
 
 
 def _placed_terms(
@@ -296,7 +312,7 @@ def _save(training: _Training, current: Progress) -> None:
     checkpoint.save(training.folder / "checkpoint.msgpack", _result(training, current))
 
 
-def _result(training: _Training, current: Progress) -> Checkpoint:
+def _result(training: _Training, current: Progress, stopped: str = "") -> Checkpoint:
     """The checkpoint: the best parameters where `settings.patience` is set, else the last."""
     best = current.best.step if training.settings.patience else 0
     record = {
@@ -304,50 +320,11 @@ def _result(training: _Training, current: Progress) -> Checkpoint:
         "best_step": best or None,
         "seconds": round(current.seconds, 1),
         **training.record,
+        **({"stopped": stopped} if stopped else {}),
         "history": current.history,
     }
     params = jax.tree.map(np.asarray, current.best.average if best else current.state.average)
     return Checkpoint(training.experts, params, asdict(training.settings), record)
-
-
-def _static_record(
-    dataset: Dataset,
-    validation: Dataset | None,
-    start: Checkpoint | None,
-    devices: Sequence[jax.Device] | None,
-) -> dict:
-    """The part of a checkpoint's record that no step changes."""
-    return {
-        "jax": jax.__version__,
-        "device": (jax.devices() if devices is None else devices)[0].device_kind,
-        "devices": 1 if devices is None else len(devices),
-        "train": summary(dataset),
-        "validation": None if validation is None else summary(validation),
-        "start": None
-        if start is None
-        else {"digest": digest_params(start.params), "train": start.record.get("train")},
-    }
-
-
-def _fingerprint(
-    experts: tuple[Expert, ...],
-    settings: TrainSettings,
-    dataset: Dataset,
-    validation: Dataset | None,
-    start: Checkpoint | None,
-    extra_loss: Callable | None,
-) -> dict:
-    """What must be equal where a training is resumed."""
-    fingerprint = {
-        "settings": asdict(settings),
-        "experts": [e.config for e in experts],
-        "data": digest(dataset),
-        "validation data": None if validation is None else digest(validation),
-        "start": None if start is None else digest_params(start.params),
-    }
-    if extra_loss is not None:
-        fingerprint["extra loss"] = getattr(extra_loss, "__name__", type(extra_loss).__name__)
-    return fingerprint
 
 
 def _check_arguments(

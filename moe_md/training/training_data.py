@@ -1,12 +1,15 @@
 """What the data of a training must have, checked before the first step."""
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
+from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Prepared
 from moe_md.data.dataset import LABELS, Dataset, require_labels
 from moe_md.data.labels import count_labels, refuse_zeros, warn_of_labels
+from moe_md.data.reading import Frame, common_level
 from moe_md.experts.base import Expert
 from moe_md.experts.domain import in_domain
 from moe_md.settings import TrainSettings
@@ -83,7 +86,28 @@ def check_domains(experts: Sequence[Expert], train: Prepared) -> None:
             )
 
 
+def level_of_theory(dataset: Dataset, validation: Dataset | None, start: Checkpoint | None) -> str:
+    """The level of theory of all labels; empty where they name none. Warns where `start` has another one.
+
+    Raises:
+        ValueError: labels are of two levels.
+    """
+    level = common_level(_all_frames(dataset, validation))
+    before = "" if start is None else start.level_of_theory
+    if before and before != level:
+        now = f"these are of {level!r}" if level else "these do not name theirs (level_of_theory)"
+        warnings.warn(
+            f"start was trained on labels of {before!r}, and {now}: its reference energies are shifted, and"
+            " all parameters are fitted to the new labels.",
+            stacklevel=3,
+        )
+    return level
+
+
 def warn(dataset: Dataset, validation: Dataset | None) -> None:
     """Warn once of each suspicion about the labels of all frames."""
-    frames = dataset.frames if validation is None else (*dataset.frames, *validation.frames)
-    warn_of_labels(Dataset(frames, dataset.species))
+    warn_of_labels(Dataset(_all_frames(dataset, validation), dataset.species))
+
+
+def _all_frames(dataset: Dataset, validation: Dataset | None) -> tuple[Frame, ...]:
+    return dataset.frames if validation is None else (*dataset.frames, *validation.frames)
