@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import socket
+import stat
 import threading
 import warnings
 from collections.abc import Generator, Sequence
@@ -225,12 +226,14 @@ def _acquire(path: Path, folder: Path) -> int:
 
 
 def lock_file(file: FileIO, path) -> None:
-    """Hold an open file until it is closed; this process may open it again.
+    """Hold an open file until it is closed; this process may open it again. Devices are not locked.
 
     Raises:
         InUseError: another process writes to the file.
     """
     status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        return
     key = status.st_dev, status.st_ino
     own = _own_files.get(key)
     if _flock(file.fileno()) is False and (own is None or own.closed):

@@ -246,7 +246,7 @@ class _Text:
             lock_file(self._file, path)
             if until_step is not None:
                 _truncate(self._path, until_step, records)
-            elif not append:
+            elif not append and self.size():
                 self._file.truncate(0)
         except BaseException:
             self.close()

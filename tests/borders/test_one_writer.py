@@ -198,6 +198,15 @@ def test_a_lock_that_another_machine_left_is_reported(tmp_path):
         pass
 
 
+def test_devices_are_no_files_of_one_process():
+    if not os.path.exists("/dev/null"):
+        pytest.skip("needs /dev/null")
+    other = Other("/dev/null")
+    LogWriter("/dev/null").close()
+    assert other.process.poll() is None
+    other.kill()
+
+
 @pytest.mark.parametrize(
     "writer", [LogWriter, lambda path, **more: XYZWriter(path, ["Pt"], [9.0, 9, 9], True, **more)]
 )
