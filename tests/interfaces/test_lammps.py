@@ -80,6 +80,9 @@ def check_start(out, name):
     np.testing.assert_allclose(
         -out["virial"][[0, 1, 2, 5, 4, 3]] / TO_BAR, atoms.get_stress(), rtol=0, atol=1e-10
     )
+    np.testing.assert_allclose(
+        out["stresses"][:, [0, 1, 2, 5, 4, 3]] / TO_BAR, atoms.get_stresses() * atoms.get_volume(), atol=1e-10
+    )
     assert np.abs(atoms.get_forces()).max() > 1 and np.abs(atoms.get_stress()).min() > 1e-4
 
 
