@@ -157,7 +157,8 @@ assert sizes != after and sum(after) == 256, (sizes, after)
 
 
 def test_the_exported_folder_runs(tmp_path):
-    """`moe-md export lammps` writes a folder that runs; its energy equals the mixture's."""
+    """`moe-md export lammps` writes a folder that runs under any name, with the mixture's energy."""
+    out = tmp_path / "l'été, à $HOME"
     atoms = lammps_case.system()
     mm.save(tmp_path / "model.msgpack", lammps_case.checkpoint())
     write(tmp_path / "alloy.extxyz", atoms)
@@ -165,10 +166,11 @@ def test_the_exported_folder_runs(tmp_path):
         f"--checkpoint {tmp_path}/model.msgpack --structure {tmp_path}/alloy.extxyz --region-lower 6 "
         "--timestep-fs 0.5".split()
     )
-    assert cli.main(["export", "lammps", "--out", str(tmp_path / "out"), *options]) == 0
-    done = launch(1, tmp_path / "out" / "run.py", 5)
+    assert cli.main(["export", "lammps", "--out", str(out), *options]) == 0
+    done = launch(1, out / "run.py", 5)
     assert done.returncode == 0, done.stderr
-    region = serialize.region_from_dict(json.loads((tmp_path / "out" / "region.json").read_text()))
+    assert {"log.lammps", "trajectory.lammpstrj"} <= {path.name for path in out.iterdir()}
+    region = serialize.region_from_dict(json.loads((out / "region.json").read_text()))
     assert 0 < np.mean(region.assignment) < 1
     atoms = read(tmp_path / "alloy.extxyz")
     atoms.calc = MixtureCalculator(lammps_case.checkpoint(), region)
