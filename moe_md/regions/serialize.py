@@ -39,10 +39,11 @@ def region_from_dict(values: dict) -> Region:
 
 def _region(values: dict) -> Region:
     kind = values.get("kind")
-    unknown = sorted(set(values) - {"kind", *KEYS[kind]}) if kind in KEYS else []
+    keys = KEYS.get(str(kind), tuple(values))
+    unknown = sorted(map(str, set(values) - {"kind", *keys}))
     if unknown:
         raise ValueError(
-            f"a region of kind {kind} must have the keys {', '.join(KEYS[kind])}, also got {unknown}. "
+            f"a region of kind {kind} must have the keys {', '.join(keys)}, also got {unknown}. "
             "Remove what Region.to_dict does not write."
         )
     match kind:
