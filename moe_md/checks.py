@@ -1,10 +1,11 @@
 """Checks of settings and arguments: their types and their ranges."""
 
+import difflib
 import math
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from numbers import Integral, Real
 
@@ -119,6 +120,21 @@ def check_count(name: str, value, least: int) -> int:
     if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value <= MAX_INTEGER:
         raise ValueError(f"{name} must be a whole number, at least {least}, got {value}.")
     return int(value)
+
+
+def check_keywords(where: str, found: Iterable[str], known: Sequence[str]) -> None:
+    """Raise `TypeError` where a keyword is unknown; the message names the nearest known one.
+
+    >>> check_keywords("run", ["dr_treshold"], ("dtype", "dr_threshold"))
+    Traceback (most recent call last):
+    TypeError: run has no keyword 'dr_treshold': use 'dr_threshold'. Known are dtype, dr_threshold.
+    """
+    for name in found:
+        if name not in known:
+            within = [each for each in known if each in name]
+            near = within or difflib.get_close_matches(name, known, 1)
+            advice = f": use {near[0]!r}" if near else ""
+            raise TypeError(f"{where} has no keyword {name!r}{advice}. Known are {', '.join(known)}.")
 
 
 def kind_of(hint) -> type:

@@ -6,6 +6,7 @@ For LAMMPS: `atoms.data`, `model.msgpack`, `region.json` and `run.py`.
 import io
 import itertools
 import json
+import shlex
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,8 @@ def command(settings: ExportSettings, parsed: Namespace, log: Callable) -> dict:
     """Run `moe-md export lammps`; returns the path of the script. See `lammps`."""
     script = lammps(settings, parsed.out)
     settings_file.echo(parsed.out, {"export": settings}, parsed.typed)
-    log(f"wrote {script}: python {script}, or mpirun -np 2 python {script}")
+    quoted = shlex.quote(str(script))
+    log(f"wrote {script}: python {quoted}, or mpirun -np 2 python {quoted}")
     return {"script": str(script)}
 
 
@@ -142,6 +144,7 @@ SCRIPT = '''"""A mixture in LAMMPS: python run.py [STEPS], or mpirun -np 2 pytho
 
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -152,32 +155,34 @@ from moe_md.files import InUseError, locked
 from moe_md.regions.serialize import region_from_dict
 from moe_md.interfaces.lammps import attach
 
-here = Path(__file__).resolve().parent
+steps = int(sys.argv[1]) if len(sys.argv) > 1 else {steps}
+if len(sys.argv) > 2:
+    sys.exit(f"run.py: error: the one argument is the number of steps, got {{sys.argv[1:]}}.")
+os.chdir(Path(__file__).resolve().parent)  # the name of this folder is then in no command of LAMMPS
 held, problem = contextlib.ExitStack(), ""
 if MPI.COMM_WORLD.rank == 0:  # no other run may write here until this one ends
     try:
-        held.enter_context(locked(here))
+        held.enter_context(locked(Path.cwd()))
     except InUseError as error:
         problem = str(error)
 if problem := MPI.COMM_WORLD.bcast(problem):
     sys.exit(problem if MPI.COMM_WORLD.rank == 0 else 1)
-steps = int(sys.argv[1]) if len(sys.argv) > 1 else {steps}
 
-lmp = lammps(cmdargs=["-log", str(here / "log.lammps")])
-lmp.commands_string(f"""
+lmp = lammps(cmdargs=["-log", "log.lammps"])
+lmp.commands_string("""
 units metal
 atom_style atomic
-read_data "{{here / 'atoms.data'}}"
+read_data atoms.data
 timestep {timestep}
 {start}
 """)
-region = region_from_dict(json.loads((here / "region.json").read_text()))
-attach(lmp, here / "model.msgpack", region, elements={elements}, skin={skin}, dtype="{dtype}")
+region = region_from_dict(json.loads(Path("region.json").read_text()))
+attach(lmp, "model.msgpack", region, elements={elements}, skin={skin}, dtype="{dtype}")
 lmp.commands_string(f"""
 {hold}fix move all nve
 thermo 10
 thermo_style custom step temp pe etotal press
-{thermo}dump all all custom 100 "{{here / 'trajectory.lammpstrj'}}" id type x y z
+{thermo}dump all all custom 100 trajectory.lammpstrj id type x y z
 run {{steps}}
 """)
 held.close()

@@ -11,7 +11,7 @@ program serves many structures.
 """
 
 import contextlib
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -22,11 +22,23 @@ from jaxtyping import Bool, Int
 
 from moe_md import checkpoint as checkpoints
 from moe_md.checkpoint import Checkpoint
+from moe_md.checks import check_count, check_keywords
 from moe_md.experts.domain import warn_out_of_domain
 from moe_md.interfaces import ase_gates, cached_rows
+from moe_md.interfaces.ase_arguments import (
+    CalculatorInputs,
+    calculator_inputs,
+    checked_device,
+    frozen,
+    read_only,
+    same_inputs,
+)
 from moe_md.interfaces.cached_rows import ReferenceGeometry
 from moe_md.neighbors.rows import closer, image_pairs
 from moe_md.regions import Fixed
+
+KEYWORDS = ("checkpoint", "region", "dtype", "device", "chunk_size", "dr_threshold")
+ASE_KEYWORDS = ("atoms", "directory", "label")
 
 
 class MixtureCalculator(Calculator):
@@ -39,15 +51,19 @@ class MixtureCalculator(Calculator):
             function of the ASE atoms that returns one of these. 0 is the most
             expensive expert. Dynamic regions (`around`, `coordination`, ...)
             conserve energy. With a function whose assignment changes as atoms
-            move, the energy jumps.
+            move, the energy jumps. It may be changed later, `calc.region = ...`;
+            other arguments may not.
         dtype: "float64" (jax's global setting is not changed) or "float32".
+        device: "cpu", "gpu", "tpu", "cuda" or a `jax.Device`; default jax's own.
         chunk_size: rows computed at a time.
         dr_threshold: Å, skin of the neighbour lists. They are rebuilt when an atom
             has moved by half of it, or by less where the cell has changed.
+        **ase_keywords: `atoms`, `directory` and `label` of ASE's `Calculator`.
 
     Raises:
-        ValueError: an argument is out of range; on use, the checkpoint lacks a
-            chemical symbol, or the region does not fit the atoms.
+        TypeError: a keyword is unknown.
+        ValueError: an argument is out of range, or jax has no such device; on use,
+            the checkpoint lacks a chemical symbol, or the region does not fit the atoms.
 
     >>> import ase.build, moe_md as mm
     >>> expert = mm.experts.lennard_jones(("Pt",), 5.6, epsilon=0.6, sigma=2.5446)
@@ -68,26 +84,70 @@ class MixtureCalculator(Calculator):
         region,
         *,
         dtype: str = "float64",
+        device: str | jax.Device | None = None,
         chunk_size: int = 64,
         dr_threshold: float = 0.4,
-        **kwargs,
+        **ase_keywords,
     ):
-        super().__init__(**kwargs)
+        check_keywords("MixtureCalculator", ase_keywords, (*KEYWORDS, *ASE_KEYWORDS))
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}.")
         if not (np.isfinite(dr_threshold) and dr_threshold >= 0):
             raise ValueError(f"dr_threshold must be a length (Å), at least 0, got {dr_threshold}.")
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = checkpoints.load(checkpoint)
-        self.checkpoint = checkpoint
-        self.region = region
         self._dtype = np.dtype(dtype)
-        self._skin = float(dr_threshold)
-        self._cache: _Cache | None = None
+        self._device = checked_device(device)
+        params = frozen(checkpoint.params)
+        with self._precision():
+            params = params if device is None else jax.device_put(params, self._device)
+        self._checkpoint = checkpoint._replace(params=params)
+        self._chunk_size = check_count("chunk_size", chunk_size, 1)
+        self._dr_threshold = self._skin = float(dr_threshold)
         self._evaluators = [cached_rows.evaluator(e, chunk_size) for e in checkpoint.experts]
-        self._warned = False
+        self._inputs: CalculatorInputs | None = None  # of the present results
+        self.region = region
+        super().__init__(**ase_keywords)
+
+    checkpoint = read_only("checkpoint", "The `Checkpoint`, with parameters that cannot be written to.")
+    dtype = read_only("dtype", "Of positions, parameters and energies.")
+    device = read_only("device", "The `jax.Device`; None for jax's default.")
+    chunk_size = read_only("chunk_size", "Rows computed at a time.")
+    dr_threshold = read_only("dr_threshold", "Å, skin of the neighbour lists.")
+
+    @property
+    def region(self):
+        """Which expert computes which atom, as the argument; a new one discards the results."""
+        return self._region
+
+    @region.setter
+    def region(self, region) -> None:
         if not callable(region) and not _has_gate(region):
             self._assignment_of(region, None)
+        self._region, self._cache, self._warned, self.results = region, None, False, {}
+
+    def set(self, **kwargs) -> dict:
+        """Change `region`, the only parameter that may be changed; `TypeError` for any other keyword."""
+        check_keywords("MixtureCalculator.set", kwargs, ("region",))
+        for name, value in kwargs.items():
+            setattr(self, name, value)
+        return kwargs
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list:
+        """What has changed since the last result: properties of the atoms, or else "region".
+
+        "region" stands for region and parameters, also for a function whose result
+        has changed, by tags for example.
+        """
+        changes = super().check_state(atoms, tol)
+        if changes or self._inputs is None or same_inputs(self._inputs, self._inputs_of(atoms)[1]):
+            return changes
+        return ["region"]
+
+    def _inputs_of(self, atoms: Atoms) -> tuple[Any, CalculatorInputs]:
+        """The region of these atoms, and a record of region and parameters."""
+        region = self.region(atoms) if callable(self.region) else self.region
+        return region, calculator_inputs(region, self.checkpoint.params)
 
     def calculate(
         self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes
@@ -101,7 +161,7 @@ class MixtureCalculator(Calculator):
                 f"stress needs a cell with a volume, three independent vectors, got {atoms.cell.tolist()}."
             )
         species = self._species_of(atoms)
-        region = self.region(atoms) if callable(self.region) else self.region
+        region, self._inputs = self._inputs_of(atoms)
         geometry = cached_rows.reference_geometry(atoms, species)
         with self._precision():
             result = None
@@ -204,8 +264,14 @@ class MixtureCalculator(Calculator):
     def _max_cutoff(self) -> float:
         return max(e.cutoff for e in self.checkpoint.experts)
 
-    def _precision(self):
-        return jax.enable_x64(True) if self._dtype == np.float64 else contextlib.nullcontext()
+    def _precision(self) -> contextlib.ExitStack:
+        """Precision and device of the calculator, while jax computes."""
+        context = contextlib.ExitStack()
+        if self._dtype == np.float64:
+            context.enter_context(jax.enable_x64(True))
+        if self._device is not None:
+            context.enter_context(jax.default_device(self._device))
+        return context
 
     def _gate_inputs(self, geometry: ReferenceGeometry, idx: np.ndarray) -> ase_gates.GateInputs:
         return ase_gates.GateInputs(

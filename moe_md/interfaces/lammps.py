@@ -33,6 +33,15 @@ from moe_md.checks import check_count, check_positive
 from moe_md.experts.domain import warn_out_of_domain
 from moe_md.interfaces import ase_gates, cached_rows
 from moe_md.interfaces.cached_rows import ReferenceGeometry
+from moe_md.interfaces.lammps_atoms import (
+    check_masses,
+    check_number,
+    check_same_atoms,
+    checked_n_atoms,
+    set_virials,
+    store_ids,
+    voigt,
+)
 from moe_md.interfaces.lammps_ghosts import check_ghosts, copy_of_atoms
 from moe_md.neighbors.rows import closer, image_pairs
 from moe_md.regions.protocol import Region, check_region
@@ -86,52 +95,29 @@ def attach(
         chunk_size: rows computed at a time.
 
     Returns:
-        The `RankPotential` of this rank. An error during a run prints a traceback
-        and ends the program on all ranks; LAMMPS would otherwise continue with the
+        The `RankPotential` of this rank. An error during a run is printed and ends
+        the program on all ranks; LAMMPS would otherwise continue with the
         forces of an earlier step.
 
     Raises:
-        ValueError: an argument is out of range, or `lmp` does not fit it.
+        ValueError: an argument is out of range, or `lmp` does not fit it: its units,
+            ids, types or the masses of these, or another mixture drives its atoms.
     """
     potential = RankPotential(checkpoint, region, elements, skin=skin, dtype=dtype, chunk_size=chunk_size)
-    n_atoms = _checked_n_atoms(lmp, elements)
+    n_atoms = checked_n_atoms(lmp, elements)
     region.check_size(n_atoms, len(potential.checkpoint.experts))
+    store_ids(lmp, fix_id)
     lmp.command(f"neighbor {skin!r} bin")
     lmp.command("neigh_modify every 1 delay 0 check yes")
     lmp.command(f"comm_modify mode single cutoff {potential.halo + skin + 1e-6!r}")
     lmp.command(f"fix {fix_id} all external pf/callback 1 1")
     lmp.command(f"fix_modify {fix_id} energy yes virial yes")
-    lmp.set_fix_external_callback(fix_id, _callback(lmp, potential, fix_id, skin), lmp)
+    lmp.set_fix_external_callback(fix_id, _callback(lmp, potential, fix_id, n_atoms), lmp)
     return potential
 
 
-def _checked_n_atoms(lmp, elements: Sequence[str]) -> int:
-    """The number of atoms of a LAMMPS that fits `attach`; `ValueError` otherwise."""
-    if lmp.extract_global("units") != "metal":
-        raise ValueError(f"lmp must have units metal, got {lmp.extract_global('units')}.")
-    if not lmp.extract_setting("box_exist"):
-        raise ValueError("lmp must have its box and its atoms, got neither. Create them before `attach`.")
-    if lmp.extract_setting("ntypes") != len(elements):
-        raise ValueError(
-            f"elements must name each of the {lmp.extract_setting('ntypes')} types of lmp, "
-            f"got {list(elements)}."
-        )
-    n_atoms, comm = int(lmp.get_natoms()), lmp.get_mpi_comm()
-    if comm is None:
-        raise ValueError(
-            "lmp must run under mpi4py, got no communicator. Install an mpi4py built with LAMMPS's MPI."
-        )
-    ids = np.sort(np.concatenate(comm.allgather(copy_of_atoms(lmp, "id", lmp.extract_setting("nlocal")))))
-    if not np.array_equal(ids, np.arange(1, n_atoms + 1)):
-        raise ValueError(
-            f"lmp must number its atoms from 1 to {n_atoms}, "
-            f"got ids from {ids.min(initial=0)} to {ids.max(initial=0)}. Use LAMMPS's `reset_atoms id`."
-        )
-    return n_atoms
-
-
-def _callback(lmp, potential: "RankPotential", fix_id: str, skin: float) -> Callable:
-    """The function that `fix external` calls in each step; it sets energies, virial and forces."""
+def _callback(lmp, potential: "RankPotential", fix_id: str, n_atoms: int) -> Callable:
+    """The function that `fix external` calls in each step; it sets energies, virials and forces."""
     comm = lmp.get_mpi_comm()
     last_step: list = [None]
 
@@ -142,19 +128,28 @@ def _callback(lmp, potential: "RankPotential", fix_id: str, skin: float) -> Call
             position, types, ids = (copy_of_atoms(lmp, name, n_all) for name in ("x", "type", "id"))
             if last_step[0] != step - 1:
                 # A run begins. A minimiser calls several times in one step, when ghosts have moved.
-                margin = skin if last_step[0] != step else 0.0
+                check_masses(lmp, potential.elements)
+                check_same_atoms(lmp, comm, ids[:n_local], n_atoms)
+                margin = potential.skin if last_step[0] != step else 0.0
                 check_ghosts(lmp, comm, position, ids, n_local, potential.halo + margin)
             last_step[0] = step
-            energies, forces, virial = potential.compute(position, types, ids, n_local)
-            total = comm.allreduce(np.append(_voigt(virial), energies.sum()))
-            lmp.fix_external_set_energy_global(fix_id, float(total[6]))
-            lmp.fix_external_set_virial_global(fix_id, (-total[:6]).tolist())
+            check_number(n_atoms, ids.max(initial=0))
+            energies, forces, virials = potential.compute(position, types, ids, n_local)
+            virials = -voigt(virials)
+            *virial, energy, total = comm.allreduce(np.array([*virials.sum(axis=0), energies.sum(), n_local]))
+            check_number(n_atoms, int(total), exact=True)
+            lmp.fix_external_set_energy_global(fix_id, float(energy))
+            lmp.fix_external_set_virial_global(fix_id, [float(v) for v in virial])
             lmp.fix_external_set_energy_peratom(fix_id, energies.tolist())
+            set_virials(lmp, fix_id, virials)
             if n_local:
                 f[:] = forces
-        except BaseException:
+        except BaseException as error:
             # ctypes prints exceptions of a callback and LAMMPS continues; end the program instead.
-            traceback.print_exc()
+            if isinstance(error, ValueError):
+                print(f"moe_md: error: step {step}: {error}", file=sys.stderr)
+            else:
+                traceback.print_exc()
             sys.stderr.flush()
             comm.Abort(1)
             os._exit(1)
@@ -166,6 +161,8 @@ class RankPotential:
     """The mixture over the atoms and ghosts of one rank. Arguments as of `attach`."""
 
     halo: float  # Å, without skin
+    skin: float  # Å
+    elements: tuple[str, ...]  # of LAMMPS's types
 
     def __init__(
         self,
@@ -192,8 +189,9 @@ class RankPotential:
         self.halo = halo(checkpoint, region)
         self.checkpoint = checkpoint
         self.region = region
+        self.elements = tuple(elements)
         self._species_of_type = np.array([known.index(e) for e in elements], np.int32)
-        self._skin = float(skin)
+        self.skin = float(skin)
         self._dtype = np.dtype(dtype)
         self._evaluators = [cached_rows.evaluator(e, chunk_size) for e in checkpoint.experts]
         self._gate_range = region.interaction_range()
@@ -207,8 +205,10 @@ class RankPotential:
         types: Int[np.ndarray, " atoms"],
         ids: Int[np.ndarray, " atoms"],
         n_local: int,
-    ) -> tuple[Float[np.ndarray, " {n_local}"], Float[np.ndarray, "{n_local} 3"], Float[np.ndarray, "3 3"]]:
-        """Energies and forces of owned atoms, and their part of the virial.
+    ) -> tuple[
+        Float[np.ndarray, " {n_local}"], Float[np.ndarray, "{n_local} 3"], Float[np.ndarray, "{n_local} 3 3"]
+    ]:
+        """Energies, forces and virials of owned atoms.
 
         Args:
             position: Å, of owned atoms, then of ghosts.
@@ -217,14 +217,14 @@ class RankPotential:
             n_local: number of owned atoms.
 
         Returns:
-            energies, eV, forces, eV/Å, dE/d strain, eV.
+            energies, eV, forces, eV/Å, and their parts of dE/d strain, eV, which add up over ranks.
 
         Raises:
             ValueError: positions are not finite, or two atoms coincide.
         """
         if n_local == 0:
             self._cache = None
-            return np.zeros(0), np.zeros((0, 3)), np.zeros((3, 3))
+            return np.zeros(0), np.zeros((0, 3)), np.zeros((0, 3, 3))
         if not np.isfinite(position).all():
             raise ValueError("position must be finite, got NaN or infinity.")
         cache = self._cache
@@ -233,7 +233,7 @@ class RankPotential:
         with jax.enable_x64(True) if self._dtype == np.float64 else contextlib.nullcontext():
             result = None
             # With the same owned atoms and ghosts, and small displacements, no new pair can have formed.
-            if same_atoms and not cached_rows.needs_rebuild(cache.geometry, geometry, 0.0, self._skin):
+            if same_atoms and not cached_rows.needs_rebuild(cache.geometry, geometry, 0.0, self.skin):
                 result = self._compute(cache, geometry)
             if result is None:
                 self._cache = self._build_cache(geometry, len(position), ids, n_local)
@@ -254,7 +254,7 @@ class RankPotential:
         self, geometry: ReferenceGeometry, n_all: int, ids: np.ndarray, n_local: int
     ) -> "_RankCache":
         """Rows whose energies may depend on owned atoms until atoms have moved by half the skin."""
-        previous, skin = self._cache, self._skin
+        previous, skin = self._cache, self.skin
         experts = self.checkpoint.experts
         n = len(geometry.position)
         region = self.region.restrict(np.pad(ids - 1, (0, n - n_all), constant_values=-1))
@@ -276,10 +276,11 @@ class RankPotential:
             [],
             [],
         )
-        support = np.array(
+        computed = self._gate(cache, geometry) > 0
+        self._check_domains(computed[:n_local], geometry, pairs)
+        support = computed | np.asarray(
             ase_gates.support(region, self._gate_inputs(cache, geometry), cutoff=complete_within, margin=skin)
-        ) | (self._gate(cache, geometry) > 0)
-        self._check_domains(support[:n_local], geometry, pairs)
+        )
         for e, expert in enumerate(experts):
             interaction_range = max(expert.cutoff * expert.num_hops, self._gate_range)
             own = np.flatnonzero(support[:, e] & (distance_to_owned <= interaction_range + skin))
@@ -302,7 +303,7 @@ class RankPotential:
         They do not where an atom outside of the cached support has a gate above
         zero, or where a packed row overflows.
         """
-        n_local, skin = cache.n_local, self._skin
+        n_local, skin = cache.n_local, self.skin
         gate = self._gate(cache, geometry)
         blended = np.zeros(len(gate), bool)
         if self.region.is_dynamic:
@@ -321,13 +322,14 @@ class RankPotential:
             for e, rows in enumerate(cache.rows)
             if rows is not None and (gate[:, e] > 0).any()
         }
-        by_expert, forces, virial = np.zeros(gate.shape), np.zeros((n_local, 3)), np.zeros((3, 3))
+        by_expert, forces = np.zeros(gate.shape), np.zeros((n_local, 3))
+        virials = np.zeros((n_local, 3, 3))
         for e, part in contributions.items():
             if cache.max_neighbors[e] is not None and int(part.max_occupancy) > cache.max_neighbors[e]:
                 return None
             by_expert[:, e] = part.energies
             forces += np.asarray(part.forces, float)[:n_local]
-            virial += np.asarray(part.virials, float)[:n_local].sum(axis=0)
+            virials += np.asarray(part.virials, float)[:n_local]
         if self.region.is_dynamic:
             # Where a gate is 0 or 1 its gradient is zero, so only energies of blended atoms enter.
             energies = np.where(blended[:, None], by_expert, 0.0).astype(self._dtype)
@@ -335,8 +337,8 @@ class RankPotential:
                 cache.region, self._gate_inputs(cache, geometry), energies, cutoff=cache.complete_within
             )
             forces += np.asarray(gate_forces, float)[:n_local]
-            virial += np.asarray(gate_virials, float)[:n_local].sum(axis=0)
-        return np.sum(gate * by_expert, axis=1)[:n_local], forces, virial
+            virials += np.asarray(gate_virials, float)[:n_local]
+        return np.sum(gate * by_expert, axis=1)[:n_local], forces, virials
 
     def _gate_inputs(self, cache: "_RankCache", geometry: ReferenceGeometry) -> ase_gates.GateInputs:
         return ase_gates.GateInputs(
@@ -357,14 +359,17 @@ class RankPotential:
         gate[len(cache.ids) :] = 0.0
         return gate
 
-    def _check_domains(self, support: np.ndarray, geometry: ReferenceGeometry, pairs) -> None:
-        """Warn, once, of experts that compute owned atoms (`support`) outside their domains."""
+    def _check_domains(self, computed: np.ndarray, geometry: ReferenceGeometry, pairs) -> None:
+        """Warn, once, of experts with a gate above zero (`computed`) on owned atoms outside their domains.
+
+        The skin does not count: atoms and neighbours there do not enter the energy yet.
+        """
         if self._warned:
             return
         experts = self.checkpoint.experts
         counts = [
             cached_rows.n_out_of_domain(e, np.flatnonzero(column), geometry, pairs)
-            for e, column in zip(experts, support.T)
+            for e, column in zip(experts, computed.T)
         ]
         self._warned = not warn_out_of_domain(experts, np.array(counts), stacklevel=6)
 
@@ -385,11 +390,6 @@ class _RankCache(NamedTuple):
     support: Bool[np.ndarray, "n experts"]  # atoms whose gate may be above zero
     rows: list  # `CachedRows` of each expert; None for an expert without atoms
     max_neighbors: list  # of each expert, columns of its packed rows (`max_neighbors_for`)
-
-
-def _voigt(virial: np.ndarray) -> np.ndarray:
-    """LAMMPS's order: xx, yy, zz, xy, xz, yz."""
-    return virial[[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]]
 
 
 def __getattr__(name: str):

@@ -35,9 +35,12 @@ from jaxtyping import Float, Int
 from moe_md import checkpoint as checkpoints
 from moe_md.checks import check_count
 from moe_md.experts.base import Expert, Params, chunked_atom_energies
+from moe_md.experts.domain import allows_every_species, in_domain, warn_out_of_domain
 from moe_md.files import write_atomic
 from moe_md.interfaces.cached_rows import bucket_size
 from moe_md.neighbors.rows import Neighborhood
+
+DOMAIN_CHECK_EVERY = 100  # calls
 
 
 class MixtureMLIAP:
@@ -45,7 +48,7 @@ class MixtureMLIAP:
 
     It is not a subclass, so LAMMPS's Python package is not needed to make one. A
     pickle holds the checkpoint's name or path and these arguments; unpickling loads
-    the checkpoint again.
+    the checkpoint again. It warns once of experts that compute atoms outside their domains.
 
     Args:
         checkpoint: a name or path for `mm.load`.
@@ -88,6 +91,8 @@ class MixtureMLIAP:
         # Padded numbers of rows and neighbours, by expert.
         self._sizes = dict.fromkeys(set(self._expert.tolist()), (0, 0))
         self._evaluators = {e: evaluator(experts[e], chunk_size) for e in self._sizes}
+        self._calls = 0
+        self._out_of_domain: dict[int, int] | None = {}  # rows of this call by expert; None where not counted
         # Attributes that LAMMPS reads and sets.
         self.interface = None
         self.element_types = [f"{symbol}{e}" if symbols.count(symbol) > 1 else symbol for symbol, e in types]
@@ -161,12 +166,30 @@ class MixtureMLIAP:
                 row = row_of[i[near]]
                 column = _columns(row, len(mine))
                 rows = self._rows(e, elements[own[mine]], elements[j[near]], D[near], row, column)
+                self._count_out_of_domain(e, rows, len(mine))
                 result = self._evaluators[e](self._loaded.params[e], rows, len(mine))
                 computed[e] = mine, near, row, column, result
             for mine, near, row, column, (energy, g) in computed.values():
                 energies[mine] = np.array(energy)[: len(mine)]
                 forces[near] = np.array(g)[row, column]
+        self._warn_of_domains()
         return energies, forces
+
+    def _count_out_of_domain(self, e: int, rows: Neighborhood, n: int) -> None:
+        """Count the first `n` rows outside the expert's domain, in every `DOMAIN_CHECK_EVERY`-th call."""
+        expert = self._loaded.experts[e]
+        if self._out_of_domain is None or self._calls % DOMAIN_CHECK_EVERY or allows_every_species(expert):
+            return
+        self._out_of_domain[e] = int(np.sum(~np.asarray(in_domain(expert, rows))[:n]))
+
+    def _warn_of_domains(self) -> None:
+        """Warn, once, of experts that compute this rank's atoms outside their domains."""
+        self._calls += 1
+        if not self._out_of_domain:
+            return
+        experts = self._loaded.experts
+        counts = np.array([self._out_of_domain.get(e, 0) for e in range(len(experts))])
+        self._out_of_domain = {} if warn_out_of_domain(experts, counts, stacklevel=5) else None
 
     def _rows(self, e: int, centers, neighbors, D, row, column) -> Neighborhood:
         """Rows of one expert, padded to sizes that never shrink.

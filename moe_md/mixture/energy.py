@@ -21,6 +21,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
+from moe_md.checks import check_keywords
 from moe_md.experts.base import Expert, Params
 from moe_md.experts.domain import allows_every_species, in_domain, warn_out_of_domain
 from moe_md.mixture.checks import check_requested
@@ -28,6 +29,9 @@ from moe_md.mixture.config import MixtureConfig, MixtureNeighbors, Parts
 from moe_md.neighbors.neighbor_list import Box, Perturbation
 from moe_md.neighbors.rows import Neighborhood, rows_from_neighbor_list, rows_within_cutoff
 from moe_md.regions import Reassigned, Region
+
+# jax-md's integrators pass them on to the energy function.
+JAX_MD_KEYWORDS = ("kT", "pressure", "dt", "gamma", "tau", "t", "preconditioner_position")
 
 
 def parts(
@@ -46,9 +50,14 @@ def energy(
     region: Region | None = None,
     box: Box | None = None,
     perturbation: Perturbation | None = None,
-    **_,
+    **others,
 ) -> Float[Array, ""] | Float[Array, " atoms"]:
-    """Energy of the mixture in eV, or of each atom (`per_particle`); see `mixture_neighbor_list`."""
+    """Energy of the mixture in eV, or of each atom (`per_particle`); see `mixture_neighbor_list`.
+
+    Keywords of jax-md's integrators (`JAX_MD_KEYWORDS`) are accepted and have no
+    effect; any other one raises `TypeError`.
+    """
+    check_keywords("energy_fn", others, ("params", "region", "box", "perturbation", *JAX_MD_KEYWORDS))
     gate, energies = parts(
         config, R, neighbor, params=params, region=region, box=box, perturbation=perturbation
     )

@@ -16,6 +16,8 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Integer, Real, Shaped
 
+from moe_md.checks import check_keywords
+
 Result = TypeVar("Result")
 Pairs = tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"], Float[np.ndarray, "pairs 3"]]
 
@@ -141,6 +143,7 @@ def _near(position, idx, displacement_fn, centers, cutoff, max_neighbors, **kwar
 
 
 def _displacements(position, neighbor, displacement_fn, centers, **kwargs) -> Array:
+    check_keywords("a displacement function", kwargs, ("box", "perturbation"))  # jax-md's ignore others
     n_atoms = position.shape[0]
     # Padded slots read atom 0; the mask removes them.
     safe, center = jnp.where(neighbor < n_atoms, neighbor, 0), jnp.where(centers < n_atoms, centers, 0)

@@ -83,13 +83,18 @@ def main(region, n_steps, fault, out):
         lmp.numpy.extract_atom("v")[0, 0] = np.nan
     lmp.commands_string(
         "fix nve all nve\ncompute each all pe/atom\ncompute vir all pressure NULL virial\n"
-        "thermo_style custom step pe c_vir[1]\nrun 0"
+        "compute stresses all stress/atom NULL virial\ncompute sum all reduce sum c_stresses[1]\n"
+        "thermo_style custom step pe c_vir[1] c_sum\nrun 0"
     )
 
     def gather(name):
         n = lmp.extract_setting("nlocal")
         tag = np.array(lmp.numpy.extract_atom("id", nelem=n), int)
-        parts = comm.allgather((tag, np.array(lmp.numpy.extract_atom(name, nelem=n)), np.full(n, comm.rank)))
+        if name == "stresses":
+            values = lmp.numpy.extract_compute(name, 1, 2)[:n]
+        else:
+            values = lmp.numpy.extract_atom(name, nelem=n)
+        parts = comm.allgather((tag, np.array(values), np.full(n, comm.rank)))
         order = np.argsort(np.concatenate([p[0] for p in parts]))
         return np.concatenate([p[1] for p in parts])[order], np.concatenate([p[2] for p in parts])[order]
 
@@ -98,10 +103,12 @@ def main(region, n_steps, fault, out):
         float(np.sum(lmp.numpy.extract_compute("each", 1, 1)[: lmp.extract_setting("nlocal")]))
     )
     forces, before = gather("f")
+    stresses, _ = gather("stresses")
     lmp.command(f"run {n_steps}")
     x, after = gather("x")
     if comm.rank == 0:
-        np.savez(out, energy=energy, each=each, virial=virial, forces=forces, x=x, before=before, after=after)
+        results = {"energy": energy, "each": each, "virial": virial, "forces": forces, "stresses": stresses}
+        np.savez(out, **results, x=x, before=before, after=after)
 
 
 if __name__ == "__main__":

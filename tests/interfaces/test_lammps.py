@@ -80,6 +80,9 @@ def check_start(out, name):
     np.testing.assert_allclose(
         -out["virial"][[0, 1, 2, 5, 4, 3]] / TO_BAR, atoms.get_stress(), rtol=0, atol=1e-10
     )
+    np.testing.assert_allclose(
+        out["stresses"][:, [0, 1, 2, 5, 4, 3]] / TO_BAR, atoms.get_stresses() * atoms.get_volume(), atol=1e-10
+    )
     assert np.abs(atoms.get_forces()).max() > 1 and np.abs(atoms.get_stress()).min() > 1e-4
 
 
@@ -154,7 +157,8 @@ assert sizes != after and sum(after) == 256, (sizes, after)
 
 
 def test_the_exported_folder_runs(tmp_path):
-    """`moe-md export lammps` writes a folder that runs; its energy equals the mixture's."""
+    """`moe-md export lammps` writes a folder that runs under any name, with the mixture's energy."""
+    out = tmp_path / "l'été, à $HOME"
     atoms = lammps_case.system()
     mm.save(tmp_path / "model.msgpack", lammps_case.checkpoint())
     write(tmp_path / "alloy.extxyz", atoms)
@@ -162,10 +166,11 @@ def test_the_exported_folder_runs(tmp_path):
         f"--checkpoint {tmp_path}/model.msgpack --structure {tmp_path}/alloy.extxyz --region-lower 6 "
         "--timestep-fs 0.5".split()
     )
-    assert cli.main(["export", "lammps", "--out", str(tmp_path / "out"), *options]) == 0
-    done = launch(1, tmp_path / "out" / "run.py", 5)
+    assert cli.main(["export", "lammps", "--out", str(out), *options]) == 0
+    done = launch(1, out / "run.py", 5)
     assert done.returncode == 0, done.stderr
-    region = serialize.region_from_dict(json.loads((tmp_path / "out" / "region.json").read_text()))
+    assert {"log.lammps", "trajectory.lammpstrj"} <= {path.name for path in out.iterdir()}
+    region = serialize.region_from_dict(json.loads((out / "region.json").read_text()))
     assert 0 < np.mean(region.assignment) < 1
     atoms = read(tmp_path / "alloy.extxyz")
     atoms.calc = MixtureCalculator(lammps_case.checkpoint(), region)
