@@ -124,7 +124,8 @@ def run(settings: DemoSettings, folder, log: Callable[[str], None] = print) -> d
         "force_rmse": 1e3 * _rms(forces.difference),
         "ghost_force": boundary.largest_ghost_force,
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+    (folder / "summary.json").write_text(text, encoding="utf-8")
     results = demo_report.Results(
         settings=settings,
         experts=model.experts,
@@ -148,7 +149,7 @@ def run(settings: DemoSettings, folder, log: Callable[[str], None] = print) -> d
     )
     demo_report.draw(results, folder)
     report = demo_report.markdown(results, total_seconds=time.perf_counter() - started)
-    (folder / "report.md").write_text(report)
+    (folder / "report.md").write_text(report, encoding="utf-8")
     stage(f"wrote {folder / 'report.md'}")
     return summary
 

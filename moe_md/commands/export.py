@@ -158,7 +158,7 @@ read_data "{{here / 'atoms.data'}}"
 timestep {timestep}
 {start}
 """)
-region = region_from_dict(json.loads((here / "region.json").read_text()))
+region = region_from_dict(json.loads((here / "region.json").read_text(encoding="utf-8")))
 attach(lmp, here / "model.msgpack", region, elements={elements}, skin={skin}, dtype="{dtype}")
 lmp.commands_string(f"""
 {hold}fix move all nve

@@ -22,7 +22,7 @@ from functools import partial
 import shtab
 
 from moe_md.checks import kind_of
-from moe_md.commands import settings_file
+from moe_md.commands import settings_file, terminal
 from moe_md.compilation_cache import quieten_cache_warnings, use_compilation_cache
 from moe_md.failures import SimulationError
 from moe_md.files import plain
@@ -66,6 +66,12 @@ def main(arguments: typing.Sequence[str] | None = None) -> int:
         with one line on stderr; 130 after Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    with terminal.readable_output():
+        return _answer(arguments)
+
+
+def _answer(arguments: list[str]) -> int:
+    """The exit code of a command, whose results, warnings and errors are printed."""
     parsed = make_parser().parse_args(arguments)
     parsed.typed = arguments
     log = partial(print, file=sys.stderr if parsed.json else None, flush=True)

@@ -309,6 +309,7 @@ def _drift(settings: RunSettings, folder: Path, n_atoms: int, log: Callable) -> 
     times, energies = np.genfromtxt(
         folder / "log.csv",
         delimiter=",",
+        encoding="utf-8",
         names=True,
         usecols=("time_ps", "conserved"),  # ty: ignore[invalid-argument-type]  numpy takes names too
         unpack=True,

@@ -12,6 +12,7 @@ systematic errors differ. Train on the many frames of the less accurate method, 
 use `start` to continue on the few of the more accurate one.
 """
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -204,7 +205,7 @@ def _run(training: _Training, current: Progress, inputs, *, show_bar: bool) -> C
                 if validate and training.validation is not None:
                     after = _validated(training, after)
                     if show_bar:
-                        bar.write(f"step {step}: " + describe(after.history[-1]))
+                        bar.write(f"step {step}: " + describe(after.history[-1]), file=sys.stderr)
                 current = after  # one assignment per step: an interrupt finds a complete step
                 if validate and training.watch is not None:
                     training.watch(step, jax.tree.map(np.asarray, state.average))
