@@ -26,6 +26,11 @@ class Checkpoint(NamedTuple):
     settings: dict  # fields of `TrainSettings`
     record: dict  # steps, seconds, data summary and validation errors of the training
 
+    def __reduce__(self) -> tuple:
+        """For pickle: parameters as numpy arrays, as jax would cast float64 where it reads them."""
+        params = jax.tree.map(np.asarray, self.params)
+        return Checkpoint, (self.experts, params, self.settings, self.record)
+
     @property
     def potentials(self) -> tuple[Potential, ...]:
         """Each expert with its parameters, the most expensive first."""

@@ -84,6 +84,7 @@ class MixtureCalculator(Calculator):
         self._dtype = np.dtype(dtype)
         self._skin = float(dr_threshold)
         self._cache: _Cache | None = None
+        self._chunk_size = chunk_size
         self._evaluators = [cached_rows.evaluator(e, chunk_size) for e in checkpoint.experts]
         self._warned = False
         if not callable(region) and not _has_gate(region):
@@ -118,6 +119,14 @@ class MixtureCalculator(Calculator):
             # Per-atom stresses are divided by the volume of the cell and add up to the stress, as in ASE.
             stresses = full_3x3_to_voigt_6_stress(virials / atoms.get_volume())
             self.results |= {"stresses": stresses, "stress": stresses.sum(axis=0)}
+
+    def __getstate__(self) -> dict:
+        """For pickle: without compiled functions and rows, which are made again."""
+        return {**vars(self), "_evaluators": None, "_cache": None}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._evaluators = [cached_rows.evaluator(e, self._chunk_size) for e in self.checkpoint.experts]
 
     def _is_valid(self, cache: "_Cache", geometry: ReferenceGeometry) -> bool:
         """Whether the cached rows contain all neighbours, and the gates' list is complete in this cell."""
