@@ -18,7 +18,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from moe_md import checkpoint as checkpoints
 from moe_md.checkpoint import Checkpoint
@@ -138,9 +138,11 @@ class MixtureCalculator(Calculator):
         """Rows of each expert and the neighbours for gates, from one list of pairs."""
         previous = self._cache
         n_atoms, max_cutoff = len(geometry.position), self._max_cutoff
-        pairs = image_pairs(geometry.position, geometry.cell, geometry.pbc, max_cutoff + self._skin)
+        offsets = cached_rows.lattice_offsets(geometry)
+        near_origin = cached_rows.near_origin(geometry, offsets)
+        pairs = image_pairs(near_origin.position, geometry.cell, geometry.pbc, max_cutoff + self._skin)
         idx, complete_within = ase_gates.gate_neighbors(geometry, pairs, max_cutoff, self._skin)
-        inputs = self._gate_inputs(geometry, idx)
+        inputs = self._gate_inputs(geometry, offsets, idx, region)
         gate = self._gate(region, inputs, complete_within)
         support = gate > 0
         if _has_gate(region):
@@ -157,14 +159,14 @@ class MixtureCalculator(Calculator):
             previous_rows = previous.rows[e] if previous else None
             rows.append(
                 cached_rows.build(
-                    geometry, wide, expert.cutoff + self._skin, own, halo, self._dtype, previous_rows
+                    near_origin, wide, expert.cutoff + self._skin, own, halo, self._dtype, previous_rows
                 )
                 if len(own)
                 else None
             )
             previous_size = previous.max_neighbors[e] if previous else None
             max_neighbors.append(cached_rows.max_neighbors_for(expert, near, own, previous_size))
-        return _Cache(geometry, idx, complete_within, support, rows, max_neighbors)
+        return _Cache(geometry, offsets, idx, complete_within, support, rows, max_neighbors)
 
     def _compute(self, cache: "_Cache", geometry: ReferenceGeometry, region):
         """Gates, energies by expert, forces and virials of atoms; None where the cached rows do not suffice.
@@ -174,11 +176,12 @@ class MixtureCalculator(Calculator):
         """
         n_atoms = len(geometry.position)
         padding = (0, cached_rows.bucket_size(n_atoms) - n_atoms)
-        inputs = self._gate_inputs(geometry, cache.idx)
+        inputs = self._gate_inputs(geometry, cache.offsets, cache.idx, region)
         gate = self._gate(region, inputs, cache.complete_within)
         if ((gate > 0) & ~cache.support).any():
             return None
-        padded_position = np.pad(inputs.position, (padding, (0, 0)))
+        near_origin = cached_rows.near_origin(geometry, cache.offsets)
+        padded_position = np.pad(near_origin.position.astype(self._dtype), (padding, (0, 0)))
         padded_gate = np.pad(gate.astype(self._dtype), (padding, (0, 0)))
         # All experts are dispatched before the first result is awaited.
         contributions = {
@@ -216,7 +219,11 @@ class MixtureCalculator(Calculator):
     def _precision(self):
         return jax.enable_x64(True) if self._dtype == np.float64 else contextlib.nullcontext()
 
-    def _gate_inputs(self, geometry: ReferenceGeometry, idx: np.ndarray) -> ase_gates.GateInputs:
+    def _gate_inputs(
+        self, geometry: ReferenceGeometry, offsets: np.ndarray, idx: np.ndarray, region
+    ) -> ase_gates.GateInputs:
+        if getattr(region, "is_translation_invariant", False):
+            geometry = cached_rows.near_origin(geometry, offsets)
         return ase_gates.GateInputs(
             geometry.position.astype(self._dtype),
             geometry.cell.astype(self._dtype),
@@ -285,6 +292,7 @@ class _Cache(NamedTuple):
     """Rows and neighbours that are reused until atoms have moved by half the skin."""
 
     geometry: ReferenceGeometry  # at which they were built
+    offsets: Float[np.ndarray, "atoms 3"]  # `lattice_offsets`, subtracted before positions are cast
     idx: Int[np.ndarray, "atoms K"]  # neighbours that gates are computed from
     complete_within: float  # Å, distance within which `idx` holds all neighbours
     support: Bool[np.ndarray, "atoms experts"]  # atoms for which an expert has rows

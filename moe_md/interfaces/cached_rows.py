@@ -63,6 +63,30 @@ def reference_geometry(atoms: Atoms, species: Int[np.ndarray, " atoms"]) -> Refe
     )
 
 
+def lattice_offsets(geometry: ReferenceGeometry) -> Float[np.ndarray, "atoms 3"]:
+    """For each atom the lattice vectors to subtract, so that positions are near the origin, and each other.
+
+    float32 resolves 0.0005 Å at 5,000 Å. Whole lattice vectors along periodic
+    directions bring atoms to their images nearest to the first atom; the rest, the
+    same for all atoms, is the mean.
+    """
+    fraction = np.linalg.solve(geometry.cell.T, geometry.position.T).T
+    if not np.isfinite(fraction).all():
+        return np.zeros_like(fraction)  # building the rows raises the error
+    whole = np.where(geometry.pbc, np.rint(fraction - fraction[:1]), 0.0)
+    return whole + np.mean(fraction - whole, axis=0)
+
+
+def near_origin(geometry: ReferenceGeometry, offsets: Float[np.ndarray, "atoms 3"]) -> ReferenceGeometry:
+    """The geometry less `lattice_offsets`, in float64; the offsets follow a change of the cell.
+
+    >>> far = ReferenceGeometry(np.full((1, 3), 5000.1), np.eye(3), np.ones(3, bool), np.zeros(1, int))
+    >>> near_origin(far, lattice_offsets(far)).position.tolist()
+    [[0.0, 0.0, 0.0]]
+    """
+    return geometry._replace(position=geometry.position - offsets @ geometry.cell)
+
+
 def needs_rebuild(
     reference: ReferenceGeometry, current: ReferenceGeometry, cutoff: float, skin: float
 ) -> bool:

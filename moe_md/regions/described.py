@@ -35,6 +35,7 @@ class Descriptor(Region):
     cutoff: float = field(metadata={"static": True})  # Å, of `scalar_fn`
 
     is_dynamic: ClassVar[bool] = True
+    is_translation_invariant: ClassVar[bool] = True
 
     def gate(
         self,
@@ -203,9 +204,7 @@ def committee(expert, params: Sequence, low: float, high: float, *, slack: float
         raise ValueError(f"low must be positive (eV), got {low}.")
     parameters = (jnp.asarray(0.5 * low), jax.tree.map(lambda *x: jnp.stack(x), *params))
     return complement(
-        descriptor(
-            _spread(expert), low, high, expert.cutoff, parameters=parameters, slack=slack
-        )
+        descriptor(_spread(expert), low, high, expert.cutoff, parameters=parameters, slack=slack)
     )
 
 

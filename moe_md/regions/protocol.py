@@ -55,6 +55,15 @@ class Region(Protocol):
         """Whether gates are differentiable; if not, the energy jumps as atoms switch expert."""
         return True
 
+    @property
+    def is_translation_invariant(self) -> bool:
+        """Whether gates depend on atoms relative to atoms only.
+
+        Positions are then taken relative to the atoms before they are cast to
+        float32. Otherwise the gate gets the coordinates of the user.
+        """
+        return False
+
     def gate(
         self,
         position: Float[Array | np.ndarray, "atoms 3"],
