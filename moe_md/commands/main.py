@@ -21,6 +21,7 @@ from functools import partial
 
 import shtab
 
+from moe_md import memory
 from moe_md.checks import kind_of
 from moe_md.commands import settings_file, terminal
 from moe_md.compilation_cache import quieten_cache_warnings, use_compilation_cache
@@ -80,14 +81,14 @@ def _answer(arguments: list[str]) -> int:
         with warnings.catch_warnings():
             _show_warnings_in_one_line()
             result = _run_command(parsed, log)
-    except (ValueError, OSError, FloatingPointError, SimulationError) as error:
-        if parsed.traceback:
+    except (ValueError, OSError, ArithmeticError, MemoryError, RuntimeError) as error:
+        if parsed.traceback or not _is_answered(error):
             raise
         text = " ".join(str(error).split())
         print(f"moe-md: error: {text}", file=sys.stderr)
         if parsed.json:
             print(json.dumps({"error": text}))
-        return 1 if isinstance(error, (FloatingPointError, SimulationError)) else 2
+        return 2 if isinstance(error, (ValueError, OSError)) else 1
     except KeyboardInterrupt:
         print("moe-md: interrupted", file=sys.stderr)
         return 130
@@ -96,13 +97,26 @@ def _answer(arguments: list[str]) -> int:
     return 0
 
 
+def _is_answered(error: Exception) -> bool:
+    """Whether an error is answered in one line; others are faults of the program."""
+    return isinstance(error, (ValueError, OSError, FloatingPointError, SimulationError, MemoryError))
+
+
 def _run_command(parsed: argparse.Namespace, log: Callable) -> dict:
     """Read the settings of a command, then import and run it; returns its result."""
     settings = None
     if parsed.settings_class is not None:
         settings = settings_file.settings(parsed.settings_class, parsed.table, parsed)
     module = importlib.import_module(f"moe_md.commands.{parsed.command}")
-    return module.command(settings, parsed, log)
+    with memory.naming(_memory_remedy(settings)):
+        return module.command(settings, parsed, log)
+
+
+def _memory_remedy(settings) -> str:
+    """The settings of a command that bound its memory, and their values."""
+    names = [name for name in ("chunk_size", "max_atoms") if hasattr(settings, name)]
+    lower = " and ".join(f"{name}, now {getattr(settings, name)}" for name in names)
+    return f"lower {lower}, or use fewer atoms" if names else "use fewer or smaller frames"
 
 
 def make_parser() -> argparse.ArgumentParser:

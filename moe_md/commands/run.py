@@ -33,7 +33,7 @@ from moe_md.settings import RunSettings
 MIN_LOG_LINES = 20  # for a drift with an error bar
 RESTART, LAST_GOOD, FINAL = "restart.msgpack", "last_good.npz", "final.extxyz"
 LIMITS = tuple(field.name for field in fields(simulate.Limits))
-MAY_CHANGE = ("steps", *LIMITS)  # settings of a run that is resumed
+MAY_CHANGE = ("steps", "chunk_size", *LIMITS)  # settings of a run that is resumed
 
 
 def command(settings: RunSettings, parsed: Namespace, log: Callable) -> dict:
@@ -168,6 +168,7 @@ def _build(settings: RunSettings) -> _Simulation:
         region,
         fractional_coordinates=box_changes,
         inner_potential=inner_potential,
+        chunk_size=settings.chunk_size,
     )
     position = atoms.get_scaled_positions() if box_changes else atoms.get_positions(wrap=True)
     return _Simulation(

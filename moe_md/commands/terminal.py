@@ -13,11 +13,41 @@ from collections.abc import Iterator
 HANDLER = "moe_md.readable"  # name of the error handler in `codecs`
 # In the texts of this package, and their neighbours in the field's texts.
 READABLE = {
-    **{"Å": "A", "\u212b": "A", "µ": "u", "μ": "u", "°": " deg", "Γ": "Gamma", "Δ": "Delta"},
-    **{"σ": "sigma", "λ": "lambda", "ε": "epsilon", "∂": "d", "√": "sqrt", "∞": "inf"},
-    **{"±": "+-", "×": "x", "·": "*", "−": "-", "≤": "<=", "≥": ">=", "≈": "~", "→": "->", "←": "<-"},
-    **{"–": "-", "—": "-", "“": '"', "”": '"', "‘": "'", "’": "'", "…": "...", "\u00a0": " "},
-    **{"⁻": "^-", "⁰": "^0", "¹": "^1", "²": "^2", "³": "^3"},
+    "Å": "A",
+    "\u212b": "A",
+    "µ": "u",
+    "μ": "u",
+    "°": " deg",
+    "Γ": "Gamma",
+    "Δ": "Delta",
+    "σ": "sigma",
+    "λ": "lambda",
+    "ε": "epsilon",
+    "∂": "d",
+    "√": "sqrt",
+    "∞": "inf",
+    "±": "+-",
+    "×": "x",
+    "·": "*",
+    "−": "-",
+    "≤": "<=",
+    "≥": ">=",
+    "≈": "~",
+    "→": "->",
+    "←": "<-",
+    "–": "-",
+    "—": "-",
+    "“": '"',
+    "”": '"',
+    "‘": "'",
+    "’": "'",
+    "…": "...",
+    "\u00a0": " ",
+    "⁻": "^-",
+    "⁰": "^0",
+    "¹": "^1",
+    "²": "^2",
+    "³": "^3",
 }
 
 
@@ -40,7 +70,7 @@ def _replacement(character: str) -> str:
 
 @contextlib.contextmanager
 def readable_output() -> Iterator[None]:
-    """Print any text to stdout and stderr, whatever their encodings; their settings are restored at the end."""
+    """Print any text to stdout and stderr, whatever their encodings; what they do is restored at the end."""
     codecs.register_error(HANDLER, readable)
     streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
     before = [(stream, stream.errors) for stream in streams]

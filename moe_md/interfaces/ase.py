@@ -21,6 +21,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from jaxtyping import Bool, Float, Int
 
 from moe_md import checkpoint as checkpoints
+from moe_md import memory
 from moe_md.checkpoint import Checkpoint
 from moe_md.experts.domain import warn_out_of_domain
 from moe_md.interfaces import ase_gates, cached_rows
@@ -93,7 +94,12 @@ class MixtureCalculator(Calculator):
     def calculate(
         self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes
     ) -> None:
-        """Fill `results` with every property that the cell allows."""
+        """Fill `results` with every property that the cell allows.
+
+        Raises:
+            MemoryError: memory is exhausted; lower `chunk_size`.
+            RuntimeError: the process was forked after a calculator had computed.
+        """
         super().calculate(atoms, properties, system_changes)
         atoms = cast(Atoms, self.atoms)
         has_volume = atoms.cell.rank == 3
@@ -101,10 +107,11 @@ class MixtureCalculator(Calculator):
             raise PropertyNotImplementedError(
                 f"stress needs a cell with a volume, three independent vectors, got {atoms.cell.tolist()}."
             )
+        cached_rows.check_process()
         species = self._species_of(atoms)
         region = self.region(atoms) if callable(self.region) else self.region
         geometry = cached_rows.reference_geometry(atoms, species)
-        with self._precision():
+        with memory.naming(memory.of_chunk_size(self._chunk_size)), self._precision():
             result = None
             if self._cache is not None and self._is_valid(self._cache, geometry):
                 result = self._compute(self._cache, geometry, region)

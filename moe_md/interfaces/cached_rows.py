@@ -11,6 +11,7 @@ singular value of F, or one if that is less. While this is at most cutoff + skin
 pair is missing. With the same skin, none is missing for any shorter cutoff either.
 """
 
+import os
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
@@ -54,6 +55,21 @@ class ReferenceGeometry(NamedTuple):
     cell: Float[np.ndarray, "3 3"]  # Å, lattice vectors as rows
     pbc: Bool[np.ndarray, "3"]
     species: Int[np.ndarray, " atoms"]
+
+
+_computed_in: list[int] = []  # the process in which jax has first computed for a calculator
+
+
+def check_process() -> None:
+    """Raise `RuntimeError` in a process that was forked after jax had computed: it would wait forever."""
+    if not _computed_in:
+        _computed_in.append(os.getpid())
+    if _computed_in[0] != os.getpid():
+        raise RuntimeError(
+            f"processes must be spawned after a calculator has computed, got one forked from "
+            f"{_computed_in[0]}: "
+            'use multiprocessing.get_context("spawn"), or compute in the forked processes only.'
+        )
 
 
 def reference_geometry(atoms: Atoms, species: Int[np.ndarray, " atoms"]) -> ReferenceGeometry:

@@ -205,8 +205,8 @@ def _warn_of_coarse_positions(position: Float[Array, "atoms 3"]) -> None:
     if spacing > MAX_SPACING:
         warnings.warn(
             f"position reaches {furthest:.0f} Å from the origin, where {position.dtype} resolves about "
-            f"{spacing:.1g} Å only, and forces are wrong by the change over that length: subtract the mean of "
-            "the positions, move atoms into the box, or use float64.",
+            f"{spacing:.1g} Å only, and forces are wrong by the change over that length: subtract the mean "
+            "of the positions, move atoms into the box, or use float64.",
             stacklevel=4,
         )
 

@@ -25,7 +25,7 @@ from ase.data import chemical_symbols
 from jaxtyping import Float
 from tqdm import tqdm
 
-from moe_md import checkpoint
+from moe_md import checkpoint, memory
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Batch, Prepared, prepare
 from moe_md.data.dataset import Dataset, dataset_from_frames, digest, summary
@@ -112,6 +112,7 @@ def cotrain(
             labelled `validation`; `devices` are empty or no jax devices; or `folder`
             holds another training, or a damaged file.
         OSError: a file cannot be written; the file saved before is unchanged.
+        MemoryError: memory is exhausted; lower `settings.max_atoms`.
         FloatingPointError: the loss or the parameters are not finite.
     """
     experts = tuple(experts)
@@ -152,7 +153,8 @@ def cotrain(
         (placement.batch(labelled), placement.batch(unlabelled))
         for labelled, unlabelled in training_inputs(experts, train, settings, current.step)
     )
-    return _run(training, current, inputs, show_bar=progress)
+    with memory.naming(f"lower max_atoms, now {settings.max_atoms}; the step saved last is kept"):
+        return _run(training, current, inputs, show_bar=progress)
 
 
 @dataclass(frozen=True)

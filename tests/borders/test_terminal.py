@@ -33,7 +33,7 @@ def ascii_program(code: str, *arguments, **environment) -> subprocess.CompletedP
     """A Python program in a locale without UTF-8; its output as bytes."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("LANG", "LC_CTYPE", "PYTHONIOENCODING")}
     return subprocess.run(
-        [sys.executable, "-c", f"exec({ascii(code)})", *map(str, arguments)],
+        [sys.executable, "-c", f"exec({code!a})", *map(str, arguments)],
         env={**inherited, **ASCII, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
     )
