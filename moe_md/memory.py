@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 GIB = 2**30
@@ -11,7 +11,7 @@ WORDS = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory")  # in messages 
 
 
 @contextlib.contextmanager
-def naming(remedy: str) -> Iterator[None]:
+def naming(remedy: str) -> Generator[None]:
     """Turn an out-of-memory error of the block into a `MemoryError` of one line.
 
     Args:
@@ -73,7 +73,7 @@ def free_bytes() -> tuple[int | None, str]:
     """Free memory of jax's default device, or of this computer where the device tells none; and its name."""
     import jax
 
-    device = jax.config.jax_default_device or jax.local_devices()[0]
+    device = getattr(jax.config, "jax_default_device", None) or jax.local_devices()[0]
     stats = device.memory_stats() if hasattr(device, "memory_stats") else None
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0), str(device)

@@ -8,7 +8,7 @@ import codecs
 import contextlib
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 
 HANDLER = "moe_md.readable"  # name of the error handler in `codecs`
 # In the texts of this package, and their neighbours in the field's texts.
@@ -69,7 +69,7 @@ def _replacement(character: str) -> str:
 
 
 @contextlib.contextmanager
-def readable_output() -> Iterator[None]:
+def readable_output() -> Generator[None]:
     """Print any text to stdout and stderr, whatever their encodings; what they do is restored at the end."""
     codecs.register_error(HANDLER, readable)
     streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]

@@ -50,10 +50,9 @@ class Expert(NamedTuple):
         """For pickle: an expert of a registered builder is built again, from its `config`."""
         builder = BUILDERS.get(self.config.get("builder", "")) if isinstance(self.config, dict) else None
         if builder is not None:
-            fields = self._replace(init=None, atom_energies=None)  # ty: ignore[invalid-argument-type]
-            names = tuple(map(_origin, self[:2]))
-            if names == tuple(map(_origin, _built(builder, self.config)[:2])):
-                return _rebuilt, (builder, *fields[2:])
+            built = _built(builder, self.config)
+            if all(_origin(a) == _origin(b) for a, b in zip(self[:2], built[:2])):
+                return _rebuilt, (builder, *self[2:])
         return Expert, tuple(self)  # its functions are pickled by name
 
     def __copy__(self) -> "Expert":
@@ -82,7 +81,7 @@ def _rebuilt(builder: Callable, *fields) -> Expert:
     return Expert(*_built(builder, config)[:2], *fields)
 
 
-def _origin(function: Callable) -> tuple:
+def _origin(function: Any) -> tuple:
     """Where a function is defined; equal for those of two experts of one builder."""
     function = inspect.unwrap(function)
     return getattr(function, "__module__", None), getattr(function, "__qualname__", None)

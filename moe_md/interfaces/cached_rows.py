@@ -24,7 +24,7 @@ from ase.geometry import complete_cell
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from moe_md import derivatives
+from moe_md import derivatives, memory
 from moe_md.experts.base import Expert, Params, chunked_atom_energies
 from moe_md.experts.domain import allows_every_species, in_domain
 from moe_md.neighbors.capacity import bucket_size
@@ -224,10 +224,16 @@ def evaluator(expert: Expert, chunk_size: int) -> Callable:
     `bucket_size`; `cell` is `[3, 3]` Å. Rows of experts with `pack_neighbors` are
     packed into `max_neighbors` columns, which is static, and None for other
     experts. The result is wrong where `max_occupancy` exceeds it. Equal arguments
-    return the same function, so the calculators of a band's images share programs.
+    share one compiled function, so the calculators of a band's images share programs.
     """
     hashable = cast(Any, expert)._replace(config=())
-    return _evaluator(hashable, chunk_size)
+    compiled = _evaluator(hashable, chunk_size)
+
+    def evaluate(*arguments) -> Contribution:
+        with memory.naming(memory.of_chunk_size(chunk_size)):
+            return compiled(*arguments)
+
+    return evaluate
 
 
 @lru_cache(maxsize=64)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Int, Integer, Real
 
@@ -134,7 +135,7 @@ def check_displacement(displacement_fn: Callable, box: lists.Box, fractional_coo
     points = jnp.asarray(np.concatenate([vectors, NEAR_HALF * vectors]), float)
     with jax.ensure_compile_time_eval():
         found = jax.vmap(displacement_fn)(points, jnp.zeros_like(points))
-    if isinstance(found, jax.core.Tracer):  # of a box that is traced
+    if isinstance(found, Tracer):  # of a box that is traced
         return
     expected = np.concatenate([np.zeros((3, 3)), NEAR_HALF * columns.T])  # [6, 3] Å
     difference = np.linalg.solve(columns, (np.asarray(found, float) - expected).T).T
@@ -166,7 +167,7 @@ def check_shift(
     start = 0.1 * (np.eye(3) if fractional_coordinates else columns.T)
     with jax.ensure_compile_time_eval():
         end = shift_fn(jnp.asarray(start, float), jnp.asarray(-0.2 * columns.T, float), **box_arguments)
-    if isinstance(end, jax.core.Tracer):
+    if isinstance(end, Tracer):
         return
     end = np.asarray(end, float)
     fraction = end if fractional_coordinates else np.linalg.solve(columns, end.T).T
