@@ -39,7 +39,7 @@ class Worker:
         self.log = folder / f"{group}.log"
         program = str(Path(__file__).with_name("peers.py"))
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        with open(self.log, "w") as log:
+        with open(self.log, "w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 [python, program, str(folder), group, str(threads)],
                 stdin=subprocess.PIPE,
@@ -82,7 +82,9 @@ def measure(
             reason = answer.get("failed") or ("missing" in answer and f"no {answer['missing']}")
         if reason:
             if case.group == "moe_md":
-                raise RuntimeError(f"{name}: {reason}\n{workers[case.group].log.read_text()[-3000:]}")
+                raise RuntimeError(
+                    f"{name}: {reason}\n{workers[case.group].log.read_text(encoding='utf-8')[-3000:]}"
+                )
             left_out[name] = reason
             print(f"{name}: left out, {reason}", flush=True)
             continue
@@ -146,7 +148,7 @@ def too_large(name: str, n_atoms: int, before: list[dict], longest: float) -> st
 def free_memory() -> float | None:
     """Free memory, MB; None where the system does not report it."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable"))

@@ -105,7 +105,7 @@ def resident_MB() -> float:
     """Resident memory of this process, MB; its peak on systems without /proc."""
     status = Path("/proc/self/status")
     if status.exists():
-        line = next(x for x in status.read_text().splitlines() if x.startswith("VmRSS"))
+        line = next(x for x in status.read_text(encoding="utf-8").splitlines() if x.startswith("VmRSS"))
         return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 

@@ -156,7 +156,7 @@ def append(folder, name: str, record: dict) -> Path:
     path = Path(folder) / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(record, allow_nan=False)
-    with open(path, "a") as file:
+    with open(path, "a", encoding="utf-8") as file:
         file.write(line + "\n")
     return path
 
@@ -165,7 +165,9 @@ def read(folder, name: str) -> list[dict]:
     """Records of `folder/name.jsonl`, oldest first; an empty list if there is no file."""
     path = Path(folder) / f"{name}.jsonl"
     return (
-        [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.exists() else []
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if path.exists()
+        else []
     )
 
 
@@ -186,7 +188,7 @@ def two_experts(name_or_path: str, *, random: bool = False, tiny: bool = False) 
 
 def small_experts(*, tiny: bool = False) -> tuple[experts.Expert, experts.Expert]:
     """The experts of `ptco-small`: thousands of steps take minutes, or seconds if they are tiny."""
-    settings = tomllib.loads((ROOT / "benchmarks/ptco/ptco-small.toml").read_text())
+    settings = tomllib.loads((ROOT / "benchmarks/ptco/ptco-small.toml").read_text(encoding="utf-8"))
     changes = TINY if tiny else ({}, {})
     return tuple(
         experts.build({**settings[name], **change}) for name, change in zip(("expensive", "cheap"), changes)
@@ -207,7 +209,7 @@ def _git(*arguments: str) -> str | None:
 def _cpu_model() -> str:
     """Name of the processor."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     except OSError:

@@ -268,7 +268,7 @@ def build(name: str, problem: Problem) -> tuple[Built, dict]:
 def reset_peak_memory() -> None:
     """Reset `VmHWM` of this process, where the system allows it."""
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def memory(key: str) -> float | None:
@@ -277,7 +277,7 @@ def memory(key: str) -> float | None:
     None where the system does not report it.
     """
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(key))
@@ -287,7 +287,7 @@ def main() -> None:
     folder, threads = Path(sys.argv[1]), int(sys.argv[3])
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # other output goes to the log
     ready: dict[str, Built] = {}
     size = None

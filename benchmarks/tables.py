@@ -69,7 +69,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.write:
         for page in PAGES:
-            page.write_text(fill(page.read_text(), arguments.results))
+            page.write_text(fill(page.read_text(encoding="utf-8"), arguments.results), encoding="utf-8")
         return
     print("\n\n".join(f"## {name}\n\n{table(arguments.results)}" for name, table in TABLES.items()))
 

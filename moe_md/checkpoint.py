@@ -26,6 +26,11 @@ class Checkpoint(NamedTuple):
     settings: dict  # fields of `TrainSettings`
     record: dict  # steps, seconds, data summary and validation errors of the training
 
+    def __reduce__(self) -> tuple:
+        """For pickle: parameters as numpy arrays, as jax would cast float64 where it reads them."""
+        params = jax.tree.map(np.asarray, self.params)
+        return Checkpoint, (self.experts, params, self.settings, self.record)
+
     @property
     def potentials(self) -> tuple[Potential, ...]:
         """Each expert with its parameters, the most expensive first."""
@@ -110,13 +115,17 @@ def load(name_or_path) -> Checkpoint:
     for config, tree in zip(configs, params):
         try:
             experts.append(build(config))
-            wanted = jax.eval_shape(experts[-1].init, jax.random.key(0))
+            wanted = jax.eval_shape(_initial_params(experts[-1]))  # starts no backend, so that forks work
         except Exception as error:  # an edited config may fail in any part of a builder
             raise ValueError(
                 f"{path} must describe experts that can be built, got {config!r:.200}: {error}"
             ) from error
         _check_params(path, config["builder"], wanted, tree)
     return Checkpoint(tuple(experts), tuple(params), content["settings"], content["record"])
+
+
+def _initial_params(expert: Expert):
+    return lambda: expert.init(jax.random.key(0))
 
 
 def _in_order(path: Path, key: str, value) -> list:

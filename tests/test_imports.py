@@ -14,7 +14,7 @@ ROOT = Path(moe_md.__file__).parent
 
 # From the lowest floor up. A module imports from floors below its own, or from its own package.
 FLOORS = (
-    ("units", "checks", "files", "failures", "compilation_cache", "lazy_jax_md", "renamed"),
+    ("units", "checks", "files", "failures", "compilation_cache", "lazy_jax_md", "memory", "renamed"),
     ("neighbors",),
     ("derivatives", "settings", "data", "regions", "experts"),
     ("mixture", "checkpoint", "simulate"),
@@ -26,7 +26,7 @@ FLOORS = (
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TOP = ("__init__", "__main__")  # may import every room
-MAY_TOUCH_FILES = ("checkpoint", "compilation_cache", "data", "files", "settings")
+MAY_TOUCH_FILES = ("checkpoint", "compilation_cache", "data", "files", "memory", "settings")
 
 MODULES = sorted(ROOT.rglob("*.py"))
 

@@ -176,7 +176,7 @@ read_data atoms.data
 timestep {timestep}
 {start}
 """)
-region = region_from_dict(json.loads(Path("region.json").read_text()))
+region = region_from_dict(json.loads(Path("region.json").read_text(encoding="utf-8")))
 attach(lmp, "model.msgpack", region, elements={elements}, skin={skin}, dtype="{dtype}")
 lmp.commands_string(f"""
 {hold}fix move all nve

@@ -22,8 +22,9 @@ from functools import partial
 
 import shtab
 
+from moe_md import memory
 from moe_md.checks import kind_of
-from moe_md.commands import settings_file
+from moe_md.commands import settings_file, terminal
 from moe_md.compilation_cache import quieten_cache_warnings, use_compilation_cache
 from moe_md.failures import SimulationError, Terminated, sigterm_as_exception
 from moe_md.files import locked, plain
@@ -69,6 +70,12 @@ def main(arguments: typing.Sequence[str] | None = None) -> int:
         command cannot be resumed.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    with terminal.readable_output():
+        return _answer(arguments)
+
+
+def _answer(arguments: list[str]) -> int:
+    """The exit code of a command, whose results, warnings and errors are printed."""
     parsed = make_parser().parse_args(arguments)
     parsed.typed = arguments
     log = partial(print, file=sys.stderr if parsed.json else None, flush=True)
@@ -77,14 +84,14 @@ def main(arguments: typing.Sequence[str] | None = None) -> int:
         with warnings.catch_warnings(), sigterm_as_exception():
             _show_warnings_in_one_line()
             result = _run_command(parsed, log)
-    except (ValueError, OSError, FloatingPointError, SimulationError) as error:
-        if parsed.traceback:
+    except (ValueError, OSError, ArithmeticError, MemoryError, RuntimeError) as error:
+        if parsed.traceback or not _is_answered(error):
             raise
         text = " ".join(str(error).split())
         print(f"moe-md: error: {text}", file=sys.stderr)
         if parsed.json:
             print(json.dumps({"error": text}))
-        return 1 if isinstance(error, (FloatingPointError, SimulationError)) else 2
+        return 2 if isinstance(error, (ValueError, OSError)) else 1
     except KeyboardInterrupt as error:
         terminated = isinstance(error, Terminated)
         print(f"moe-md: {'terminated' if terminated else 'interrupted'}", file=sys.stderr)
@@ -94,6 +101,11 @@ def main(arguments: typing.Sequence[str] | None = None) -> int:
     return 0
 
 
+def _is_answered(error: Exception) -> bool:
+    """Whether an error is answered in one line; others are faults of the program."""
+    return isinstance(error, (ValueError, OSError, FloatingPointError, SimulationError, MemoryError))
+
+
 def _run_command(parsed: argparse.Namespace, log: Callable) -> dict:
     """Read the settings of a command, then import and run it; returns its result."""
     settings = None
@@ -101,8 +113,18 @@ def _run_command(parsed: argparse.Namespace, log: Callable) -> dict:
         settings = settings_file.settings(parsed.settings_class, parsed.table, parsed)
     module = importlib.import_module(f"moe_md.commands.{parsed.command}")
     folder = getattr(parsed, "out", None)
-    with contextlib.nullcontext() if folder is None else locked(folder):
+    with (
+        contextlib.nullcontext() if folder is None else locked(folder),
+        memory.naming(_memory_remedy(settings)),
+    ):
         return module.command(settings, parsed, log)
+
+
+def _memory_remedy(settings) -> str:
+    """The settings of a command that bound its memory, and their values."""
+    names = [name for name in ("chunk_size", "max_atoms") if hasattr(settings, name)]
+    lower = " and ".join(f"{name}, now {getattr(settings, name)}" for name in names)
+    return f"lower {lower}, or use fewer atoms" if names else "use fewer or smaller frames"
 
 
 def make_parser() -> argparse.ArgumentParser:

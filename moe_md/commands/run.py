@@ -34,7 +34,7 @@ from moe_md.simulate.interrupts import never
 MIN_LOG_LINES = 20  # for a drift with an error bar
 RESTART, LAST_GOOD, FINAL = "restart.msgpack", "last_good.npz", "final.extxyz"
 LIMITS = tuple(field.name for field in fields(simulate.Limits))
-MAY_CHANGE = ("steps", *LIMITS)  # settings of a run that is resumed
+MAY_CHANGE = ("steps", "chunk_size", *LIMITS)  # settings of a run that is resumed
 
 
 def command(settings: RunSettings, parsed: Namespace, log: Callable) -> dict:
@@ -187,6 +187,7 @@ def _build(settings: RunSettings, log: Callable) -> _Simulation:
         region,
         fractional_coordinates=box_changes,
         inner_potential=inner_potential,
+        chunk_size=settings.chunk_size,
     )
     position = atoms.get_scaled_positions() if box_changes else atoms.get_positions(wrap=True)
     return _Simulation(
@@ -332,6 +333,7 @@ def _drift(settings: RunSettings, folder: Path, n_atoms: int, log: Callable) -> 
     times, energies = np.genfromtxt(
         folder / "log.csv",
         delimiter=",",
+        encoding="utf-8",
         names=True,
         usecols=("time_ps", "conserved"),  # ty: ignore[invalid-argument-type]  numpy takes names too
         unpack=True,

@@ -55,7 +55,7 @@ def tables(file) -> dict:
     if not path.is_file():
         raise ValueError(f"settings must be an existing TOML file, got {file}.")
     try:
-        found = tomllib.loads(path.read_text())
+        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"settings must be a TOML file, got {file}: {error}.") from None
     check_keys(found, ("start", *TABLES), str(file))
@@ -150,7 +150,8 @@ def echo(folder, content: dict, command: Sequence[str]) -> Path:
     """
     path = Path(folder) / "settings.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, written(content, [f"moe-md {shlex.join(command)}"]).encode())
+    # Names of files that the locale cannot decode reach the command line as surrogates of their bytes.
+    write_atomic(path, written(content, [f"moe-md {shlex.join(command)}"]).encode(errors="surrogateescape"))
     return path
 
 

@@ -69,7 +69,7 @@ def read_images(path: str | Path) -> list[Atoms]:
             counted from 0.
     """
     path = Path(path)
-    lines = _text(path).split("\n")
+    lines = text_of(path).split("\n")
     whole = lines[-1] == ""  # the last line has its newline
     if not any(line.strip() for line in lines):
         raise ValueError(f"path must hold at least one frame, got the empty file {path}.")
@@ -93,8 +93,11 @@ def read_images(path: str | Path) -> list[Atoms]:
     return images
 
 
-def _text(path: Path) -> str:
-    """Text of a file with newlines as line ends; other separators of lines stay inside their line."""
+def text_of(path: Path) -> str:
+    """Text of a file, which may be compressed, in UTF-8, UTF-16 or Latin-1, whatever the locale.
+
+    Line ends become newlines; other separators of lines stay inside their line.
+    """
     if not path.is_file():
         raise ValueError(f"path must be an existing file, got {path}.")
     try:

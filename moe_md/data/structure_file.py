@@ -1,15 +1,16 @@
 """The structure of a run, from any file that ASE reads."""
 
 import warnings
+from io import StringIO
 from pathlib import Path
 
 import ase.io
 import numpy as np
 from ase import Atoms
-from ase.io.formats import filetype
+from ase.io.formats import filetype, ioformats
 from jaxtyping import Float, Shaped
 
-from moe_md.data.extxyz import read_images
+from moe_md.data.extxyz import read_images, text_of
 from moe_md.neighbors.rows import image_pairs
 
 MIN_DISTANCE = 0.1  # Å, atoms closer than this are one atom given twice
@@ -34,8 +35,8 @@ def read_structure(path: str | Path) -> Atoms:
     if not path.is_file():
         raise ValueError(f"structure must be an existing file, got {path}.")
     try:
-        extended = filetype(str(path)) == "extxyz"
-        atoms = None if extended else ase.io.read(path, index=-1)
+        form = filetype(str(path))
+        atoms = None if form == "extxyz" else _read(path, form)
     except Exception as error:  # ASE raises many types
         raise ValueError(f"structure must be a file that ASE reads, got {path}: {error!s:.200}.") from None
     atoms = read_images(path)[-1] if atoms is None else atoms
@@ -45,6 +46,15 @@ def read_structure(path: str | Path) -> Atoms:
     _check_geometry(atoms, path)
     _warn_of_velocities(atoms, path)
     return atoms
+
+
+def _read(path: Path, form: str):
+    """The last structure of a file in a format of ASE, which reads text in the locale's encoding."""
+    if not ioformats[form].isbinary and ioformats[form].acceptsfd:
+        text = text_of(path)
+        if not text.isascii():
+            return ase.io.read(StringIO(text), index=-1, format=form)
+    return ase.io.read(path, index=-1)
 
 
 def _check_occupancy(atoms: Atoms, path: Path) -> None:

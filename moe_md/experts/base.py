@@ -1,11 +1,15 @@
 """The contract of an expert, and functions that serve every expert."""
 
+import copy
+import inspect
+import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ase.data import atomic_numbers
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
@@ -14,6 +18,7 @@ from jaxtyping import Float, Int, PRNGKeyArray
 
 from moe_md.experts.radial import pair_cutoff
 from moe_md.experts.zbl import zbl_energies
+from moe_md.files import plain
 from moe_md.neighbors.rows import Neighborhood, map_rows
 from moe_md.renamed import KEYS
 
@@ -41,12 +46,56 @@ class Expert(NamedTuple):
     num_hops: int = 1  # E_i depends on the rows of atoms within num_hops - 1 neighbours of i
     pack_neighbors: bool = False  # gets rows without the neighbours of the skin, as each neighbour is costly
 
+    def __reduce__(self) -> tuple:
+        """For pickle: an expert of a registered builder is built again, from its `config`."""
+        builder = BUILDERS.get(self.config.get("builder", "")) if isinstance(self.config, dict) else None
+        if builder is not None:
+            built = _built(builder, self.config)
+            if all(_origin(a) == _origin(b) for a, b in zip(self[:2], built[:2])):
+                return _rebuilt, (builder, *self[2:])
+        return Expert, tuple(self)  # its functions are pickled by name
+
+    def __copy__(self) -> "Expert":
+        """Itself, as tuples are constant."""
+        return self
+
+    def __deepcopy__(self, memo: dict) -> "Expert":
+        """The same functions, which compiled programs belong to."""
+        return self._replace(config=copy.deepcopy(self.config, memo))
+
+
+_BUILT: dict[tuple[Callable, str], Expert] = {}  # by builder and config as JSON; few in a process
+
+
+def _built(builder: Callable, config: dict) -> Expert:
+    """The expert of a builder, always the same one for the same arguments, so that it is compiled once."""
+    key = (builder, json.dumps(config, sort_keys=True, default=plain))
+    if key not in _BUILT:
+        _BUILT[key] = builder(**{name: value for name, value in config.items() if name != "builder"})
+    return _BUILT[key]
+
+
+def _rebuilt(builder: Callable, *fields) -> Expert:
+    """The expert of a pickle, from its builder and all fields but the functions."""
+    config = fields[Expert._fields.index("config") - 2]
+    return Expert(*_built(builder, config)[:2], *fields)
+
+
+def _origin(function: Any) -> tuple:
+    """Where a function is defined; equal for those of two experts of one builder."""
+    function = inspect.unwrap(function)
+    return getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+
 
 class Potential(NamedTuple):
     """An expert with its parameters."""
 
     expert: Expert
     params: Params
+
+    def __reduce__(self) -> tuple:
+        """For pickle: parameters as numpy arrays, as jax would cast float64 where it reads them."""
+        return Potential, (self.expert, jax.tree.map(np.asarray, self.params))
 
 
 def potentials(experts: Sequence[Expert], params: Sequence[Params]) -> tuple[Potential, ...]:

@@ -18,9 +18,10 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from moe_md import checkpoint as checkpoints
+from moe_md import memory
 from moe_md.checkpoint import Checkpoint
 from moe_md.checks import check_count, check_keywords
 from moe_md.experts.domain import warn_out_of_domain
@@ -29,6 +30,7 @@ from moe_md.interfaces.ase_arguments import (
     CalculatorInputs,
     calculator_inputs,
     checked_device,
+    device_of,
     frozen,
     read_only,
     same_inputs,
@@ -98,10 +100,7 @@ class MixtureCalculator(Calculator):
             checkpoint = checkpoints.load(checkpoint)
         self._dtype = np.dtype(dtype)
         self._device = checked_device(device)
-        params = frozen(checkpoint.params)
-        with self._precision():
-            params = params if device is None else jax.device_put(params, self._device)
-        self._checkpoint = checkpoint._replace(params=params)
+        self._checkpoint = checkpoint._replace(params=self._placed(checkpoint.params))
         self._chunk_size = check_count("chunk_size", chunk_size, 1)
         self._dr_threshold = self._skin = float(dr_threshold)
         self._evaluators = [cached_rows.evaluator(e, chunk_size) for e in checkpoint.experts]
@@ -144,6 +143,11 @@ class MixtureCalculator(Calculator):
             return changes
         return ["region"]
 
+    def _placed(self, params):
+        """Parameters that cannot be written to, on the device where one is given."""
+        with self._precision():
+            return frozen(params) if self._device is None else jax.device_put(frozen(params), self._device)
+
     def _inputs_of(self, atoms: Atoms) -> tuple[Any, CalculatorInputs]:
         """The region of these atoms, and a record of region and parameters."""
         region = self.region(atoms) if callable(self.region) else self.region
@@ -152,7 +156,12 @@ class MixtureCalculator(Calculator):
     def calculate(
         self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes
     ) -> None:
-        """Fill `results` with every property that the cell allows."""
+        """Fill `results` with every property that the cell allows.
+
+        Raises:
+            MemoryError: memory is exhausted; lower `chunk_size`.
+            RuntimeError: the process was forked after a calculator had computed.
+        """
         super().calculate(atoms, properties, system_changes)
         atoms = cast(Atoms, self.atoms)
         has_volume = atoms.cell.rank == 3
@@ -160,10 +169,11 @@ class MixtureCalculator(Calculator):
             raise PropertyNotImplementedError(
                 f"stress needs a cell with a volume, three independent vectors, got {atoms.cell.tolist()}."
             )
+        cached_rows.check_process()
         species = self._species_of(atoms)
         region, self._inputs = self._inputs_of(atoms)
         geometry = cached_rows.reference_geometry(atoms, species)
-        with self._precision():
+        with memory.naming(memory.of_chunk_size(self._chunk_size)), self._precision():
             result = None
             if self._cache is not None and self._is_valid(self._cache, geometry):
                 result = self._compute(self._cache, geometry, region)
@@ -179,6 +189,19 @@ class MixtureCalculator(Calculator):
             stresses = full_3x3_to_voigt_6_stress(virials / atoms.get_volume())
             self.results |= {"stresses": stresses, "stress": stresses.sum(axis=0)}
 
+    def __getstate__(self) -> dict:
+        """For pickle: without compiled functions and rows, which are made again; a device by its name."""
+        device = self._device and (self._device.platform, self._device.id)
+        params = jax.tree.map(np.asarray, self._checkpoint.params)
+        kept = {"_checkpoint": self._checkpoint._replace(params=params), "_device": device}
+        return {**vars(self), **kept, "_evaluators": None, "_cache": None, "_inputs": None}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._device = state["_device"] and device_of(*state["_device"])
+        self._checkpoint = self._checkpoint._replace(params=self._placed(self._checkpoint.params))
+        self._evaluators = [cached_rows.evaluator(e, self._chunk_size) for e in self.checkpoint.experts]
+
     def _is_valid(self, cache: "_Cache", geometry: ReferenceGeometry) -> bool:
         """Whether the cached rows contain all neighbours, and the gates' list is complete in this cell."""
         if cached_rows.needs_rebuild(cache.geometry, geometry, self._max_cutoff, self._skin):
@@ -189,9 +212,11 @@ class MixtureCalculator(Calculator):
         """Rows of each expert and the neighbours for gates, from one list of pairs."""
         previous = self._cache
         n_atoms, max_cutoff = len(geometry.position), self._max_cutoff
-        pairs = image_pairs(geometry.position, geometry.cell, geometry.pbc, max_cutoff + self._skin)
+        offsets = cached_rows.lattice_offsets(geometry)
+        near_origin = cached_rows.near_origin(geometry, offsets)
+        pairs = image_pairs(near_origin.position, geometry.cell, geometry.pbc, max_cutoff + self._skin)
         idx, complete_within = ase_gates.gate_neighbors(geometry, pairs, max_cutoff, self._skin)
-        inputs = self._gate_inputs(geometry, idx)
+        inputs = self._gate_inputs(geometry, offsets, idx, region)
         gate = self._gate(region, inputs, complete_within)
         support = gate > 0
         if _has_gate(region):
@@ -208,14 +233,14 @@ class MixtureCalculator(Calculator):
             previous_rows = previous.rows[e] if previous else None
             rows.append(
                 cached_rows.build(
-                    geometry, wide, expert.cutoff + self._skin, own, halo, self._dtype, previous_rows
+                    near_origin, wide, expert.cutoff + self._skin, own, halo, self._dtype, previous_rows
                 )
                 if len(own)
                 else None
             )
             previous_size = previous.max_neighbors[e] if previous else None
             max_neighbors.append(cached_rows.max_neighbors_for(expert, near, own, previous_size))
-        return _Cache(geometry, idx, complete_within, support, rows, max_neighbors)
+        return _Cache(geometry, offsets, idx, complete_within, support, rows, max_neighbors)
 
     def _compute(self, cache: "_Cache", geometry: ReferenceGeometry, region):
         """Gates, energies by expert, forces and virials of atoms; None where the cached rows do not suffice.
@@ -225,11 +250,12 @@ class MixtureCalculator(Calculator):
         """
         n_atoms = len(geometry.position)
         padding = (0, cached_rows.bucket_size(n_atoms) - n_atoms)
-        inputs = self._gate_inputs(geometry, cache.idx)
+        inputs = self._gate_inputs(geometry, cache.offsets, cache.idx, region)
         gate = self._gate(region, inputs, cache.complete_within)
         if ((gate > 0) & ~cache.support).any():
             return None
-        padded_position = np.pad(inputs.position, (padding, (0, 0)))
+        near_origin = cached_rows.near_origin(geometry, cache.offsets)
+        padded_position = np.pad(near_origin.position.astype(self._dtype), (padding, (0, 0)))
         padded_gate = np.pad(gate.astype(self._dtype), (padding, (0, 0)))
         # All experts are dispatched before the first result is awaited.
         contributions = {
@@ -273,7 +299,11 @@ class MixtureCalculator(Calculator):
             context.enter_context(jax.default_device(self._device))
         return context
 
-    def _gate_inputs(self, geometry: ReferenceGeometry, idx: np.ndarray) -> ase_gates.GateInputs:
+    def _gate_inputs(
+        self, geometry: ReferenceGeometry, offsets: np.ndarray, idx: np.ndarray, region
+    ) -> ase_gates.GateInputs:
+        if getattr(region, "is_translation_invariant", False):
+            geometry = cached_rows.near_origin(geometry, offsets)
         return ase_gates.GateInputs(
             geometry.position.astype(self._dtype),
             geometry.cell.astype(self._dtype),
@@ -342,6 +372,7 @@ class _Cache(NamedTuple):
     """Rows and neighbours that are reused until atoms have moved by half the skin."""
 
     geometry: ReferenceGeometry  # at which they were built
+    offsets: Float[np.ndarray, "atoms 3"]  # `lattice_offsets`, subtracted before positions are cast
     idx: Int[np.ndarray, "atoms K"]  # neighbours that gates are computed from
     complete_within: float  # Å, distance within which `idx` holds all neighbours
     support: Bool[np.ndarray, "atoms experts"]  # atoms for which an expert has rows

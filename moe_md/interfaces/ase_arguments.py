@@ -34,6 +34,21 @@ def checked_device(device: str | jax.Device | None) -> jax.Device | None:
     )
 
 
+def device_of(platform: str, number: int) -> jax.Device:
+    """A device of another process, found again by its kind and number.
+
+    Raises:
+        ValueError: jax does not have it here.
+    """
+    try:
+        return next(device for device in jax.devices(platform) if device.id == number)
+    except (RuntimeError, StopIteration):
+        raise ValueError(
+            f"device must exist here too, got {platform}:{number}: make a new MixtureCalculator, or use a"
+            " process that has it."
+        ) from None
+
+
 class CalculatorInputs(NamedTuple):
     """What an energy depends on besides the atoms; `same_inputs` compares two of them."""
 

@@ -11,6 +11,7 @@ singular value of F, or one if that is less. While this is at most cutoff + skin
 pair is missing. With the same skin, none is missing for any shorter cutoff either.
 """
 
+import os
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
@@ -23,7 +24,7 @@ from ase.geometry import complete_cell
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from moe_md import derivatives
+from moe_md import derivatives, memory
 from moe_md.experts.base import Expert, Params, chunked_atom_energies
 from moe_md.experts.domain import allows_every_species, in_domain
 from moe_md.neighbors.capacity import bucket_size
@@ -56,11 +57,50 @@ class ReferenceGeometry(NamedTuple):
     species: Int[np.ndarray, " atoms"]
 
 
+_computed_in: list[int] = []  # the process in which jax has first computed for a calculator
+
+
+def check_process() -> None:
+    """Raise `RuntimeError` in a process that was forked after jax had computed: it would wait forever."""
+    if not _computed_in:
+        _computed_in.append(os.getpid())
+    if _computed_in[0] != os.getpid():
+        raise RuntimeError(
+            f"processes must be spawned after a calculator has computed, got one forked from "
+            f"{_computed_in[0]}: "
+            'use multiprocessing.get_context("spawn"), or compute in the forked processes only.'
+        )
+
+
 def reference_geometry(atoms: Atoms, species: Int[np.ndarray, " atoms"]) -> ReferenceGeometry:
     """A copy of the positions and the cell of ASE's atoms; missing lattice vectors are completed."""
     return ReferenceGeometry(
         atoms.positions.copy(), complete_cell(atoms.cell.array), atoms.pbc.copy(), species
     )
+
+
+def lattice_offsets(geometry: ReferenceGeometry) -> Float[np.ndarray, "atoms 3"]:
+    """For each atom the lattice vectors to subtract, so that positions are near the origin, and each other.
+
+    float32 resolves 0.0005 Å at 5,000 Å. Whole lattice vectors along periodic
+    directions bring atoms to their images nearest to the first atom; the rest, the
+    same for all atoms, is the mean.
+    """
+    fraction = np.linalg.solve(geometry.cell.T, geometry.position.T).T
+    if not np.isfinite(fraction).all():
+        return np.zeros_like(fraction)  # building the rows raises the error
+    whole = np.where(geometry.pbc, np.rint(fraction - fraction[:1]), 0.0)
+    return whole + np.mean(fraction - whole, axis=0)
+
+
+def near_origin(geometry: ReferenceGeometry, offsets: Float[np.ndarray, "atoms 3"]) -> ReferenceGeometry:
+    """The geometry less `lattice_offsets`, in float64; the offsets follow a change of the cell.
+
+    >>> far = ReferenceGeometry(np.full((1, 3), 5000.1), np.eye(3), np.ones(3, bool), np.zeros(1, int))
+    >>> near_origin(far, lattice_offsets(far)).position.tolist()
+    [[0.0, 0.0, 0.0]]
+    """
+    return geometry._replace(position=geometry.position - offsets @ geometry.cell)
 
 
 def needs_rebuild(
@@ -184,10 +224,16 @@ def evaluator(expert: Expert, chunk_size: int) -> Callable:
     `bucket_size`; `cell` is `[3, 3]` Å. Rows of experts with `pack_neighbors` are
     packed into `max_neighbors` columns, which is static, and None for other
     experts. The result is wrong where `max_occupancy` exceeds it. Equal arguments
-    return the same function, so the calculators of a band's images share programs.
+    share one compiled function, so the calculators of a band's images share programs.
     """
     hashable = cast(Any, expert)._replace(config=())
-    return _evaluator(hashable, chunk_size)
+    compiled = _evaluator(hashable, chunk_size)
+
+    def evaluate(*arguments) -> Contribution:
+        with memory.naming(memory.of_chunk_size(chunk_size)):
+            return compiled(*arguments)
+
+    return evaluate
 
 
 @lru_cache(maxsize=64)

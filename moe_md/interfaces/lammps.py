@@ -268,6 +268,7 @@ class RankPotential:
             n_local,
             ids.copy(),
             geometry,
+            geometry.position[:n_all].mean(axis=0),
             region,
             idx,
             complete_within,
@@ -314,7 +315,8 @@ class RankPotential:
         gate = np.where(contributes, gate, 0.0)
         if ((gate > 0) & ~cache.support).any():
             return None
-        position, cell, cast_gate = (x.astype(self._dtype) for x in (geometry.position, geometry.cell, gate))
+        near_origin = geometry.position - cache.origin
+        position, cell, cast_gate = (x.astype(self._dtype) for x in (near_origin, geometry.cell, gate))
         contributions = {
             e: self._evaluators[e](
                 self.checkpoint.params[e], rows, position, cell, cast_gate[:, e], cache.max_neighbors[e]
@@ -341,8 +343,9 @@ class RankPotential:
         return np.sum(gate * by_expert, axis=1)[:n_local], forces, virials
 
     def _gate_inputs(self, cache: "_RankCache", geometry: ReferenceGeometry) -> ase_gates.GateInputs:
+        origin = cache.origin if getattr(cache.region, "is_translation_invariant", False) else 0.0
         return ase_gates.GateInputs(
-            geometry.position.astype(self._dtype),
+            (geometry.position - origin).astype(self._dtype),
             geometry.cell.astype(self._dtype),
             geometry.pbc,
             geometry.species,
@@ -383,6 +386,7 @@ class _RankCache(NamedTuple):
     n_local: int  # owned atoms
     ids: Int[np.ndarray, " owned_and_ghosts"]  # LAMMPS's, from 1
     geometry: ReferenceGeometry  # of n atoms
+    origin: Float[np.ndarray, "3"]  # Å, subtracted before positions are cast
     region: Region  # of n atoms
     idx: Int[np.ndarray, "n K"]  # neighbours that gates are computed from
     complete_within: float  # Å, distance within which `idx` holds all neighbours

@@ -33,6 +33,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
 from moe_md import checkpoint as checkpoints
+from moe_md import memory
 from moe_md.checks import check_count
 from moe_md.experts.base import Expert, Params, chunked_atom_energies
 from moe_md.experts.domain import allows_every_species, in_domain, warn_out_of_domain
@@ -139,7 +140,8 @@ class MixtureMLIAP:
                 f"elems must be from 0 to {len(self._species) - 1}, got {elements.min()}. "
                 "Name each type in pair_coeff; none may be NULL."
             )
-        energies, forces = self._energies_and_pair_forces(own, elements, i, j, D)
+        with memory.naming(memory.of_chunk_size(self._settings["chunk_size"])):
+            energies, forces = self._energies_and_pair_forces(own, elements, i, j, D)
         try:
             data.eatoms = energies  # in the order of iatoms
         except AttributeError:  # Kokkos has an array instead of a setter

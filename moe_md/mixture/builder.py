@@ -63,8 +63,9 @@ def mixture_neighbor_list(
 
     Raises:
         ValueError: experts disagree on species, lengths or shapes do not match,
-            a species index is unknown, the cutoff does not fit the box, or, on
-            use, `box` is given without fractional coordinates.
+            a species index is unknown, the cutoff does not fit the box,
+            `displacement_fn` does not wrap by the box, or, on use, `box` is given
+            without fractional coordinates.
     """
     experts, params = checks.checked_potentials(potentials)
     checks.check_builder_arguments(region, dr_threshold, capacity_multiplier, chunk_size)
@@ -74,6 +75,7 @@ def mixture_neighbor_list(
     every_expert = experts if inner_potential is None else (*experts, inner_potential[0])
     cutoffs = tuple(sorted({e.cutoff for e in every_expert}, reverse=True))
     checks.check_box(box, cutoffs[0])
+    checks.check_displacement(displacement_fn, box, fractional_coordinates)
     list_fns = neighbor_list(
         displacement_fn,
         box,
@@ -96,10 +98,16 @@ def mixture_neighbor_list(
         fractional_coordinates=fractional_coordinates,
         cutoffs=cutoffs,
         level=tuple(cutoffs.index(e.cutoff) for e in every_expert),
+        chunk_size=chunk_size,
         energy_fns=tuple(chunked_atom_energies(e, chunk_size) for e in every_expert),
         list_fns=list_fns,
     )
     return _bound(config), partial(energy.energy, config)
+
+
+def _check_shift(config: MixtureConfig, shift_fn: Callable, box: Box | None = None) -> None:
+    arguments = config.box_arguments(box)
+    checks.check_shift(shift_fn, config.box if box is None else box, config.fractional_coordinates, arguments)
 
 
 def _bound(config: MixtureConfig) -> MixtureNeighborFns:
@@ -112,6 +120,8 @@ def _bound(config: MixtureConfig) -> MixtureNeighborFns:
         allocate=partial(neighbors.allocate, config, update, stale, check_domains),
         update=update,
         check_domains=check_domains,
+        chunk_size=config.chunk_size,
+        check_shift=partial(_check_shift, config),
         parts=partial(energy.parts, config),
         gate=jax.jit(partial(energy.gate, config)),
         assign=jax.jit(partial(energy.assign, config)),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Int, Integer, Real
 
@@ -17,6 +18,8 @@ from moe_md.neighbors import neighbor_list as lists
 from moe_md.regions import NeighborRequest, check_region
 
 MAX_EDGE = 1e4  # Å, of a box
+NEAR_HALF = 0.45  # of a lattice vector: its nearest image is itself
+SAME_FRACTION = 1e-5  # of a lattice vector, largest difference of two boxes that are meant to be one
 
 
 @lru_cache
@@ -120,6 +123,64 @@ def check_box(box: lists.Box, cutoff: float) -> None:
             "in every direction for molecular dynamics, "
             f"got widths {np.round(widths, 3).tolist()} Å: repeat the cell."
         )
+
+
+def check_displacement(displacement_fn: Callable, box: lists.Box, fractional_coordinates: bool) -> None:
+    """Raise `ValueError` where a displacement function does not wrap by a box (Å).
+
+    A lattice vector must be no displacement, and nearly half of one itself or an image of it.
+    """
+    columns = np.asarray(lists.box_matrix(box), float)
+    vectors = np.eye(3) if fractional_coordinates else columns.T  # in the coordinates of the positions
+    points = jnp.asarray(np.concatenate([vectors, NEAR_HALF * vectors]), float)
+    with jax.ensure_compile_time_eval():
+        found = jax.vmap(displacement_fn)(points, jnp.zeros_like(points))
+    if isinstance(found, Tracer):  # of a box that is traced
+        return
+    expected = np.concatenate([np.zeros((3, 3)), NEAR_HALF * columns.T])  # [6, 3] Å
+    difference = np.linalg.solve(columns, (np.asarray(found, float) - expected).T).T
+    difference[3:] -= np.rint(difference[3:])
+    wrong = ~(np.abs(difference) < SAME_FRACTION).all(axis=1)
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        share = "" if first < 3 else f"{NEAR_HALF} of "
+        raise ValueError(
+            f"displacement_fn must wrap by box, but {share}its vector {_text(columns[:, first % 3])} Å "
+            f"becomes {_text(found[first])} Å, not {_text(expected[first])} Å: make it from this box, in "
+            f"{'fractional' if fractional_coordinates else 'real'} coordinates, as "
+            f"fractional_coordinates = {fractional_coordinates} says."
+        )
+
+
+def check_shift(
+    shift_fn: Callable, box: lists.Box, fractional_coordinates: bool, box_arguments: dict
+) -> None:
+    """Raise `ValueError` where a shift function moves atoms that leave a box (Å) by anything but its vectors.
+
+    Args:
+        shift_fn: of an integrator or a relaxation.
+        box: of the mixture, or of the state.
+        fractional_coordinates: whether positions are fractions of the box.
+        box_arguments: keyword arguments of `shift_fn`.
+    """
+    columns = np.asarray(lists.box_matrix(box), float)
+    start = 0.1 * (np.eye(3) if fractional_coordinates else columns.T)
+    with jax.ensure_compile_time_eval():
+        end = shift_fn(jnp.asarray(start, float), jnp.asarray(-0.2 * columns.T, float), **box_arguments)
+    if isinstance(end, Tracer):
+        return
+    end = np.asarray(end, float)
+    fraction = end if fractional_coordinates else np.linalg.solve(columns, end.T).T
+    difference = fraction + 0.1 * np.eye(3)
+    if not (np.abs(difference - np.rint(difference)) < SAME_FRACTION).all():
+        raise ValueError(
+            f"shift_fn must wrap by the box of the energy, {_text(columns)} Å (columns), but atoms that "
+            f"leave it move by {_text(difference)} of its vectors: make both from one box."
+        )
+
+
+def _text(values) -> str:
+    return str(np.round(np.asarray(values, float), 4).tolist())
 
 
 def check_position(position: Real[ArrayLike, "atoms 3"] | Sequence, n_atoms: int) -> None:

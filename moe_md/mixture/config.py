@@ -41,6 +41,7 @@ class MixtureConfig:
     fractional_coordinates: bool
     cutoffs: tuple[float, ...]  # Å, those of all potentials, longest first
     level: tuple[int, ...]  # per potential, the place of its cutoff in `cutoffs`
+    chunk_size: int  # rows computed at a time
     energy_fns: tuple[Callable, ...]  # per potential (params, rows, wanted=None) -> [n] eV
     list_fns: NeighborListFns  # for `cutoffs`
 
@@ -162,6 +163,8 @@ class MixtureNeighborFns(NamedTuple):
     update: Callable  # (position, neighbors, *, region=None, renew=False, **kwargs) -> MixtureNeighbors
     # (position, neighbors, *, region=None, **kwargs) -> bool, all atoms are in their experts' domains; warns
     check_domains: Callable
+    chunk_size: int  # rows computed at a time
+    check_shift: Callable  # (shift_fn, box=None); raises `ValueError` where it does not wrap by the box
     parts: Callable  # (position, neighbors, *, params=None, region=None, **kwargs) -> Parts
     gate: Callable  # (position, neighbors, *, region=None, **kwargs) -> [n_atoms, n_experts]
     # (position, neighbors, region, **kwargs) -> the `reassigned` region with its atoms assigned here

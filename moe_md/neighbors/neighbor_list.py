@@ -28,9 +28,10 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Real
 
+from moe_md.memory import check_lists
 from moe_md.neighbors import cells as cell_lists
 from moe_md.neighbors.capacity import padded_capacity
-from moe_md.neighbors.cells import Cells, Grid, cell_grid, cell_number, cell_offsets
+from moe_md.neighbors.cells import Cells, Grid, cell_grid, cell_number, cell_offsets, max_cell_occupancy
 from moe_md.neighbors.rows import compact_neighbors
 
 BLOCK = {"cpu": 256}  # atoms whose candidates are compared at a time, by backend
@@ -155,7 +156,7 @@ def neighbor_list(
         fractional_coordinates,
     )
     build = jax.jit(partial(build_rows, config), static_argnums=(3, 4, 5))
-    largest_cell = jax.jit(partial(_largest_cell, config), static_argnums=1)
+    largest_cell = jax.jit(lambda R, grid: max_cell_occupancy(config.fractions(R), grid), static_argnums=1)
     return NeighborListFns(
         partial(allocate, config, build, largest_cell),
         partial(update, config, build),
@@ -205,7 +206,7 @@ def allocate(
 ) -> NeighborList:
     """A list with the capacities that these positions need; see `neighbor_list`.
 
-    `build` and `largest_cell` are the jitted `build_rows` and `_largest_cell` of the builder.
+    `build` is the jitted `build_rows`; `largest_cell` counts the atoms of the fullest cell.
     """
     n_atoms = position.shape[0]
     cutoffs = jnp.asarray(config.cutoffs if cutoffs is None else cutoffs, float)
@@ -214,16 +215,20 @@ def allocate(
     capacity = partial(padded_capacity, config.capacity_multiplier, extra_capacity)
     cell_capacity = min(capacity(int(largest_cell(position, grid))), n_atoms)
     candidates = min(len(cell_offsets(grid)) * cell_capacity, n_atoms)
-    build = partial(build, position, cutoffs, centers, grid, cell_capacity, **kwargs)
+
+    def build_if_it_fits(max_neighbors: tuple[int, ...]) -> Rows:
+        check_lists(n_atoms if centers is None else len(centers), max_neighbors, position.dtype.itemsize)
+        return build(position, cutoffs, centers, grid, cell_capacity, max_neighbors, **kwargs)
+
     # A first attempt counts neighbours, so that rows as long as all candidates are never allocated.
     attempt = tuple(min(candidates, FIRST_MAX_NEIGHBORS) for _ in cutoffs)
-    _, needed, _ = build(attempt)
+    _, needed, _ = build_if_it_fits(attempt)
     # Rows that are cut off hide how many neighbours the shorter cutoffs have.
     while (np.asarray(needed) > np.asarray(attempt)).any():
         attempt = tuple(min(max(int(n), size), candidates) for n, size in zip(np.asarray(needed), attempt))
-        _, needed, _ = build(attempt)
+        _, needed, _ = build_if_it_fits(attempt)
     max_neighbors = tuple(max(1, min(capacity(int(n)), n_atoms - 1)) for n in np.asarray(needed))
-    idx, _, _ = build(max_neighbors)
+    idx, _, _ = build_if_it_fits(max_neighbors)
     reference, overflow = jnp.asarray(frame, position.dtype), jnp.zeros((), bool)
     return NeighborList(
         idx, jnp.asarray(position), reference, cutoffs, centers, overflow, grid, cell_capacity
@@ -327,11 +332,6 @@ def _check(
         if is_full:
             is_too_narrow = is_too_narrow | jnp.any(widths <= 2 * cutoffs[0].astype(dtype))
     return _Check((slack < 0.0) | is_changed, is_too_narrow, frame, cutoffs, centers)
-
-
-def _largest_cell(config: ListConfig, position: Array, grid: Grid) -> Array:
-    """Number of atoms in the fullest cell."""
-    return cell_lists.max_cell_occupancy(config.fractions(position), grid)
 
 
 def _block_rows(

@@ -59,6 +59,11 @@ class _Combined(Region):
         """Whether any of the regions is dynamic."""
         return any(region.is_dynamic for region in self.regions)
 
+    @property
+    def is_translation_invariant(self) -> bool:
+        """Whether all of the regions are."""
+        return all(getattr(region, "is_translation_invariant", False) for region in self.regions)
+
     def required_neighbors(self, margin: float) -> tuple:
         """The requests of each region."""
         return tuple(region.required_neighbors(margin) for region in self.regions)
@@ -186,6 +191,11 @@ class Complement(Region):
     def is_dynamic(self) -> bool:
         """Whether the region inside is dynamic."""
         return self.region.is_dynamic
+
+    @property
+    def is_translation_invariant(self) -> bool:
+        """Whether the region inside is."""
+        return getattr(self.region, "is_translation_invariant", False)
 
     def gate(
         self,

@@ -6,7 +6,6 @@ energies, or any smooth function of a row.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import jax
@@ -36,6 +35,7 @@ class Descriptor(Region):
     cutoff: float = field(metadata={"static": True})  # Å, of `scalar_fn`
 
     is_dynamic: ClassVar[bool] = True
+    is_translation_invariant: ClassVar[bool] = True
 
     def gate(
         self,
@@ -204,9 +204,7 @@ def committee(expert, params: Sequence, low: float, high: float, *, slack: float
         raise ValueError(f"low must be positive (eV), got {low}.")
     parameters = (jnp.asarray(0.5 * low), jax.tree.map(lambda *x: jnp.stack(x), *params))
     return complement(
-        descriptor(
-            _spread(expert.atom_energies), low, high, expert.cutoff, parameters=parameters, slack=slack
-        )
+        descriptor(_spread(expert), low, high, expert.cutoff, parameters=parameters, slack=slack)
     )
 
 
@@ -217,13 +215,21 @@ def _coordination(radii: tuple[Array, Array], rows: Neighborhood) -> Array:
     return jnp.sum(jnp.where(rows.mask, switch((distance - full) / (none - full)), 0.0), axis=1)
 
 
-@lru_cache
-def _spread(atom_energies: Callable) -> Callable:
-    """The descriptor of `committee`; cached, so that one architecture is compiled once."""
+@dataclass(frozen=True)
+class _Spread:
+    """The descriptor of `committee`; equal for one architecture, which is compiled once, and pickles."""
 
-    def spread(parameters, rows: Neighborhood) -> Array:
+    atom_energies: Callable
+    expert: Any = field(compare=False)  # with these `atom_energies`; a pickle holds it
+
+    def __reduce__(self) -> tuple:
+        return _spread, (self.expert,)
+
+    def __call__(self, parameters, rows: Neighborhood) -> Array:
         smoothing, members = parameters
-        energies = jax.vmap(atom_energies, (0, None))(members, rows)
+        energies = jax.vmap(self.atom_energies, (0, None))(members, rows)
         return jnp.sqrt(jnp.var(energies, axis=0) + smoothing.astype(energies.dtype) ** 2)
 
-    return spread
+
+def _spread(expert) -> _Spread:
+    return _Spread(expert.atom_energies, expert)

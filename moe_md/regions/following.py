@@ -34,6 +34,7 @@ class Around(Region):
     r_blend: Array  # Å
 
     is_dynamic: ClassVar[bool] = True
+    is_translation_invariant: ClassVar[bool] = True
 
     def gate(
         self,

@@ -41,6 +41,10 @@ class Region(Protocol):
     (`jax.tree_util.register_dataclass`).
     """
 
+    def __getstate__(self) -> dict:
+        """For pickle: arrays of numpy, as jax would cast float64 where it reads them."""
+        return {name: jax.tree.map(_on_host, value) for name, value in vars(self).items()}
+
     @property
     def is_dynamic(self) -> bool:
         """Whether gates depend on the positions, so that atoms may switch expert."""
@@ -50,6 +54,15 @@ class Region(Protocol):
     def smooth(self) -> bool:
         """Whether gates are differentiable; if not, the energy jumps as atoms switch expert."""
         return True
+
+    @property
+    def is_translation_invariant(self) -> bool:
+        """Whether gates depend on atoms relative to atoms only.
+
+        Positions are then taken relative to the atoms before they are cast to
+        float32. Otherwise the gate gets the coordinates of the user.
+        """
+        return False
 
     def gate(
         self,
@@ -189,6 +202,10 @@ def finite_array(name: str, value: Shaped[ArrayLike, "..."] | Sequence) -> Shape
     if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
         raise ValueError(f"{name} must be finite numbers, got {value!r:.80}.")
     return array
+
+
+def _on_host(value):
+    return np.asarray(value) if isinstance(value, Array) else value
 
 
 def _missing_method(region, name: str) -> ValueError:

@@ -24,6 +24,11 @@ class Reassigned(Region):
     is_dynamic: ClassVar[bool] = True
     smooth: ClassVar[bool] = False  # the energy jumps as atoms switch expert
 
+    @property
+    def is_translation_invariant(self) -> bool:
+        """Whether the region inside is."""
+        return getattr(self.region, "is_translation_invariant", False)
+
     def gate(
         self,
         position: Float[Array | np.ndarray, "_ 3"],

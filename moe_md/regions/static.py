@@ -24,6 +24,7 @@ class Fixed(Region):
     n_experts: int = field(metadata={"static": True})
 
     is_dynamic: ClassVar[bool] = False
+    is_translation_invariant: ClassVar[bool] = True
 
     def gate(
         self,
@@ -75,6 +76,7 @@ class FixedGates(Region):
     gates: Array  # [n_atoms, n_experts], rows sum to 1
 
     is_dynamic: ClassVar[bool] = False
+    is_translation_invariant: ClassVar[bool] = True
 
     def gate(
         self,

@@ -84,6 +84,7 @@ class RunSettings(SystemSettings):
     max_move_A: float = option(
         0.4, "Å, of an atom in one step; the default is the skin of the lists", positive=True
     )
+    chunk_size: int = option(64, "rows computed at a time; lower it where memory runs out", positive=True)
     dtype: str = option("float64", "float32 or float64", choices=DTYPES)
     seed: int = option(0, "of the velocities and of langevin", least=0)
 

@@ -9,7 +9,7 @@ chunk.
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,9 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Real
 
+from moe_md import memory
 from moe_md.failures import SimulationError, Status
-from moe_md.simulate.integrators.base import Integrator
+from moe_md.simulate.integrators.base import Integrator, without_wrapping
 from moe_md.simulate.limits import MAX_NAMED
 from moe_md.simulate.state import State
 from moe_md.simulate.step import md_step
@@ -64,10 +65,33 @@ def place_of(system: System, state: State) -> tuple[Float[Array | np.ndarray, "a
     return position, given(region=current_region(system.region, state), box=box)
 
 
+@runtime_checkable
+class ChecksShift(Protocol):
+    """A `neighbor_fn` that knows its box, as that of `mixture_neighbor_list`."""
+
+    def check_shift(self, shift_fn: Callable, box: Real[ArrayLike, "3 3"] | None = None) -> None:
+        """Raise `ValueError` where a shift function does not wrap by the box."""
+
+
+def check_shift(system: System, state: State) -> None:
+    """Raise `ValueError` where the integrator wraps positions by another box than that of the energy."""
+    integrator: Any = system.integrator
+    while hasattr(integrator, "integrator"):  # of wrappers, such as `freeze`
+        integrator = integrator.integrator
+    shift_fn = getattr(integrator, "shift_fn", None)
+    if shift_fn not in (None, without_wrapping) and isinstance(system.neighbor_fn, ChecksShift):
+        system.neighbor_fn.check_shift(shift_fn, state.box)
+
+
 def allocate(system: System, state: State, **kwargs) -> Any:
     """New neighbour lists for a state."""
     position, keywords = place_of(system, state)
-    return system.neighbor_fn.allocate(position, **keywords, **kwargs)
+    with memory.naming(_memory_remedy(system)):
+        return system.neighbor_fn.allocate(position, **keywords, **kwargs)
+
+
+def _memory_remedy(system: System) -> str:
+    return memory.of_chunk_size(getattr(system.neighbor_fn, "chunk_size", None))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -156,8 +180,19 @@ def advance(
         The state after the chunk, and how the chunk ended.
 
     Raises:
-        SimulationError: a value is not finite, or lists overflow too often.
+        SimulationError: a value is not finite, lists overflow too often, or memory runs out.
     """
+    try:
+        with memory.naming(_memory_remedy(system)):
+            return _advance(system, last_valid, neighbors, first, n_steps, tolerance)
+    except MemoryError as error:
+        raise SimulationError(f"after step {last_valid.step} {error}", last_valid) from error
+
+
+def _advance(
+    system: System, last_valid: State, neighbors, first: bool, n_steps: int, tolerance: float
+) -> tuple[State, Chunk]:
+    """What `advance` returns."""
     start, at = last_valid, last_valid.step
     position, keywords = place_of(system, start)
     integrator = system.integrator.at_chunk_start(position, neighbors, **keywords)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Real, Shaped
 from moe_md import units
 from moe_md.checks import check_count, check_positive, check_value
 from moe_md.failures import Status
-from moe_md.simulate.advance import Chunk, System, advance, allocate
+from moe_md.simulate.advance import Chunk, System, advance, allocate, check_shift
 from moe_md.simulate.integrators.fire import CellFire, Fire
 from moe_md.simulate.integrators.frozen import freeze
 from moe_md.simulate.interrupts import never
@@ -95,6 +95,7 @@ def relax(
     if fixed_mask is not None:
         minimiser = freeze(minimiser, _checked_mask(fixed_mask, len(position), relax_cell))
     system = System(neighbor_fn, energy_fn, minimiser, params, region, max_reallocations)
+    check_shift(system, state)
     neighbors = allocate(system, state) if neighbors is None else neighbors
     evaluate_first = True
     while True:

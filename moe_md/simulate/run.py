@@ -16,7 +16,7 @@ from jaxtyping import Float
 from moe_md import units
 from moe_md.checks import check_count
 from moe_md.failures import SimulationError
-from moe_md.simulate.advance import Chunk, System, advance, advice, allocate, place_of
+from moe_md.simulate.advance import Chunk, System, advance, advice, allocate, check_shift, place_of
 from moe_md.simulate.integrators.base import Integrator, degrees_of_freedom
 from moe_md.simulate.interrupts import deferred_sigint, never
 from moe_md.simulate.limits import Limits, exceeded, reference_of, updated
@@ -100,7 +100,8 @@ def run(
         momentum where the integrator conserves it.
 
     Raises:
-        ValueError: an argument is missing, of the wrong shape, or out of range.
+        ValueError: an argument is missing, of the wrong shape, or out of range; or
+            the integrator's `shift_fn` does not wrap by the box of the energy.
         SimulationError: energy or positions are not finite, lists overflow again
             and again, or a limit is passed; its state is that of the last chunk
             within the limits.
@@ -152,6 +153,7 @@ def drive(
         before_chunk: `(state, chunk, n) -> (state, neighbors, n)`, called before
             each chunk of at most `n` steps; may reassign atoms and shorten it.
     """
+    check_shift(system, start)
     frames: list[tuple] = []
     last_valid, is_new, in_domain = start, start.is_new, True
 

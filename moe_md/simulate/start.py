@@ -1,5 +1,6 @@
 """Where a run starts: from positions and velocities, or from the state of an earlier run."""
 
+import warnings
 from collections.abc import Sequence
 from typing import cast
 
@@ -15,6 +16,8 @@ from moe_md.checks import check_not_negative
 from moe_md.neighbors.neighbor_list import box_matrix
 from moe_md.simulate.integrators.base import Integrator
 from moe_md.simulate.state import State
+
+MAX_SPACING = 1.5e-4  # Å, between neighbouring numbers of the positions' dtype, in float32 at 1,260 Å
 
 
 def start(
@@ -191,7 +194,21 @@ def checked_position(position: Float[ArrayLike, "atoms 3"] | Sequence) -> Float[
         raise ValueError(f"position must be floating point, got {position.dtype}.")
     if not bool(jnp.all(jnp.isfinite(position))):
         raise ValueError("position must be finite, got NaN or infinity.")
+    _warn_of_coarse_positions(position)
     return position
+
+
+def _warn_of_coarse_positions(position: Float[Array, "atoms 3"]) -> None:
+    """Warn of positions so far from the origin that their dtype resolves them coarsely."""
+    furthest = float(jnp.max(jnp.abs(position)))
+    spacing = furthest * float(jnp.finfo(position.dtype).eps)  # Å, of numbers of this size
+    if spacing > MAX_SPACING:
+        warnings.warn(
+            f"position reaches {furthest:.0f} Å from the origin, where {position.dtype} resolves about "
+            f"{spacing:.1g} Å only, and forces are wrong by the change over that length: subtract the mean "
+            "of the positions, move atoms into the box, or use float64.",
+            stacklevel=4,
+        )
 
 
 def checked_box(box: Real[ArrayLike, "..."] | Sequence, dtype) -> Float[Array, "3 3"]:

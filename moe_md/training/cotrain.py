@@ -14,6 +14,7 @@ of the more accurate one.
 """
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ from ase.data import chemical_symbols
 from jaxtyping import Float
 from tqdm import tqdm
 
-from moe_md import checkpoint
+from moe_md import checkpoint, memory
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Batch, Prepared, prepare
 from moe_md.data.dataset import Dataset, dataset_from_frames
@@ -118,6 +119,7 @@ def cotrain(
             holds another training, or a damaged file; or labels are of two levels of theory.
         OSError: a file cannot be written, the file saved before is unchanged; or another process
             trains in `folder`.
+        MemoryError: memory is exhausted; lower `settings.max_atoms`.
         FloatingPointError: the loss or the parameters are not finite.
     """
     experts = tuple(experts)
@@ -152,7 +154,10 @@ def cotrain(
         params = params_with_new_references(start, train, settings.max_atoms)
     training_data.warn(dataset, validation)
     current = Progress(initial_state(config, params), Best(0, np.inf, params), {}, [], 0.0)
-    with contextlib.nullcontext() if training.folder is None else locked(training.folder):
+    with (
+        contextlib.nullcontext() if training.folder is None else locked(training.folder),
+        memory.naming(f"lower max_atoms, now {settings.max_atoms}; the step saved last is kept"),
+    ):
         if training.folder is not None:
             current = progress_file.read(training.folder, current, training.fingerprint)
         current = current._replace(state=placement.state(current.state))
@@ -216,7 +221,7 @@ def _run(
                 if validate and training.validation is not None:
                     after = _validated(training, after)
                     if show_bar:
-                        bar.write(f"step {step}: " + describe(after.history[-1]))
+                        bar.write(f"step {step}: " + describe(after.history[-1]), file=sys.stderr)
                 current = after  # one assignment per step: an interrupt finds a complete step
                 if validate and training.watch is not None:
                     training.watch(step, jax.tree.map(np.asarray, state.average))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from moe_md import units
+from moe_md import memory, units
 from moe_md.data.batching import Prepared, batches, pack_batch, packs, prepare
 from moe_md.data.dataset import Dataset, dataset_from_frames
 from moe_md.experts.base import Expert, Params
@@ -29,6 +29,7 @@ QUANTITIES = {
     "mismatch": _MISMATCH_UNITS,
 }
 
+REMEDY = "lower max_atoms, now {}, or use frames of fewer atoms"  # where memory runs out
 # Sums of squares, then their counts, of each part of a report.
 Totals = dict[str, Float[np.ndarray, "2 _"]]
 
@@ -50,7 +51,10 @@ def evaluate(
         `partial_forces_meV_per_A`, `stress_GPa` and `forces_meV_per_A` (total
         forces). A value without labels is None.
     """
-    return scores_of(totals_of(jax.jit(partial(joint_terms, tuple(experts))), params, prepared, max_atoms))
+    with memory.naming(REMEDY.format(max_atoms)):
+        return scores_of(
+            totals_of(jax.jit(partial(joint_terms, tuple(experts))), params, prepared, max_atoms)
+        )
 
 
 def evaluate_by_kind(
@@ -76,7 +80,8 @@ def evaluate_by_kind(
     kinds = [f.kind for f in dataset.frames]
     totals: dict[str, Totals] = {}
     for shape, pack in packs(prepared, max_atoms=max_atoms, separate_by=kinds):  # all kinds share shapes
-        sums = _sums(jax.device_get(terms_fn(tuple(params), pack_batch(prepared, shape, pack))))
+        with memory.naming(REMEDY.format(max_atoms)):
+            sums = _sums(jax.device_get(terms_fn(tuple(params), pack_batch(prepared, shape, pack))))
         kind = kinds[pack[0]]
         totals[kind] = _added(totals[kind], sums) if kind in totals else sums
     report = {

@@ -67,7 +67,7 @@ def test_arguments_of_regions_of_regions(builder, value):
     valid_or_clear(lambda: builder(value), *names)
 
 
-FREE, SHIFT = space.free()
+SHIFT = space.free()[1]
 SPECIES_OF = np.array([0, 0, 1, 0])
 EXPERT_BASE = {
     mm.experts.lennard_jones: {
@@ -159,6 +159,7 @@ def test_arguments_of_experts(case, value):
             ) == jax.tree.map(lambda x: x.shape, shapes)
 
 
+PERIODIC = space.periodic(10.0)[0]
 MIXTURE_BASE = {
     "box": 10.0,
     "potentials": tuple((e, e.init(jax.random.key(0))) for e in PAIR),
@@ -173,7 +174,7 @@ MIXTURE_BASE = {
 @examples(80)
 @given(st.sampled_from(sorted(MIXTURE_BASE)), odd)
 def test_arguments_of_mixtures(name, value):
-    made = valid_or_clear(lambda: mm.mixture_neighbor_list(FREE, **{**MIXTURE_BASE, name: value}), name)
+    made = valid_or_clear(lambda: mm.mixture_neighbor_list(PERIODIC, **{**MIXTURE_BASE, name: value}), name)
     if made is not None:
         neighbor_fn, _ = made
         # A wrong number of species shows as a wrong number of positions.
