@@ -246,8 +246,10 @@ def frame_of(integrator: Integrator, state: State, chunk: Chunk) -> Frame:
 def _check(limits: Limits, reference, frame: Frame, timestep_fs: float, last_valid: State) -> None:
     problem = exceeded(limits, reference, frame, timestep_fs)
     if problem:
+        velocities = f"Correct the velocities, or use a shorter timestep_fs (now {timestep_fs:g})."
+        remedy = advice(frame.step, timestep_fs) if frame.step else velocities
         raise SimulationError(
-            f"{problem} {advice(frame.step, timestep_fs)} If this is meant, raise the limit. "
+            f"{problem} {remedy} If this is meant, raise the limit. "
             f"The last valid state, step {last_valid.step}, is in the error's `state`.",
             last_valid,
         )

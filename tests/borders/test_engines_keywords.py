@@ -14,7 +14,7 @@ from moe_md.regions.serialize import region_from_dict
 def mixture():
     """Energy and neighbours of two atoms of platinum."""
     expert = mm.experts.lennard_jones(("Pt",), 4.0, epsilon=0.2, sigma=2.5)
-    displacement_fn, _ = space.free()
+    displacement_fn, _ = space.periodic(20.0)
     R = jnp.array([[0.0, 0.0, 0.0], [2.7, 0.0, 0.0]])
     neighbor_fn, energy_fn = mm.mixture_neighbor_list(
         displacement_fn,
