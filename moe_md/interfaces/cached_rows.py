@@ -13,7 +13,7 @@ pair is missing. With the same skin, none is missing for any shorter cutoff eith
 
 import os
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -229,6 +229,7 @@ def evaluator(expert: Expert, chunk_size: int) -> Callable:
     hashable = cast(Any, expert)._replace(config=())
     compiled = _evaluator(hashable, chunk_size)
 
+    @wraps(compiled)
     def evaluate(*arguments) -> Contribution:
         with memory.naming(memory.of_chunk_size(chunk_size)):
             return compiled(*arguments)

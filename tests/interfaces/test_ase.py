@@ -141,7 +141,7 @@ def test_compiled_once_per_padded_shape():
     )
     checkpoint = mm.Checkpoint((expert,), (expert.init(jax.random.key(0)),), {}, {})
     calculator = MixtureCalculator(checkpoint, 0)
-    (evaluate,) = calculator._evaluators
+    evaluate = calculator._evaluators[0].__wrapped__  # the compiled function
 
     def energy(atoms):
         calculator.calculate(atoms)

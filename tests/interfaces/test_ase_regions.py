@@ -141,7 +141,8 @@ def gate_of(atoms, region):
     cutoff = max(e.cutoff for e in calc.checkpoint.experts)
     pairs = image_pairs(geometry.position, geometry.cell, geometry.pbc, cutoff)
     idx, complete_within = ase_gates.gate_neighbors(geometry, pairs, cutoff, 0.0)
-    return calc._gate(region, calc._gate_inputs(geometry, idx), complete_within)
+    offsets = cached_rows.lattice_offsets(geometry)
+    return calc._gate(region, calc._gate_inputs(geometry, offsets, idx, region), complete_within)
 
 
 def test_single_precision(checkpoint):
