@@ -136,6 +136,7 @@ def measure(arguments) -> dict:
         rows.append({**row, "force_difference_meV_per_A": 1e3 * difference})
     return {
         "benchmark": "mixture",
+        "checkpoint": arguments.checkpoint,
         **harness.environment(),
         "smoke": arguments.smoke,
         "random_params": arguments.random or arguments.tiny,
@@ -325,6 +326,11 @@ def draw_force_differences(axes, rows: list[dict], n_atoms: int) -> None:
     axes.margins(x=0.2, y=0.12)
 
 
+def with_checkpoint(results) -> list[dict]:
+    """The records, each with its checkpoint: earlier ones, which do not name it, are of `ptco`."""
+    return [{"checkpoint": "ptco", **record} for record in harness.read(results, "mixture")]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -340,14 +346,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--chunk-size", type=int, default=64, help="rows computed at a time")
     parser.add_argument("--plots", type=Path, help="folder for the picture of the record")
-    parser.add_argument("--redraw", action="store_true", help="draw the newest record without measuring")
+    parser.add_argument("--redraw", action="store_true", help="draw the newest record of the checkpoint")
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
     parser.add_argument("--smoke", action="store_true", help="a few hundred atoms, one share, two repeats")
     arguments = parser.parse_args(arguments)
     if arguments.smoke:
         vars(arguments).update(atoms=256, repeats=2, shares=SHARES[1:2], spheres=(1,))
     if arguments.redraw:
-        print(draw(harness.read(arguments.results, "mixture")[-1], arguments.plots))
+        records = [r for r in with_checkpoint(arguments.results) if r["checkpoint"] == arguments.checkpoint]
+        print(draw(records[-1], arguments.plots))
         return
     record = measure(arguments)
     print(describe(record))

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import bench_mixture
 import harness
 from tables_format import markdown, newest, unmeasured, where
 
@@ -10,7 +11,7 @@ def mixture(folder: Path) -> str:
     """Time per step beside its bound, and the change of forces."""
     command = "python benchmarks/bench_mixture.py"
     parts = [f"`{command}`"]
-    for record in newest(harness.read(folder, "mixture"), "atoms"):
+    for record in newest(bench_mixture.with_checkpoint(folder), "checkpoint", "atoms"):
         rows = [
             [
                 mixture_case(row["name"]),
@@ -55,7 +56,8 @@ def mixture_note(record: dict) -> str:
         else ""
     )
     return (
-        f"{record['atoms']:,} atoms, {record['dtype']}, {where(record)}; r = {record['r']:.1f}. "
+        f"`{record['checkpoint']}`, {record['atoms']:,} atoms, {record['dtype']}, {where(record)}; "
+        f"r = {record['r']:.1f}. "
         f"The force change is the root mean square difference from all-expensive, at equal positions. "
         f"A rebuild of the neighbour list takes {1e3 * record['rebuild_s']:.0f} ms more.{known_errors}"
     )
