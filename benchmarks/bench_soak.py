@@ -143,22 +143,24 @@ def soak(arguments: argparse.Namespace) -> dict:
     if arguments.thermostat:
         integrator = simulate.langevin(shift_fn, TIMESTEP_FS, arguments.temperature_K, friction_per_fs=0.002)
     run = partial(simulate.run, neighbor_fn, energy_fn, integrator, chunk_steps=CHUNK)
-    begin = {
-        "masses": atoms.get_masses(),
-        "temperature_K": 2 * arguments.temperature_K,
-        "key": jax.random.key(0),
-    }
+    start = partial(
+        simulate.start,
+        integrator,
+        masses=atoms.get_masses(),
+        temperature_K=2 * arguments.temperature_K,
+        key=jax.random.key(0),
+    )
     position, append = jnp.asarray(atoms.get_positions(wrap=True)), {}
     restart = arguments.out / "restart.msgpack"
     n_steps, fingerprint = arguments.steps, {name: str(getattr(arguments, name)) for name in RUN_ARGUMENTS}
     if restart.exists():
-        like = run(position, n_steps=0, **begin)
+        like = run(start(position), n_steps=0)
         state, neighbors = load_restart(restart, like.state, like.neighbors, fingerprint)
-        begin, append = {"state": state, "neighbors": neighbors}, {"append": True, "until_step": state.step}
+        append = {"append": True, "until_step": state.step}
         n_steps -= state.step
     else:
         relaxed = simulate.relax(neighbor_fn, energy_fn, shift_fn, position, n_steps=200)
-        begin |= {"position": relaxed.position, "neighbors": relaxed.neighbors}
+        state, neighbors = start(relaxed.position), relaxed.neighbors
     resources, carbon_monoxide = Resources(), Molecule(atoms)
     symbols, cell = atoms.get_chemical_symbols(), atoms.cell.array
     writers = [
@@ -168,7 +170,8 @@ def soak(arguments: argparse.Namespace) -> dict:
     ]
     started = time.perf_counter()
     try:
-        result = run(n_steps=n_steps, reporters=[*writers, resources, carbon_monoxide], **begin)
+        reporters = [*writers, resources, carbon_monoxide]
+        result = run(state, n_steps=n_steps, neighbors=neighbors, reporters=reporters)
     finally:
         for writer in writers:
             writer.close()

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import optax
 from bench_public_dft import SPECIES
-from peers import inductor_settings
+from peers_torch import inductor_settings
 from torch_peer import HAS_PEER, PEER, torch_allegro, torch_loss
 
 from moe_md.data import Batch, batches, load_dataset, prepare, ptco_fm, reference_energies

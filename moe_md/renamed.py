@@ -18,7 +18,6 @@ PYTHON = {
     "moe_md.analysis.validation_report": "moe_md.commands.validate_report",
     "moe_md.checkpoint.names": "moe_md.models",
     "moe_md.data.crystals": "moe_md.data.environments and moe_md.data.structures",
-    "moe_md.data.extxyz": "moe_md.data.reading",
     "moe_md.implicit": "moe_md.gradients",
     "moe_md.reweighting": "moe_md.gradients.reweighting",
     "moe_md.distributed.Sizes": "moe_md.distributed.Capacities",
