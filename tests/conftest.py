@@ -11,11 +11,12 @@ import array_types
 
 from moe_md.compilation_cache import default_folder
 
+JAXLIB = tuple(int(number) for number in version("jaxlib").split(".")[:2])
+
 # Set in the environment before jax is imported, so that programs started by tests have them too.
 # Compilation takes most of the time of the tests. With fewer passes and without fusion emitters a mixture
 # compiles in a quarter of the time (5.3 s -> 1.4 s); code generation in one part saves a tenth more.
 # moe_md and its benchmarks run with the defaults of XLA.
-JAXLIB = tuple(int(number) for number in version("jaxlib").split(".")[:2])
 QUICK_TO_COMPILE = (
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
