@@ -10,6 +10,7 @@ from matplotlib.ticker import ScalarFormatter
 from moe_md.plots.plots import CHEAP, EXPENSIVE, INK, plain
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
+import bench_mixture
 import harness
 import tables_models
 from tables_format import newest
@@ -18,10 +19,11 @@ RED = "#9b2d5e"
 
 
 def speed() -> Figure:
-    """Speed-up of the mixture against the share of atoms on the expensive expert, and its bound."""
+    """Speed-up of `ptco` against the share of atoms on the expensive expert, and its bound."""
     figure = Figure(figsize=(6.0, 3.6), layout="constrained")
     panel = figure.subplots()
-    records = newest(harness.read(harness.RESULTS, "mixture"), "atoms")
+    records = bench_mixture.with_checkpoint(harness.RESULTS)
+    records = newest([record for record in records if record["checkpoint"] == "ptco"], "atoms")
     for record, marker, colour in zip(records, ("o", "s"), (EXPENSIVE, CHEAP)):
         rows = [row for row in record["rows"] if row["name"].startswith("mixture")]
         expensive = next(row["median_s"] for row in record["rows"] if row["name"] == "all expensive")
