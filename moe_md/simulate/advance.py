@@ -75,10 +75,7 @@ class ChecksShift(Protocol):
 
 def check_shift(system: System, state: State) -> None:
     """Raise `ValueError` where the integrator wraps positions by another box than that of the energy."""
-    integrator: Any = system.integrator
-    while hasattr(integrator, "integrator"):  # of wrappers, such as `freeze`
-        integrator = integrator.integrator
-    shift_fn = getattr(integrator, "shift_fn", None)
+    shift_fn = getattr(system.integrator, "shift_fn", None)  # wrappers have that of what they wrap
     if shift_fn not in (None, without_wrapping) and isinstance(system.neighbor_fn, ChecksShift):
         system.neighbor_fn.check_shift(shift_fn, state.box)
 
