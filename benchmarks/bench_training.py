@@ -80,7 +80,7 @@ def cotrained(
     step = jax.jit(partial(training_step, config))
     numbers = hyperparameters(settings, learning_rates(settings), 0)
     inputs = training_inputs(experts, prepared, settings, 0)
-    state = initial_state(config, initial_params(experts, dataset, settings))
+    state = initial_state(config, initial_params(experts, dataset, settings, prepared))
 
     def round_() -> tuple[float, int]:
         nonlocal state

@@ -15,7 +15,16 @@ import numpy as np
 from jax_md import space
 
 import moe_md as mm
-from moe_md.experts import Expert, allegro, embedded_atom, lennard_jones, nequip, power_spectrum
+from moe_md.experts import (
+    Expert,
+    allegro,
+    density_moments,
+    embedded_atom,
+    lennard_jones,
+    nequip,
+    power_spectrum,
+)
+from moe_md.experts.base import FUNCTIONS
 from moe_md.mixture import mixture_neighbor_list
 from moe_md.neighbors.rows import Neighborhood
 from moe_md.regions import fixed
@@ -72,6 +81,11 @@ def cluster_rows(
     )
 
 
+def without_functions(expert: Expert) -> Expert:
+    """What two experts of one builder with equal arguments share."""
+    return expert._replace(**dict.fromkeys(FUNCTIONS))
+
+
 def randomized(expert: Expert, seed: int = 0):
     """Parameters whose scale and shift differ per species."""
     params = jax.tree.map(np.asarray, expert.init(jax.random.key(seed)))
@@ -119,6 +133,14 @@ def small_embedded_atom(domain: tuple[str, ...] = SPECIES, cutoff: float = CUTOF
     return embedded_atom(
         SPECIES, cutoff, num_bessels=4, hidden=(6, 5), avg_num_neighbors=5.0, allowed_species=domain
     )
+
+
+@lru_cache
+def small_density_moments(domain: tuple[str, ...] = SPECIES, cutoff: float = CUTOFF, **kwargs) -> Expert:
+    """Density moments small enough to test."""
+    settings = dict(num_radial=(4, 2, 2), hidden=(6, 5))
+    settings.update(kwargs)
+    return density_moments(SPECIES, cutoff, allowed_species=domain, **settings)
 
 
 @lru_cache

@@ -93,7 +93,7 @@ def test_there_are_commands():
 @pytest.mark.parametrize("text", [text for page in PAGES for text in blocks(page, "toml")])
 def test_settings_are_valid(text):
     tables = tomllib.loads(text)
-    for name in ("expensive", "cheap"):
+    for name in {"expensive", "cheap"} if "start" not in tables else {"cheap"}:
         mm.experts.build(tables[name])
     training = dict(tables["training"])
     TrainSettings(**{**training, "weights": LossWeights(**training.get("weights", {}))})

@@ -27,7 +27,8 @@ from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import frame_rows
 from moe_md.data.reading import Frame, frame_from_atoms
 from moe_md.data.structures import FLAT_FACETS, fcc_supercell
-from moe_md.experts.base import Expert, Params, energies_and_partial_forces
+from moe_md.experts.base import Expert, Params
+from moe_md.experts.chunks import energies_and_partial_forces
 from moe_md.experts.domain import in_domain
 from moe_md.neighbors.rows import Neighborhood
 from moe_md.renamed import missing_attribute

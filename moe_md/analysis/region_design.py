@@ -24,7 +24,8 @@ from moe_md import derivatives
 from moe_md.checks import check_positive
 from moe_md.data.batching import frame_rows
 from moe_md.data.reading import Frame
-from moe_md.experts.base import Expert, Params, check_two_experts, energies_and_partial_forces
+from moe_md.experts.base import Expert, Params, check_two_experts
+from moe_md.experts.chunks import energies_and_partial_forces
 from moe_md.neighbors.rows import Neighborhood, map_rows
 from moe_md.regions import Region
 from moe_md.renamed import missing_attribute

@@ -1,6 +1,7 @@
 """The two experts that a settings file describes, tables `[expensive]` and `[cheap]`."""
 
 import inspect
+from collections.abc import Sequence
 
 from moe_md.commands import settings_file
 from moe_md.data import Dataset
@@ -9,7 +10,9 @@ from moe_md.experts.base import BUILDERS, Expert, build
 SHARED_KEYS = ("builder", "species", "cutoff")  # defaults that a table without these keys is given
 
 
-def build_experts(tables: dict, dataset: Dataset, metal: str, file) -> tuple[Expert, Expert]:
+def build_experts(
+    tables: dict, dataset: Dataset, metal: str, file, start: Sequence[Expert] | None = None
+) -> tuple[Expert, Expert]:
     """Build the expensive and the cheap expert.
 
     Args:
@@ -17,6 +20,7 @@ def build_experts(tables: dict, dataset: Dataset, metal: str, file) -> tuple[Exp
         dataset: frames, whose species the experts have by default.
         metal: chemical symbol of the domain of the default cheap expert.
         file: the settings file, for messages.
+        start: experts of the checkpoint to start from, whose configurations are then the default.
 
     Raises:
         ValueError: a builder, a key or a value is unknown.
@@ -30,6 +34,8 @@ def build_experts(tables: dict, dataset: Dataset, metal: str, file) -> tuple[Exp
         "l_max": 4,
         "allowed_species": [metal],
     }
+    if start is not None:
+        expensive, cheap = (dict(expert.config) for expert in start)
     return (
         _build("expensive", tables.get("expensive"), expensive, file),
         _build("cheap", tables.get("cheap"), cheap, file),

@@ -42,10 +42,11 @@ def _train(settings: TrainSettings, parsed: Namespace, log: Callable, stop_fn: C
     start = parsed.start or tables.get("start")
     begin = None if start is None else checkpoints.load(start)
     own_tables = {"expensive", "cheap"} & set(tables)
-    if begin is None or own_tables:
-        experts = expert_tables.build_experts(tables, dataset, settings.metal, parsed.settings)
+    before = None if begin is None else _pair(begin)
+    if before is None or own_tables:
+        experts = expert_tables.build_experts(tables, dataset, settings.metal, parsed.settings, before)
     else:
-        experts = _pair(begin)
+        experts = before
     train, validation = data.dataset_from_frames(dataset.frames, experts[0].species), None
     if parsed.validation_fraction != 0:
         train, validation = data.split_by_group(

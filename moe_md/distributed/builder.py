@@ -18,7 +18,8 @@ from moe_md.distributed import device, host
 from moe_md.distributed.device import DistributedConfig
 from moe_md.distributed.host import Programs
 from moe_md.distributed.partition import SUBDOMAIN, Partition
-from moe_md.experts.base import Potential, chunked_atom_energies
+from moe_md.experts.base import Potential
+from moe_md.experts.chunks import chunked_atom_energies
 from moe_md.mixture import mixture_neighbor_list
 from moe_md.neighbors import neighbor_list as lists
 from moe_md.regions import Region, check_region

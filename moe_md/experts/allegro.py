@@ -39,8 +39,9 @@ from moe_md.experts.arguments import (
     checked_avg_num_neighbors,
     checked_pair_cutoffs,
 )
-from moe_md.experts.base import Expert, network_expert, register_expert
+from moe_md.experts.base import Expert, register_expert
 from moe_md.experts.mlp import NONLINEARITIES, ScalarMLP, unit_uniform
+from moe_md.experts.network import network_expert
 from moe_md.experts.radial import pair_cutoff, radial_basis
 from moe_md.neighbors.rows import Neighborhood
 

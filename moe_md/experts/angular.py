@@ -18,8 +18,7 @@ def spherical_harmonics(
     """Real spherical harmonics of the directions, "component" normalisation.
 
     The sum of squares over m is 2l + 1. Components, signs and axes are those of
-    e3nn (polar axis y), so that its Clebsch-Gordan coefficients can be used. The
-    recursion is unrolled: harmonics are half of the cost of the cheap expert.
+    e3nn (polar axis y), so that its Clebsch-Gordan coefficients can be used.
 
     Args:
         l_max: highest order.
@@ -29,13 +28,39 @@ def spherical_harmonics(
 
     Returns:
         `[..., (l_max + 1)^2]`, l blocks in ascending order.
+    """
+    inverse = 1.0 / jnp.sqrt(jnp.sum(displacement**2, axis=-1))
+    x, y, z = (displacement[..., i] * inverse for i in range(3))
+    orders = solid_harmonics(l_max, x, y, z, 1.0)
+    components = [sqrt(2 * l + 1) * c for l, order in enumerate(orders) for c in order]
+    return jnp.stack(components, axis=axis)
+
+
+def solid_harmonics(
+    l_max: int,
+    x: Float[Array | np.ndarray, "*n"],
+    y: Float[Array | np.ndarray, "*n"],
+    z: Float[Array | np.ndarray, "*n"],
+    squared: Float[Array | np.ndarray, "*n"] | float,
+) -> list[list[Array]]:
+    """Real solid harmonics, polynomials of the coordinates: for each l the 2l + 1 components.
+
+    The sum of their squares over m is (x^2 + y^2 + z^2)^l. Order and axes as in
+    `spherical_harmonics`.
+
+    Args:
+        l_max: highest order.
+        x, y, z: coordinates, zero allowed.
+        squared: x^2 + y^2 + z^2.
 
     Source:
         Associated Legendre functions without the phase (-1)^m, by recursion
         in l (DLMF 14.10.3), times the real and imaginary part of (z + i x)^m.
+
+    >>> one, four = jnp.ones(()), jnp.asarray(4.0)
+    >>> [c.item() for c in solid_harmonics(1, one * 0, 2 * one, one * 0, four)[1]]
+    [0.0, 2.0, 0.0]
     """
-    inverse = 1.0 / jnp.sqrt(jnp.sum(displacement**2, axis=-1))
-    x, y, z = (displacement[..., i] * inverse for i in range(3))
     one = jnp.ones_like(y)
     cosine: list[Array | np.ndarray] = [one]
     sine: list[Array | np.ndarray] = [jnp.zeros_like(y)]
@@ -48,15 +73,19 @@ def spherical_harmonics(
         if m < l_max:
             legendre[m + 1, m] = (2 * m + 1) * y * legendre[m, m]
         for l in range(m + 2, l_max + 1):
-            legendre[l, m] = ((2 * l - 1) * y * legendre[l - 1, m] - (l + m - 1) * legendre[l - 2, m]) / (
-                l - m
-            )
-    components = []
+            before = (l + m - 1) * squared * legendre[l - 2, m]
+            legendre[l, m] = ((2 * l - 1) * y * legendre[l - 1, m] - before) / (l - m)
+    orders = []
     for l in range(l_max + 1):
-        for m in range(-l, l + 1):
-            size = sqrt((2 * l + 1) * factorial(l - abs(m)) / factorial(l + abs(m)) * (1 if m == 0 else 2))
-            components.append(size * legendre[l, abs(m)] * (sine[-m] if m < 0 else cosine[m]))
-    return jnp.stack(components, axis=axis)
+        sizes = [
+            sqrt(factorial(l - abs(m)) / factorial(l + abs(m)) * (1 if m == 0 else 2))
+            for m in range(-l, l + 1)
+        ]
+        waves = [sine[-m] if m < 0 else cosine[m] for m in range(-l, l + 1)]
+        orders.append(
+            [size * legendre[l, abs(m)] * wave for m, size, wave in zip(range(-l, l + 1), sizes, waves)]
+        )
+    return orders
 
 
 def harmonic_irreps(l_max: int) -> tuple[Irrep, ...]:

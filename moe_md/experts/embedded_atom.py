@@ -17,11 +17,11 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from moe_md.checks import check_value
-from moe_md.experts import angular
 from moe_md.experts.arguments import (
     check_integer,
     check_power,
@@ -29,10 +29,12 @@ from moe_md.experts.arguments import (
     check_widths,
     checked_avg_num_neighbors,
 )
-from moe_md.experts.base import Expert, network_expert, register_expert
+from moe_md.experts.base import Expert, register_expert
 from moe_md.experts.mlp import unit_uniform
-from moe_md.experts.radial import radial_basis
-from moe_md.neighbors.rows import Neighborhood
+from moe_md.experts.neighbor_sums import of_center_species, sum_over_neighbors
+from moe_md.experts.network import sums_expert
+from moe_md.experts.radial import radial_functions
+from moe_md.neighbors.components import RowComponents
 
 
 class EmbeddedAtomNetwork(nn.Module):
@@ -47,48 +49,58 @@ class EmbeddedAtomNetwork(nn.Module):
     polynomial_cutoff_p: float
     avg_num_neighbors: float
 
-    @nn.compact
-    def __call__(self, rows: Neighborhood) -> Float[Array, " n"]:
-        _, distance = angular.safe_displacement(rows.displacement, rows.mask)
-        place = (
-            jnp.full(self.num_species, -1)
-            .at[jnp.asarray(self.allowed_species)]
-            .set(jnp.arange(len(self.allowed_species)))
+    def setup(self) -> None:
+        """Parameters of each species of the centre."""
+        n_species, radials = len(self.allowed_species), len(self.allowed_species) * self.num_bessels
+        self.pair = self.param("pair", unit_uniform, (n_species, radials))
+        self.mix = self.param("density_mixing", unit_uniform, (n_species, radials, self.num_densities))
+        widths = (self.num_densities, *self.hidden)
+        self.weights = [
+            self.param(f"weight_{layer}", unit_uniform, (n_species, before, width))
+            for layer, (before, width) in enumerate(zip(widths, self.hidden))
+        ]
+        self.biases = [
+            self.param(f"bias_{layer}", unit_uniform, (n_species, width))
+            for layer, width in enumerate(self.hidden)
+        ]
+        self.readout = self.param("readout", unit_uniform, (n_species, widths[-1]))
+
+    def __call__(self, rows: RowComponents) -> Float[Array, " n"]:
+        """Per-centre energies."""
+        return self.energies(self.sums(rows), rows.center_species)
+
+    def sums(self, rows: RowComponents) -> tuple[Float[Array, " n"], ...]:
+        """A, ordered by s and q; neighbours are of allowed species."""
+        x, y, z = rows.displacement
+        distance = jnp.sqrt(x * x + y * y + z * z)
+        basis = radial_functions(
+            distance, distance < self.cutoff, self.cutoff, self.num_bessels, self.polynomial_cutoff_p
         )
-        neighbor = place[rows.neighbor_species]
-        mask = rows.mask & (distance < self.cutoff) & (neighbor >= 0)
-        basis = radial_basis(distance, mask, self.cutoff, self.num_bessels, self.polynomial_cutoff_p)
-        if len(self.allowed_species) > 1:
-            of_species = jax.nn.one_hot(neighbor, len(self.allowed_species), dtype=basis.dtype)
-            sums = jnp.einsum("nks,nkq->nsq", of_species, basis).reshape(len(basis), -1)
-        else:
-            sums = jnp.sum(basis, axis=1)
-        sums = sums / (self.avg_num_neighbors * sums.shape[1]) ** 0.5
+        if len(self.allowed_species) == 1:
+            return sum_over_neighbors(tuple(basis))
+        is_species = [rows.neighbor_species == s for s in self.allowed_species]
+        return sum_over_neighbors(tuple(jnp.where(each, b, 0.0) for each in is_species for b in basis))
 
+    def energies(
+        self, sums: Sequence[Float[Array, " n"]], center_species: Int[Array | np.ndarray, " n"]
+    ) -> Float[Array, " n"]:
+        """Per-centre energies of sums over neighbours."""
+        radials = jnp.stack(sums) / (self.avg_num_neighbors * len(sums)) ** 0.5
         # Computed for every species of the centre; that of the centre is selected at the end.
-        n_species, radials = len(self.allowed_species), sums.shape[1]
-        pair = self.param("pair", unit_uniform, (n_species, radials))
-        mix = self.param("density_mixing", unit_uniform, (n_species, radials, self.num_densities))
-        energy = 0.5 * sums @ pair.T + self._embedding(jnp.einsum("nq,sqc->nsc", sums, mix))
-        if n_species == 1:
-            return energy[:, 0]
-        center = jnp.maximum(place[rows.center_species], 0)
-        return jnp.take_along_axis(energy, center[:, None], axis=1)[:, 0]
+        density = jnp.einsum("qn,sqc->scn", radials, self.mix)
+        energy = 0.5 * self.pair @ radials + self._embedding(density)
+        return of_center_species(energy, center_species, self.allowed_species, self.num_species)
 
-    def _embedding(self, x: Array) -> Array:
-        """`[n, s, densities]` to `[n, s]`: a network per species, less its value at zero density."""
-        # A row of zeros is added to the batch, so that each array of the network is read once.
-        x = jnp.concatenate([x, jnp.zeros((1, *x.shape[1:]), x.dtype)])
-        n_species = x.shape[1]
-        for layer, width in enumerate(self.hidden):
-            weight = self.param(f"weight_{layer}", unit_uniform, (n_species, x.shape[-1], width))
-            bias = self.param(f"bias_{layer}", unit_uniform, (n_species, width))
+    def _embedding(self, x: Float[Array, "species densities n"]) -> Float[Array, "species n"]:
+        """A network per species, less its value at zero density."""
+        # A column of zeros is added to the batch, so that each array of the network is read once.
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, 1)))
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases)):
             gain = 1.0 if layer == 0 else 2.0**0.5
-            weight = weight * (gain / x.shape[-1] ** 0.5)
-            x = jax.nn.silu(jnp.einsum("nsi,sio->nso", x, weight) + 0.3 * bias[None])
-        readout = self.param("readout", unit_uniform, (n_species, x.shape[-1]))
-        energy = jnp.einsum("nsi,si->ns", x, readout / x.shape[-1] ** 0.5)
-        return energy[:-1] - energy[-1:]
+            weight = weight * (gain / x.shape[1] ** 0.5)
+            x = jax.nn.silu(jnp.einsum("sio,sin->son", weight, x) + 0.3 * bias[..., None])
+        energy = jnp.einsum("sin,si->sn", x, self.readout / x.shape[1] ** 0.5)
+        return energy[:, :-1] - energy[:, -1:]
 
 
 @register_expert
@@ -152,4 +164,4 @@ def embedded_atom(
         polynomial_cutoff_p=polynomial_cutoff_p,
         avg_num_neighbors=checked_avg_num_neighbors(float(avg_num_neighbors), len(species)),
     )
-    return network_expert("embedded_atom", network, config)
+    return sums_expert("embedded_atom", network, config)

@@ -32,7 +32,8 @@ from moe_md.experts.arguments import (
     check_species,
     checked_avg_num_neighbors,
 )
-from moe_md.experts.base import Expert, network_expert, register_expert
+from moe_md.experts.base import Expert, register_expert
+from moe_md.experts.network import network_expert
 from moe_md.neighbors.rows import Neighborhood
 
 

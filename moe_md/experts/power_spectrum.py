@@ -27,8 +27,9 @@ from moe_md.experts.arguments import (
     check_widths,
     checked_avg_num_neighbors,
 )
-from moe_md.experts.base import Expert, network_expert, register_expert
+from moe_md.experts.base import Expert, register_expert
 from moe_md.experts.mlp import unit_uniform
+from moe_md.experts.network import network_expert
 from moe_md.experts.radial import radial_basis
 from moe_md.neighbors.rows import Neighborhood
 

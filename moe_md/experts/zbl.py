@@ -9,6 +9,7 @@ from jaxtyping import Float, Real
 
 from moe_md.experts import angular
 from moe_md.experts.radial import polynomial_cutoff
+from moe_md.neighbors.components import RowComponents
 from moe_md.neighbors.rows import Neighborhood
 
 COULOMB = 14.399645  # e^2 / (4 pi eps_0), eV Å
@@ -21,9 +22,7 @@ def zbl_energies(
     atomic_numbers: Real[ArrayLike, " species"] | Sequence[int],
     cutoff: Real[ArrayLike, "..."],
 ) -> Float[Array, " n"]:
-    """Half of the screened repulsion of nuclei per neighbour, times the polynomial envelope with p = 6.
-
-    E_ij = e^2 Z_i Z_j / (4 pi eps_0 r) sum_k c_k exp(-d_k (Z_i^0.23 + Z_j^0.23) r / a)
+    """Half of the screened repulsion of nuclei per neighbour of every row.
 
     Args:
         rows: `n` rows.
@@ -32,15 +31,42 @@ def zbl_energies(
 
     Returns:
         eV.
+    """
+    _, r = angular.safe_displacement(rows.displacement, rows.mask)
+    z = jnp.asarray(atomic_numbers, r.dtype)
+    pair = zbl_pair(r, z[rows.center_species][:, None], z[rows.neighbor_species], cutoff)
+    return 0.5 * jnp.sum(jnp.where(rows.mask, pair, 0.0), axis=-1)
+
+
+def zbl_sums(
+    rows: RowComponents,
+    atomic_numbers: Real[ArrayLike, " species"] | Sequence[int],
+    cutoff: Real[ArrayLike, "..."],
+) -> Float[Array, " n"]:
+    """`zbl_energies` of rows in components; `cutoff` is one number or `[n, K]`."""
+    x, y, z = rows.displacement
+    r = jnp.sqrt(x * x + y * y + z * z)
+    number = jnp.asarray(atomic_numbers, r.dtype)
+    pair = zbl_pair(r, number[rows.center_species][:, None], number[rows.neighbor_species], cutoff)
+    return 0.5 * jnp.sum(pair, axis=-1)
+
+
+def zbl_pair(
+    r: Float[Array, "..."], z_i: Float[Array, "..."], z_j: Float[Array, "..."], cutoff: Real[ArrayLike, "..."]
+) -> Float[Array, "..."]:
+    """Screened repulsion of two nuclei, times the polynomial envelope with p = 6: eV.
+
+    E_ij = e^2 Z_i Z_j / (4 pi eps_0 r) sum_k c_k exp(-d_k (Z_i^0.23 + Z_j^0.23) r / a)
+
+    Args:
+        r: Å, positive.
+        z_i, z_j: atomic numbers.
+        cutoff: Å.
 
     Source:
         Ziegler, Biersack, Littmark, The Stopping and Range of Ions in Matter
         (1985), with the constants of LAMMPS' `pair_style zbl`.
     """
-    _, r = angular.safe_displacement(rows.displacement, rows.mask)
-    z = jnp.asarray(atomic_numbers, r.dtype)
-    z_i, z_j = z[rows.center_species][:, None], z[rows.neighbor_species]
     x = (z_i**ZBL_POWER + z_j**ZBL_POWER) * r / ZBL_LENGTH
     screening = sum(c * jnp.exp(-d * x) for c, d in ZBL_SCREENING)
-    pair = COULOMB * z_i * z_j / r * screening * polynomial_cutoff(r / cutoff, 6.0)
-    return 0.5 * jnp.sum(jnp.where(rows.mask, pair, 0.0), axis=-1)
+    return COULOMB * z_i * z_j / r * screening * polynomial_cutoff(r / cutoff, 6.0)

@@ -25,7 +25,8 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from moe_md import derivatives, memory
-from moe_md.experts.base import Expert, Params, chunked_atom_energies
+from moe_md.experts.base import Expert, Params
+from moe_md.experts.chunks import chunked_atom_energies
 from moe_md.experts.domain import allows_every_species, in_domain
 from moe_md.neighbors.capacity import bucket_size
 from moe_md.neighbors.rows import Neighborhood, closer, compact_neighbors, rows_from_images

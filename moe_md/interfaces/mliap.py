@@ -35,7 +35,8 @@ from jaxtyping import Float, Int
 from moe_md import checkpoint as checkpoints
 from moe_md import memory
 from moe_md.checks import check_count
-from moe_md.experts.base import Expert, Params, chunked_atom_energies
+from moe_md.experts.base import Expert, Params
+from moe_md.experts.chunks import chunked_atom_energies
 from moe_md.experts.domain import allows_every_species, in_domain, warn_out_of_domain
 from moe_md.files import write_atomic
 from moe_md.interfaces.cached_rows import bucket_size

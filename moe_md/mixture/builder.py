@@ -7,7 +7,8 @@ import jax
 from jax.typing import ArrayLike
 from jaxtyping import Integer
 
-from moe_md.experts.base import Expert, Params, Potential, chunked_atom_energies
+from moe_md.experts.base import Expert, Params, Potential
+from moe_md.experts.chunks import chunked_atom_energies
 from moe_md.mixture import checks, energy, neighbors
 from moe_md.mixture.config import MixtureConfig, MixtureNeighborFns
 from moe_md.neighbors.neighbor_list import Box, neighbor_list

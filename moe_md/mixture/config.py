@@ -12,6 +12,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from moe_md.experts.base import Expert, Params
+from moe_md.neighbors.components import nearest_images
 from moe_md.neighbors.neighbor_list import Box, NeighborList, NeighborListFns, Perturbation
 from moe_md.regions import Region, RegionNeighbors
 
@@ -76,6 +77,17 @@ class MixtureConfig:
         """The displacement function under a box and a perturbation."""
         return partial(self.displacement_fn, **kwargs)
 
+    def nearest_images(
+        self, dtype, box: Box | None = None, perturbation: Perturbation | None = None
+    ) -> Callable:
+        """The displacement function of differences of positions, component by component."""
+        return nearest_images(
+            self.box if box is None else box,
+            perturbation,
+            fractional_coordinates=self.fractional_coordinates,
+            dtype=dtype,
+        )
+
     def region_neighbors(self, full_list: NeighborList, requested) -> RegionNeighbors:
         """The lists that gates are computed from."""
         return RegionNeighbors(self.species, full_list.idx[0], self.cutoffs[0], requested)
@@ -89,9 +101,11 @@ class MixtureNeighbors:
     list: NeighborList  # neighbours of all atoms, for each cutoff
     centers: tuple[Array, ...]  # per expert [capacity] int, atoms that it computes; n_atoms where padded
     halo: tuple[Array, ...]  # per expert [capacity] int, other atoms whose rows it needs; padded alike
+    # per potential of sums over neighbours [capacity, K] int, neighbours of its centres; None for others
+    rows_of_sums: tuple[Array | None, ...]
     requested: Any  # a `NeighborList` in place of each `NeighborRequest` of the region
     centers_overflow: Array  # bool, an expert has more atoms or neighbours than its capacity; stays True
-    # per potential, columns of its packed rows; None where rows are not packed
+    # per potential, columns of its packed rows or of its rows of sums; None for others
     max_neighbors: tuple[int | None, ...] = field(metadata={"static": True})
     update_fn: Callable = field(metadata={"static": True})
     stale_fn: Callable = field(metadata={"static": True})

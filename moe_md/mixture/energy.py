@@ -24,8 +24,10 @@ from jaxtyping import Float, Int
 from moe_md.checks import check_keywords
 from moe_md.experts.base import Expert, Params
 from moe_md.experts.domain import allows_every_species, in_domain, warn_out_of_domain
+from moe_md.experts.neighbor_sums import BEYOND
 from moe_md.mixture.checks import check_requested
 from moe_md.mixture.config import MixtureConfig, MixtureNeighbors, Parts
+from moe_md.neighbors.components import RowComponents, displacements
 from moe_md.neighbors.neighbor_list import Box, Perturbation
 from moe_md.neighbors.rows import Neighborhood, rows_from_neighbor_list, rows_within_cutoff
 from moe_md.regions import Reassigned, Region
@@ -201,12 +203,22 @@ def _evaluate(
         params = (*params, config.inner_potential[1])
     region = config.region if region is None else region
     displacement_fn = config.displacement(**config.box_arguments(box, perturbation))
+    nearest_image = config.nearest_images(R.dtype, box, perturbation)
     check_requested(region.required_neighbors(config.dr_threshold), neighbor.requested)
     gates = region.gate(R, displacement_fn, config.region_neighbors(neighbor.list, neighbor.requested))
     energies, is_missing = zip(
         *(
             _energies_of(
-                config, potential, expert, params[potential], R, neighbor, gates, region, displacement_fn
+                config,
+                potential,
+                expert,
+                params[potential],
+                R,
+                neighbor,
+                gates,
+                region,
+                displacement_fn,
+                nearest_image,
             )
             for potential, expert in columns
         )
@@ -229,6 +241,7 @@ def _energies_of(
     gates: Array,
     region: Region,
     displacement_fn: Callable,
+    nearest_image: Callable,
 ) -> tuple[Array, Array]:
     """Energies `[n_atoms]` eV, by a potential, of the atoms with a gate above zero on an expert.
 
@@ -239,10 +252,15 @@ def _energies_of(
     if centers.shape[0] == 0:
         return energies, needed > 0
     of_centers, chunks = gate_of(gates, centers, expert), {}
-    if region.is_dynamic and config.potentials[potential].num_hops == 1:
-        centers, of_centers, chunks["wanted"] = active_first(centers, of_centers)
+    of_sums = neighbor.rows_of_sums[potential]
+    if of_sums is not None:
+        rows = _components(config, potential, centers, of_sums, R, nearest_image)
+        overflow = jnp.zeros((), bool)
+    else:
+        if region.is_dynamic and config.potentials[potential].num_hops == 1:
+            centers, of_centers, chunks["wanted"] = active_first(centers, of_centers)
+        rows, overflow = _rows(config, potential, centers, R, neighbor, displacement_fn)
     is_active = of_centers > 0
-    rows, overflow = _rows(config, potential, centers, R, neighbor, displacement_fn)
     computed = config.energy_fns[potential](params, rows, **chunks)[: centers.shape[0]]
     energies = energies.at[centers].set(jnp.where(is_active, computed, 0.0), mode="drop")
     return energies, overflow | (needed > jnp.sum(is_active))
@@ -270,3 +288,21 @@ def _rows(
     n_rows, n_atoms = centers.shape[0], config.n_atoms
     row_of = jnp.full(n_atoms + 1, n_rows).at[centers].set(jnp.arange(n_rows)).at[n_atoms].set(n_rows)
     return rows._replace(neighbor=row_of[rows.neighbor]), overflow
+
+
+def _components(
+    config: MixtureConfig,
+    potential: int,
+    centers: Array,
+    neighbor: Array,
+    position: Array | np.ndarray,
+    nearest_image: Callable,
+) -> RowComponents:
+    """Rows of a potential of sums over neighbours."""
+    beyond = BEYOND * config.potentials[potential].cutoff
+    last = config.n_atoms - 1
+    return RowComponents(
+        displacements(position, centers, neighbor, nearest_image, beyond),
+        config.species[jnp.minimum(centers, last)],
+        config.species[jnp.minimum(neighbor, last)],
+    )

@@ -13,11 +13,12 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
+from moe_md.experts.domain import allows_every_species
 from moe_md.mixture import checks
 from moe_md.mixture.config import THERMAL_CAPACITY_FACTOR, MixtureConfig, MixtureNeighbors
 from moe_md.neighbors.capacity import first_true, padded_capacity
 from moe_md.neighbors.neighbor_list import NeighborList, perpendicular_widths, strained
-from moe_md.neighbors.rows import max_occupancy
+from moe_md.neighbors.rows import max_occupancy, neighbors_of
 from moe_md.regions import NeighborRequest, Region
 from moe_md.regions.protocol import map_requests
 
@@ -77,8 +78,9 @@ def allocate(
         None if n is None else max(1, padded_capacity(factor, extra_capacity, int(n)))
         for n in _max_occupancies(config, position, centers, full_list, kwargs)
     )
+    rows = _rows_of_sums(config, centers, full_list, max_neighbors)
     neighbors = MixtureNeighbors(
-        full_list, centers, halo, requested, overflow, max_neighbors, update_fn, stale_fn
+        full_list, centers, halo, rows, requested, overflow, max_neighbors, update_fn, stale_fn
     )
     check_domains(position, neighbors, region=region, **kwargs)
     return neighbors
@@ -113,11 +115,17 @@ def update(
     occupancies = _max_occupancies(config, position, centers, full_list, kwargs)
     for n, size in zip(occupancies, neighbors.max_neighbors):
         overflow = overflow if n is None or size is None else overflow | (n > size)
+    rows = jax.lax.cond(
+        _is_unchanged((full_list, centers), (neighbors.list, neighbors.centers)),
+        lambda: neighbors.rows_of_sums,
+        lambda: _rows_of_sums(config, centers, full_list, neighbors.max_neighbors),
+    )
     return replace(
         neighbors,
         list=full_list,
         centers=centers,
         halo=halo,
+        rows_of_sums=rows,
         requested=requested,
         centers_overflow=overflow,
     )
@@ -187,13 +195,46 @@ def _max_occupancies(
 ) -> list[Array | None]:
     """Largest number of neighbours within its cutoff of each potential; None where rows are not packed."""
     displacement_fn = config.displacement(**kwargs)
-    centers = [*centers, centers[0]]  # the inner potential computes the atoms of expert 0
-    return [
-        max_occupancy(position, full_list.idx[config.level[n]], displacement_fn, centers[n], expert.cutoff)
-        if config.is_packed(n)
-        else None
-        for n, expert in enumerate(config.potentials)
+    found: list[Array | None] = []
+    for n, (expert, of_expert) in enumerate(zip(config.potentials, [*centers, centers[0]])):
+        idx = full_list.idx[config.level[n]]
+        if config.is_packed(n):
+            found.append(max_occupancy(position, idx, displacement_fn, of_expert, expert.cutoff))
+        elif expert.neighbor_sums is not None:
+            count = jnp.sum(idx < config.n_atoms, axis=1).at[of_expert].get(mode="fill", fill_value=0)
+            found.append(jnp.max(count, initial=0))
+        else:
+            found.append(None)
+    return found
+
+
+def _is_unchanged(new: tuple[NeighborList, tuple], old: tuple[NeighborList, tuple]) -> Array:
+    """Whether a list has been built for the same positions, box and cutoffs, and centres are the same."""
+    built_for = [
+        (at.reference_position, at.reference_frame, at.cutoffs, centers) for at, centers in (new, old)
     ]
+    return jnp.all(jnp.stack(jax.tree.leaves(jax.tree.map(jnp.array_equal, *built_for))))
+
+
+def _rows_of_sums(
+    config: MixtureConfig,
+    centers: Sequence[Array],
+    full_list: NeighborList,
+    max_neighbors: Sequence[int | None],
+) -> tuple[Array | None, ...]:
+    """Neighbours of the centres of each potential of sums over neighbours; None for other potentials."""
+    rows: list[Array | None] = []
+    for n, (expert, of_expert) in enumerate(zip(config.potentials, [*centers, centers[0]])):
+        if expert.neighbor_sums is None:
+            rows.append(None)
+            continue
+        neighbor = neighbors_of(of_expert, full_list.idx[config.level[n]][:, : max_neighbors[n]])
+        if not allows_every_species(expert):
+            is_allowed = jnp.asarray([symbol in expert.allowed_species for symbol in expert.species])
+            is_allowed = jnp.append(is_allowed[config.species], False)
+            neighbor = jnp.where(is_allowed[neighbor], neighbor, config.n_atoms)
+        rows.append(neighbor.astype(jnp.int32))
+    return tuple(rows)
 
 
 def _capacity(n, factor: float, largest: int) -> int:

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int, Integer, Real, Shaped
 from moe_md.checks import check_keywords
 
 Result = TypeVar("Result")
+Rows = TypeVar("Rows")
 Pairs = tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"], Float[np.ndarray, "pairs 3"]]
 
 
@@ -166,16 +167,16 @@ def _rows(position, species, neighbor, displacement_fn, centers, **kwargs) -> Ne
 
 
 def map_rows(
-    fn: Callable[[Neighborhood], Result],
-    rows: Neighborhood,
+    fn: Callable[[Rows], Result],
+    rows: Rows,
     chunk_size: int,
     wanted: Int[ArrayLike, ""] | None = None,
 ) -> Result:
     """Apply a function to rows, a chunk at a time.
 
     Args:
-        fn: maps a `Neighborhood` to arrays with one entry per row; rows are independent.
-        rows: `n` rows.
+        fn: maps rows to arrays with one entry per row; rows are independent.
+        rows: `n` rows, a `Neighborhood` or `components.RowComponents`.
         chunk_size: largest number of rows in a chunk.
         wanted: number of rows, from the first on, whose results are used;
             default all. Chunks without such rows are not computed and give zero.
@@ -183,20 +184,19 @@ def map_rows(
     Returns:
         The results of `fn` for all rows.
     """
-    n = rows.mask.shape[0]
+    n = jax.tree.leaves(rows)[0].shape[0]
     if n <= chunk_size:
         return fn(rows)
     n_chunks = -(-n // chunk_size)
-    # Equal chunks, as few padded rows as possible.
+    # Equal chunks, as few padded rows as possible; these are copies of the last row.
     size = -(-n // n_chunks)
 
     def fold(x):
-        x = jnp.pad(x, [(0, n_chunks * size - n)] + [(0, 0)] * (x.ndim - 1))
+        if n_chunks * size > n:
+            x = jnp.pad(x, [(0, n_chunks * size - n)] + [(0, 0)] * (x.ndim - 1), mode="edge")
         return x.reshape(n_chunks, size, *x.shape[1:])
 
-    # A padded row is masked completely; its displacements must still not be zero vectors.
     padded = jax.tree.map(fold, rows)
-    padded = padded._replace(displacement=jnp.where(padded.mask[..., None], padded.displacement, 1.0))
     if wanted is None:
         out = jax.lax.map(fn, padded)
     else:

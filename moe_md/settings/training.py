@@ -59,6 +59,9 @@ class TrainSettings:
     agreement_gradient_scale: float = option(
         0.3, "factor on the agreement's gradient for the expensive expert", least=0, most=1
     )
+    freeze_expensive: bool = option(
+        False, "keep the expensive expert's parameters, those of `start`, and fit the cheap expert alone"
+    )
     force_downweight_above: float = option(
         3.0,
         "eV/Å: frames with a larger root mean square force count less, by the square of the ratio",

@@ -40,7 +40,7 @@ from moe_md.training import progress as progress_file
 from moe_md.training.evaluation import describe, loss_of, scores_of, totals_of
 from moe_md.training.inputs import training_inputs
 from moe_md.training.losses import Terms, joint_terms
-from moe_md.training.parameters import initial_params, params_with_new_references
+from moe_md.training.parameters import initial_params, is_same_expert, params_of_start
 from moe_md.training.progress import Best, Progress, is_finite
 from moe_md.training.sharding import Placement, on_devices
 from moe_md.training.step import (
@@ -84,7 +84,8 @@ def cotrain(
         validation: frames for validation errors, and for early stopping where
             `settings.patience` is set. Its groups must not occur in `dataset`.
         start: initial parameters, of the same experts, such as those trained on
-            many frames of a less accurate method. Their reference energies are
+            many frames of a less accurate method. Where its cheap expert is another one,
+            the new one starts at random, as with `settings.freeze_expensive`. Their reference energies are
             shifted to the labels of `dataset` by least squares on composition.
         extra_loss: `(params, step) -> number`, differentiable and traceable, added
             to the loss of every step, for properties that no single frame has, such
@@ -149,9 +150,9 @@ def cotrain(
         record=identity.static_record(dataset, validation, start, devices, level),
     )
     if start is None:
-        params = initial_params(experts, dataset, settings)
+        params = initial_params(experts, dataset, settings, train)
     else:
-        params = params_with_new_references(start, train, settings.max_atoms)
+        params = params_of_start(experts, start, dataset, settings, train)
     training_data.warn(dataset, validation)
     current = Progress(initial_state(config, params), Best(0, np.inf, params), {}, [], 0.0)
     with (
@@ -348,8 +349,12 @@ def _check_arguments(
         raise ValueError(f"watch must be a function of step and params, got {watch!r:.80}.")
     if settings.patience and validation is None:
         raise ValueError(f"validation must be given where patience is set, here {settings.patience}.")
-    if start is not None and [e.config for e in start.experts] != [e.config for e in experts]:
-        raise ValueError(f"start must hold the experts to train, got {[e.config for e in start.experts]}.")
+    if settings.freeze_expensive and start is None:
+        raise ValueError("start must be given where freeze_expensive = true: it has the parameters to keep.")
+    if start is not None and not (len(start.experts) == 2 and is_same_expert(start.experts[0], experts[0])):
+        raise ValueError(
+            f"start must hold the expensive expert to train, got {[e.config for e in start.experts]}."
+        )
 
 
 def _check_experts(experts: tuple[Expert, ...]) -> None:

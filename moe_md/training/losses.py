@@ -47,7 +47,8 @@ from jaxtyping import Bool, Float, Int, Real
 
 from moe_md import derivatives
 from moe_md.data.batching import Batch
-from moe_md.experts.base import Expert, Params, energies_and_partial_forces
+from moe_md.experts.base import Expert, Params
+from moe_md.experts.chunks import energies_and_partial_forces
 from moe_md.experts.domain import in_domain
 from moe_md.neighbors.rows import Neighborhood
 from moe_md.settings import LossWeights

@@ -28,6 +28,7 @@ from moe_md.settings import LossWeights, TrainSettings
 from moe_md.training.losses import Terms, joint_loss, joint_terms
 from moe_md.training.soap import scale_by_soap
 
+COMPUTED = ("scale", "shift", "inputs")  # parameters that are computed from the data
 ExtraLoss = Callable[[tuple[Params, ...], Int[Array, ""]], Float[Array, ""]]  # of parameters and step
 
 
@@ -59,6 +60,7 @@ class StepConfig:
     assignment_seed: int | None  # seed of the random assignments of rows; None draws none
     extra_loss: ExtraLoss | None
     mesh: Mesh | None  # devices that share the rows; None for one device
+    freeze_expensive: bool = False  # whether the first expert keeps its parameters
 
 
 def step_config(
@@ -70,7 +72,7 @@ def step_config(
     """The configuration of `cotrain`: gradients clipped by their norm, then SOAP."""
     optimizer = optax.chain(optax.clip_by_global_norm(settings.clip_norm), scale_by_soap())
     seed = settings.seed if settings.weights.agree_random_assignment else None
-    return StepConfig(experts, optimizer, seed, extra_loss, mesh)
+    return StepConfig(experts, optimizer, seed, extra_loss, mesh, settings.freeze_expensive)
 
 
 def initial_state(config: StepConfig, params: tuple[Params, ...]) -> TrainState:
@@ -147,7 +149,9 @@ def _loss(
     """The loss of both batches and the extra loss; terms of the labelled batch."""
     weights, agreement = hyperparameters.weights, hyperparameters.agreement
     terms_fn = partial(_terms, config, hyperparameters.gradient_scale, step)
-    params = tuple(_with_constant_scale_and_shift(p) for p in params)
+    params = tuple(_with_computed_constant(p) for p in params)
+    if config.freeze_expensive:
+        params = (jax.lax.stop_gradient(params[0]), *params[1:])
     terms = terms_fn(params, labelled)
     loss = joint_loss(weights, terms, agreement)
     if unlabelled is not None:
@@ -168,7 +172,7 @@ def _terms(
     return joint_terms(config.experts, params, batch, gradient_scale, assignment, config.mesh)
 
 
-def _with_constant_scale_and_shift(params: Params) -> Params:
-    """Parameters whose scale and shift, which are computed from the data, get no gradient."""
-    constant = {k: jax.lax.stop_gradient(params[k]) for k in ("scale", "shift") if k in params}
+def _with_computed_constant(params: Params) -> Params:
+    """Parameters of which those computed from the data get no gradient."""
+    constant = {k: jax.lax.stop_gradient(params[k]) for k in COMPUTED if k in params}
     return {**params, **constant}

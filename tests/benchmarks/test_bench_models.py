@@ -120,6 +120,16 @@ def test_reach_of_a_pair_potential_is_its_cutoff(monkeypatch):
 
 
 @pytest.mark.thorough
+def test_cheap_expert(tmp_path):
+    names = ["density_moments", "density_moments, zbl"]
+    record = smoke("cheap_expert", tmp_path, "--data", "ptco_pbe", "--experts", *names)
+    assert [row["expert"] for row in record["rows"]] == names
+    for row in record["rows"]:
+        assert row["steps"] > 0
+        assert all(0 < row[part]["forces_meV_per_A"] < 1e5 for part in ("train", "validation"))
+
+
+@pytest.mark.thorough
 def test_learning_curve(tmp_path, tables):
     record = smoke("learning_curve", tmp_path)
     few, more = record["points"]

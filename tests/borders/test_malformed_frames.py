@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from small_frames import cells, pair_of, write
 
 from moe_md import experts
-from moe_md.data import dataset_from_frames, label_remarks, read_frames
+from moe_md.data import dataset_from_frames, label_remarks, prepare, read_frames
 from moe_md.settings import LossWeights, TrainSettings
 from moe_md.training import cotrain
 from moe_md.training.parameters import initial_params
@@ -246,7 +246,8 @@ def test_one_bad_frame_does_not_set_the_scale():
     frames = cells(12)
     bad = [frames[0]._replace(forces=1e4 * frames[0].forces), *frames[1:]]
     (good,), (robust,) = (
-        initial_params(pair, dataset_from_frames(f), TrainSettings()) for f in (frames, bad)
+        initial_params(pair, data, TrainSettings(), prepare(data, 3.5))
+        for data in map(dataset_from_frames, (frames, bad))
     )
     assert float(good["scale"][0]) == pytest.approx(0.3, rel=0.1)
     # The frame counts as one of force_downweight_above = 3 eV/Å: sqrt((11 x 0.3^2 + 3^2) / 11) eV/Å.

@@ -99,6 +99,17 @@ EXPERT_BASE = {
         "avg_num_neighbors": 10.0,
         "allowed_species": None,
     },
+    mm.experts.density_moments: {
+        "species": ("Pt", "C"),
+        "cutoff": 3.0,
+        "num_radial": (2, 1),
+        "hidden": (3,),
+        "cutoff_power": 4,
+        "num_species_mixtures": None,
+        "pair_cutoffs": None,
+        "zbl": False,
+        "allowed_species": None,
+    },
     mm.experts.allegro: {
         "species": ("Pt", "C"),
         "cutoff": 3.0,

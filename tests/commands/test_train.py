@@ -63,6 +63,19 @@ def test_train_then_evaluate(folder, capsys, tmp_path):
     assert [e.config for e in continued.experts] == [e.config for e in model.experts]
     assert continued.record["start"]["train"] == model.record["train"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), continued.params, model.params)
+    # A table for the cheap expert alone gives the expensive one another partner, and may leave it as it is.
+    with (tmp_path / "more.toml").open("a") as settings:
+        settings.write(
+            "freeze_expensive = true\n[cheap]\nbuilder = 'density_moments'\nallowed_species = ['Pt']\n"
+            "num_radial = [3, 2]\nhidden = [4]\n"
+        )
+    code, _, err = moe_md(capsys, *more[:-2], tmp_path / "cheap", "--quiet")
+    assert code == 0, err
+    other = checkpoint.load(tmp_path / "cheap" / "checkpoint.msgpack")
+    assert other.experts[0].config == model.experts[0].config
+    assert other.experts[1].config["builder"] == "density_moments"
+    assert other.experts[1].cutoff == model.experts[1].cutoff
+    jax.tree.map(np.testing.assert_array_equal, other.params[0]["network"], model.params[0]["network"])
     assert "name_or_path" in failure(capsys, "train", "--start", "nowhere", "--out", tmp_path / "nothing")
     for wanted in ("0", "two", "1000"):
         assert f"devices must be 'all' or a number from 1 to the {len(jax.devices())}" in failure(

@@ -1,6 +1,6 @@
 """Small experts of every kind, their random parameters and compiled derivatives."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import contract
 import jax
@@ -23,6 +23,13 @@ EXPERTS = {
     "power_spectrum-Pt": (contract.small_power_spectrum, (("Pt",),)),
     "embedded_atom": (contract.small_embedded_atom, ()),
     "embedded_atom-Pt": (contract.small_embedded_atom, (("Pt",),)),
+    "density_moments": (contract.small_density_moments, ()),
+    "density_moments-Pt": (contract.small_density_moments, (("Pt",),)),
+    "density_moments-mixtures": (partial(contract.small_density_moments, num_species_mixtures=1), ()),
+    "density_moments-zbl": (
+        partial(contract.small_density_moments, zbl=True, pair_cutoffs=((3.0, 2.8), (2.8, 2.6))),
+        (),
+    ),
     "nequip": (contract.small_nequip, ()),
     "nequip-l2-parity": (contract.small_nequip, (2, CUTOFF, 2, "4x0e + 2x0o + 2x1o + 2x1e + 2x2e")),
     "lennard_jones": (contract.small_lennard_jones, ()),

@@ -1,5 +1,6 @@
 """A config or a checkpoint gives the same expert again, and bad arguments are refused."""
 
+import contract
 import jax
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from moe_md.experts import build
 def test_a_config_builds_the_same_expert(name):
     expert, params = made(name)
     again = build(expert.config)
-    assert again[2:] == expert[2:]
+    assert contract.without_functions(again) == contract.without_functions(expert)
     rows = cluster_rows(POSITION, ATOMS)
     np.testing.assert_array_equal(again.atom_energies(params, rows), expert.atom_energies(params, rows))
 
@@ -26,7 +27,7 @@ def test_a_checkpoint_holds_it(name, tmp_path):
     expert, params = made(name)
     save(tmp_path / "one.msgpack", Checkpoint((expert,), (params,), {}, {}))
     again = load(tmp_path / "one.msgpack")
-    assert again.experts[0][2:] == expert[2:]
+    assert contract.without_functions(again.experts[0]) == contract.without_functions(expert)
     rows = cluster_rows(POSITION, ATOMS)
     found = jax.jit(again.experts[0].atom_energies)(again.params[0], rows)
     close(found, jitted(name)[0](params, rows)[0], 1e-13)
@@ -83,6 +84,31 @@ def test_a_checkpoint_holds_it(name, tmp_path):
         (
             lambda: experts.embedded_atom(SPECIES, 3.0, avg_num_neighbors=-1.0),
             "avg_num_neighbors must be positive",
+        ),
+        (
+            lambda: experts.density_moments(SPECIES, 3.0, num_radial=8),
+            "num_radial must be a tuple of one to 9 numbers, one for each l, got 8",
+        ),
+        (lambda: experts.density_moments(SPECIES, 3.0, num_radial=()), "num_radial must be a tuple"),
+        (
+            lambda: experts.density_moments(SPECIES, 3.0, num_radial=(8, 0)),
+            "num_radial must be at least 1, got 0",
+        ),
+        (
+            lambda: experts.density_moments(SPECIES, 3.0, cutoff_power=3),
+            "cutoff_power must be at least 4, got 3",
+        ),
+        (
+            lambda: experts.density_moments(SPECIES, 3.0, num_species_mixtures=0),
+            "num_species_mixtures must be at least 1, got 0",
+        ),
+        (
+            lambda: experts.density_moments(SPECIES, 3.0, pair_cutoffs=((3.0, 4.0), (4.0, 3.0))),
+            "pair_cutoffs must be 2 rows of 2 numbers",
+        ),
+        (
+            lambda: experts.density_moments(("A", "Pt"), 3.0, zbl=True),
+            "species must be chemical symbols where zbl = True",
         ),
         (lambda: experts.nequip(SPECIES, 3.0, num_layers=0), "num_layers must be at least 1, got 0"),
         (lambda: experts.nequip(SPECIES, 3.0, radial_depth=0), "radial_depth must be at least 1, got 0"),

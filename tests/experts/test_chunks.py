@@ -28,6 +28,7 @@ def small(name):
         "allegro": lambda: contract.small_allegro(1, 1, True),
         "power_spectrum": lambda: contract.small_power_spectrum(l_max=1),
         "embedded_atom": contract.small_embedded_atom,
+        "density_moments": contract.small_density_moments,
         "lennard_jones": contract.small_lennard_jones,
     }[name]()
     return expert, randomized(expert)
@@ -52,6 +53,7 @@ def forces_in_chunks(name, chunk_size):
     [
         ("allegro", 4),
         ("embedded_atom", 4),
+        ("density_moments", 4),
         *((name, size) for name in ("power_spectrum", "lennard_jones") for size in (1, 7, 9)),
     ],
 )
@@ -96,7 +98,8 @@ def derivatives_in_chunks(name, chunk_size):
 
 @pytest.mark.parametrize(
     "name, chunk_size",
-    [(name, 4) for name in ("allegro", "power_spectrum")] + [("lennard_jones", size) for size in (1, 7, 9)],
+    [(name, 4) for name in ("allegro", "power_spectrum", "density_moments")]
+    + [("lennard_jones", size) for size in (1, 7, 9)],
 )
 def test_chunking_changes_no_derivative(name, chunk_size):
     found, expected = derivatives_in_chunks(name, chunk_size), derivatives_in_chunks(name, None)

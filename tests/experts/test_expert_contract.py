@@ -20,6 +20,9 @@ KINDS = (
     "power_spectrum-Pt",
     "embedded_atom",
     "embedded_atom-Pt",
+    "density_moments",
+    "density_moments-Pt",
+    "density_moments-zbl",
     "nequip",
     "lennard_jones",
 )
@@ -121,7 +124,7 @@ def test_species_matter(name):
     assert np.abs(energies - swapped).min() > 1e-6
 
 
-@pytest.mark.parametrize("name", ["power_spectrum-Pt", "embedded_atom-Pt"])
+@pytest.mark.parametrize("name", ["power_spectrum-Pt", "embedded_atom-Pt", "density_moments-Pt"])
 def test_species_outside_the_domain_are_not_seen(name):
     _, params = made(name)
     first, _ = jitted(name)

@@ -146,7 +146,7 @@ def test_bessel_functions_are_sines():
     x = np.linspace(1e-3, 1.0, 40)
     n = np.arange(1, 11)
     expected = np.sin(np.pi * x[:, None] * n) / (np.pi * x[:, None])
-    np.testing.assert_allclose(radial.bessel(jnp.asarray(x), 10), expected, atol=1e-10)
+    np.testing.assert_allclose(jnp.stack(radial.bessel(jnp.asarray(x), 10), axis=-1), expected, atol=1e-10)
 
 
 def test_radial_basis_is_zero_on_masked_slots_and_beyond():

@@ -79,6 +79,11 @@ MIXTURES = {
         ),
         lambda owner: nested(about(owner), crowded(owner)),
     ),
+    "allegro + density_moments, fixed": (
+        (contract.small_allegro(1, 1, True), contract.small_density_moments()),
+        fixed,
+    ),
+    "density_moments + embedded_atom, around": ((contract.small_density_moments(), EMBEDDED), about),
     "nequip + embedded_atom, fixed": ((contract.small_nequip(), EMBEDDED), fixed),
     "embedded_atom + nequip, around": ((EMBEDDED, contract.small_nequip()), about),
 }
@@ -101,7 +106,8 @@ def potential(name):
         MIXTURES,
         only=[
             "allegro + power_spectrum, fixed",
-            "power_spectrum + embedded_atom, around",
+            "allegro + density_moments, fixed",
+            "density_moments + embedded_atom, around",
             "nequip + embedded_atom, fixed",
         ],
     ),

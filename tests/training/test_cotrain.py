@@ -202,14 +202,39 @@ def test_start_refuses_unknown_species(pair, metal):
         ValueError, match=r"species must include every symbol: frame 0 has Au, got \('Pt', 'C'\)"
     ):
         cotrain(before.experts, gold, SMALL, start=before, progress=False)
-    wider = (
-        pair[0],
-        mm.experts.power_spectrum(
-            SPECIES, 4.0, l_max=2, num_channels=4, hidden=(8,), allowed_species=("Pt",)
-        ),
-    )
-    with pytest.raises(ValueError, match="start must hold the experts to train"):
-        cotrain(wider, metal, SMALL, start=before, progress=False)
+    wider = mm.experts.power_spectrum(SPECIES, 4.0, l_max=2, num_channels=4, hidden=(8,))
+    with pytest.raises(ValueError, match="start must hold the expensive expert to train"):
+        cotrain((wider, pair[1]), metal, SMALL, start=before, progress=False)
+
+
+def test_another_cheap_expert_comes_to_a_frozen_expensive_one(pair, metal):
+    settings = TrainSettings(**{**vars(SMALL), "steps": 60, "agreement_ramp": 0.0, "freeze_expensive": True})
+    before = cotrain(pair, metal, TrainSettings(**{**vars(SMALL), "steps": 20}), progress=False)
+    cheap = mm.experts.density_moments(SPECIES, 4.0, num_radial=(4, 2), hidden=(8,), allowed_species=("Pt",))
+    data = prepare(metal, 4.0)
+    mismatch = [
+        evaluate(after.experts, after.params, data)["mismatch"]["partial_forces_meV_per_A"]
+        for steps in (1, 60)
+        for after in [
+            cotrain(
+                (pair[0], cheap),
+                metal,
+                TrainSettings(**{**vars(settings), "steps": steps}),
+                start=before,
+                progress=False,
+            )
+        ]
+    ]
+    assert mismatch[1] < 0.7 * mismatch[0]
+    after = cotrain((pair[0], cheap), metal, settings, start=before, progress=False)
+    # Only its reference energies follow the labels, and the cheap expert has the same.
+    jax.tree.map(np.testing.assert_array_equal, after.params[0]["network"], before.params[0]["network"])
+    np.testing.assert_array_equal(after.params[1]["shift"], after.params[0]["shift"])
+    # Inputs of its network have zero mean and unit variance on the data.
+    inputs = after.params[1]["inputs"]
+    assert np.all(inputs["scale"] > 0) and not np.allclose(inputs["mean"], 0.0)
+    with pytest.raises(ValueError, match="start must be given where freeze_expensive = true"):
+        cotrain((pair[0], cheap), metal, settings, progress=False)
 
 
 def test_watch_gets_the_averages_and_changes_nothing(pair, metal):
@@ -257,7 +282,7 @@ def test_patience_ends_training_with_the_best_parameters(pair, metal, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again.params, stopped.params)
     with pytest.raises(ValueError, match="validation must be given where patience is set, here 3"):
         cotrain(pair, train, unstable, progress=False)
-    with pytest.raises(ValueError, match="start must hold the experts to train"):
+    with pytest.raises(ValueError, match="start must hold the expensive expert to train"):
         cotrain(pair, train, SMALL, start=stopped._replace(experts=stopped.experts[::-1]), progress=False)
 
 

@@ -67,9 +67,11 @@ def steps(devices, found):
     optimizer = optax.chain(optax.clip_by_global_norm(SETTINGS.clip_norm), optax.scale_by_adam())
     config = step.StepConfig(experts, optimizer, SETTINGS.seed, None, place.mesh)
     step_fn = place.compiled(partial(step.training_step, config))
-    params = jax.tree.map(jax.numpy.asarray, double(parameters.initial_params(experts, data, SETTINGS)))
+    train = prepare(data, 3.5, dtype=np.float64)
+    params = parameters.initial_params(experts, data, SETTINGS, train)
+    params = jax.tree.map(jax.numpy.asarray, double(params))
     state = place.state(step.initial_state(config, params))
-    inputs = training_inputs(experts, prepare(data, 3.5, dtype=np.float64), SETTINGS, 0)
+    inputs = training_inputs(experts, train, SETTINGS, 0)
     rates = step.learning_rates(SETTINGS)
     all_terms = []
     for k in range(STEPS):
