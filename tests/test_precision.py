@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import ATOMS, BOX, OWNERS, POSITION, cluster_rows, randomized
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax_md import space
 
 import moe_md as mm
@@ -17,6 +18,7 @@ EXPERTS = {
     "allegro": contract.small_allegro,
     "power_spectrum": contract.small_power_spectrum,
     "power_spectrum-Pt": lambda: contract.small_power_spectrum(("Pt",)),
+    "density_moments": contract.small_density_moments,
     "lennard_jones": contract.small_lennard_jones,
 }
 
@@ -30,8 +32,10 @@ def dtypes(jaxpr):
     found = set()
     for equation in jaxpr.eqns:
         found |= {v.aval.dtype for v in equation.outvars if jnp.issubdtype(v.aval.dtype, jnp.floating)}
-        for inner in jax.core.jaxprs_in_params(equation.params):
-            found |= dtypes(inner)
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(inner, (ClosedJaxpr, Jaxpr)):
+                    found |= dtypes(getattr(inner, "jaxpr", inner))
     return found
 
 
