@@ -188,8 +188,8 @@ def density_moments(
 ) -> Expert:
     """The cheapest learned expert with angles, several times cheaper than `power_spectrum`.
 
-    It fits one species as well as a power spectrum does. For alloys of several species it
-    fits less well. Set `zbl` where data have atoms that come close to each other.
+    It fits one species nearly as well as a power spectrum does, and alloys of several species
+    less well. Set `zbl` where data have atoms that come close to each other.
 
     Its energy has `cutoff_power` - 1 continuous derivatives at the cutoff.
 

@@ -72,8 +72,8 @@ def nearest_images(
 ) -> Callable[[Components], Components]:
     """The map from differences of positions to displacements of nearest images, Å.
 
-    It is what `jax_md.space.periodic` and `periodic_general` compute, ten times faster on CPU,
-    where their `mod` is slow.
+    It is what `jax_md.space.periodic` and `periodic_general` compute, without their `mod`, which
+    is slow on CPU.
 
     Args:
         box: Å, a number, `[3]` edges or `[3, 3]` columns.
