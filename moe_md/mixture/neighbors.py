@@ -76,7 +76,13 @@ def allocate(
     factor = 1.0 + THERMAL_CAPACITY_FACTOR * (factor - 1.0)
     max_neighbors = tuple(
         None if n is None else max(1, padded_capacity(factor, extra_capacity, int(n)))
-        for n in _max_occupancies(config, position, centers, full_list, kwargs)
+        for n in (
+            packed if listed is None else listed
+            for packed, listed in zip(
+                _max_occupancies(config, position, centers, full_list, kwargs),
+                _listed_neighbors(config, centers, full_list),
+            )
+        )
     )
     rows = _rows_of_sums(config, centers, full_list, max_neighbors)
     neighbors = MixtureNeighbors(
@@ -115,11 +121,20 @@ def update(
     occupancies = _max_occupancies(config, position, centers, full_list, kwargs)
     for n, size in zip(occupancies, neighbors.max_neighbors):
         overflow = overflow if n is None or size is None else overflow | (n > size)
-    rows = jax.lax.cond(
+
+    def made_anew() -> tuple[tuple[Array | None, ...], Array]:
+        rows = _rows_of_sums(config, centers, full_list, neighbors.max_neighbors)
+        is_short = jnp.zeros((), bool)
+        for n, size in zip(_listed_neighbors(config, centers, full_list), neighbors.max_neighbors):
+            is_short = is_short if n is None or size is None else is_short | (n > size)
+        return rows, is_short
+
+    rows, is_short = jax.lax.cond(
         _is_unchanged((full_list, centers), (neighbors.list, neighbors.centers)),
-        lambda: neighbors.rows_of_sums,
-        lambda: _rows_of_sums(config, centers, full_list, neighbors.max_neighbors),
+        lambda: (neighbors.rows_of_sums, jnp.zeros((), bool)),
+        made_anew,
     )
+    overflow = overflow | is_short
     return replace(
         neighbors,
         list=full_list,
@@ -195,16 +210,26 @@ def _max_occupancies(
 ) -> list[Array | None]:
     """Largest number of neighbours within its cutoff of each potential; None where rows are not packed."""
     displacement_fn = config.displacement(**kwargs)
+    centers = [*centers, centers[0]]  # the inner potential computes the atoms of expert 0
+    return [
+        max_occupancy(position, full_list.idx[config.level[n]], displacement_fn, centers[n], expert.cutoff)
+        if config.is_packed(n)
+        else None
+        for n, expert in enumerate(config.potentials)
+    ]
+
+
+def _listed_neighbors(
+    config: MixtureConfig, centers: Sequence[Array], full_list: NeighborList
+) -> list[Array | None]:
+    """Largest number of listed neighbours of each potential of sums over neighbours; None for others."""
     found: list[Array | None] = []
     for n, (expert, of_expert) in enumerate(zip(config.potentials, [*centers, centers[0]])):
-        idx = full_list.idx[config.level[n]]
-        if config.is_packed(n):
-            found.append(max_occupancy(position, idx, displacement_fn, of_expert, expert.cutoff))
-        elif expert.neighbor_sums is not None:
-            count = jnp.sum(idx < config.n_atoms, axis=1).at[of_expert].get(mode="fill", fill_value=0)
-            found.append(jnp.max(count, initial=0))
-        else:
+        if expert.neighbor_sums is None:
             found.append(None)
+            continue
+        count = jnp.sum(full_list.idx[config.level[n]] < config.n_atoms, axis=1)
+        found.append(jnp.max(count.at[of_expert].get(mode="fill", fill_value=0), initial=0))
     return found
 
 
