@@ -35,7 +35,7 @@ def measure(n_atoms: int, n_seeds: int, repeats: int) -> dict:
         np.random.default_rng(1).choice(n_atoms, n_seeds, replace=False), R_CORE, R_BLEND
     )
     request = region.required_neighbors(SKIN)
-    fns = lists.neighbor_list(displacement_fn, edges, [R_CORE], dr_threshold=SKIN)
+    fns = lists.neighbor_list(edges, [R_CORE], dr_threshold=SKIN)
     near = fns.allocate(position, cutoffs=[request.cutoff], centers=request.centers)
 
     def update(carry):

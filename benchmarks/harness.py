@@ -63,7 +63,7 @@ class Case:
 
     def __init__(self, fn: Callable, state: Any):
         started = time.perf_counter()
-        self._call = jax.jit(fn).lower(state).compile()
+        self._call = jax.jit(fn, compiler_options=mm.compiler_options()).lower(state).compile()
         self.compile_seconds = time.perf_counter() - started
         self.state = jax.block_until_ready(state)
 

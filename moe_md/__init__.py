@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moe_md.checkpoint import models as models
     from moe_md.checkpoint import save as save
     from moe_md.compilation_cache import use_compilation_cache as use_compilation_cache
+    from moe_md.compiler import compiler_options as compiler_options
     from moe_md.experts import Potential as Potential
     from moe_md.mixture import mixture_neighbor_list as mixture_neighbor_list
     from moe_md.training.cotrain import cotrain as cotrain
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "Checkpoint": "checkpoint",
     "Potential": "experts",
+    "compiler_options": "compiler",
     "cotrain": "training.cotrain",
     "derivatives": None,
     "distributed": None,

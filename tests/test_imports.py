@@ -14,7 +14,17 @@ ROOT = Path(moe_md.__file__).parent
 
 # From the lowest floor up. A module imports from floors below its own, or from its own package.
 FLOORS = (
-    ("units", "checks", "files", "failures", "compilation_cache", "lazy_jax_md", "memory", "renamed"),
+    (
+        "units",
+        "checks",
+        "files",
+        "failures",
+        "compilation_cache",
+        "compiler",
+        "lazy_jax_md",
+        "memory",
+        "renamed",
+    ),
     ("neighbors",),
     ("derivatives", "settings", "data", "regions", "experts"),
     ("mixture", "checkpoint", "simulate"),

@@ -14,6 +14,7 @@ from jaxtyping import Float, Integer, Real
 
 from moe_md import lazy_jax_md as jax_md
 from moe_md.checks import check_positive, check_value
+from moe_md.compiler import fast_jit
 from moe_md.distributed import device, host
 from moe_md.distributed.device import DistributedConfig
 from moe_md.distributed.host import Programs
@@ -108,9 +109,7 @@ def mixture(
         energy_fns=tuple(chunked_atom_energies(e, chunk_size) for e in experts),
         cutoffs=cutoffs,
         level=tuple(cutoffs.index(e.cutoff) for e in experts),
-        rows_fn=lists.neighbor_list(
-            local_displacement, partition.local_box, cutoffs, dr_threshold=dr_threshold
-        ).rows,
+        rows_fn=lists.neighbor_list(partition.local_box, cutoffs, dr_threshold=dr_threshold).rows,
         local_displacement=local_displacement,
         box_displacement=_displacement(edges),
         dr_threshold=dr_threshold,
@@ -140,7 +139,7 @@ def _programs(config: DistributedConfig, devices: Sequence) -> Programs:
         in_specs=(divided, replicated, replicated, replicated, replicated),
         out_specs=(divided, replicated, replicated),
     )
-    return Programs(jax.jit(rebuild), jax.jit(advance), NamedSharding(mesh, divided))
+    return Programs(fast_jit(rebuild), fast_jit(advance), NamedSharding(mesh, divided))
 
 
 def _displacement(sides: np.ndarray) -> Callable:

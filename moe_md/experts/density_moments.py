@@ -155,8 +155,9 @@ class DensityMomentsNetwork(nn.Module):
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases)):
             gain = (1.0 if layer == 0 else 2.0**0.5) / weight.shape[-1] ** 0.5
             weight, bias = (jnp.broadcast_to(p, (len(x), *p.shape[-k:])) for p, k in ((weight, 2), (bias, 1)))
-            x = jax.nn.silu(jnp.einsum("soi,sin->son", gain * weight, x) + 0.3 * bias[..., None])
-        energies = jnp.einsum("si,sin->sn", self.readout / self.readout.shape[1] ** 0.5, x)
+            form = "soi,sin->sno" if layer == 0 else "soi,sni->sno"
+            x = jax.nn.silu(jnp.einsum(form, gain * weight, x) + 0.3 * bias[:, None])
+        energies = jnp.einsum("si,sni->sn", self.readout / self.readout.shape[1] ** 0.5, x)
         return energies + (self.linear / self.linear.shape[1] ** 0.5) @ inputs
 
 

@@ -25,6 +25,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from moe_md import derivatives, memory
+from moe_md.compiler import fast_jit
 from moe_md.experts.base import Expert, Params
 from moe_md.experts.chunks import chunked_atom_energies
 from moe_md.experts.domain import allows_every_species, in_domain
@@ -281,7 +282,7 @@ def _evaluator(expert: Expert, chunk_size: int) -> Callable:
             max_occupancy=max_occupancy,
         )
 
-    return jax.jit(evaluate, static_argnums=5)
+    return fast_jit(evaluate, static_argnums=5)
 
 
 def max_neighbors_for(

@@ -35,6 +35,7 @@ from jaxtyping import Float, Int
 from moe_md import checkpoint as checkpoints
 from moe_md import memory
 from moe_md.checks import check_count
+from moe_md.compiler import fast_jit
 from moe_md.experts.base import Expert, Params
 from moe_md.experts.chunks import chunked_atom_energies
 from moe_md.experts.domain import allows_every_species, in_domain, warn_out_of_domain
@@ -240,7 +241,7 @@ def evaluator(expert: Expert, chunk_size: int) -> Callable:
         g, energies = jax.grad(total, has_aux=True)(rows.displacement)
         return energies, g
 
-    return jax.jit(evaluate)
+    return fast_jit(evaluate)
 
 
 def _columns(row: np.ndarray, n_rows: int) -> np.ndarray:

@@ -78,7 +78,6 @@ def mixture_neighbor_list(
     checks.check_box(box, cutoffs[0])
     checks.check_displacement(displacement_fn, box, fractional_coordinates)
     list_fns = neighbor_list(
-        displacement_fn,
         box,
         cutoffs,
         dr_threshold=dr_threshold,

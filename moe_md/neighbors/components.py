@@ -28,6 +28,12 @@ class RowComponents(NamedTuple):
     neighbor_species: Int[Array | np.ndarray, "n K"]
 
 
+def components(vectors: Float[Array | np.ndarray, "*n 3"]) -> Components:
+    """x, y and z of vectors."""
+    vectors = jnp.asarray(vectors)
+    return vectors[..., 0], vectors[..., 1], vectors[..., 2]
+
+
 def components_of_rows(rows: Neighborhood, beyond: float) -> RowComponents:
     """The same rows; `beyond` (Å) is the x of slots without a neighbour."""
     x, y, z = (jnp.where(rows.mask, rows.displacement[..., axis], 0.0) for axis in range(3))
@@ -40,7 +46,7 @@ def displacements(
     centers: Int[Array, " n"],
     neighbor: Int[Array, "n K"],
     nearest_image: Callable[[Components], Components],
-    beyond: float,
+    beyond: Real[ArrayLike, ""],
 ) -> Components:
     """Displacements from centres to neighbours, `[n, K]` Å each.
 
@@ -59,7 +65,7 @@ def displacements(
         of_neighbor = x.at[neighbor].get(mode="promise_in_bounds")
         return of_neighbor - x.at[centers].get(mode="promise_in_bounds")[:, None]
 
-    x, y, z = nearest_image(_each(difference, (position[:, 0], position[:, 1], position[:, 2])))
+    x, y, z = nearest_image(_each(difference, components(position)))
     return jnp.where(is_pair, x, beyond), jnp.where(is_pair, y, 0.0), jnp.where(is_pair, z, 0.0)
 
 
@@ -85,6 +91,8 @@ def nearest_images(
     >>> x.item()
     -1.0
     """
+    if isinstance(box, np.ndarray) and box.ndim == 2 and np.array_equal(box, np.diag(np.diagonal(box))):
+        box = np.diagonal(box)
     box = jnp.asarray(box, dtype)
     perturbation = None if perturbation is None else jnp.asarray(perturbation, dtype)
     inverse = jnp.linalg.inv(box) if box.ndim == 2 else 1.0 / box

@@ -32,6 +32,7 @@ from moe_md.memory import check_lists
 from moe_md.neighbors import cells as cell_lists
 from moe_md.neighbors.capacity import padded_capacity
 from moe_md.neighbors.cells import Cells, Grid, cell_grid, cell_number, cell_offsets, max_cell_occupancy
+from moe_md.neighbors.components import Components, components, displacements, nearest_images
 from moe_md.neighbors.rows import compact_neighbors
 
 BLOCK = {"cpu": 256}  # atoms whose candidates are compared at a time, by backend
@@ -75,7 +76,6 @@ class NeighborListFns(NamedTuple):
 class ListConfig:
     """What stays the same through the life of a neighbour list."""
 
-    displacement_fn: Callable
     box: Real[Array | np.ndarray, "3 3"]  # Å, columns
     inverse_box: Float[np.ndarray, "3 3"]  # 1/Å
     cutoffs: tuple[float, ...]  # Å, longest first
@@ -100,6 +100,17 @@ class ListConfig:
         """Å, columns of the strained box; default the builder's."""
         return strained(self.box if box is None else box, perturbation)
 
+    def nearest_images(
+        self, dtype, box: Box | None = None, perturbation: Perturbation | None = None
+    ) -> Callable[[Components], Components]:
+        """Differences of positions to displacements of nearest images, Å."""
+        return nearest_images(
+            self.box if box is None else box,
+            perturbation,
+            fractional_coordinates=self.fractional_coordinates,
+            dtype=dtype,
+        )
+
 
 class _Check(NamedTuple):
     """Whether a list is still valid, and for what it would be rebuilt."""
@@ -112,7 +123,6 @@ class _Check(NamedTuple):
 
 
 def neighbor_list(
-    displacement_fn: Callable,
     box: Box,
     cutoffs: Sequence[float],
     *,
@@ -123,9 +133,9 @@ def neighbor_list(
     """Neighbour lists for one or more cutoffs.
 
     Args:
-        displacement_fn: from `jax_md.space`, periodic in all directions.
-        box: Å, a number, `[3]` edges or `[3, 3]` columns.
-        cutoffs: Å, longest first; every width of the box must be at least twice the longest.
+        box: Å, a number, `[3]` edges or `[3, 3]` columns, periodic in all directions; every
+            width must be at least twice the longest cutoff.
+        cutoffs: Å, longest first.
         dr_threshold: Å, the skin.
         capacity_multiplier: columns allocated over columns needed.
         fractional_coordinates: positions are fractions of the box. Otherwise they
@@ -147,7 +157,6 @@ def neighbor_list(
     """
     frame = box_matrix(box)
     config = ListConfig(
-        displacement_fn,
         frame,
         np.linalg.inv(np.asarray(frame, float)),
         tuple(cutoffs),
@@ -177,13 +186,14 @@ def build_rows(
 ) -> Rows:
     """Rows of some centres, or of every atom, for every cutoff (Å, longest first) at given capacities.
 
-    Atoms at NaN are in no cell. `max_neighbors` are the columns of the rows of each cutoff. `kwargs`
-    (`box`, `perturbation`) are passed to `displacement_fn`.
+    Atoms at NaN are in no cell. `max_neighbors` are the columns of the rows of each cutoff;
+    `kwargs` are `box` and `perturbation`.
     """
     n_atoms = position.shape[0]
     radii = cutoffs.astype(position.dtype) + config.dr_threshold
     cells = cell_lists.sort_into_cells(config.fractions(position), grid, cell_capacity)
-    block_fn = partial(_block_rows, config, position, cells, radii, grid, max_neighbors, kwargs)
+    nearest_image = config.nearest_images(position.dtype, **kwargs)
+    block_fn = partial(_block_rows, position, cells, radii, grid, max_neighbors, nearest_image)
     n_rows = n_atoms if centers is None else centers.shape[0]
     atoms = jnp.arange(n_atoms, dtype=jnp.int32) if centers is None else centers.astype(jnp.int32)
     size = min(BLOCK.get(jax.default_backend(), LARGE_BLOCK), n_rows)
@@ -319,8 +329,8 @@ def _check(
         centers = jnp.asarray(centers, neighbors.centers.dtype)
         is_changed = is_changed | jnp.any(centers != neighbors.centers)
     longest = (neighbors.cutoffs[0] + config.dr_threshold).astype(dtype)
-    move = jax.vmap(partial(config.displacement_fn, **kwargs))(position, neighbors.reference_position)
-    slack = config.dr_threshold - 2.0 * jnp.sqrt(jnp.max(jnp.sum(move**2, axis=-1)))
+    x, y, z = config.nearest_images(dtype, **kwargs)(components(position - neighbors.reference_position))
+    slack = config.dr_threshold - 2.0 * jnp.sqrt(jnp.max(x * x + y * y + z * z))
     frame = jnp.asarray(config.frame(**kwargs), dtype)
     if kwargs:
         stretch = frame @ jnp.linalg.inv(neighbors.reference_frame) - jnp.eye(3, dtype=dtype)
@@ -335,13 +345,12 @@ def _check(
 
 
 def _block_rows(
-    config: ListConfig,
     position: Array,
     cells: Cells,
     radii: Array,
     grid: Grid,
     max_neighbors: tuple[int, ...],
-    kwargs: dict,
+    nearest_image: Callable,
     atoms: Array,
 ) -> tuple[tuple[Array, ...], Array]:
     """Rows of a block of atoms for each radius (Å, with skin), and the largest occupancy of each."""
@@ -350,23 +359,18 @@ def _block_rows(
     own_cell = cells.coordinates[jnp.minimum(atoms, n_atoms - 1)][:, None]  # [n, 1, 3]
     candidate_cells = cell_number((own_cell + around[None]) % jnp.asarray(grid)[None, None], grid)
     candidates = cells.members[candidate_cells].reshape(atoms.shape[0], -1)
+    is_other = (candidates != atoms[:, None]) & (atoms < n_atoms)[:, None]
     blocks, occupancy = [], []
     for level, size in enumerate(max_neighbors):
-        near = _squared_distances(config, position, atoms, candidates, kwargs) < radii[level] ** 2
-        is_pair = (candidates < n_atoms) & (candidates != atoms[:, None]) & (atoms < n_atoms)[:, None]
+        # Empty slots are beyond every radius.
+        x, y, z = displacements(position, atoms, candidates, nearest_image, 2.0 * radii[0])
+        near = x * x + y * y + z * z < radii[level] ** 2
         # The next, shorter cutoff is searched among the neighbours within this one.
-        candidates, needed = compact_neighbors(candidates, near & is_pair, size, n_atoms)
+        candidates, needed = compact_neighbors(candidates, near & is_other, size, n_atoms)
+        is_other = jnp.ones((), bool)
         blocks.append(candidates)
         occupancy.append(needed)
     return tuple(blocks), jnp.stack(occupancy)
-
-
-def _squared_distances(config: ListConfig, position: Array, atoms: Array, others: Array, kwargs) -> Array:
-    """`[n, K]`, Å^2, from each of `n` atoms to `K` others; padded entries have a meaningless value."""
-    to_neighbor = jax.vmap(jax.vmap(lambda b, a: config.displacement_fn(b, a, **kwargs), (0, None)))
-    last = position.shape[0] - 1
-    displacement = to_neighbor(position[jnp.minimum(others, last)], position[jnp.minimum(atoms, last)])
-    return jnp.sum(displacement**2, axis=-1)
 
 
 @overload

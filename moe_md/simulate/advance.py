@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Real
 
 from moe_md import memory
+from moe_md.compiler import fast_jit
 from moe_md.failures import SimulationError, Status
 from moe_md.simulate.integrators.base import Integrator, without_wrapping
 from moe_md.simulate.limits import MAX_NAMED
@@ -91,7 +92,7 @@ def _memory_remedy(system: System) -> str:
     return memory.of_chunk_size(getattr(system.neighbor_fn, "chunk_size", None))
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(fast_jit, static_argnums=0)
 def advance_chunk(
     energy_fn: Callable,
     integrator: Integrator,

@@ -73,9 +73,7 @@ def make(box, fractional, skin=SKIN, **kwargs):
         displacement_fn, _ = space.periodic_general(np.diag(box), fractional_coordinates=True)
     else:
         displacement_fn, _ = space.periodic(np.diag(box))
-    fns = neighbor_list(
-        displacement_fn, box, CUTOFFS, dr_threshold=skin, fractional_coordinates=fractional, **kwargs
-    )
+    fns = neighbor_list(box, CUTOFFS, dr_threshold=skin, fractional_coordinates=fractional, **kwargs)
     return displacement_fn, fns
 
 
