@@ -11,6 +11,9 @@ gradient. Two lower bounds stand beside the measured time:
 
 The share reached is the larger bound divided by the measured time. The profiler gives the time of each part
 of the network.
+
+A second table accounts for a step of dynamics with every atom on the cheap expert: programs of which each
+does what the one before does and more, timed in turn.
 """
 
 import argparse
@@ -22,24 +25,31 @@ import re
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import bench_mixture
 import harness
 import jax
 import jax.numpy as jnp
+import jax_md
 import numpy as np
 from ase.build import bulk
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+import moe_md as mm
 from moe_md.experts import Expert, energies_and_partial_forces
+from moe_md.experts.chunks import SUMS_CHUNK, components_for
+from moe_md.experts.neighbor_sums import energies_of, with_partial_forces
+from moe_md.neighbors.components import displacements, nearest_images
 from moe_md.neighbors.rows import Neighborhood, rows_from_images
 
 SYMBOL, LATTICE, RATTLE = "Pt", 3.98, 0.1  # Å
 PARTS = {  # the first pattern that the name of an operation matches
     "embedding": r"embed|first_projection|basis_linear",
     "latents": r"latent_",
-    "readout": r"readout|_centre_network",
+    "readout": r"readout|_centre_network|Network.energies",
     "environment": r"tensor_product|,n[a-z]{2}->n|naic|_mixed",
 }
 
@@ -87,7 +97,7 @@ def flops_of(left, right, numbers) -> float:
 
 def seconds_of(fn, arguments, repeats: int) -> float:
     """Median seconds of calls of a compiled program, without the first two."""
-    compiled = jax.jit(fn).lower(*arguments).compile()
+    compiled = jax.jit(fn, compiler_options=mm.compiler_options()).lower(*arguments).compile()
     spent = []
     for _ in range(repeats + 2):
         began = time.perf_counter()
@@ -128,7 +138,7 @@ def bandwidth(size: int, repeats: int) -> float:
 
 def where_time_goes(fn, arguments, calls: int) -> dict[str, float]:
     """Share of the time of a program in each part of the network, and in products of all parts."""
-    compiled = jax.jit(fn).lower(*arguments).compile()
+    compiled = jax.jit(fn, compiler_options=mm.compiler_options()).lower(*arguments).compile()
     text = compiled.as_text()
     names = dict(re.findall(r"%?([\w.\-]+) = .*?op_name=\"([^\"]*)\"", text))
     jax.block_until_ready(compiled(*arguments))
@@ -157,45 +167,108 @@ def where_time_goes(fn, arguments, calls: int) -> dict[str, float]:
 
 def roofline(expert: Expert, params, arguments) -> list[dict]:
     """Measure energies alone, and energies with their gradient; one row of results each."""
-    rows = sample(expert, arguments.rows, arguments.skin)
-    rate = bandwidth(rows.mask.size * (expert.config["l_max"] + 1) ** 2, arguments.repeats)
+    functions, n_rows = expert.neighbor_sums, arguments.rows
+    if functions is not None:
+        n_rows = arguments.rows * SUMS_CHUNK // 64
+    rows = sample(expert, n_rows, arguments.skin)
+    l_max = expert.config.get("l_max", len(expert.config.get("num_radial", (1,))) - 1)
+    rate = bandwidth(rows.mask.size * (l_max + 1) ** 2, arguments.repeats)
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    given = rows if functions is None else components_for(expert, rows)
     passes = {
-        "energy": lambda rows: expert.atom_energies(params, rows),
-        "energy and forces": partial(energies_and_partial_forces, expert, params),
+        "energy": partial(expert.atom_energies, params)
+        if functions is None
+        else partial(energies_of, functions, params),
+        "energy and forces": partial(energies_and_partial_forces, expert, params)
+        if functions is None
+        else partial(with_partial_forces, functions, params),
     }
     found = []
     for name, fn in passes.items():
-        shapes = products(jax.make_jaxpr(fn)(rows).jaxpr)
+        shapes = products(jax.make_jaxpr(fn)(given).jaxpr)
         flops = sum(count * flops_of(*shape) for shape, count in shapes.items())
         alone = sum(count * product_seconds(*shape, arguments.repeats) for shape, count in shapes.items())
-        cost = jax.jit(fn).lower(rows).compile().cost_analysis()
+        cost = jax.jit(fn).lower(given).compile().cost_analysis()
         cost = cost[0] if isinstance(cost, list) else cost
-        measured = seconds_of(fn, (rows,), 3 * arguments.repeats)
+        measured = seconds_of(fn, (given,), 3 * arguments.repeats)
         found.append(
             {
                 "expert": expert.config["builder"],
                 "pass": name,
-                "rows": arguments.rows,
+                "rows": n_rows,
                 "slots": int(rows.mask.shape[1]),
                 "neighbours": float(
                     jnp.mean(
                         jnp.sum(rows.mask & (jnp.sum(rows.displacement**2, -1) < expert.cutoff**2), axis=1)
                     )
                 ),
-                "product_flops": float(flops) / arguments.rows,
-                "flops": float(cost["flops"]) / arguments.rows,
-                "bytes": float(cost["bytes accessed"]) / arguments.rows,
-                "product_s": alone / arguments.rows,
+                "product_flops": float(flops) / n_rows,
+                "flops": float(cost["flops"]) / n_rows,
+                "bytes": float(cost["bytes accessed"]) / n_rows,
+                "product_s": alone / n_rows,
                 "memory_rate": rate,
-                "memory_s": (memory := float(cost["bytes accessed"]) / rate) / arguments.rows,
-                "measured_s": measured / arguments.rows,
+                "memory_s": (memory := float(cost["bytes accessed"]) / rate) / n_rows,
+                "measured_s": measured / n_rows,
                 "reached": max(alone, memory) / measured,
-                "parts": where_time_goes(fn, (rows,), 5 * arguments.repeats),
+                "parts": where_time_goes(fn, (given,), 5 * arguments.repeats),
             }
         )
         print(found[-1], flush=True)
     return found
+
+
+def parts_of_step(expert: Expert, params, n_atoms: int, repeats: int) -> dict | None:
+    """Seconds of nested programs of a step with every atom on an expert of sums; None for other experts."""
+    functions = expert.neighbor_sums
+    if functions is None:
+        return None
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    position, edges = bench_mixture.crystal(n_atoms)
+    n_atoms = len(position)
+    species = np.full(n_atoms, expert.species.index(SYMBOL))
+    alone = mm.regions.fixed(np.zeros(n_atoms, int), n_experts=1)
+    displacement_fn, shift_fn = jax_md.space.periodic(edges)
+    neighbor_fn, energy_fn = mm.mixture_neighbor_list(
+        displacement_fn, edges, ((expert, params),), species, alone
+    )
+    step = harness.dynamics_step(mm.simulate.nve(shift_fn, bench_mixture.TIMESTEP_FS), energy_fn)
+    state, neighbors = bench_mixture.start(position), neighbor_fn.allocate(jnp.asarray(position))
+    images = nearest_images(edges, dtype=jnp.float32)
+
+    def next_state(state, change):
+        """Positions that depend on a result, so that the next call does."""
+        return replace(state, position=state.position + 1e-9 * change)
+
+    def rows(carry):
+        state, neighbors = carry
+        found = displacements(
+            state.position, neighbors.centers[0], neighbors.rows_of_sums[0], images, 2 * expert.cutoff
+        )
+        return next_state(state, sum(jnp.sum(x, axis=1, keepdims=True) for x in found)), neighbors
+
+    def energy(carry):
+        state, neighbors = carry
+        return next_state(state, energy_fn(state.position, neighbors)), neighbors
+
+    def forces(carry):
+        state, neighbors = carry
+        return next_state(state, jax.grad(energy_fn)(state.position, neighbors)), neighbors
+
+    cases = {
+        "list check": lambda carry: (carry[0], carry[1].update(carry[0].position)),
+        "rows": rows,
+        "energy": energy,
+        "forces": forces,
+        "step": lambda carry: step(*carry),
+    }
+    compiled = {name: harness.Case(fn, (state, neighbors)) for name, fn in cases.items()}
+    timings = harness.interleave(compiled, repeats=repeats, warmup=2)
+    return {
+        "expert": expert.config["builder"],
+        "atoms": n_atoms,
+        "slots": int(neighbors.rows_of_sums[0].shape[1]),
+        "seconds": {name: t.median for name, t in timings.items()},
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -204,13 +277,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--checkpoint", default="ptco", help="name or path")
     parser.add_argument("--rows", type=int, default=64, help="rows of a chunk")
+    parser.add_argument("--atoms", type=int, nargs="+", default=(8064, 250_000), help="of a step")
     parser.add_argument("--skin", type=float, default=0.4, help="Å, of the neighbour list")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
     parser.add_argument("--smoke", action="store_true", help="tiny experts")
     arguments = parser.parse_args(arguments)
     if arguments.smoke:
-        vars(arguments).update(rows=8, repeats=1)
+        vars(arguments).update(rows=8, repeats=1, atoms=(256,))
     model = harness.two_experts(arguments.checkpoint, tiny=arguments.smoke)
     rate = bandwidth(2**16 if arguments.smoke else 2**26, arguments.repeats)  # larger than every cache
     large = (64, 64) if arguments.smoke else (2048, 2048)
@@ -223,6 +297,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for expert, params in zip(model.experts, model.params)
         for row in roofline(expert, params, arguments)
     ]
+    steps = [
+        found
+        for n_atoms in arguments.atoms
+        for expert, params in zip(model.experts, model.params)
+        if (found := parts_of_step(expert, params, n_atoms, arguments.repeats))
+    ]
+    print(*steps, sep="\n")
     record = {
         "benchmark": "roofline",
         **harness.environment(),
@@ -232,6 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "bandwidth": rate,
         "peak_flops": peak,
         "rows": rows,
+        "steps": steps,
     }
     harness.append(arguments.results, "roofline", record)
 
