@@ -82,11 +82,11 @@ def step_case(position, edges, experts, params, species, region, chunk_size: int
     )
 
 
-def start(position) -> simulate.NVEState:
+def start(position, temperature_K: float = TEMPERATURE_K) -> simulate.NVEState:
     """Initial state of all cases: random momenta, and no force in the first half step."""
     position = jnp.asarray(position)
     mass = jnp.full((len(position), 1), atomic_masses[atomic_numbers[SYMBOL]], position.dtype)
-    momentum = jnp.sqrt(mass * mm.units.kB * TEMPERATURE_K) * jax.random.normal(
+    momentum = jnp.sqrt(mass * mm.units.kB * temperature_K) * jax.random.normal(
         jax.random.key(0), position.shape, position.dtype
     )
     return simulate.NVEState(position, momentum - momentum.mean(0), jnp.zeros_like(position), mass)
