@@ -33,7 +33,13 @@ EXPERTS = {
     "power_spectrum": partial(power_spectrum, l_max=4),
     "density_moments": density_moments,
     "density_moments, zbl": partial(density_moments, zbl=True),
+    "density_moments (8, 2, 2), zbl": partial(
+        density_moments, num_radial=(8, 2, 2), hidden=(32, 32), zbl=True
+    ),
     "density_moments (8, 4, 4, 3), zbl": partial(density_moments, num_radial=(8, 4, 4, 3), zbl=True),
+    "density_moments (8, 4, 4), zbl, 2 mixtures of species": partial(
+        density_moments, num_species_mixtures=2, zbl=True
+    ),
 }
 WARMUP, LEAST = 100, 0.01  # steps of warm-up, and the last learning rate over the largest
 DECAY = 0.999  # of the average of parameters

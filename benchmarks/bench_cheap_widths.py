@@ -30,11 +30,12 @@ VALIDATION = 0.15  # share of the frames, as in `ptco/cheap.toml`
 CUTOFF = 5.0  # Å
 EXPERTS = {
     "power_spectrum": partial(power_spectrum, l_max=4),
-    "density_moments (8)": partial(density_moments, num_radial=(8,)),
-    "density_moments (8, 2, 2)": density_moments,
-    "density_moments (8, 3, 3)": partial(density_moments, num_radial=(8, 3, 3)),
-    "density_moments (8, 2, 2, 2)": partial(density_moments, num_radial=(8, 2, 2, 2)),
-    "density_moments (8, 4, 4, 3)": partial(density_moments, num_radial=(8, 4, 4, 3)),
+    "density_moments (8); 32, 32": partial(density_moments, num_radial=(8,), hidden=(32, 32)),
+    "density_moments (8, 2, 2); 32, 32": partial(density_moments, num_radial=(8, 2, 2), hidden=(32, 32)),
+    "density_moments (8, 2, 2); 64, 64": partial(density_moments, num_radial=(8, 2, 2)),
+    "density_moments (8, 4, 4); 64, 64": density_moments,
+    "density_moments (8, 4, 4, 3); 64, 64": partial(density_moments, num_radial=(8, 4, 4, 3)),
+    "density_moments (8, 8, 8); 64, 64": partial(density_moments, num_radial=(8, 8, 8)),
 }
 
 

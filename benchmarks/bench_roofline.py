@@ -42,7 +42,7 @@ import moe_md as mm
 from moe_md.experts import Expert, energies_and_partial_forces
 from moe_md.experts.chunks import SUMS_CHUNK, components_for
 from moe_md.experts.neighbor_sums import energies_of, with_partial_forces
-from moe_md.neighbors.components import displacements, nearest_images
+from moe_md.neighbors.images import displacements, nearest_images
 from moe_md.neighbors.rows import Neighborhood, rows_from_images
 
 SYMBOL, LATTICE, RATTLE = "Pt", 3.98, 0.1  # Å

@@ -27,13 +27,7 @@ def build_experts(
     """
     species = [metal, *(s for s in dataset.species if s != metal)]
     expensive = {"builder": "allegro", "species": species, "cutoff": 5.0}
-    cheap = {
-        "builder": "power_spectrum",
-        "species": species,
-        "cutoff": 5.0,
-        "l_max": 4,
-        "allowed_species": [metal],
-    }
+    cheap = {"builder": "density_moments", "species": species, "cutoff": 5.0, "allowed_species": [metal]}
     if start is not None:
         expensive, cheap = (dict(expert.config) for expert in start)
     return (

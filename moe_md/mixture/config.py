@@ -12,7 +12,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from moe_md.experts.base import Expert, Params
-from moe_md.neighbors.components import nearest_images
+from moe_md.neighbors.images import nearest_images
 from moe_md.neighbors.neighbor_list import Box, NeighborList, NeighborListFns, Perturbation
 from moe_md.regions import Region, RegionNeighbors
 

@@ -15,6 +15,7 @@ All functions here take the static `MixtureConfig` first; `builder` binds it.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +28,8 @@ from moe_md.experts.domain import allows_every_species, in_domain, warn_out_of_d
 from moe_md.experts.neighbor_sums import BEYOND
 from moe_md.mixture.checks import check_requested
 from moe_md.mixture.config import MixtureConfig, MixtureNeighbors, Parts
-from moe_md.neighbors.components import RowComponents, displacements
+from moe_md.neighbors.components import RowComponents
+from moe_md.neighbors.images import displacements
 from moe_md.neighbors.neighbor_list import Box, Perturbation
 from moe_md.neighbors.rows import Neighborhood, rows_from_neighbor_list, rows_within_cutoff
 from moe_md.regions import Reassigned, Region
@@ -203,26 +205,17 @@ def _evaluate(
         params = (*params, config.inner_potential[1])
     region = config.region if region is None else region
     displacement_fn = config.displacement(**config.box_arguments(box, perturbation))
-    nearest_image = config.nearest_images(R.dtype, box, perturbation)
     check_requested(region.required_neighbors(config.dr_threshold), neighbor.requested)
     gates = region.gate(R, displacement_fn, config.region_neighbors(neighbor.list, neighbor.requested))
-    energies, is_missing = zip(
-        *(
-            _energies_of(
-                config,
-                potential,
-                expert,
-                params[potential],
-                R,
-                neighbor,
-                gates,
-                region,
-                displacement_fn,
-                nearest_image,
-            )
-            for potential, expert in columns
-        )
+    given = _Given(
+        R,
+        neighbor,
+        gates,
+        region.is_dynamic,
+        displacement_fn,
+        config.nearest_images(R.dtype, box, perturbation),
     )
+    energies, is_missing = zip(*(_energies_of(config, given, n, expert, params[n]) for n, expert in columns))
     # An invalid region has NaN gates; an atom may have a gate above zero and no row. (Gates may be
     # below zero by rounding.)
     is_invalid = jnp.any(jnp.isnan(gates)) | jnp.any(jnp.stack(is_missing))
@@ -231,54 +224,53 @@ def _evaluate(
     return Parts(gates, jnp.stack(energies, axis=1) + invalid)
 
 
+class _Given(NamedTuple):
+    """What the energies of all potentials depend on."""
+
+    position: Float[Array | np.ndarray, "atoms 3"]
+    neighbors: MixtureNeighbors
+    gates: Float[Array, "atoms experts"]
+    is_dynamic: bool  # whether the gates depend on positions
+    displacement_fn: Callable
+    nearest_image: Callable  # the same, component by component
+
+
 def _energies_of(
-    config: MixtureConfig,
-    potential: int,
-    expert: int,
-    params,
-    R: Array | np.ndarray,
-    neighbor: MixtureNeighbors,
-    gates: Array,
-    region: Region,
-    displacement_fn: Callable,
-    nearest_image: Callable,
+    config: MixtureConfig, given: _Given, potential: int, expert: int, params
 ) -> tuple[Array, Array]:
     """Energies `[n_atoms]` eV, by a potential, of the atoms with a gate above zero on an expert.
 
     The second value, bool, says whether an atom with such a gate lacks its row.
     """
-    centers, needed = neighbor.centers[expert], jnp.sum(gates[:, expert] > 0)
-    energies = jnp.zeros(config.n_atoms, R.dtype)
+    centers, needed = given.neighbors.centers[expert], jnp.sum(given.gates[:, expert] > 0)
+    energies = jnp.zeros(config.n_atoms, given.position.dtype)
     if centers.shape[0] == 0:
         return energies, needed > 0
-    of_centers, chunks = gate_of(gates, centers, expert), {}
-    of_sums = neighbor.rows_of_sums[potential]
-    if of_sums is not None:
-        rows = _components(config, potential, centers, of_sums, R, nearest_image)
+    of_centers, chunks = gate_of(given.gates, centers, expert), {}
+    neighbor = given.neighbors.rows_of_sums[potential]
+    if neighbor is not None:
+        rows = _components(config, given, potential, centers, neighbor)
         overflow = jnp.zeros((), bool)
     else:
-        if region.is_dynamic and config.potentials[potential].num_hops == 1:
+        if given.is_dynamic and config.potentials[potential].num_hops == 1:
             centers, of_centers, chunks["wanted"] = active_first(centers, of_centers)
-        rows, overflow = _rows(config, potential, centers, R, neighbor, displacement_fn)
+        rows, overflow = _rows(config, given, potential, centers)
     is_active = of_centers > 0
     computed = config.energy_fns[potential](params, rows, **chunks)[: centers.shape[0]]
     energies = energies.at[centers].set(jnp.where(is_active, computed, 0.0), mode="drop")
     return energies, overflow | (needed > jnp.sum(is_active))
 
 
-def _rows(
-    config: MixtureConfig,
-    potential: int,
-    centers: Array,
-    position: Array | np.ndarray,
-    neighbor: MixtureNeighbors,
-    displacement_fn: Callable,
-) -> tuple[Neighborhood, Array]:
+def _rows(config: MixtureConfig, given: _Given, potential: int, centers: Array) -> tuple[Neighborhood, Array]:
     """Rows of a potential for its centres, then for its halo; and whether packed rows overflow."""
+    neighbor = given.neighbors
     expert, max_neighbors = config.potentials[potential], neighbor.max_neighbors[potential]
-    arguments = (position, config.species, neighbor.list.idx[config.level[potential]], displacement_fn)
+    idx = neighbor.list.idx[config.level[potential]]
+    arguments = (given.position, config.species, idx, given.displacement_fn)
     if max_neighbors is not None:
-        rows, occupancy = rows_within_cutoff(*arguments, centers, expert.cutoff, max_neighbors)
+        rows, occupancy = rows_within_cutoff(
+            *arguments, centers, given.nearest_image, expert.cutoff, max_neighbors
+        )
         return rows, occupancy > max_neighbors
     overflow = jnp.zeros((), bool)
     if expert.num_hops == 1:
@@ -291,18 +283,13 @@ def _rows(
 
 
 def _components(
-    config: MixtureConfig,
-    potential: int,
-    centers: Array,
-    neighbor: Array,
-    position: Array | np.ndarray,
-    nearest_image: Callable,
+    config: MixtureConfig, given: _Given, potential: int, centers: Array, neighbor: Array
 ) -> RowComponents:
     """Rows of a potential of sums over neighbours."""
     beyond = BEYOND * config.potentials[potential].cutoff
     last = config.n_atoms - 1
     return RowComponents(
-        displacements(position, centers, neighbor, nearest_image, beyond),
+        displacements(given.position, centers, neighbor, given.nearest_image, beyond),
         config.species[jnp.minimum(centers, last)],
         config.species[jnp.minimum(neighbor, last)],
     )

@@ -209,10 +209,10 @@ def _max_occupancies(
     kwargs: dict,
 ) -> list[Array | None]:
     """Largest number of neighbours within its cutoff of each potential; None where rows are not packed."""
-    displacement_fn = config.displacement(**kwargs)
+    nearest_image = config.nearest_images(position.dtype, **kwargs)
     centers = [*centers, centers[0]]  # the inner potential computes the atoms of expert 0
     return [
-        max_occupancy(position, full_list.idx[config.level[n]], displacement_fn, centers[n], expert.cutoff)
+        max_occupancy(position, full_list.idx[config.level[n]], nearest_image, centers[n], expert.cutoff)
         if config.is_packed(n)
         else None
         for n, expert in enumerate(config.potentials)

@@ -32,7 +32,7 @@ from moe_md.memory import check_lists
 from moe_md.neighbors import cells as cell_lists
 from moe_md.neighbors.capacity import padded_capacity
 from moe_md.neighbors.cells import Cells, Grid, cell_grid, cell_number, cell_offsets, max_cell_occupancy
-from moe_md.neighbors.components import Components, components, displacements, nearest_images
+from moe_md.neighbors.images import Components, components, displacements, nearest_images
 from moe_md.neighbors.rows import compact_neighbors
 
 BLOCK = {"cpu": 256}  # atoms whose candidates are compared at a time, by backend

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Integer, Real, Shaped
 
 from moe_md.checks import check_keywords
+from moe_md.neighbors.images import Components, displacements
 
 Result = TypeVar("Result")
 Rows = TypeVar("Rows")
@@ -72,13 +73,14 @@ def rows_within_cutoff(
     idx: Int[Array | np.ndarray, "atoms K"],
     displacement_fn: Callable,
     centers: Int[Array | np.ndarray, " n"],
+    nearest_image: Callable[[Components], Components],
     cutoff: float,
     max_neighbors: int,
-    **kwargs,
 ) -> tuple[Neighborhood, Int[Array, ""]]:
     """Packed rows: only neighbours within a cutoff, without the skin, in fewer slots.
 
     Args:
+        nearest_image: from `images.nearest_images`, as `displacement_fn`.
         cutoff: Å.
         max_neighbors: slots of each row.
         others: as for `rows_from_neighbor_list`.
@@ -87,22 +89,21 @@ def rows_within_cutoff(
         The rows, and the largest number of neighbours of a row. Where it exceeds
         `max_neighbors`, neighbours are missing.
     """
-    neighbor, occupancy = _near(position, idx, displacement_fn, centers, cutoff, max_neighbors, **kwargs)
-    return _rows(position, species, neighbor, displacement_fn, centers, **kwargs), occupancy
+    neighbor, occupancy = _near(position, idx, nearest_image, centers, cutoff, max_neighbors)
+    return _rows(position, species, neighbor, displacement_fn, centers), occupancy
 
 
 def max_occupancy(
     position: Float[Array | np.ndarray, "atoms 3"],
     idx: Int[Array | np.ndarray, "atoms K"],
-    displacement_fn: Callable,
+    nearest_image: Callable[[Components], Components],
     centers: Int[Array | np.ndarray, " n"],
     cutoff: float,
-    **kwargs,
 ) -> Int[Array, ""]:
     """Largest number of neighbours within a cutoff over some centres; see `rows_within_cutoff`."""
     if centers.shape[0] == 0:
         return jnp.zeros((), jnp.int32)
-    return _near(position, idx, displacement_fn, centers, cutoff, 1, **kwargs)[1]
+    return _near(position, idx, nearest_image, centers, cutoff, 1)[1]
 
 
 def compact_neighbors(
@@ -135,12 +136,11 @@ def neighbors_of(
     return jnp.where(real[:, None], idx[jnp.where(real, centers, 0)], n_atoms)
 
 
-def _near(position, idx, displacement_fn, centers, cutoff, max_neighbors, **kwargs) -> tuple[Array, Array]:
-    position, kwargs = jax.lax.stop_gradient((position, kwargs))
+def _near(position, idx, nearest_image, centers, cutoff, max_neighbors) -> tuple[Array, Array]:
     neighbor, n_atoms = neighbors_of(centers, idx), position.shape[0]
-    D = _displacements(position, neighbor, displacement_fn, centers, **kwargs)
-    keep = (neighbor < n_atoms) & (jnp.sum(D**2, axis=-1) < cutoff**2)
-    return compact_neighbors(neighbor, keep, max_neighbors, n_atoms)
+    D = displacements(position, centers, neighbor, nearest_image, 2 * cutoff)
+    x, y, z = jax.lax.stop_gradient(D)
+    return compact_neighbors(neighbor, x * x + y * y + z * z < cutoff**2, max_neighbors, n_atoms)
 
 
 def _displacements(position, neighbor, displacement_fn, centers, **kwargs) -> Array:

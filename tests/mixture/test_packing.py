@@ -10,6 +10,7 @@ from trajectories import run_from
 
 import moe_md as mm
 from moe_md import simulate
+from moe_md.neighbors.images import nearest_images
 from moe_md.neighbors.rows import max_occupancy, rows_from_neighbor_list, rows_within_cutoff
 
 CUTOFF = 3.6  # Å: 12 neighbours, and 6 more within the skin of 0.6
@@ -55,7 +56,8 @@ def test_rows_hold_what_is_near_and_nothing_else():
     R, species = rattled(atoms), jnp.zeros(len(atoms), int)
     idx = neighbor_fn.allocate(R).idx
     centers = jnp.asarray([3, 7, len(atoms), 50])
-    rows, fullest = rows_within_cutoff(R, species, idx, displacement_fn, centers, CUTOFF, 16)
+    images = nearest_images(atoms.cell.array.T)
+    rows, fullest = rows_within_cutoff(R, species, idx, displacement_fn, centers, images, CUTOFF, 16)
     D = space.map_product(displacement_fn)(R, R)
     distance = np.linalg.norm(np.asarray(D), axis=-1)
     for row, center in enumerate(np.asarray(centers)):
@@ -67,14 +69,10 @@ def test_rows_hold_what_is_near_and_nothing_else():
         )
         assert found == near
     within = np.sum((distance < CUTOFF) & (distance > 0), axis=1)
-    assert (
-        int(fullest)
-        == within[[3, 7, 50]].max()
-        == int(max_occupancy(R, idx, displacement_fn, centers, CUTOFF))
-    )
+    assert int(fullest) == within[[3, 7, 50]].max() == int(max_occupancy(R, idx, images, centers, CUTOFF))
     wide = rows_from_neighbor_list(R, species, idx, displacement_fn, centers)
     assert int(jnp.sum(wide.mask)) > int(jnp.sum(rows.mask)) > 0
-    assert int(max_occupancy(R, idx, displacement_fn, centers[:0], CUTOFF)) == 0
+    assert int(max_occupancy(R, idx, images, centers[:0], CUTOFF)) == 0
 
 
 def test_energy_and_forces_are_those_of_whole_rows():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax_md import space
 
-from moe_md.neighbors.components import RowComponents, components_of_rows, displacements, nearest_images
+from moe_md.neighbors.components import RowComponents, components_of_rows
+from moe_md.neighbors.images import displacements, nearest_images
 from moe_md.neighbors.rows import Neighborhood
 
 EDGES = np.array([7.0, 8.0, 9.5])
