@@ -130,6 +130,16 @@ def test_cheap_expert(tmp_path):
 
 
 @pytest.mark.thorough
+def test_cheap_widths(tmp_path, tables):
+    record = smoke("cheap_widths", tmp_path, "--experts", "density_moments (8); 32, 32")
+    (row,) = record["rows"]
+    assert row["scores"]["step"] == 2 and row["us_per_atom"] > 0 and row["parameters"] > 1000
+    path = tmp_path / "cheap_widths.jsonl"
+    path.write_text(path.read_text().replace('"smoke": true', '"smoke": false'))
+    assert "| density_moments (8); 32, 32 |" in tables.cheap_widths(tmp_path)
+
+
+@pytest.mark.thorough
 def test_learning_curve(tmp_path, tables):
     record = smoke("learning_curve", tmp_path)
     few, more = record["points"]

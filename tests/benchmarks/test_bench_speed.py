@@ -150,7 +150,9 @@ def test_halo(tmp_path, tables):
 def test_roofline(tmp_path, tables):
     record = smoke("roofline", tmp_path)
     assert [(row["expert"], row["pass"]) for row in record["rows"]] == [
-        (expert, name) for expert in ("allegro", "power_spectrum") for name in ("energy", "energy and forces")
+        (expert, name)
+        for expert in ("allegro", "density_moments")
+        for name in ("energy", "energy and forces")
     ]
     for row in record["rows"]:
         assert (
@@ -163,6 +165,20 @@ def test_roofline(tmp_path, tables):
     path = tmp_path / "roofline.jsonl"
     path.write_text(json.dumps({**record, "smoke": False}) + "\n")
     assert "| allegro, energy and forces |" in tables.roofline(tmp_path)
+    (step,) = record["steps"]
+    assert step["expert"] == "density_moments" and all(s > 0 for s in step["seconds"].values())
+    assert "| density_moments, 256 atoms |" in tables.step(tmp_path)
+
+
+@pytest.mark.thorough
+def test_skin(tmp_path, tables):
+    record = smoke("skin", tmp_path)
+    assert [row["share"] for row in record["rows"]] == [0.0] * 3 + [0.1] * 3
+    narrow, wide = record["rows"][:2]
+    assert narrow["slots"] < wide["slots"] and not any(row["overflow"] for row in record["rows"])
+    path = tmp_path / "skin.jsonl"
+    path.write_text(path.read_text().replace('"smoke": true', '"smoke": false'))
+    assert "| 0.6; 1.25 |" in tables.skin(tmp_path)
 
 
 def test_products_are_counted(harness):
