@@ -16,8 +16,11 @@ from jaxtyping import Bool, Float, Int, Integer
 from moe_md import lazy_jax_md as jax_md
 from moe_md.distributed.partition import SUBDOMAIN, Atoms, Lists, Partition, State
 from moe_md.experts.base import Expert, Params
+from moe_md.experts.neighbor_sums import BEYOND, allowed_neighbors
 from moe_md.mixture.energy import active_first, gate_of, n_out_of_domain
 from moe_md.neighbors.capacity import first_true
+from moe_md.neighbors.components import RowComponents, components_from_positions
+from moe_md.neighbors.images import nearest_images
 from moe_md.neighbors.neighbor_list import NeighborList
 from moe_md.neighbors.rows import Neighborhood, rows_from_neighbor_list
 from moe_md.regions import Region, RegionNeighbors
@@ -120,7 +123,7 @@ def own_energy(
         centers, of_centers, n_active = active_first(centers, gate_of(gates, centers, e))
         is_missing = is_missing | (jnp.sum(gates[:, e] > 0) > n_active)
         if len(centers):
-            rows = _rows(config, e, centers, local, lists)
+            rows = _energy_rows(config, e, centers, local, lists)
             energies = config.energy_fns[e](params[e], rows, wanted=n_active)
             total = total + jnp.sum(jnp.where(of_centers > 0, of_centers * energies, 0.0))
     # The product with all positions makes all forces NaN too.
@@ -242,6 +245,23 @@ def _list_near_seeds(
 
     near, counts = jax.lax.map(near_one, position[own:])
     return lists._replace(near_seeds=near), jnp.max(counts)
+
+
+def _energy_rows(
+    config: DistributedConfig, expert: int, centers: Array, local_position: Array, lists: Lists
+) -> Neighborhood | RowComponents:
+    """Rows of own slots in the form that the expert takes."""
+    potential = config.experts[expert]
+    if potential.neighbor_sums is None:
+        return _rows(config, expert, centers, local_position, lists)
+    idx, n_local = lists.idx[config.level[expert]], len(local_position)
+    is_own = centers < len(idx)
+    neighbor = jnp.where(is_own[:, None], idx[jnp.where(is_own, centers, 0)], n_local)
+    neighbor = allowed_neighbors(neighbor, lists.species, potential.species, potential.allowed_species)
+    # Own atoms are further than every cutoff from the ends of this box, which is open along an axis.
+    nearest_image = nearest_images(config.partition.local_box, dtype=local_position.dtype)
+    beyond = BEYOND * potential.cutoff
+    return components_from_positions(local_position, lists.species, centers, neighbor, nearest_image, beyond)
 
 
 def _rows(

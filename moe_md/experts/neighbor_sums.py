@@ -76,6 +76,20 @@ def of_center_species(
     return jnp.take_along_axis(values, jnp.asarray(place)[center_species][None], axis=0)[0]
 
 
+def allowed_neighbors(
+    neighbor: Int[Array, "n K"],
+    atom_species: Int[Array | np.ndarray, " atoms"],
+    species: Sequence[str],
+    allowed_species: Sequence[str],
+) -> Int[Array, "n K"]:
+    """The number of atoms in place of neighbours of species that are not allowed."""
+    if set(allowed_species) == set(species):
+        return neighbor
+    is_allowed = jnp.asarray([symbol in allowed_species for symbol in species])
+    is_allowed = jnp.append(is_allowed[atom_species], False)
+    return jnp.where(is_allowed[neighbor], neighbor, atom_species.shape[0])
+
+
 def row_components(
     rows: Neighborhood, species: Sequence[str], allowed_species: Sequence[str], cutoff: float
 ) -> RowComponents:

@@ -28,8 +28,7 @@ from moe_md.experts.domain import allows_every_species, in_domain, warn_out_of_d
 from moe_md.experts.neighbor_sums import BEYOND
 from moe_md.mixture.checks import check_requested
 from moe_md.mixture.config import MixtureConfig, MixtureNeighbors, Parts
-from moe_md.neighbors.components import RowComponents
-from moe_md.neighbors.images import displacements
+from moe_md.neighbors.components import components_from_positions
 from moe_md.neighbors.neighbor_list import Box, Perturbation
 from moe_md.neighbors.rows import Neighborhood, rows_from_neighbor_list, rows_within_cutoff
 from moe_md.regions import Reassigned, Region
@@ -249,7 +248,10 @@ def _energies_of(
     of_centers, chunks = gate_of(given.gates, centers, expert), {}
     neighbor = given.neighbors.rows_of_sums[potential]
     if neighbor is not None:
-        rows = _components(config, given, potential, centers, neighbor)
+        beyond = BEYOND * config.potentials[potential].cutoff
+        rows = components_from_positions(
+            given.position, config.species, centers, neighbor, given.nearest_image, beyond
+        )
         overflow = jnp.zeros((), bool)
     else:
         if given.is_dynamic and config.potentials[potential].num_hops == 1:
@@ -280,16 +282,3 @@ def _rows(config: MixtureConfig, given: _Given, potential: int, centers: Array) 
     n_rows, n_atoms = centers.shape[0], config.n_atoms
     row_of = jnp.full(n_atoms + 1, n_rows).at[centers].set(jnp.arange(n_rows)).at[n_atoms].set(n_rows)
     return rows._replace(neighbor=row_of[rows.neighbor]), overflow
-
-
-def _components(
-    config: MixtureConfig, given: _Given, potential: int, centers: Array, neighbor: Array
-) -> RowComponents:
-    """Rows of a potential of sums over neighbours."""
-    beyond = BEYOND * config.potentials[potential].cutoff
-    last = config.n_atoms - 1
-    return RowComponents(
-        displacements(given.position, centers, neighbor, given.nearest_image, beyond),
-        config.species[jnp.minimum(centers, last)],
-        config.species[jnp.minimum(neighbor, last)],
-    )

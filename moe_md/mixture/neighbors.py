@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
-from moe_md.experts.domain import allows_every_species
+from moe_md.experts.neighbor_sums import allowed_neighbors
 from moe_md.mixture import checks
 from moe_md.mixture.config import THERMAL_CAPACITY_FACTOR, MixtureConfig, MixtureNeighbors
 from moe_md.neighbors.capacity import first_true, padded_capacity
@@ -254,10 +254,7 @@ def _rows_of_sums(
             rows.append(None)
             continue
         neighbor = neighbors_of(of_expert, full_list.idx[config.level[n]][:, : max_neighbors[n]])
-        if not allows_every_species(expert):
-            is_allowed = jnp.asarray([symbol in expert.allowed_species for symbol in expert.species])
-            is_allowed = jnp.append(is_allowed[config.species], False)
-            neighbor = jnp.where(is_allowed[neighbor], neighbor, config.n_atoms)
+        neighbor = allowed_neighbors(neighbor, config.species, expert.species, expert.allowed_species)
         rows.append(neighbor.astype(jnp.int32))
     return tuple(rows)
 

@@ -58,9 +58,7 @@ def pair(kind="analytic"):
         )
         experts = [
             mm.experts.allegro(SPECIES, 5.0, l_max=1, **sizes),
-            mm.experts.power_spectrum(
-                SPECIES, 4.6, l_max=1, num_channels=2, hidden=(4,), allowed_species=("Ar",)
-            ),
+            mm.experts.density_moments(SPECIES, 4.6, num_radial=(3, 2), hidden=(4,), allowed_species=("Ar",)),
         ]
     return experts, [e.init(jax.random.key(n)) for n, e in enumerate(experts)]
 
