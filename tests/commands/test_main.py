@@ -67,7 +67,7 @@ def test_demo_runs_with_settings_of_file_and_options(capsys, tmp_path, monkeypat
         ("train", "[training.weights]\nforce = 3\n", ["'force'", "[weights]", "forces"]),
         ("train", "[training]\nweights = 3\n", ["weights", "must be a table"]),
         ("train", "[training]\nsteps = -3\n", ["steps must be positive", "got -3"]),
-        ("train", "[cheap]\nlmax = 3\n", ["'lmax'", "[cheap]", "l_max"]),
+        ("train", "[cheap]\nradial = 3\n", ["'radial'", "[cheap]", "num_radial"]),
         ("train", "[cheap]\nbuilder = 'magic'\n", ["builder of [cheap]", "'magic'", "allegro"]),
         ("train", "[cheap]\nallowed_species = ['Au']\n", ["allowed_species", "Au"]),
     ],
@@ -198,11 +198,10 @@ def test_init_writes_settings_that_are_the_defaults(capsys, tmp_path):
     assert settings_file.filled(TrainSettings, tables["training"], "") == TrainSettings()
     region = {"structure": "slab.extxyz", "region_around": "C,O"}
     assert settings_file.filled(RunSettings, tables["run"], "") == RunSettings(**region)
-    for name, builder in (("expensive", "allegro"), ("cheap", "power_spectrum")):
+    for name, builder in (("expensive", "allegro"), ("cheap", "density_moments")):
         table = tables[name]
         assert table["builder"] == builder and table["species"] == ["Pt", "C", "O"]
         least = {k: table[k] for k in ("builder", "species", "cutoff", "allowed_species") if k in table}
-        least |= {"l_max": 4} if name == "cheap" else {}
         assert experts.build(table).config == experts.build(least).config
     text = path.read_text()
     for line in (
