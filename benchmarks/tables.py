@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import harness
-from tables_cheap import cheap_expert, cheap_widths, skin, step
+from tables_cheap import boundary, cheap_expert, cheap_widths, skin, step
 from tables_dynamics import gradient, lyapunov, moving, respa, soak
 from tables_models import accuracy, cotraining, learning_curve, pairs, ptco, public_dft
 from tables_speed import ase, halo, mixture, peers, regions, roofline, scale, training
@@ -31,6 +31,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "moving": moving,
     "respa": respa,
     "roofline": roofline,
+    "boundary": boundary,
     "step": step,
     "skin": skin,
     "cheap_widths": cheap_widths,

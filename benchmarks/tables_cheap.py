@@ -36,6 +36,40 @@ def skin(folder: Path) -> str:
     )
 
 
+def boundary(folder: Path) -> str:
+    """Change of forces at the boundary between the experts in a hot crystal."""
+    command = "python benchmarks/bench_boundary.py"
+    records = [r for r in harness.read(folder, "boundary") if not r["smoke"]]
+    if not records:
+        return unmeasured(command)
+    rows = [
+        [
+            f"`{r['checkpoint']}`",
+            f"{r['mean_temperature_K']:.0f}",
+            *(
+                f"{r[f'{name}_meV_per_A']:.1f}"
+                for name in ("rms_force", "near", "near_expensive_side", "near_cheap_side", "far_cheap_side")
+            ),
+        ]
+        for r in records
+    ]
+    head = [
+        "pair",
+        "temperature, K",
+        "force",
+        "within 5 Å of the boundary",
+        "on its expensive side",
+        "on its cheap side",
+        "cheap side, 10 Å and more away",
+    ]
+    last = records[-1]
+    note = (
+        "Root mean squares, meV/Å: of the forces, and of the differences between those of the mixture and "
+        f"of the expensive expert. {last['samples']} samples of {last['atoms']} atoms. {where(last)}."
+    )
+    return "\n\n".join([f"`{command}`", markdown(head, rows), note])
+
+
 def _printed(command: str, records: Sequence[dict], table: Callable[[dict], Table]) -> str:
     """The command, and the table of each record."""
     if not records:

@@ -140,6 +140,16 @@ def test_cheap_widths(tmp_path, tables):
 
 
 @pytest.mark.thorough
+def test_boundary(tmp_path, tables):
+    record = smoke("boundary", tmp_path)
+    assert record["far_expensive_side_meV_per_A"] == 0.0 < record["far_cheap_side_meV_per_A"]
+    assert record["near_expensive_side_meV_per_A"] > 0.0
+    path = tmp_path / "boundary.jsonl"
+    path.write_text(path.read_text().replace('"smoke": true', '"smoke": false'))
+    assert "| `ptco` |" in tables.boundary(tmp_path)
+
+
+@pytest.mark.thorough
 def test_learning_curve(tmp_path, tables):
     record = smoke("learning_curve", tmp_path)
     few, more = record["points"]
