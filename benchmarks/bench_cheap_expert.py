@@ -39,7 +39,7 @@ EXPERTS = {
     ),
     "density_moments (8, 4, 4, 3), zbl": partial(density_moments, num_radial=(8, 4, 4, 3), zbl=True),
     "density_moments (8, 4, 4), zbl, 2 mixtures of species": partial(
-        density_moments, num_species_mixtures=2, zbl=True
+        density_moments, num_radial=(8, 4, 4), num_species_mixtures=2, zbl=True
     ),
 }
 WARMUP, LEAST = 100, 0.01  # steps of warm-up, and the last learning rate over the largest

@@ -33,7 +33,8 @@ EXPERTS = {
     "density_moments (8); 32, 32": partial(density_moments, num_radial=(8,), hidden=(32, 32)),
     "density_moments (8, 2, 2); 32, 32": partial(density_moments, num_radial=(8, 2, 2), hidden=(32, 32)),
     "density_moments (8, 2, 2); 64, 64": partial(density_moments, num_radial=(8, 2, 2)),
-    "density_moments (8, 4, 4); 64, 64": density_moments,
+    "density_moments (8, 4, 4); 64, 64": partial(density_moments, num_radial=(8, 4, 4)),
+    "density_moments (8, 6, 6); 64, 64": density_moments,
     "density_moments (8, 4, 4, 3); 64, 64": partial(density_moments, num_radial=(8, 4, 4, 3)),
     "density_moments (8, 8, 8); 64, 64": partial(density_moments, num_radial=(8, 8, 8)),
 }

@@ -100,16 +100,10 @@ class ListConfig:
         """Å, columns of the strained box; default the builder's."""
         return strained(self.box if box is None else box, perturbation)
 
-    def nearest_images(
-        self, dtype, box: Box | None = None, perturbation: Perturbation | None = None
-    ) -> Callable[[Components], Components]:
+    def nearest_images(self, dtype, box=None, perturbation=None) -> Callable[[Components], Components]:
         """Differences of positions to displacements of nearest images, Å."""
-        return nearest_images(
-            self.box if box is None else box,
-            perturbation,
-            fractional_coordinates=self.fractional_coordinates,
-            dtype=dtype,
-        )
+        box, is_fractional = self.box if box is None else box, self.fractional_coordinates
+        return nearest_images(box, perturbation, fractional_coordinates=is_fractional, dtype=dtype)
 
 
 class _Check(NamedTuple):

@@ -176,7 +176,7 @@ def test_models_lists_the_shipped_checkpoints(capsys):
     assert code == 0 and [line.split()[0] for line in out.splitlines()] == mm.models()
     assert {"ptco", "ptco-small", "ptco-small-inner"} <= set(mm.models())
     code, out, _ = moe_md(capsys, "models", "--json")
-    assert json.loads(out)["models"]["ptco"]["builders"] == ["allegro", "power_spectrum"]
+    assert json.loads(out)["models"]["ptco"]["builders"] == ["allegro", "density_moments"]
     with pytest.raises(AttributeError, match="it is now moe_md.models"):
         checkpoint.names  # noqa: B018
 
