@@ -239,7 +239,8 @@ PAIRS = [name for name in models() if not name.endswith("-inner")]
 def test_shipped_pairs_have_a_record_and_shorten_a_stretched_molecule(name):
     """They load with their training record, and their forces shorten a stretched CO."""
     model = load(name)
-    assert [e.config["builder"] for e in model.experts] == ["allegro", "density_moments"]
+    cheap = "density_moments" if name == "ptco" else "power_spectrum"
+    assert [e.config["builder"] for e in model.experts] == ["allegro", cheap]
     assert model.record["history"] and model.record["train"]["frames"] > 50 and "weights" in model.settings
     atoms = fcc111("Pt", (2, 2, 3), a=3.98, vacuum=8.0)
     add_adsorbate(atoms, Atoms("CO", [[0, 0, 0], [0, 0, 1.4]]), 1.85, "fcc")
