@@ -187,8 +187,10 @@ def lammps_snap(problem: Problem) -> Built:
     """SNAP with 55 bispectrum components at our cutoff; random coefficients."""
     coefficients, settings = problem.folder / "Pt.snapcoeff", problem.folder / "Pt.snapparam"
     values = 0.01 * np.random.default_rng(0).standard_normal(56)
-    coefficients.write_text("1 56\nPt 0.5 1.0\n" + "".join(f"{value}\n" for value in values))
-    settings.write_text(f"rcutfac {CUTOFF}\ntwojmax 8\n")
+    coefficients.write_text(
+        "1 56\nPt 0.5 1.0\n" + "".join(f"{value}\n" for value in values), encoding="utf-8"
+    )
+    settings.write_text(f"rcutfac {CUTOFF}\ntwojmax 8\n", encoding="utf-8")
     return lammps_case(problem, lambda _: ("pair_style snap", f"pair_coeff * * {coefficients} {settings} Pt"))
 
 

@@ -217,7 +217,7 @@ def density_moments(
 
     >>> expert = density_moments(("Pt",), 5.0, num_radial=(4, 2))
     >>> expert.init(jax.random.key(0))["network"]["weight_0"].shape
-    (1, 32, 7)
+    (1, 64, 7)
     """
     config = dict(locals())
     check_species(species, cutoff, allowed_species)
