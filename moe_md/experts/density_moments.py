@@ -190,7 +190,9 @@ def density_moments(
     """The cheapest learned expert with angles, several times cheaper than `power_spectrum`.
 
     It fits one species nearly as well as a power spectrum does, and alloys of several species
-    less well. Set `zbl` where data have atoms that come close to each other.
+    less well. For these take few mixtures of species and fewer radial functions, such as 2
+    and (8, 4, 4): the cost grows with the square of their product. Set `zbl` where data have
+    atoms that come close to each other.
 
     Its energy has `cutoff_power` - 1 continuous derivatives at the cutoff.
 
