@@ -45,11 +45,11 @@ def speed() -> Figure:
             label=f"measured, {record['atoms']:,} atoms",
             zorder=3,
         )
-    f, r = np.geomspace(0.03, 1.0, 200), records[0]["r"]
+    f, r = np.geomspace(0.009, 1.0, 200), records[0]["r"]
     panel.loglog(f, 1 / (f + (1 - f) / r), color=INK, lw=1.2, label=rf"$S_\mathrm{{max}}$, r = {r:.0f}")
     panel.set(xlabel="share of atoms on the expensive expert", ylabel="speed-up over the expensive expert")
-    panel.set_xticks([0.05, 0.1, 0.2, 0.5, 1.0], ["5 %", "10 %", "20 %", "50 %", "100 %"])
-    panel.set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+    panel.set_xticks([0.01, 0.05, 0.1, 0.2, 0.5, 1.0], ["1 %", "5 %", "10 %", "20 %", "50 %", "100 %"])
+    panel.set_yticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
     panel.minorticks_off()
     panel.legend(frameon=False, fontsize=8.5)
     plain(panel)

@@ -68,7 +68,7 @@ SENTENCES = [
     (
         "docs/how_it_works.md",
         r"this is ([\d.]+)\.",
-        r"\| mixture, static region \| 0\.05 \|[^|]+\| ([\d.]+) \|",
+        r"\| mixture, static region \| 0\.05 \|[^|]+\|[^|]+\| ([\d.]+) \|",
     ),
     (
         "docs/results.md",
