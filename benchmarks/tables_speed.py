@@ -184,8 +184,9 @@ def roofline(folder: Path) -> str:
             "fraction reached",
             "shares of the time",
         ]
+        sizes = dict.fromkeys(f"{row['rows']:,}" for row in record["rows"])
         note = (
-            f"Per atom of bulk Pt, chunks of {record['rows'][0]['rows']} rows, float32. "
+            f"Per atom of bulk Pt, chunks of {' or '.join(sizes)} rows, float32. "
             f"A large product runs at {1e-9 * record['peak_flops']:.0f} GFLOP/s, "
             f"memory at {1e-9 * record['bandwidth']:.0f} GB/s. "
             f"Shares of the time: {', '.join(kinds)}. {where(record)}."

@@ -200,7 +200,6 @@ def density_moments(
         species: chemical symbols; an atom's species is its index here.
         cutoff: Å.
         num_radial: radial functions for l = 0, 1, ...; more of them cost and describe more.
-            With (8, 2, 2) and `hidden` (32, 32) a step takes half the time.
         hidden: widths of the network of a centre.
         cutoff_power: power of 1 - (r / cutoff)^2, at least 4.
         num_species_mixtures: learned mixtures of neighbour species that have moments of their own. By
