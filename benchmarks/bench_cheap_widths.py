@@ -22,7 +22,7 @@ import numpy as np
 import moe_md as mm
 from moe_md.commands import settings_file
 from moe_md.data import PACKAGED, load_dataset, split_by_group
-from moe_md.experts import Expert, density_moments, power_spectrum
+from moe_md.experts import Expert, density_moments, embedded_atom, power_spectrum
 from moe_md.settings import TrainSettings
 
 SETTINGS = harness.ROOT / "benchmarks/ptco/cheap.toml"
@@ -38,6 +38,14 @@ EXPERTS = {
     "density_moments (8, 4, 4, 3); 64, 64": partial(density_moments, num_radial=(8, 4, 4, 3)),
     "density_moments (8, 8, 8); 64, 64": partial(density_moments, num_radial=(8, 8, 8)),
 }
+
+
+def without_cheap(model: mm.Checkpoint) -> mm.Checkpoint:
+    """The pair with a cheap expert that is none of `EXPERTS`, so that all of these start at random."""
+    other = embedded_atom(model.experts[0].species, CUTOFF)
+    return model._replace(
+        experts=(model.experts[0], other), params=(model.params[0], other.init(jax.random.key(0)))
+    )
 
 
 def trained(model: mm.Checkpoint, cheap: Expert, parts, settings) -> tuple[mm.Checkpoint, float]:
@@ -83,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(arguments)
     if arguments.smoke:
         vars(arguments).update(steps=2, atoms=256, repeats=2, experts=arguments.experts[-1:])
-    model = mm.load(arguments.checkpoint)
+    model = without_cheap(mm.load(arguments.checkpoint))
     expensive = model.experts[0]
     data = load_dataset(PACKAGED[arguments.data](), expensive.species)
     table = settings_file.tables(SETTINGS)["training"]

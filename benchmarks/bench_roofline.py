@@ -70,7 +70,8 @@ def sample(expert: Expert, n_rows: int, skin: float) -> Neighborhood:
     )
     cutoff = expert.cutoff + (0.0 if expert.pack_neighbors else skin)
     needed = make(cutoff).mask.shape[1]
-    capacity_factor = 1.075 if expert.pack_neighbors else 1.25  # defaults of the mixture
+    has_own_rows = expert.pack_neighbors or expert.neighbor_sums is not None
+    capacity_factor = 1.075 if has_own_rows else 1.25  # defaults of the mixture
     return jax.tree.map(jnp.asarray, make(cutoff, max_neighbors=int(np.ceil(capacity_factor * needed))))
 
 

@@ -14,7 +14,7 @@ from moe_md.experts.neighbor_sums import energies_of, row_components, with_parti
 from moe_md.neighbors.components import RowComponents
 from moe_md.neighbors.rows import Neighborhood, map_rows
 
-SUMS_CHUNK = 1024  # rows of a chunk of an expert of sums over neighbours
+SUMS_CHUNK = 2048  # rows of a chunk of an expert of sums over neighbours
 
 
 def energies_and_partial_forces(

@@ -127,51 +127,85 @@ class DensityMomentsNetwork(nn.Module):
         self, sums: Sequence[Float[Array, " n"]], center_species: Int[Array | np.ndarray, " n"]
     ) -> Float[Array, " n"]:
         """Per-centre energies of sums over neighbours."""
-        # A column of zeros, the sums of a centre without neighbours, is added to the batch.
-        inputs = self.inputs(tuple(jnp.pad(each, (0, 1)) for each in sums))
-        inputs = (inputs - self.input_mean.value[:, None]) / self.input_scale.value[:, None]
+        products, (full, share) = self._products(sums), self._full_products()
+        mean = self.input_mean.value[full][:, None]
+        factor = (jnp.asarray(share, mean.dtype) / self.input_scale.value[full])[:, None]
         # Computed for every species of the centre; that of the centre is selected.
-        energies = self._networks(inputs)
-        energies = energies[:, :-1] - energies[:, -1:]
+        energies = self._networks(factor * (products - mean), full)
+        energies = energies - self._networks(-factor * mean, full)
         return of_center_species(energies, center_species, self.allowed_species, self.num_species)
 
     def inputs(self, sums: Sequence[Float[Array, " n"]]) -> Float[Array, "inputs n"]:
         """The invariants P."""
-        moments, inputs, first = jnp.stack(sums), [], 0
-        for l, num_radial in enumerate(self.num_radial):
-            n_moments = self.num_blocks * num_radial
-            block = moments[first : first + n_moments * (2 * l + 1)]
-            first += len(block)
-            if l > 0:
-                a = block.reshape(n_moments, 2 * l + 1, -1)
-                first_index, second_index = np.triu_indices(n_moments)
-                block = jnp.sum(a[first_index] * a[second_index], axis=1)
-            inputs.append(block)
-        return jnp.concatenate(inputs)
+        full, _ = self._full_products()
+        _, first = np.unique(full, return_index=True)
+        return self._products(sums)[first]
 
-    def _networks(self, inputs: Float[Array, "inputs n"]) -> Float[Array, "species n"]:
-        """N(P) + w P by the parameters of each allowed species."""
+    def _products(self, sums: Sequence[Float[Array, " n"]]) -> Float[Array, "products n"]:
+        """P, and for l > 0 both A_i A_j and A_j A_i: without an index for each pair it is faster."""
+        counts = [self.num_blocks * num_radial for num_radial in self.num_radial]
+        blocks = jax.lax.split(jnp.stack(sums), [(2 * l + 1) * count for l, count in enumerate(counts)])
+        products = [blocks[0]]
+        for l, (count, block) in enumerate(zip(counts, blocks)):
+            if l > 0:
+                a = block.reshape(count, 2 * l + 1, -1)
+                products.append(jnp.sum(a[:, None] * a[None], axis=2).reshape(count**2, -1))
+        return jnp.concatenate(products)
+
+    def _full_products(self) -> tuple[Int[np.ndarray, " products"], Float[np.ndarray, " products"]]:
+        """Index in P of each of `_products`, and its share of the weight: half where P is there twice."""
+        first, *others = (self.num_blocks * num_radial for num_radial in self.num_radial)
+        index, share = [np.arange(first)], [np.ones(first)]
+        for count in others:
+            table = np.zeros((count, count), int)
+            table[np.triu_indices(count)] = first + np.arange(count * (count + 1) // 2)
+            first += count * (count + 1) // 2
+            index.append(np.maximum(table, table.T).ravel())
+            share.append(np.where(np.eye(count) == 1, 1.0, 0.5).ravel())
+        return np.concatenate(index), np.concatenate(share)
+
+    def _networks(
+        self, inputs: Float[Array, "products n"], full: Int[np.ndarray, " products"]
+    ) -> Float[Array, "species n"]:
+        """N(P) + w P by the parameters of each allowed species; P as `_products`, with mean and scale."""
         x = jnp.broadcast_to(inputs, (len(self.allowed_species), *inputs.shape))
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases)):
             gain = (1.0 if layer == 0 else 2.0**0.5) / weight.shape[-1] ** 0.5
+            weight = weight[..., full] if layer == 0 else weight
             weight, bias = (jnp.broadcast_to(p, (len(x), *p.shape[-k:])) for p, k in ((weight, 2), (bias, 1)))
             form = "soi,sin->sno" if layer == 0 else "soi,sni->sno"
             x = jax.nn.silu(jnp.einsum(form, gain * weight, x) + 0.3 * bias[:, None])
         energies = jnp.einsum("si,sni->sn", self.readout / self.readout.shape[1] ** 0.5, x)
-        return energies + (self.linear / self.linear.shape[1] ** 0.5) @ inputs
+        return energies + (self.linear[:, full] / self.linear.shape[1] ** 0.5) @ inputs
 
 
 def radial_polynomials(
     squared: Float[Array, "*n"], num_radial: int, cutoff_power: int
 ) -> list[Float[Array, "*n"]]:
     """g_q of squared distances over squared cutoffs, q < `num_radial`."""
-    v = jnp.minimum(squared, 1.0)
-    envelope = (1.0 - v) ** cutoff_power
-    twice = 2.0 - 4.0 * v
-    found = [envelope, 0.5 * twice * envelope]
-    while len(found) < num_radial:
-        found.append(twice * found[-1] - found[-2])
-    return found[:num_radial]
+    v = _at_most_one(squared)
+    envelope, polynomials = (1.0 - v) ** cutoff_power, [jnp.ones_like(v), 1.0 - 2.0 * v]
+    # T_a+b = 2 T_a T_b - T_b-a: few steps depend on one another, so that XLA fuses them into its loops.
+    for q in range(2, num_radial):
+        a, b = q // 2, (q + 1) // 2
+        polynomials.append(2.0 * polynomials[a] * polynomials[b] - polynomials[b - a])
+    return [envelope, *(polynomial * envelope for polynomial in polynomials[1:num_radial])]
+
+
+@jax.custom_jvp
+def _at_most_one(squared: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """min(u, 1).
+
+    Its derivative is written as a division, since XLA for CPU stores the results of divisions. It would
+    compute those of products again for each of x, y and z, with all that they are made of.
+    """
+    return jnp.minimum(squared, 1.0)
+
+
+@_at_most_one.defjvp
+def _(primals, tangents):
+    (squared,), (tangent,) = primals, tangents
+    return _at_most_one(squared), tangent / jnp.where(squared < 1.0, 1.0, jnp.inf)
 
 
 @register_expert

@@ -109,13 +109,21 @@ def with_partial_forces(
     functions: NeighborSums, params: Params, rows: RowComponents
 ) -> tuple[Float[Array, " n"], Components]:
     """Energies, eV, and x, y and z of dE_i / d displacement, `[n, K]` eV/Å."""
-    sums, back = jax.vjp(
-        lambda displacement: functions.sums(params, rows._replace(displacement=displacement)),
-        rows.displacement,
-    )
+    sums = functions.sums(params, rows)
     energies, to_slopes = jax.vjp(lambda sums: functions.energies(params, sums, rows.center_species), sums)
     (slopes,) = to_slopes(jnp.ones_like(energies))
-    return energies, back(without_fusion(slopes))[0]
+    slopes = without_fusion(slopes)
+    # What depends on displacements is computed anew: of each array of pairs that both passes use, XLA
+    # would make one in memory.
+    displacement = _copies(rows.displacement, slopes[0])
+    _, back = jax.vjp(lambda d: functions.sums(params, rows._replace(displacement=d)), displacement)
+    return energies, back(slopes)[0]
+
+
+def _copies(displacement: Components, other: Float[Array, " n"]) -> Components:
+    """Equal values that XLA does not recognise as equal: a number too small to matter is added."""
+    nothing = jax.lax.stop_gradient(jnp.finfo(other.dtype).tiny * other)[:, None]
+    return tuple(component + nothing for component in displacement)
 
 
 def without_fusion(values: Sequence[Float[Array, " n"]]) -> tuple[Float[Array, " n"], ...]:

@@ -22,6 +22,8 @@ from moe_md.neighbors.rows import max_occupancy, neighbors_of
 from moe_md.regions import NeighborRequest, Region
 from moe_md.regions.protocol import map_requests
 
+LANES = 8  # a loop over neighbours takes so many at a time, in the vector instructions of XLA for CPU
+
 
 def allocate(
     config: MixtureConfig,
@@ -75,13 +77,11 @@ def allocate(
     centers, halo, overflow = _select(support, halos, sizes, halo_sizes)
     factor = 1.0 + THERMAL_CAPACITY_FACTOR * (factor - 1.0)
     max_neighbors = tuple(
-        None if n is None else max(1, padded_capacity(factor, extra_capacity, int(n)))
-        for n in (
-            packed if listed is None else listed
-            for packed, listed in zip(
-                _max_occupancies(config, position, centers, full_list, kwargs),
-                _listed_neighbors(config, centers, full_list),
-            )
+        _row_capacity(packed, listed, factor, extra_capacity, full_list.idx[level].shape[1])
+        for packed, listed, level in zip(
+            _max_occupancies(config, position, centers, full_list, kwargs),
+            _listed_neighbors(config, centers, full_list),
+            config.level,
         )
     )
     rows = _rows_of_sums(config, centers, full_list, max_neighbors)
@@ -257,6 +257,18 @@ def _rows_of_sums(
         neighbor = allowed_neighbors(neighbor, config.species, expert.species, expert.allowed_species)
         rows.append(neighbor.astype(jnp.int32))
     return tuple(rows)
+
+
+def _row_capacity(
+    packed: Array | None, listed: Array | None, factor: float, extra: int, of_list: int
+) -> int | None:
+    """Columns of the rows of a potential with so many packed or listed neighbours; None for others."""
+    if packed is not None:
+        return max(1, padded_capacity(factor, extra, int(packed)))
+    if listed is None:
+        return None
+    capacity = max(1, padded_capacity(factor, extra, int(listed)))
+    return min(-(-capacity // LANES) * LANES, of_list)
 
 
 def _capacity(n, factor: float, largest: int) -> int:
