@@ -42,6 +42,7 @@ import moe_md as mm
 from moe_md.experts import Expert, energies_and_partial_forces
 from moe_md.experts.chunks import SUMS_CHUNK, components_for
 from moe_md.experts.neighbor_sums import energies_of, with_partial_forces
+from moe_md.mixture.neighbors import LANES
 from moe_md.neighbors.images import displacements, nearest_images
 from moe_md.neighbors.rows import Neighborhood, rows_from_images
 
@@ -71,8 +72,10 @@ def sample(expert: Expert, n_rows: int, skin: float) -> Neighborhood:
     cutoff = expert.cutoff + (0.0 if expert.pack_neighbors else skin)
     needed = make(cutoff).mask.shape[1]
     has_own_rows = expert.pack_neighbors or expert.neighbor_sums is not None
-    capacity_factor = 1.075 if has_own_rows else 1.25  # defaults of the mixture
-    return jax.tree.map(jnp.asarray, make(cutoff, max_neighbors=int(np.ceil(capacity_factor * needed))))
+    capacity = int(np.ceil((1.075 if has_own_rows else 1.25) * needed))  # defaults of the mixture
+    if expert.neighbor_sums is not None:
+        capacity = -(-capacity // LANES) * LANES
+    return jax.tree.map(jnp.asarray, make(cutoff, max_neighbors=capacity))
 
 
 def products(jaxpr: Jaxpr) -> collections.Counter:

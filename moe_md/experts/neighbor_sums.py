@@ -123,7 +123,8 @@ def with_partial_forces(
 def _copies(displacement: Components, other: Float[Array, " n"]) -> Components:
     """Equal values that XLA does not recognise as equal: a number too small to matter is added."""
     nothing = jax.lax.stop_gradient(jnp.finfo(other.dtype).tiny * other)[:, None]
-    return tuple(component + nothing for component in displacement)
+    x, y, z = displacement
+    return x + nothing, y + nothing, z + nothing
 
 
 def without_fusion(values: Sequence[Float[Array, " n"]]) -> tuple[Float[Array, " n"], ...]:
