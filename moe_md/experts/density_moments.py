@@ -130,9 +130,11 @@ class DensityMomentsNetwork(nn.Module):
         products, (full, share) = self._products(sums), self._full_products()
         mean = self.input_mean.value[full][:, None]
         factor = (jnp.asarray(share, mean.dtype) / self.input_scale.value[full])[:, None]
+        # The last column belongs to a centre without neighbours.
+        products = jnp.pad(products, ((0, 0), (0, 1)))
         # Computed for every species of the centre; that of the centre is selected.
         energies = self._networks(factor * (products - mean), full)
-        energies = energies - self._networks(-factor * mean, full)
+        energies = energies[:, :-1] - energies[:, -1:]
         return of_center_species(energies, center_species, self.allowed_species, self.num_species)
 
     def inputs(self, sums: Sequence[Float[Array, " n"]]) -> Float[Array, "inputs n"]:
