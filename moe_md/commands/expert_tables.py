@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Sequence
 
 from moe_md.commands import settings_file
-from moe_md.data import Dataset
+from moe_md.data import Dataset, average_neighbors
 from moe_md.experts.base import BUILDERS, Expert, build
 
 SHARED_KEYS = ("builder", "species", "cutoff")  # defaults that a table without these keys is given
@@ -17,7 +17,7 @@ def build_experts(
 
     Args:
         tables: of the settings file; an expert without a table has the default configuration.
-        dataset: frames, whose species the experts have by default.
+        dataset: frames, whose species and average number of neighbours the experts have by default.
         metal: chemical symbol of the domain of the default cheap expert.
         file: the settings file, for messages.
         start: experts of the checkpoint to start from, whose configurations are then the default.
@@ -31,16 +31,21 @@ def build_experts(
     if start is not None:
         expensive, cheap = (dict(expert.config) for expert in start)
     return (
-        _build("expensive", tables.get("expensive"), expensive, file),
-        _build("cheap", tables.get("cheap"), cheap, file),
+        _build("expensive", tables.get("expensive"), expensive, dataset, file),
+        _build("cheap", tables.get("cheap"), cheap, dataset, file),
     )
 
 
-def _build(name: str, table: dict | None, default: dict, file) -> Expert:
+def _build(name: str, table: dict | None, default: dict, dataset: Dataset, file) -> Expert:
     config = default if table is None else {**{k: default[k] for k in SHARED_KEYS}, **table}
     builder = config["builder"]
     if not isinstance(builder, str) or builder not in BUILDERS:
         raise ValueError(f"builder of [{name}] of {file} must be one of {sorted(BUILDERS)}, got {builder!r}.")
     allowed = ("builder", *inspect.signature(BUILDERS[builder]).parameters)
     settings_file.check_keys(config, allowed, f"[{name}] of {file}")
-    return build(config)
+    expert = build(config)
+    if "avg_num_neighbors" in set(allowed) - set(config):
+        # At least one, for frames of atoms alone.
+        average = max(1.0, average_neighbors(dataset, expert.cutoff))
+        expert = build({**config, "avg_num_neighbors": average})
+    return expert

@@ -8,6 +8,9 @@ from dataclasses import asdict
 from moe_md.checkpoint import Checkpoint
 from moe_md.commands import settings_file
 from moe_md.data import PACKAGED, Dataset, common_level, count_labels, load_dataset, split_by_group, summary
+from moe_md.data.labels import N_NAMED, without_outliers
+from moe_md.data.overview import duplicates
+from moe_md.data.sources import names_of
 from moe_md.settings import DataSettings
 
 
@@ -20,15 +23,39 @@ def load(settings: DataSettings, species: Sequence[str] | None = None) -> Datase
     """Read frames from a file or from the package.
 
     Args:
-        settings: the file and the names of its labels.
+        settings: the files, the names of their labels, and which frames are left out.
         species: chemical symbols in the order of the experts; default those of the frames.
 
     Raises:
         ValueError: the file cannot be read, or a label or a species is unknown.
     """
     keys = asdict(settings)
-    file = keys.pop("file")
-    return load_dataset(PACKAGED[file]() if file in PACKAGED else file, species, **keys)
+    file, limit = keys.pop("file"), keys.pop("drop_outliers")
+    names = [str(PACKAGED[name]()) if name in PACKAGED else name for name in names_of(file)]
+    dataset = load_dataset(",".join(names), species, **keys)
+    if limit is not None:
+        dataset, outliers = without_outliers(dataset, limit)
+        if outliers:
+            named = ", ".join(frame.source for frame in outliers[:N_NAMED])
+            warnings.warn(
+                f"{len(outliers)} frames are left out (drop_outliers = {limit:g} eV/atom): {named}"
+                + (", ..." if len(outliers) > N_NAMED else ""),
+                stacklevel=2,
+            )
+    return dataset
+
+
+def warn_of_duplicates(train: Dataset, validation: Dataset) -> None:
+    """Warn of structures that are in both."""
+    found = duplicates(train, validation)
+    if found:
+        named = ", ".join(f"{first.source} = {second.source}" for first, second in found[:N_NAMED])
+        warnings.warn(
+            f"{len(found)} validation frames are training frames too ({named}"
+            + (", ..." if len(found) > N_NAMED else "")
+            + "): their errors show what was memorised. Remove one of each, or give both one group.",
+            stacklevel=2,
+        )
 
 
 def split(dataset: Dataset, model: Checkpoint, name: str, fraction: float | None) -> Dataset:

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ase.data import atomic_numbers, reference_states
-
 from moe_md.commands import expert_tables, frames, settings_file
-from moe_md.data import Dataset
+from moe_md.data import Dataset, find_references
 from moe_md.data.structure_file import check_distinct
 from moe_md.files import write_atomic
 from moe_md.settings import DataSettings, RunSettings, TrainSettings
 
+FCC = "Fm-3m (225)"
 HEADER = (
     "Settings of moe-md. Options on the command line override these keys; keys left out have defaults.",
     "moe-md train --settings FILE; moe-md run --settings FILE --checkpoint training/checkpoint.msgpack",
@@ -55,14 +54,15 @@ def command(settings: None, parsed: Namespace, log: Callable) -> dict:
     write_atomic(path, settings_file.written(content, HEADER).encode())
     log(f"wrote {path}: edit [data], then moe-md train --settings {path}")
     if not training.ideal_crystals:
-        log(f"the unlabelled crystals are off: ASE knows no fcc lattice of {training.metal}")
+        log(f"the unlabelled crystals are off: the data have no fcc crystal of {training.metal}")
     return {"file": str(path)}
 
 
 def for_species(training: TrainSettings, dataset: Dataset) -> TrainSettings:
     """Settings whose metal is in the data: the default, else the most frequent element.
 
-    Its lattice constant is ASE's. The unlabelled crystals are fcc, and are turned off for other elements.
+    Its lattice constant is that of its crystal in the data. The unlabelled crystals are fcc, and are turned
+    off where the data have no such crystal of it.
 
     Args:
         training: the default settings.
@@ -72,7 +72,8 @@ def for_species(training: TrainSettings, dataset: Dataset) -> TrainSettings:
     if training.metal in counts:
         return training
     metal = counts.most_common(1)[0][0]
-    state = reference_states[atomic_numbers[metal]]
-    if state is None or state["symmetry"] != "fcc":
-        return replace(training, metal=metal, unlabelled_atoms=0, ideal_crystals=0)
-    return replace(training, metal=metal, lattice_constant=state["a"])
+    for reference in find_references(dataset):
+        if (reference.formula, reference.space_group, len(reference.atoms)) == (metal, FCC, 1):
+            constant = (4.0 * reference.atoms.get_volume()) ** (1 / 3)
+            return replace(training, metal=metal, lattice_constant=round(float(constant), 4))
+    return replace(training, metal=metal, unlabelled_atoms=0, ideal_crystals=0)

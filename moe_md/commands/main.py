@@ -44,6 +44,7 @@ from moe_md.settings import (
 EPILOG = """\
 first steps:
   moe-md demo                                     the packaged potentials on a slab, with pictures
+  moe-md data frames.xyz                          what your frames hold, and what looks wrong
   moe-md init my.toml --data frames.xyz           a settings file for your frames, each key explained
   moe-md train --settings my.toml
   moe-md validate training/checkpoint.msgpack --settings my.toml
@@ -144,8 +145,9 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command",
         required=True,
-        metavar="init | demo | train | evaluate | validate | run | export | bench | models",
+        metavar="data | init | demo | train | evaluate | validate | run | export | bench | models",
     )
+    _add_data(commands)
     _add_init(commands)
     _add_demo(commands)
     _add_train(commands)
@@ -160,6 +162,12 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_data(commands) -> None:
+    text = "What labelled frames hold, kind by kind, and what looks wrong about them"
+    sub = _add(commands, "data", text, DataSettings, "data")
+    sub.add_argument("frames", nargs="?", help="files, folders or patterns, as --data")
+
+
 def _add_init(commands) -> None:
     sub = _add(commands, "init", "Write a settings file that explains every key")
     sub.add_argument("path", nargs="?", default="moe_md.toml", help="a new file (default moe_md.toml)")
@@ -167,7 +175,7 @@ def _add_init(commands) -> None:
         "--data",
         dest="file",
         metavar="FILE",
-        help=f"extended XYZ with the species, or packaged frames (default {DATA})",
+        help=f"your frames: files, folders or patterns, or packaged frames (default {DATA})",
     )
 
 

@@ -10,6 +10,7 @@ from moe_md import checkpoint as checkpoints
 from moe_md import data
 from moe_md.checkpoint import Checkpoint
 from moe_md.commands import expert_tables, frames, settings_file, stopping
+from moe_md.data.overview import overview, overview_table
 from moe_md.experts.base import Expert, check_two_experts
 from moe_md.files import write_json
 from moe_md.settings import TrainSettings
@@ -54,6 +55,9 @@ def _train(settings: TrainSettings, parsed: Namespace, log: Callable, stop_fn: C
         )
     parts = {"train": train} if validation is None else {"train": train, "validation": validation}
     log("; ".join(frames.describe(name, part) for name, part in parts.items()))
+    log(overview_table(overview(dataset)))
+    if validation is not None:
+        frames.warn_of_duplicates(train, validation)
     if level := data.common_level(dataset.frames):
         log(f"level of theory: {level}")
     devices = choose_devices(parsed.devices)

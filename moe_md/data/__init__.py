@@ -8,6 +8,7 @@ from moe_md.data.dataset import (
     digest,
     folds_by_group,
     force_rms,
+    isolated_atom_energies,
     load_dataset,
     ptco_fm,
     ptco_fm_test,
@@ -20,8 +21,10 @@ from moe_md.data.dataset import (
 )
 from moe_md.data.environments import ideal_crystals, metal_frames, random_metal
 from moe_md.data.extxyz import read_images
-from moe_md.data.labels import count_labels, label_remarks, refuse_zeros, warn_of_labels
+from moe_md.data.labels import count_labels, label_remarks, refuse_zeros, warn_of_labels, without_outliers
+from moe_md.data.overview import average_neighbors, duplicates, overview, overview_table
 from moe_md.data.reading import Frame, common_level, frame_from_atoms, frame_to_atoms, read_frames
+from moe_md.data.references import Reference, describe_reference, find_references
 from moe_md.data.structure_file import read_structure
 from moe_md.data.structures import co_covered_slab, fcc_slab, fcc_supercell, slab_with_adsorbate
 from moe_md.renamed import missing_attribute
@@ -32,23 +35,31 @@ __all__ = [
     "Dataset",
     "Frame",
     "Prepared",
+    "Reference",
+    "average_neighbors",
     "batches",
     "co_covered_slab",
     "collate",
     "common_level",
     "count_labels",
     "dataset_from_frames",
+    "describe_reference",
     "digest",
+    "duplicates",
     "fcc_slab",
     "fcc_supercell",
+    "find_references",
     "folds_by_group",
     "force_rms",
     "frame_from_atoms",
     "frame_to_atoms",
     "ideal_crystals",
+    "isolated_atom_energies",
     "label_remarks",
     "load_dataset",
     "metal_frames",
+    "overview",
+    "overview_table",
     "packing_plan",
     "prepare",
     "ptco_fm",
@@ -66,6 +77,7 @@ __all__ = [
     "split_by_group",
     "summary",
     "warn_of_labels",
+    "without_outliers",
 ]
 
 

@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moe_md.data.reading import LOOKS_LIKE, Frame, read_frames
+from moe_md.data.reading import Frame, read_frames
+from moe_md.data.stored_labels import LOOKS_LIKE
+from moe_md.neighbors.rows import image_pairs
 
 LABELS = ("energy", "forces", "stress")
 
@@ -50,10 +52,10 @@ def dataset_from_frames(frames: Iterable[Frame], species: Sequence[str] | None =
 
 
 def load_dataset(path: str | Path, species: Sequence[str] | None = None, **read_kwargs) -> Dataset:
-    """A dataset from an extended XYZ file.
+    """A dataset from files of labelled frames.
 
     Args:
-        path: the file; `ptco_pbe()` is shipped.
+        path: the files, as in `read_frames`; `ptco_pbe()` is shipped.
         species: as in `dataset_from_frames`.
         **read_kwargs: passed to `read_frames`.
 
@@ -265,6 +267,39 @@ def reference_energies(dataset: Dataset) -> dict[str, float]:
     energies = np.array([frame.energy for frame in frames])
     solution = np.linalg.lstsq(composition, energies, rcond=None)[0]
     return dict(zip(dataset.species, solution.tolist()))
+
+
+def isolated_atom_energies(dataset: Dataset, cutoff: float) -> dict[str, float]:
+    """Energy of each species from frames of one atom alone.
+
+    Args:
+        dataset: the frames.
+        cutoff: Å, images of the atom must be farther away.
+
+    Returns:
+        eV for each of `dataset.species` that occurs in other frames, and 0 for others.
+
+    Raises:
+        ValueError: a species has no such frame, or two with different energies.
+    """
+    found: dict[str, float] = {}
+    for frame in dataset.frames:
+        if len(frame.symbols) > 1 or frame.energy is None:
+            continue
+        if len(image_pairs(frame.positions, frame.cell, frame.pbc, cutoff)[0]) == 0:
+            (symbol,) = frame.symbols
+            if abs(found.setdefault(symbol, frame.energy) - frame.energy) > 1e-3:
+                raise ValueError(
+                    f"isolated atoms of {symbol} must have one energy, got {found[symbol]} and {frame.energy}"
+                    f" eV ({frame.source}): keep the one of the ground state."
+                )
+    needed = {symbol for frame in dataset.frames for symbol in frame.symbols}
+    if missing := sorted(needed - set(found)):
+        raise ValueError(
+            f"isolated_atoms = true needs a training frame of one atom of each species, got none of"
+            f" {', '.join(missing)}: add it, under a kind of its own so that it stays in training."
+        )
+    return {symbol: found.get(symbol, 0.0) for symbol in dataset.species}
 
 
 def force_rms(dataset: Dataset, weights: Sequence[float] | None = None) -> float:

@@ -12,13 +12,15 @@ import numpy as np
 
 from moe_md import units
 from moe_md.data.dataset import LABELS, Dataset, usable_labels
-from moe_md.data.reading import LOOKS_LIKE, Frame
+from moe_md.data.reading import Frame
+from moe_md.data.stored_labels import LOOKS_LIKE
 from moe_md.neighbors.rows import image_pairs
 
 FAR_ENERGY = 1.0  # eV/atom, smallest distance from the fit by composition that is remarked
 LARGE_FORCES = 20.0  # eV/Å, smallest root mean square of a frame that is remarked
 LARGE_STRESS = 1.25  # eV/Å^3, about 200 GPa
-TIMES_MEDIAN = {"energy": 40.0, "forces": 20.0}  # both are remarked only above so many times the median
+TIMES_MEDIAN = {"energy": 40.0, "forces": 20.0}  # remarked above so many times the median
+TIMES_MOST = 3.0  # energies also above so many times the distance that 95 % of the frames do not pass
 SYMMETRY_CUTOFF = 4.0  # Å
 N_NAMED = 3  # frames that a remark names
 
@@ -105,22 +107,47 @@ def _kinds_of_energy(dataset: Dataset) -> Iterable[str]:
         yield f"energies are of two kinds, {found}: set energy_key to the one that all frames have."
 
 
+def without_outliers(dataset: Dataset, limit: float) -> tuple[Dataset, list[Frame]]:
+    """The dataset without frames whose energy is farther than `limit` eV/atom from the fit by composition.
+
+    Returns:
+        The other frames, and those left out.
+
+    Raises:
+        ValueError: all frames with an energy would be left out.
+    """
+    frames = usable_labels(dataset, "energy")
+    if not frames:
+        return dataset, []
+    distance = np.abs(energy_residuals(frames, dataset.species))
+    outliers = [frame for frame, off in zip(frames, distance) if off > limit]
+    if len(outliers) == len(frames):
+        raise ValueError(
+            f"drop_outliers must leave frames with an energy, got {limit} eV/atom: all {len(frames)} are"
+            f" farther from the fit by composition, their median {np.median(distance):.3g}."
+        )
+    dropped = set(map(id, outliers))
+    return dataset._replace(frames=tuple(f for f in dataset.frames if id(f) not in dropped)), outliers
+
+
 def _far_energies(dataset: Dataset) -> Iterable[str]:
     """Energies far off the sum of one energy per atom of each species."""
     frames = usable_labels(dataset, "energy")
     if len(frames) < 3:
         return
-    distance = np.abs(_energy_residuals(frames, dataset.species))
-    limit = max(FAR_ENERGY, TIMES_MEDIAN["energy"] * float(np.median(distance)))
+    distance = np.abs(energy_residuals(frames, dataset.species))
+    spread = min(TIMES_MEDIAN["energy"] * np.median(distance), TIMES_MOST * np.quantile(distance, 0.95))
+    limit = max(FAR_ENERGY, float(spread))
     if (distance > limit).any():
         yield (
             f"energies far from the fit by composition: {_named(frames, distance, limit, 'eV/atom')}; the"
             f" median is {np.median(distance):.3g}. Another reference or unit, or a calculation that failed?"
+            f" drop_outliers = {limit:.2g} leaves them out."
         )
 
 
-def _energy_residuals(frames: Sequence[Frame], species: Sequence[str]) -> np.ndarray:
-    """`[n_frames]` eV/atom, energies less those of the atoms that fit best.
+def energy_residuals(frames: Sequence[Frame], species: Sequence[str]) -> np.ndarray:
+    """`[n_frames]` eV/atom, energies of frames less those of the atoms that fit best.
 
     The sum of absolute residuals is minimised by reweighted least squares, so that a few wrong energies
     do not move the fit.

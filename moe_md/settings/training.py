@@ -59,6 +59,9 @@ class TrainSettings:
     agreement_gradient_scale: float = option(
         0.3, "factor on the agreement's gradient for the expensive expert", least=0, most=1
     )
+    isolated_atoms: bool = option(
+        False, "reference energies are those of isolated atoms in the data, not those of a fit by composition"
+    )
     freeze_expensive: bool = option(
         False, "keep the expensive expert's parameters, those of `start`, and fit the cheap expert alone"
     )

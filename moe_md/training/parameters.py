@@ -10,7 +10,7 @@ import numpy as np
 
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Batch, Prepared, batches
-from moe_md.data.dataset import Dataset, force_rms, reference_energies
+from moe_md.data.dataset import Dataset, force_rms, isolated_atom_energies, reference_energies
 from moe_md.data.labels import count_labels
 from moe_md.experts.base import Expert, Params
 from moe_md.experts.domain import in_domain
@@ -34,12 +34,20 @@ def initial_params(
     Args:
         experts: those to train.
         dataset: labelled frames, over the experts' species.
-        settings: for the seed, `max_atoms` and `force_downweight_above`.
+        settings: for the seed, `max_atoms`, `force_downweight_above` and `isolated_atoms`.
         train: the same frames with their rows, from which mean and scale of the inputs of an expert's
             network are computed.
+
+    Raises:
+        ValueError: as `isolated_atom_energies`, where `settings.isolated_atoms`.
     """
     counts = count_labels(dataset)
-    references = reference_energies(dataset) if counts["energy"] else dict.fromkeys(dataset.species, 0.0)
+    if settings.isolated_atoms:
+        references = isolated_atom_energies(dataset, train.cutoff)
+    elif counts["energy"]:
+        references = reference_energies(dataset)
+    else:
+        references = dict.fromkeys(dataset.species, 0.0)
     weights = frame_weights(dataset.frames, settings.force_downweight_above)
     scale = force_rms(dataset, weights) if counts["forces"] else 1.0
     params = []

@@ -171,7 +171,8 @@ def test_lines_of_atoms(tmp_path, line, named):
         ),
         ('Stress="0.1 0 0 0 0.2 0 0 0 0.3"', {}, np.diag([0.1, 0.2, 0.3])),
         ('Virial="3 0 0 0 6 0 0 0 9"', {"virial_key": "virial"}, np.diag([-3, -6, -9]) / np.linalg.det(ROWS)),
-        ('virial="3 0 0 0 6 0 0 0 9"', {}, None),
+        ('virial="3 0 0 0 6 0 0 0 9"', {}, np.diag([-3, -6, -9]) / np.linalg.det(ROWS)),
+        ('my_virial="3 0 0 0 6 0 0 0 9"', {}, None),
     ],
 )
 def test_stresses_and_virials(tmp_path, header, keys, stress):
@@ -181,7 +182,7 @@ def test_stresses_and_virials(tmp_path, header, keys, stress):
         np.testing.assert_allclose(frame.stress, stress, rtol=1e-12)
     else:
         assert (
-            "not read, though its name looks like it: virial in 1"
+            "not read, though its name looks like it: my_virial in 1"
             in label_remarks(dataset_from_frames([frame]))[0]
         )
 

@@ -77,7 +77,7 @@ def test_trainings_that_would_learn_nothing(allowed, change, message):
 
 
 def test_a_file_without_the_default_metal(capsys, tmp_path):
-    images = [bulk("Cu", a=3.6, cubic=True) for _ in range(3)]
+    images = [bulk("Cu", a=3.6 + 0.01 * k, cubic=True) for k in range(3)]
     for k, atoms in enumerate(images):
         atoms.info["energy"] = -14.0 + k
         atoms.arrays["forces"] = np.full((4, 3), 0.1 * k)
@@ -87,7 +87,7 @@ def test_a_file_without_the_default_metal(capsys, tmp_path):
     code, _, err = moe_md(capsys, "init", tmp_path / "cu.toml", "--data", tmp_path / "cu.xyz")
     assert code == 0, err
     text = (tmp_path / "cu.toml").read_text()
-    assert 'metal = "Cu"' in text and "lattice_constant = 3.61" in text and 'allowed_species = ["Cu"]' in text
+    assert 'metal = "Cu"' in text and "lattice_constant = 3.6" in text and 'allowed_species = ["Cu"]' in text
     assert "Pt" not in text.partition("[run]")[0]
 
 

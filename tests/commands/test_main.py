@@ -198,15 +198,16 @@ def test_init_writes_settings_that_are_the_defaults(capsys, tmp_path):
     assert settings_file.filled(TrainSettings, tables["training"], "") == TrainSettings()
     region = {"structure": "slab.extxyz", "region_around": "C,O"}
     assert settings_file.filled(RunSettings, tables["run"], "") == RunSettings(**region)
+    kept = ("builder", "species", "cutoff", "allowed_species", "avg_num_neighbors")
     for name, builder in (("expensive", "allegro"), ("cheap", "density_moments")):
         table = tables[name]
         assert table["builder"] == builder and table["species"] == ["Pt", "C", "O"]
-        least = {k: table[k] for k in ("builder", "species", "cutoff", "allowed_species") if k in table}
+        least = {k: table[k] for k in kept if k in table}
         assert experts.build(table).config == experts.build(least).config
     text = path.read_text()
     for line in (
-        "# energy_key =  # name of the energy; default free_energy, else energy",
-        'forces_key = "forces" # name of the forces',
+        "# energy_key =  # name of the energy; default free_energy, energy or REF_energy",
+        "# forces_key =  # name of the forces; default forces, force or REF_forces",
         "readout_mlp = [32] # hidden widths",
     ):
         assert line in text

@@ -62,12 +62,12 @@ def test_other_names_of_groups_and_kinds(tmp_path, text):
 
 
 def test_other_names_of_labels(tmp_path, text):
-    for ours, theirs in (("forces:", "dft_forces:"), ("stress=", "dft_stress="), ("free_energy=", "F=")):
+    for ours, theirs in (("forces:", "our_forces:"), ("stress=", "our_stress="), ("free_energy=", "F=")):
         text = text.replace(ours, theirs)
     path = write(tmp_path / "a.xyz", text)
     plain = read_frames(path)
     assert all(f.forces is None and f.stress is None and f.energy is not None for f in plain)
-    named = read_frames(path, energy_key="F", forces_key="dft_forces", stress_key="dft_stress")
+    named = read_frames(path, energy_key="F", forces_key="our_forces", stress_key="our_stress")
     for a, b in zip(named, read_frames(ptco_pbe())):
         assert a.energy == b.energy
         np.testing.assert_array_equal(a.forces, b.forces)
