@@ -79,6 +79,7 @@ def test_commands_exist(line):
 
 def test_there_are_commands():
     assert {shlex.split(line)[1] for line in commands()} == {
+        "data",
         "init",
         "demo",
         "train",
