@@ -13,6 +13,7 @@ out where a smaller size predicts more memory than is free or more than `--longe
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -215,9 +216,10 @@ def draw(record: dict, folder: Path) -> Path:
 
     figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
     styles = {"torch": "--", "moe_md": "-", "mlip": "-.", "lammps": ":", "ase": ":"}
-    colors = {"lammps": "black", "ase": "gray"}
+    names = list(dict.fromkeys(row["name"] for row in record["rows"]))
+    colors = plt.get_cmap("turbo")(np.linspace(0.03, 0.97, len(names)))
     last = {}
-    for name in dict.fromkeys(row["name"] for row in record["rows"]):
+    for name, color, marker in zip(names, colors, itertools.cycle("os^Dv")):
         rows = sorted((row for row in record["rows"] if row["name"] == name), key=lambda row: row["atoms"])
         x, y = [row["atoms"] for row in rows], [1e3 * row["median_s"] for row in rows]
         low, high = (np.abs(1e3 * np.array([row["quartiles_s"][k] for row in rows]) - y) for k in (0, 1))
@@ -225,9 +227,9 @@ def draw(record: dict, folder: Path) -> Path:
             x,
             y,
             (low, high),
-            fmt="o",
+            fmt=marker,
             linestyle=styles[rows[0]["group"]],
-            color=colors.get(rows[0]["group"]),
+            color=color,
             markersize=4,
             capsize=2,
             label=name,

@@ -4,9 +4,11 @@ import inspect
 from collections.abc import Sequence
 
 from moe_md.commands import settings_file
-from moe_md.data import Dataset, average_neighbors
+from moe_md.data import Dataset, average_neighbors, find_references
 from moe_md.experts.base import BUILDERS, Expert, build
 
+# Arguments of density moments for three species and more; its own defaults are for one or two.
+OF_ALLOYS = {"num_radial": (8, 4, 4), "num_species_mixtures": 2, "zbl": True}
 SHARED_KEYS = ("builder", "species", "cutoff")  # defaults that a table without these keys is given
 
 
@@ -18,7 +20,7 @@ def build_experts(
     Args:
         tables: of the settings file; an expert without a table has the default configuration.
         dataset: frames, whose species and average number of neighbours the experts have by default.
-        metal: chemical symbol of the domain of the default cheap expert.
+        metal: chemical symbol of the first species.
         file: the settings file, for messages.
         start: experts of the checkpoint to start from, whose configurations are then the default.
 
@@ -27,13 +29,22 @@ def build_experts(
     """
     species = [metal, *(s for s in dataset.species if s != metal)]
     expensive = {"builder": "allegro", "species": species, "cutoff": 5.0}
-    cheap = {"builder": "density_moments", "species": species, "cutoff": 5.0, "allowed_species": [metal]}
+    cheap = {"builder": "density_moments", "species": species, "cutoff": 5.0}
     if start is not None:
         expensive, cheap = (dict(expert.config) for expert in start)
+    elif "cheap" not in tables:
+        domain = domain_of(dataset, species)
+        cheap |= {"allowed_species": domain, **(OF_ALLOYS if len(domain) > 2 else {})}
     return (
         _build("expensive", tables.get("expensive"), expensive, dataset, file),
         _build("cheap", tables.get("cheap"), cheap, dataset, file),
     )
+
+
+def domain_of(dataset: Dataset, species: Sequence[str]) -> list[str]:
+    """Species of the crystals that the frames have, in this order; the first species where they have none."""
+    found = {symbol for crystal in find_references(dataset) for symbol in crystal.atoms.symbols}
+    return [symbol for symbol in species if symbol in found] or [species[0]]
 
 
 def _build(name: str, table: dict | None, default: dict, dataset: Dataset, file) -> Expert:

@@ -42,7 +42,7 @@ def command(settings: None, parsed: Namespace, log: Callable) -> dict:
         check_distinct(frame.positions, frame.cell, frame.pbc, frame.source)
     training = for_species(training, dataset)
     expensive, cheap = expert_tables.build_experts({}, dataset, training.metal, path)
-    adsorbates = ",".join(s for s in expensive.species if s != training.metal)
+    adsorbates = ",".join(s for s in expensive.species if s not in cheap.allowed_species)
     content = {
         "data": data,
         "expensive": dict(expensive.config),
@@ -52,6 +52,8 @@ def command(settings: None, parsed: Namespace, log: Callable) -> dict:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, settings_file.written(content, HEADER).encode())
+    owned = ", ".join(cheap.allowed_species)
+    log(f"the cheap expert may own {owned}: the species of the crystals in the data")
     log(f"wrote {path}: edit [data], then moe-md train --settings {path}")
     if not training.ideal_crystals:
         log(f"the unlabelled crystals are off: the data have no fcc crystal of {training.metal}")

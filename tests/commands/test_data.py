@@ -5,11 +5,12 @@ import warnings
 
 import ase.io
 import pytest
+from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from command_line import failure, moe_md
 
-from moe_md.commands import frames
+from moe_md.commands import frames, settings_file
 from moe_md.data import load_dataset, ptco_pbe
 from moe_md.settings import DataSettings
 
@@ -54,6 +55,28 @@ def test_patterns_and_packaged_names_together(copper, tmp_path):
     dataset = frames.load(DataSettings(file=f"ptco_pbe,{tmp_path}/*.xyz"))
     assert len(dataset.frames) == len(load_dataset(ptco_pbe()).frames) + 12
     assert dataset.frames[-1].source.endswith("cu.xyz")
+
+
+def test_init_follows_the_data(capsys, tmp_path):
+    """The cheap expert may own the species of crystals, with options of alloys, and no other species."""
+    images = []
+    for symbol in ("Cu", "Ag", "Au"):
+        crystal = bulk(symbol, cubic=True)
+        crystal.info["energy"] = -4.0
+        images.append(crystal)
+    molecule = Atoms("CO", [[0, 0, 0], [0, 0, 1.1]], cell=[9.0] * 3, pbc=True)
+    molecule.info["energy"] = -12.0
+    ase.io.write(tmp_path / "alloy.xyz", [*images, molecule], format="extxyz")
+    code, said, err = moe_md(capsys, "init", tmp_path / "a.toml", "--data", tmp_path / "alloy.xyz")
+    assert code == 0, err
+    tables = settings_file.tables(tmp_path / "a.toml")
+    cheap = tables["cheap"]
+    assert set(cheap["allowed_species"]) == {"Cu", "Ag", "Au"} and set(cheap["species"]) > {"C", "O"}
+    assert cheap["num_species_mixtures"] == 2 and cheap["zbl"] is True
+    assert set(tables["run"]["region_around"].split(",")) == {"C", "O"}
+    neighbors = tables["expensive"]["avg_num_neighbors"]
+    assert 30 < neighbors < 60  # fcc has 42 in 5 Å at 4.0 Å
+    assert "may own" in said + err
 
 
 def test_no_files(capsys, tmp_path):
