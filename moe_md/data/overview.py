@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from moe_md.data.dataset import LABELS, Dataset, usable_labels
 from moe_md.data.labels import energy_residuals
@@ -73,21 +74,33 @@ def _row(kind: str, elements: str, frames: Sequence[Frame], off_fit: dict[int, f
 
 
 def shortest_distance(frame: Frame) -> float | None:
-    """Å, of two atoms or of an atom and its own image; None above `NEAR`."""
-    _, _, displacement = image_pairs(frame.positions, frame.cell, frame.pbc, NEAR)
+    """Å, of two atoms or of an atom and its own image; None above `NEAR`.
+
+    Raises:
+        ValueError: two atoms are at one place; the message names the frame.
+    """
+    displacement = _displacements(frame, NEAR)
     return float(np.linalg.norm(displacement, axis=1).min()) if len(displacement) else None
+
+
+def _displacements(frame: Frame, cutoff: float) -> Float[np.ndarray, "pairs 3"]:
+    """Å, of all pairs closer than `cutoff`."""
+    try:
+        return image_pairs(frame.positions, frame.cell, frame.pbc, cutoff)[2]
+    except ValueError as error:
+        raise ValueError(f"{frame.source or 'a frame'}: {error}") from None
 
 
 def average_neighbors(dataset: Dataset, cutoff: float) -> float:
     """Mean number of neighbours within `cutoff` (Å) of an atom, to a tenth; of `SAMPLE` frames at most.
 
     Raises:
-        ValueError: there are no frames.
+        ValueError: there are no frames, or as `shortest_distance`.
     """
     if not dataset.frames:
         raise ValueError("dataset must have at least one frame, got none.")
     frames = dataset.frames[:: -(-len(dataset.frames) // SAMPLE)]
-    pairs = sum(len(image_pairs(f.positions, f.cell, f.pbc, cutoff)[0]) for f in frames)
+    pairs = sum(len(_displacements(frame, cutoff)) for frame in frames)
     return round(pairs / sum(len(frame.symbols) for frame in frames), 1)
 
 

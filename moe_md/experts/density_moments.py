@@ -207,7 +207,8 @@ def _at_most_one(squared: Float[Array, "*n"]) -> Float[Array, "*n"]:
 @_at_most_one.defjvp
 def _(primals, tangents):
     (squared,), (tangent,) = primals, tangents
-    return _at_most_one(squared), tangent / jnp.where(squared < 1.0, 1.0, jnp.inf)
+    one = jnp.ones_like(squared)
+    return _at_most_one(squared), tangent / jnp.where(squared < 1.0, one, jnp.inf * one)
 
 
 @register_expert
