@@ -121,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "benchmark": "cheap_widths",
         **harness.environment(),
         "smoke": arguments.smoke,
+        "dtype": "float32",
         "checkpoint": arguments.checkpoint,
         "data": arguments.data,
         "steps": arguments.steps,

@@ -109,6 +109,7 @@ def measure(arguments) -> dict:
         "checkpoint": arguments.checkpoint,
         **harness.environment(),
         "smoke": arguments.smoke,
+        "dtype": "float32",
         "experts": [e.config for e in model.experts],
         "atoms": n_atoms,
         "steps": arguments.steps,
