@@ -50,8 +50,9 @@ def read_sources(path: str | Path) -> list[Source]:
         ValueError: there is no such file, or one cannot be read.
     """
     files = labelled_files(path)
-    above = Path(os.path.commonpath([file.parent for file in files]))
-    return [_read(file, str(file.relative_to(above))) for file in files]
+    absolute = [file.absolute() for file in files]  # some may be relative and some not
+    above = os.path.commonpath([file.parent for file in absolute])
+    return [_read(file, str(whole.relative_to(above))) for file, whole in zip(files, absolute)]
 
 
 def names_of(path: str | Path) -> list[str]:

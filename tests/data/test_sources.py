@@ -99,6 +99,12 @@ def test_folders_patterns_and_several_files(tmp_path):
     assert len(read_frames(f"{tmp_path}/c.xyz,{tmp_path}/c.xyz")) == 1  # each file once
 
 
+def test_relative_and_absolute_paths_together(tmp_path, monkeypatch):
+    ase.io.write(tmp_path / "a.xyz", relaxed(1), format="extxyz")
+    monkeypatch.chdir(tmp_path)
+    assert len(read_frames(f"{ptco_pbe()},a.xyz")) == len(read_frames(ptco_pbe())) + 1
+
+
 def test_a_comma_in_a_name(tmp_path):
     shutil.copy(ptco_pbe(), tmp_path / "a,b.xyz.gz")
     assert len(read_frames(tmp_path / "a,b.xyz.gz")) == len(read_frames(ptco_pbe()))
