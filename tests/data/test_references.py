@@ -60,8 +60,5 @@ def test_what_is_no_crystal():
 def test_the_most_frequent_comes_first():
     iron, ordered = bulk("Fe", cubic=True), bulk("CuAu", "cesiumchloride", a=3.1)
     references = found(*(with_energy(ordered, -1.0 - 0.1 * k) for k in range(3)), with_energy(iron, -2.0))
-    assert [r.formula for r in references] == ["CuAu", "Fe"] or [r.formula for r in references] == [
-        "AuCu",
-        "Fe",
-    ]
+    assert [r.formula for r in references] == ["AuCu", "Fe"]
     np.testing.assert_allclose(references[0].atoms.cell.lengths(), 3.1)
