@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moe_md.data.references import Reference, reference_from_dict
 from moe_md.experts.base import Expert, Params, Potential, build, potentials
 from moe_md.files import read, signature, write
 from moe_md.renamed import missing_attribute
@@ -50,6 +51,11 @@ class Checkpoint(NamedTuple):
     def level_of_theory(self) -> str:
         """Of the labels that it was trained on, such as "PBE, 400 eV"; empty where they did not name one."""
         return str(self.record.get("level_of_theory") or "")
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """Crystals and other structures on which the experts were trained to agree; none in old files."""
+        return tuple(reference_from_dict(content) for content in self.record.get("references", ()))
 
 
 def __getattr__(name: str):

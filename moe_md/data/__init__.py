@@ -24,7 +24,13 @@ from moe_md.data.extxyz import read_images
 from moe_md.data.labels import count_labels, label_remarks, refuse_zeros, warn_of_labels, without_outliers
 from moe_md.data.overview import average_neighbors, duplicates, overview, overview_table
 from moe_md.data.reading import Frame, common_level, frame_from_atoms, frame_to_atoms, read_frames
-from moe_md.data.references import Reference, describe_reference, find_references
+from moe_md.data.references import (
+    Reference,
+    describe_reference,
+    find_references,
+    read_references,
+    reference_from_atoms,
+)
 from moe_md.data.structure_file import read_structure
 from moe_md.data.structures import co_covered_slab, fcc_slab, fcc_supercell, slab_with_adsorbate
 from moe_md.renamed import missing_attribute
@@ -69,8 +75,10 @@ __all__ = [
     "random_metal",
     "read_frames",
     "read_images",
+    "read_references",
     "read_structure",
     "reference_energies",
+    "reference_from_atoms",
     "refuse_zeros",
     "require_labels",
     "slab_with_adsorbate",

@@ -1,7 +1,11 @@
-"""Reference structures of a dataset: its perfect crystals, reduced to their primitive cells."""
+"""Reference structures, on which two experts shall agree: crystals, alloys, liquids and glasses.
+
+They are read from files, or are the perfect crystals of a dataset. Crystals are reduced to their
+primitive cells.
+"""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import spglib
@@ -10,23 +14,95 @@ from ase.formula import Formula
 
 from moe_md.data.dataset import Dataset
 from moe_md.data.overview import NEAR, shortest_distance
-from moe_md.data.reading import Frame
+from moe_md.data.reading import Frame, frame_from_atoms
+from moe_md.data.sources import names_of
+from moe_md.data.structure_file import read_structure
 
 SYMMETRY_TOLERANCE = 0.03  # of the shortest distance, for positions that a symmetry relates
 FILLED = 4.0  # Å, atoms with an empty layer thicker than this are a slab, a wire or a molecule
 
 
 class Reference(NamedTuple):
-    """A perfect crystal."""
+    """A perfect crystal, or a disordered structure."""
 
-    atoms: Atoms  # primitive cell, periodic in all directions
-    space_group: str  # international symbol and number, such as "Fm-3m (225)"
-    source: str  # frame that it is taken from
+    atoms: Atoms  # periodic in all directions; of a crystal its primitive cell
+    space_group: str  # international symbol and number, such as "Fm-3m (225)"; empty where disordered
+    source: str  # file or frame that it is taken from
 
     @property
     def formula(self) -> str:
         """Reduced chemical formula."""
         return _formula(self.atoms.get_chemical_symbols())
+
+    @property
+    def is_crystal(self) -> bool:
+        """Whether atoms are related by more than the translations of the cell; a lone atom is."""
+        return self.space_group != ""
+
+
+def reference_from_atoms(atoms: Atoms, source: str = "") -> Reference:
+    """A reference from a periodic structure; a crystal is reduced to its primitive cell.
+
+    Args:
+        atoms: any number of primitive cells, or a cell of a liquid, a glass or a disordered alloy.
+        source: what messages call it.
+
+    Returns:
+        The reference; without a space group where no symmetry was found in a cell of several atoms.
+
+    Raises:
+        ValueError: the structure is not periodic in all directions or has an empty layer, as a slab has,
+            or two atoms are at one place.
+
+    >>> from ase.build import bulk
+    >>> reference_from_atoms(bulk("Si", cubic=True)).space_group
+    'Fd-3m (227)'
+    """
+    frame = frame_from_atoms(Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc))
+    frame = frame._replace(source=source)
+    name = source or str(atoms.symbols)
+    if len(atoms) == 0 or not np.all(frame.pbc):
+        raise ValueError(
+            f"references must be periodic in all directions, got {name} with pbc {frame.pbc.tolist()}: give"
+            " the crystal, of which surfaces are cut in training."
+        )
+    if _has_vacuum(frame):
+        raise ValueError(
+            f"references must fill their cell, got {name} with an empty layer of more than {FILLED:g} Å: give"
+            " the crystal, of which surfaces are cut in training."
+        )
+    whole = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
+    return _reduced(frame) or Reference(whole, "", source)
+
+
+def read_references(path: str) -> list[Reference]:
+    """References from files of any format that ASE reads, the last structure of each.
+
+    Args:
+        path: a file; several are separated by commas.
+
+    Raises:
+        ValueError: a file cannot be read, or as `reference_from_atoms`.
+    """
+    return [reference_from_atoms(read_structure(name), name) for name in names_of(path)]
+
+
+def reference_to_dict(reference: Reference) -> dict[str, Any]:
+    """Plain values, for checkpoints."""
+    atoms = reference.atoms
+    return {
+        "symbols": atoms.get_chemical_symbols(),
+        "cell": atoms.cell.array.tolist(),
+        "positions": atoms.positions.tolist(),
+        "space_group": reference.space_group,
+        "source": reference.source,
+    }
+
+
+def reference_from_dict(content: dict[str, Any]) -> Reference:
+    """The reference that `reference_to_dict` wrote."""
+    atoms = Atoms(content["symbols"], content["positions"], cell=content["cell"], pbc=True)
+    return Reference(atoms, content["space_group"], content["source"])
 
 
 def find_references(dataset: Dataset) -> list[Reference]:
@@ -95,9 +171,9 @@ def _reduced(frame: Frame) -> Reference | None:
 
 
 def describe_reference(reference: Reference) -> str:
-    """One line: formula, space group, atoms and volume of the primitive cell, source."""
+    """One line: formula, space group, atoms and volume of the cell, source."""
     n, volume = len(reference.atoms), reference.atoms.get_volume()
     return (
-        f"{reference.formula}, {reference.space_group}, {n} atom{'s' * (n > 1)} in {volume:.2f} Å^3"
-        f" ({reference.source})"
+        f"{reference.formula}, {reference.space_group or 'disordered'}, {n} atom{'s' * (n > 1)} in"
+        f" {volume:.2f} Å^3" + (f" ({reference.source})" if reference.source else "")
     )
