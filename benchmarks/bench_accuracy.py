@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 import harness
 import numpy as np
+from ase.build import bulk
 
 import moe_md as mm
 from moe_md import units
 from moe_md.analysis import errors
-from moe_md.analysis.crystal_report import fcc_report
+from moe_md.analysis.crystal_report import crystal_report
 from moe_md.analysis.environments import top_layers
 from moe_md.analysis.expert_boundary import ghost_force_report, stress_jump
 from moe_md.data import PACKAGED, Frame, dataset_from_frames, load_dataset, split_by_group
@@ -120,12 +121,12 @@ def _rms(differences: Sequence[np.ndarray], chosen: Sequence[np.ndarray]) -> flo
 
 def agreement(model: mm.Checkpoint, *, smoke: bool) -> dict:
     """Differences of the two experts' crystals in %, their ghost force in meV/Å and stress jump in GPa."""
-    crystal = None if smoke else fcc_report(model, METAL)
+    crystal = None if smoke else crystal_report(model, model.references[0])
     a = 3.98 if smoke else crystal["experts"][0]["lattice_constant_A"]
-    lattice_constants = [a * strain for strain in STRAINS]
+    atoms, strains = bulk(METAL, "fcc", a=a), [strain - 1 for strain in STRAINS]
     found = {
-        "ghost_force": ghost_force_report(model, lattice_constants, symbol=METAL)["worst"],  # meV/Å
-        "stress_jump": stress_jump(model, lattice_constants, symbol=METAL)["worst"],  # GPa
+        "ghost_force": ghost_force_report(model, atoms, strains)["worst"],  # meV/Å
+        "stress_jump": stress_jump(model, atoms, strains)["worst"],  # GPa
     }
     if smoke:
         return found

@@ -31,7 +31,7 @@ from ase.phonons import Phonons
 from jax_md import space
 
 import moe_md as mm
-from moe_md.analysis.bulk import relax_fcc
+from moe_md.analysis.bulk import relax_crystal
 from moe_md.interfaces.ase import MixtureCalculator
 from moe_md.interfaces.selections import by_layer
 
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments.rounds, arguments.repeat = 1, 4
         size, images, fmax, steps, repeat = (2, 2, 3), 1, 1.0, 1, 1
     model = mm.load(arguments.checkpoint)
-    lattice_constant = relax_fcc(model.experts[1], model.params[1], "Pt").lattice_constant
+    lattice_constant = (4 * relax_crystal(*model.cheap, bulk("Pt")).volume) ** (1 / 3)
     times = overhead(model, lattice_constant, arguments.repeat, arguments.rounds)
     # CO counts as two layers. The lowest layer, without CO in its cutoff, is the cheap expert's.
     calculators = {

@@ -26,11 +26,12 @@ from dataclasses import replace
 
 import harness
 import jax
+from ase.build import bulk
 from jax_md import space
 
 import moe_md as mm
 from moe_md import simulate
-from moe_md.analysis.crystal_report import fcc_report
+from moe_md.analysis.crystal_report import crystal_report
 from moe_md.analysis.environments import near_other_species
 from moe_md.analysis.expert_boundary import ghost_force_report, stress_jump
 from moe_md.data import PACKAGED, frame_from_atoms, load_dataset, split_by_group, summary
@@ -107,14 +108,18 @@ def measure(arguments, way: str, seed: int) -> dict:
         learning_rate=arguments.learning_rate,
         validate_every=arguments.steps,
         save_every=arguments.steps,
-        metal=METAL,
-        lattice_constant=arguments.lattice_constant,
     )
     settings = replace(settings, **WAYS[way])
-    model = mm.cotrain(harness.small_experts(tiny=arguments.smoke), train, settings, validation=validation)
+    model = mm.cotrain(
+        harness.small_experts(tiny=arguments.smoke),
+        train,
+        settings,
+        references=[bulk(METAL, a=arguments.lattice_constant)],
+        validation=validation,
+    )
     scores = model.record["history"][-1]
     print(f"{way}, seed {seed}: " + describe(scores), flush=True)
-    lattice_constants = [arguments.lattice_constant * strain for strain in STRAINS]
+    crystal = model.references[0].atoms
     dynamics = {**DYNAMICS, **({"warm_steps": 25, "steps": 400} if arguments.smoke else {})}
     return {
         "benchmark": "cotraining",
@@ -133,9 +138,11 @@ def measure(arguments, way: str, seed: int) -> dict:
         "strains": list(STRAINS),
         "training_s": model.record["seconds"],
         "scores": {name: scores[name] for name in ("expensive", "cheap", "mixed", "mismatch")},
-        "crystal_difference": None if arguments.smoke else fcc_report(model, METAL)["differences"],
-        "ghost_force_meV_per_A": ghost_force_report(model, lattice_constants, symbol=METAL),
-        "stress_jump_GPa": stress_jump(model, lattice_constants, symbol=METAL)["worst"],
+        "crystal_difference": None
+        if arguments.smoke
+        else crystal_report(model, model.references[0])["differences"],
+        "ghost_force_meV_per_A": ghost_force_report(model, crystal, [s - 1 for s in STRAINS]),
+        "stress_jump_GPa": stress_jump(model, crystal, [s - 1 for s in STRAINS])["worst"],
         "drift": energy_drift(model, arguments.lattice_constant, **dynamics),
     }
 

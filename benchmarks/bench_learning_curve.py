@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Sequence
 
 import harness
+from ase.build import bulk
 
 import moe_md as mm
 from moe_md.data import PACKAGED, Dataset, load_dataset, split_by_group, summary
@@ -45,12 +46,12 @@ def measure(arguments, start: mm.Checkpoint | None, seed: int) -> dict:
         validate_every=max(1, arguments.steps // 8),
         save_every=arguments.steps,
         patience=8,
-        lattice_constant=arguments.lattice_constant,
     )
+    references = [bulk("Pt", a=arguments.lattice_constant)]
     points = []
     for share in arguments.shares:
         part = share_of(train, share, seed)
-        model = mm.cotrain(experts, part, settings, validation=validation, start=start)
+        model = mm.cotrain(experts, part, settings, references=references, validation=validation, start=start)
         at = next(h for h in model.record["history"] if h["step"] == model.record["best_step"])
         print(f"{len(part.frames)} frames: " + describe(at), flush=True)
         scores = {name: at[name] for name in ("expensive", "cheap", "mixed", "mismatch")}

@@ -36,6 +36,7 @@ from typing import NamedTuple
 import harness
 import jax
 import numpy as np
+from ase.build import bulk
 from torch_peer import HAS_PEER, PEER, peer_predictions, torch_allegro, train_peer
 
 import moe_md as mm
@@ -233,8 +234,6 @@ def measure(arguments) -> dict:
         max_atoms=arguments.max_atoms,
         force_downweight_above=1e3,  # equal weights of all frames, as in the peer's loss
         learning_rate=arguments.learning_rate,
-        lattice_constant=arguments.lattice_constant,
-        metal=METAL,
         seed=arguments.seed,
         save_every=arguments.steps,
     )
@@ -244,7 +243,8 @@ def measure(arguments) -> dict:
     frames, cutoff = held_out.frames, arguments.cutoff
 
     started = time.process_time(), time.monotonic()
-    model = mm.cotrain(experts, train, settings, progress=not arguments.smoke)
+    crystal = bulk(METAL, a=arguments.lattice_constant)
+    model = mm.cotrain(experts, train, settings, references=[crystal], progress=not arguments.smoke)
     spent = {"cpu_s": time.process_time() - started[0], "wall_s": time.monotonic() - started[1]}
     seen = islice(labelled_batches(prepared, settings, 0), settings.steps)
     frames_seen = sum(int(np.sum(batch.n_atoms > 0)) for batch in seen)
@@ -276,7 +276,7 @@ def measure(arguments) -> dict:
         "held_out": summary(held_out),
         "held_out_groups": group_sizes(held_out),
         "cheap_share": float(np.mean(np.concatenate(cheap_rows))),
-        "ghost_force_meV_per_A": ghost_force_report(model, [arguments.lattice_constant], symbol=METAL),
+        "ghost_force_meV_per_A": ghost_force_report(model, crystal),
         "peer": f"{PEER} {metadata.version(PEER)}" if HAS_PEER else None,
         "budgets": budgets,
         "scores": {name: score(e, frames, cheap_rows) for name, e in errors.items()},

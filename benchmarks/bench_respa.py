@@ -33,7 +33,7 @@ from moe_md.analysis.environments import near_other_species
 from moe_md.analysis.errors import compare
 from moe_md.data.dataset import dataset_from_frames
 from moe_md.reporters.trajectory import drift
-from moe_md.settings import LossWeights, TrainSettings
+from moe_md.settings import EnvironmentSettings, LossWeights, TrainSettings
 from moe_md.simulate.advance import advance_chunk
 
 GUIDE = {
@@ -75,11 +75,10 @@ def trained_inner_potential(arguments) -> mm.Checkpoint:
     settings = TrainSettings(
         steps=20 if arguments.smoke else arguments.guide_steps,
         weights=alone,
-        unlabelled_atoms=0,
-        ideal_crystals=0,
         max_atoms=64,
     )
-    trained = mm.cotrain(pair, dataset_from_frames(frames, species), settings)
+    no_environments = EnvironmentSettings(environment_rows=0, perfect_rows=0)
+    trained = mm.cotrain(pair, dataset_from_frames(frames, species), settings, environments=no_environments)
     inner_potential = trained._replace(experts=trained.experts[:1], params=trained.params[:1])
     checkpoint.save(path, inner_potential)
     return inner_potential

@@ -149,7 +149,7 @@ def measure(arguments) -> dict:
     """The record of one run, a line of `results/training.jsonl`."""
     model = harness.two_experts("ptco", random=not arguments.tiny, tiny=arguments.tiny)
     expert, params = model.experts[0], model.params[0]
-    settings = TrainSettings(steps=10_000, max_atoms=arguments.max_atoms, lattice_constant=3.977)
+    settings = TrainSettings(steps=10_000, max_atoms=arguments.max_atoms)
     dataset = load_dataset(ptco_fm(), SPECIES)
     prepared = prepare(dataset, expert.cutoff)
     stream = batches(prepared, max_atoms=settings.max_atoms, rng=np.random.default_rng(0))

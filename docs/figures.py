@@ -160,10 +160,10 @@ def ghost_force() -> Figure:
     panel = figure.subplots()
     for label, (experts, params, colour) in pairs.items():
         cutoff = max(e.cutoff for e in experts)
-        crystal, owner = expert_boundary.bisected_crystals("Pt", LATTICE, cutoff)["100"]
+        crystal, owner = expert_boundary.bisected_crystals(bulk("Pt", a=LATTICE), cutoff)["100"]
         ghost = expert_boundary.ghost_force(experts, params, crystal, owner)
         spacing = LATTICE / 2
-        layer = np.rint(crystal.positions[:, 2] / spacing).astype(int)
+        layer = np.floor(crystal.positions[:, 2] / spacing).astype(int)
         first = int(np.flatnonzero(np.diff(owner[np.argsort(layer)]))[0]) + 0.5
         size = 1e3 * np.linalg.norm(ghost.forces, axis=1)
         order = np.argsort(layer)

@@ -10,13 +10,27 @@ PYTHON = {
     "moe_md.analysis.errors.Outcome": "moe_md.analysis.errors.FramePrediction",
     "moe_md.analysis.errors.WHO": "moe_md.analysis.errors.POTENTIALS",
     "moe_md.analysis.errors.seam_report": "moe_md.analysis.errors.boundary_report",
-    "moe_md.analysis.bulk.fcc_report": "moe_md.analysis.crystal_report.fcc_report",
+    "moe_md.analysis.bulk.check_symbol": "moe_md.analysis.strained_cell.check_crystal",
+    "moe_md.analysis.bulk.fcc_report": "moe_md.analysis.crystal_report.crystal_report",
     "moe_md.analysis.bulk.phonons": "moe_md.analysis.phonons.phonons",
+    "moe_md.analysis.bulk.relax_fcc": "moe_md.analysis.bulk.relax_crystal",
+    "moe_md.analysis.bulk_gradients.fcc_crystal": "moe_md.analysis.bulk_gradients.isotropic_crystal",
+    "moe_md.analysis.bulk_gradients.mixed_fcc_crystal": (
+        "moe_md.analysis.bulk_gradients.mixed_isotropic_crystal"
+    ),
+    "moe_md.analysis.crystal_report.fcc_report": "moe_md.analysis.crystal_report.crystal_report",
     "moe_md.analysis.expert_boundary.seams": "moe_md.analysis.expert_boundary.bisected_crystals",
     "moe_md.analysis.region_design.centres": "moe_md.analysis.region_design.center_shares",
+    "moe_md.analysis.environments.BOND_CUTOFF_FACTOR": "moe_md.analysis.environments.bond_cutoff",
+    "moe_md.analysis.surfaces.adsorption": "moe_md.analysis.adsorption.adsorption",
+    "moe_md.analysis.surfaces.around_adsorbate": "moe_md.analysis.adsorption.around_adsorbate",
+    "moe_md.analysis.surfaces.vacancy_energy": "moe_md.analysis.surfaces.vacancy_energies",
     "moe_md.analysis.seam": "moe_md.analysis.expert_boundary",
     "moe_md.analysis.validation_report": "moe_md.commands.validate_report",
     "moe_md.checkpoint.names": "moe_md.models",
+    "moe_md.data.ideal_crystals": "moe_md.data.environments.perfect_crystal",
+    "moe_md.data.metal_frames": "moe_md.data.environments.random_rows",
+    "moe_md.data.random_metal": "moe_md.data.environments.random_rows",
     "moe_md.data.crystals": "moe_md.data.environments and moe_md.data.structures",
     "moe_md.implicit": "moe_md.gradients",
     "moe_md.reweighting": "moe_md.gradients.reweighting",
@@ -37,15 +51,26 @@ PYTHON = {
 KEYS = {
     "agree_lots": "agree_random_assignment",
     "agreement_pull": "agreement_gradient_scale",
+    "columns": "width",
     "domain": "allowed_species",
-    "environment_rows": "unlabelled_atoms",
     "guide": "inner_potential",
-    "max_perfect_strain": "max_ideal_strain",
+    "layers": "thickness",
     "max_rows": "max_atoms",
-    "perfect_crystals": "ideal_crystals",
-    "perfect_weight": "ideal_crystal_weight",
+    "rows": "width",
     "slow_every": "outer_every",
     "soft_force": "force_downweight_above",
+}
+
+# Keys of the table [training] that are now keys of [environments].
+MOVED = {
+    "ideal_crystal_weight": "perfect_weight",
+    "ideal_crystals": "perfect_rows",
+    "lattice_constant": "references",
+    "max_ideal_strain": "max_perfect_strain",
+    "max_rattle": "max_rattle",
+    "max_strain": "max_strain",
+    "metal": "references",
+    "unlabelled_atoms": "environment_rows",
 }
 
 # Sections of `moe-md validate` and of `validation.json`.
@@ -61,4 +86,4 @@ def missing_attribute(module: str, name: str) -> AttributeError:
 
 def old_keys(key: str) -> list[str]:
     """Earlier names of a key of settings."""
-    return [old for old, new in KEYS.items() if new == key]
+    return [old for old, new in (*KEYS.items(), *MOVED.items()) if new == key and old != key]

@@ -1,257 +1,271 @@
-"""Lattice constant, equation of state and elastic constants of a perfect fcc crystal under one expert.
+"""Equilibrium, equation of state and elastic constants of a perfect crystal under one expert.
 
-All atoms of the crystal are equivalent, so one row (one atom with its neighbours)
-describes it. Let a deformation F map every displacement d to F d, let E(F) be the
-energy per atom and V the volume per atom. Then
+Let a deformation F map every displacement d of a cell to F d, let u be displacements of its atoms,
+E(F, u) its energy and V its volume. Then
 
     P = -dE/dV,    stress = (1/V) dE/dF F^T,    C = d stress / d strain.
 
-All derivatives are exact, by automatic differentiation.
+Atoms move within the cell when it is strained. With forces zero, and H = d2E/du du,
+
+    C_relaxed = C_clamped - (1/V) d2E/de du  H^-1  d2E/du de
+
+for strains e, translations left out (Wallace, Thermodynamics of Crystals (1972), ch. 2; Wu, Vanderbilt and
+Hamann, Phys. Rev. B 72, 035105 (2005)). All derivatives are exact, by automatic differentiation.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar, cast
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from ase.build import bulk
-from ase.data import atomic_numbers, reference_states
-from jax import Array
-from jaxtyping import Real
-from scipy.optimize import brentq
+from ase import Atoms
+from jaxtyping import Float, Real
 
 from moe_md import units
-from moe_md.checks import check_positive
+from moe_md.analysis.strained_cell import (
+    FORCE_TOLERANCE,
+    NO_STRAINS,
+    STRAINS,
+    VOIGT,
+    StrainedCell,
+    check_crystal,
+    derivatives,
+    inside,
+    minimise,
+    solve,
+    strained_cell,
+)
 from moe_md.experts.base import Expert, Params
-from moe_md.neighbors.rows import Neighborhood, rows_from_images
 from moe_md.renamed import missing_attribute
 
-Number = TypeVar("Number", float, Array)
+WINDOW = 0.15  # default range of relative lengths about the given cell, in which a minimum is searched
+LARGE_WINDOW = (0.01, 100.0)  # of relative lengths, no limit
 
 
-class Crystal(NamedTuple, Generic[Number]):
-    """An fcc crystal at its equilibrium volume: Python floats, or scalar arrays under jit."""
+class Crystal(NamedTuple):
+    """A crystal at zero pressure."""
 
-    lattice_constant: Number  # Å
-    energy: Number  # eV per atom
-    bulk_modulus_GPa: Number
+    atoms: Atoms  # the relaxed cell
+    energy: float  # eV per atom
+    volume: float  # Å^3 per atom
+    bulk_modulus_GPa: float  # of an isotropic strain, internal coordinates relaxed
 
 
 class Elastic(NamedTuple):
-    """Elastic constants of a cubic crystal, GPa."""
+    """Elastic constants, GPa, in the axes of the cell. Voigt order: xx yy zz yz xz xy."""
 
-    C11: float
-    C12: float
-    C44: float
-    bulk_modulus: float  # (C11 + 2 C12) / 3
+    relaxed: Float[np.ndarray, "6 6"]  # internal coordinates relaxed, as measured
+    clamped: Float[np.ndarray, "6 6"]  # internal coordinates strained with the cell
+    bulk_modulus: float  # of an isotropic strain, internal coordinates relaxed
 
 
-def relax_fcc(
-    expert: Expert,
-    params: Params,
-    symbol: str,
-    *,
-    guess: float | None = None,
-    window: float = 0.15,
-) -> Crystal:
-    """Find the lattice constant of minimum energy of an fcc crystal.
+def relax_crystal(expert: Expert, params: Params, atoms: Atoms, *, window: float = WINDOW) -> Crystal:
+    """Relax shape and volume of a crystal's cell, and its atoms, at zero pressure.
 
     Args:
         expert: the potential.
         params: its parameters.
-        symbol: an element of `expert.species`.
-        guess: Å, an approximate lattice constant; default ASE's value for the element.
-        window: the search interval is `guess * (1 - window)` to `guess * (1 + window)`.
+        atoms: a cell of the crystal, periodic in all directions; one near equilibrium is enough.
+        window: all lengths stay within `1 - window` and `1 + window` times what they were.
 
     Returns:
-        The crystal at zero pressure, computed in the default float dtype.
+        The crystal, computed in float64. Its cell is symmetrically strained, not rotated; the order of
+        atoms is kept, and so is the symmetry of the given structure, to rounding.
 
     Raises:
-        ValueError: the element is not in `expert.species`, ASE has no lattice
-            constant for it and `guess` is missing, or the energy has no minimum
-            inside the window.
+        ValueError: atoms are not periodic or of a species unknown to the expert, or the energy has no
+            minimum inside the window.
 
+    >>> from ase.build import bulk
     >>> from moe_md.experts import lennard_jones
     >>> expert = lennard_jones(("Ar",), 8.5, epsilon=0.0104, sigma=3.4)
-    >>> crystal = relax_fcc(expert, expert.init(None), "Ar")
-    >>> round(crystal.lattice_constant, 1)
+    >>> crystal = relax_crystal(expert, expert.init(None), bulk("Ar", "fcc", a=5.2))
+    >>> round((4 * crystal.volume) ** (1 / 3), 1)
     5.3
     """
-    check_symbol(expert, symbol)
-    if guess is None:
-        guess = cast("float | None", (reference_states[atomic_numbers[symbol]] or {}).get("a"))
-        if guess is None:
-            raise ValueError(f"guess must be given (Å): ASE has no lattice constant for {symbol}.")
-    if not (guess > 0 and 0 < window < 1):
-        raise ValueError(f"guess must be positive (Å) and window in (0, 1), got {guess} and {window}.")
-    energy_fn = _isotropically_strained(
-        expert, params, _one_row(expert, symbol, guess, expert.cutoff / (1 - window))
+    check_crystal(expert, atoms)
+    if not 0 < window < 1:
+        raise ValueError(f"window must be in (0, 1), got {window}.")
+    limits = (1 - window, 1 + window)
+    given, atoms = atoms.cell.array, atoms.copy()
+    atoms.set_constraint()
+    cell = strained_cell(expert, params, atoms, limits[0])
+    F, u = _best_scale(cell, atoms, window) * np.eye(3), np.zeros((len(atoms), 3))
+    for _ in range(6):
+        F, u, worst = minimise(cell, F, u, STRAINS, limits)
+        atoms.set_cell(atoms.cell.array @ F.T)
+        atoms.positions = (atoms.positions + u) @ F.T
+        total = np.linalg.solve(given, atoms.cell.array).T
+        if worst > FORCE_TOLERANCE or not inside(total, limits):
+            break
+        # Atoms that moved far may have neighbours that were not listed.
+        cell, F, u = strained_cell(expert, params, atoms, limits[0]), np.eye(3), np.zeros_like(u)
+        here = derivatives(cell, F, u)
+        if max(np.abs(here.by_F).max() / cell.volume ** (1 / 3), np.abs(here.by_u).max()) < FORCE_TOLERANCE:
+            modulus = _bulk_modulus(cell, F, u)
+            return Crystal(atoms, here.energy / len(atoms), cell.volume / len(atoms), modulus)
+    raise ValueError(
+        f"atoms must lie near a minimum of the energy, got {atoms.symbols}: with lengths {limits[0]:.3g} to"
+        f" {limits[1]:.3g} times those given none was found. Give a cell nearer to equilibrium, or a larger"
+        f" window than {window:g}."
     )
-    low, high = np.log1p(-window), np.log1p(window)
-    strains = np.linspace(low, high, 31)
-    energies = np.array([float(energy_fn(s)[0]) for s in strains])
-    lowest = int(np.argmin(energies))
-    if lowest in (0, len(strains) - 1):
-        raise ValueError(
-            f"guess must lie near a minimum of the energy of {symbol}, got {guess} Å: between "
-            f"{guess * np.exp(low):.3f} and {guess * np.exp(high):.3f} Å "
-            f"the energy decreases towards {guess * np.exp(strains[lowest]):.3f} Å."
-        )
-    strain = brentq(lambda s: float(energy_fn(s)[1]), strains[lowest - 1], strains[lowest + 1], xtol=1e-10)
-    energy, _, curvature = (float(x) for x in energy_fn(strain))
-    lattice_constant = float(guess * np.exp(strain))
-    return Crystal(lattice_constant, energy, curvature / (9 * lattice_constant**3 / 4) / units.GPa)
 
 
 def equation_of_state(
-    expert: Expert,
-    params: Params,
-    symbol: str = "Pt",
-    *,
-    lattice_constants: Sequence | Real[np.ndarray, " n"],
+    expert: Expert, params: Params, atoms: Atoms, *, strains: Sequence | Real[np.ndarray, " n"]
 ) -> dict[str, list[float]]:
-    """Energy and pressure of an fcc crystal as functions of its volume.
-
-    With E(s) the energy per atom when all lengths are scaled by exp(s), P = -E'(s) / 3V.
+    """Energy and pressure of a crystal as functions of its volume.
 
     Args:
         expert: the potential.
         params: its parameters.
-        symbol: an element of `expert.species`.
-        lattice_constants: Å, one or more; results are in their order.
+        atoms: a cell of the crystal, periodic in all directions.
+        strains: relative changes of all lengths, one or more, above -1; results are in their order.
 
     Returns:
-        Lists as long as `lattice_constants`: `volume_A3_per_atom`,
-        `energy_eV_per_atom` and `pressure_GPa`, positive where the crystal
-        would expand. Computed in the default float dtype.
+        Lists as long as `strains`: `volume_A3_per_atom`, `energy_eV_per_atom` and `pressure_GPa`, the
+        negative mean of the three normal stresses. Internal coordinates are relaxed at each volume.
+        Computed in float64.
 
     Raises:
-        ValueError: the element is not in `expert.species`, a lattice constant is
-            not positive, or there is none.
+        ValueError: atoms are not periodic or of a species unknown to the expert, a strain is not above -1,
+            there is none, or internal coordinates have no minimum.
 
+    >>> from ase.build import bulk
     >>> from moe_md.experts import lennard_jones
     >>> expert = lennard_jones(("Ar",), 8.5, epsilon=0.0104, sigma=3.4)
-    >>> curve = equation_of_state(expert, expert.init(None), "Ar", lattice_constants=[5.0, 5.5])
-    >>> [bool(p > 0) for p in curve["pressure_GPa"]]
+    >>> curve = equation_of_state(expert, expert.init(None), bulk("Ar", a=5.3), strains=[-0.05, 0.05])
+    >>> [p > 0 for p in curve["pressure_GPa"]]
     [True, False]
     """
-    check_symbol(expert, symbol)
-    if len(lattice_constants) == 0:
-        raise ValueError("lattice_constants must not be empty.")
-    for a in lattice_constants:
-        check_positive("each of lattice_constants", a)
-    a = np.asarray(lattice_constants, float)
-    widest = a.max()
-    energy_fn = _isotropically_strained(
-        expert, params, _one_row(expert, symbol, widest, expert.cutoff * widest / a.min())
-    )
-    energy, slope, _ = np.array([energy_fn(s) for s in np.log(a / widest)], float).T
-    volume = a**3 / 4
-    return {
-        "volume_A3_per_atom": volume.tolist(),
-        "energy_eV_per_atom": energy.tolist(),
-        "pressure_GPa": (-slope / (3 * volume) / units.GPa).tolist(),
-    }
+    check_crystal(expert, atoms)
+    scales = 1 + np.asarray(strains, float)
+    if len(scales) == 0 or not (np.isfinite(scales).all() and scales.min() > 0):
+        raise ValueError(f"strains must be one or more numbers above -1, got {list(strains)}.")
+    cell = strained_cell(expert, params, atoms, min(1 - WINDOW, scales.min()))
+    curve = []
+    for scale in scales:
+        F, u = _relax_atoms(cell, scale * np.eye(3), atoms)
+        found = derivatives(cell, F, u)
+        volume = cell.volume * scale**3
+        pressure = -np.trace(found.by_F) * scale / (3 * volume)
+        curve.append([volume / len(atoms), found.energy / len(atoms), pressure / units.GPa])
+    names = ("volume_A3_per_atom", "energy_eV_per_atom", "pressure_GPa")
+    return dict(zip(names, np.array(curve, float).T.tolist(), strict=True))
 
 
-def elastic_constants(
-    expert: Expert, params: Params, symbol: str = "Pt", *, lattice_constant: float
-) -> Elastic:
-    """Elastic constants of an fcc crystal.
+def elastic_constants(expert: Expert, params: Params, atoms: Atoms) -> Elastic:
+    """Elastic constants of a crystal in a given cell.
 
     The derivative of the true (Cauchy) stress with respect to a small strain e,
     C_ijkl = d stress_ij / d e_kl. At zero pressure this is
     (1/V) d2E / de_ij de_kl for every measure of strain. Under pressure the measures
     differ: these are Birch's constants, which determine stability and the speed of
     sound. They differ from (1/V) d2E / d eta^2, eta the Lagrangian strain, by -P in
-    C11 and C44 and by +P in C12. At any pressure (C11 + 2 C12) / 3 is the bulk
-    modulus -V dP/dV. Each atom is a centre of inversion, so clamped and relaxed
-    constants are equal.
+    C11 and C44 and by +P in C12. At any pressure the bulk modulus is -V dP/dV of an
+    isotropic strain, of a cubic crystal (C11 + 2 C12) / 3.
 
     Args:
         expert: the potential.
         params: its parameters.
-        symbol: an element of `expert.species`.
-        lattice_constant: Å; that of `relax_fcc` for zero pressure.
+        atoms: a cell of the crystal, periodic in all directions; that of `relax_crystal` for zero pressure.
+            Internal coordinates are relaxed first, the cell is kept.
 
     Returns:
-        C11, C12, C44 and the bulk modulus, GPa, computed in the default float dtype.
+        Constants along the Cartesian axes of `atoms`, Voigt order xx yy zz yz xz xy, computed in float64.
+        `[i, j]` is the stress component i per strain component j; shear strains are engineering strains.
 
     Raises:
-        ValueError: the element is not in `expert.species`, or the lattice
-            constant is not positive.
+        ValueError: atoms are not periodic or of a species unknown to the expert, or internal coordinates
+            have no minimum.
 
     Source:
-        Wallace, Thermodynamics of Crystals (1972), ch. 1; Barron and Klein,
-        Proc. Phys. Soc. 85, 523 (1965).
+        Wallace, Thermodynamics of Crystals (1972); Barron and Klein, Proc. Phys. Soc. 85, 523 (1965);
+        internal coordinates: Wu, Vanderbilt and Hamann, Phys. Rev. B 72, 035105 (2005).
 
-    A pair potential at zero pressure has C12 = C44 (Cauchy):
+    A pair potential at zero pressure, whose atoms are centres of inversion, has C12 = C44 (Cauchy):
 
+    >>> from ase.build import bulk
     >>> from moe_md.experts import lennard_jones
     >>> expert = lennard_jones(("Ar",), 8.5, epsilon=0.0104, sigma=3.4)
-    >>> a = relax_fcc(expert, expert.init(None), "Ar").lattice_constant
-    >>> C11, C12, C44, B = elastic_constants(expert, expert.init(None), "Ar", lattice_constant=a)
-    >>> abs(C12 - C44) < 1e-3 * C44
+    >>> crystal = relax_crystal(expert, expert.init(None), bulk("Ar", "fcc", a=5.2))
+    >>> C = elastic_constants(expert, expert.init(None), crystal.atoms).relaxed
+    >>> bool(abs(C[0, 1] - C[3, 3]) < 1e-3 * C[3, 3])
     True
     """
-    check_symbol(expert, symbol)
-    check_positive("lattice_constant", lattice_constant)
-    volume = lattice_constant**3 / 4
-    rows = _one_row(expert, symbol, lattice_constant, expert.cutoff)
-
-    @jax.jit
-    def stress_derivatives(params, rows, strains):
-        def stress(F):
-            slope = jax.grad(lambda F: _deformed(expert, params, rows, F))(F)
-            return slope @ F.T / (volume * jnp.linalg.det(F))
-
-        return jax.vmap(lambda strain: jax.jvp(stress, (jnp.eye(3),), (strain,))[1])(strains)
-
-    stretch = jnp.diag(jnp.array([1.0, 0.0, 0.0]))
-    shear = jnp.zeros((3, 3)).at[1, 2].set(0.5).at[2, 1].set(0.5)
-    slopes = np.asarray(stress_derivatives(params, rows, jnp.stack([stretch, shear])), float)
-    stretched, sheared = slopes / units.GPa
-    C11, C12, C44 = float(stretched[0, 0]), float(stretched[1, 1]), float(sheared[1, 2])
-    return Elastic(C11, C12, C44, (C11 + 2 * C12) / 3)
-
-
-def _one_row(expert: Expert, symbol: str, lattice_constant: float, cutoff: float) -> Neighborhood:
-    """Row of the atom of a primitive cell. All neighbours within `cutoff` are images of the atom itself.
-
-    Each neighbour index is therefore 0, which experts that pass messages need.
-    """
-    atoms = bulk(symbol, "fcc", a=lattice_constant)
-    species = np.array([expert.species.index(symbol)])
-    return rows_from_images(atoms.positions, species, atoms.cell.array, atoms.pbc, cutoff)
+    check_crystal(expert, atoms)
+    cell = strained_cell(expert, params, atoms, 1 - WINDOW)
+    F, u = _relax_atoms(cell, np.eye(3), atoms)
+    strained = [derivatives(cell, F, u, dF=strain) for strain in STRAINS]
+    residual = strained[0].by_F / cell.volume
+    clamped = np.array(
+        [
+            (d.along_F / cell.volume + residual @ strain - np.trace(strain) * residual)
+            for d, strain in zip(strained, STRAINS)
+        ]
+    )
+    relaxed = clamped.copy()
+    if len(atoms) > 1:
+        moved = [derivatives(cell, F, u, du=x.reshape(u.shape)) for x in np.eye(u.size)]
+        hessian = np.array([d.along_u.ravel() for d in moved])  # [3n, 3n] eV/Å^2
+        # Translations cost no energy: a stiffness of 1 eV/Å^2 for them makes the Hessian invertible.
+        hessian += np.tile(np.eye(3), (len(u), len(u))) / len(u)
+        coupling = np.array([d.along_u.ravel() for d in strained])  # [6, 3n] eV/Å
+        response = -np.linalg.solve(hessian, coupling.T)  # [3n, 6] Å, du per strain
+        stresses = np.array([d.along_F for d in moved]) / cell.volume  # [3n, 3, 3]
+        relaxed += np.tensordot(response.T, stresses, 1)
+    clamped, relaxed = (_voigt(c) / units.GPa for c in (clamped, relaxed))
+    return Elastic(relaxed, clamped, float(relaxed[:3, :3].sum() / 9))
 
 
-def _deformed(expert: Expert, params: Params, rows: Neighborhood, F: Array) -> Array:
-    """Energy, eV, of the atom of `_one_row` under the deformation F, `[3, 3]`."""
-    return expert.atom_energies(params, rows._replace(displacement=rows.displacement @ F.T))[0]
+def _voigt(stresses: np.ndarray) -> np.ndarray:
+    """Matrix of elastic constants from stresses `[6, 3, 3]`, one for each strain."""
+    return np.array([0.5 * (stresses[:, i, j] + stresses[:, j, i]) for i, j in VOIGT])
 
 
-def _isotropically_strained(expert: Expert, params: Params, rows: Neighborhood) -> Callable:
-    """Function of s, all lengths scaled by exp(s): energy of the atom, its first and second derivative."""
+def _best_scale(cell: StrainedCell, atoms: Atoms, window: float) -> float:
+    """Scale of lowest energy among isotropic ones of a window; raises `ValueError` at its ends."""
+    scales = np.linspace(1 - window, 1 + window, 17)
+    rest = np.zeros((len(atoms), 3))
+    energies = [derivatives(cell, scale * np.eye(3), rest).energy for scale in scales]
+    lowest = int(np.argmin(energies))
+    if lowest in (0, len(scales) - 1):
+        raise ValueError(
+            f"atoms must lie near a minimum of the energy, got {atoms.symbols} with"
+            f" {atoms.cell.volume / len(atoms):.2f} Å^3 per atom: scaling lengths by {scales[0]:.3g} to"
+            f" {scales[-1]:.3g}, the energy decreases towards {scales[lowest]:.3g}. Give a cell nearer to"
+            " equilibrium."
+        )
+    return float(scales[lowest])
 
-    @jax.jit
-    def compute(params, rows, strain):
-        def energy(s):
-            return _deformed(expert, params, rows, jnp.exp(s) * jnp.eye(3))
 
-        def slope(s):
-            return jax.jvp(energy, (s,), (jnp.ones_like(s),))
+def _relax_atoms(cell: StrainedCell, F: np.ndarray, atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
+    """F, and displacements that minimise the energy at this deformation."""
+    u = np.zeros((len(atoms), 3))
+    if len(atoms) == 1:
+        return F, u
+    F, u, worst = minimise(cell, F, u, NO_STRAINS, LARGE_WINDOW)
+    if worst > FORCE_TOLERANCE:
+        raise ValueError(
+            f"atoms must lie near a minimum of the energy within their cell, got {atoms.symbols}, whose"
+            f" forces stay at {worst:.2g} eV/Å: relax them with relax_crystal first."
+        )
+    return F, u
 
-        (value, first), (_, second) = jax.jvp(slope, (strain,), (jnp.ones_like(strain),))
-        return value, first, second
 
-    return lambda strain: compute(params, rows, jnp.asarray(strain, float))
+def _bulk_modulus(cell: StrainedCell, F: np.ndarray, u: np.ndarray) -> float:
+    """GPa, at zero stress: V P'(V) of an isotropic strain, internal coordinates relaxed."""
+    strained = derivatives(cell, F, u, dF=F)
+    second = float(np.sum(F * strained.along_F))  # d2E/ds2 of all lengths times exp(s)
+    if np.abs(strained.along_u).max() > FORCE_TOLERANCE:
 
+        def hessian_product(x):
+            du = x.reshape(u.shape)
+            along = derivatives(cell, F, u, du=du).along_u
+            return (along + du.mean(axis=0, keepdims=True)).ravel()
 
-def check_symbol(expert: Expert, symbol: str) -> None:
-    """Raise `ValueError` where an element is not among the expert's species."""
-    if symbol not in expert.species:
-        raise ValueError(f"symbol must be one of the expert's species {expert.species}, got {symbol!r}.")
+        coupling = strained.along_u.ravel()
+        second -= float(coupling @ solve(hessian_product, coupling))
+    return second / (9 * cell.volume) / units.GPa
 
 
 def __getattr__(name: str):

@@ -1,12 +1,13 @@
 """Ghost forces, stress jumps and mismatch at the boundary between two experts.
 
-In a perfect crystal every force is zero by symmetry, under any single expert. Cut the
-crystal in two parts and assign one expert to each. The forces that this causes,
+Cut a crystal in two parts and assign one expert to each. What the boundary adds to the force on
+an atom k is its ghost force: the force of the mixture minus the force that the atom has where its
+own expert e(k) owns all atoms,
 
-    F_k = -sum_i dE_i^{e(i)} / dR_k, i over the atoms of both parts,
+    F_k = -sum_i d(E_i^{e(i)} - E_i^{e(k)}) / dR_k, i over the atoms of both parts.
 
-are the ghost forces: an artefact of the expert boundary alone. They vanish for every
-boundary if the partial forces g_ik of the experts agree.
+In a crystal whose atoms are at rest by symmetry the second term is zero, and the ghost force is
+the force. Ghost forces vanish for every boundary if the partial forces g_ik of the experts agree.
 
 Two experts can also differ in the stress of the same strained crystal. The stress
 jump is this difference; it acts across the expert boundary.
@@ -18,15 +19,23 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from ase.build import bulk
+from ase import Atoms
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
 from moe_md import derivatives, units
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import frame_rows
+from moe_md.data.planes import (
+    conventional_cell,
+    cut_at_widest_gap,
+    oriented_cell,
+    plane_name,
+    plane_spacing,
+    repeats_to_width,
+    widest_planes,
+)
 from moe_md.data.reading import Frame, frame_from_atoms
-from moe_md.data.structures import FLAT_FACETS, fcc_supercell
 from moe_md.experts.base import Expert, Params
 from moe_md.experts.chunks import energies_and_partial_forces
 from moe_md.experts.domain import in_domain
@@ -34,23 +43,24 @@ from moe_md.neighbors.rows import Neighborhood
 from moe_md.renamed import missing_attribute
 
 CHUNK = 64  # rows computed at a time
-STRAINS = (  # name and strain tensor [3, 3], applied to the crystal in the middle of the list
-    ("stretched along [100] by 1 %", np.diag([0.01, 0.0, 0.0])),
-    ("compressed along [100] by 1 %", np.diag([-0.01, 0.0, 0.0])),
-    ("stretched along [111] by 1 %", np.full((3, 3), 0.01 / 3)),
-    ("compressed along [111] by 1 %", np.full((3, 3), -0.01 / 3)),
+SPHERE_OFFSET = (0.11, 0.23, 0.37)  # of its centre from a lattice point, in conventional vectors
+STRAINS = (  # name and strain tensor [3, 3] in x, y and z, for the crystal in the middle of the list
+    ("stretched along x by 1 %", np.diag([0.01, 0.0, 0.0])),
+    ("compressed along x by 1 %", np.diag([-0.01, 0.0, 0.0])),
+    ("stretched along x + y + z by 1 %", np.full((3, 3), 0.01 / 3)),
+    ("compressed along x + y + z by 1 %", np.full((3, 3), -0.01 / 3)),
     (
-        "sheared, [010] planes along [100], by 1 %",
+        "sheared, y planes along x, by 1 %",
         np.array([[0.0, 0.005, 0.0], [0.005, 0.0, 0.0], [0.0, 0.0, 0.0]]),
     ),
-    ("sheared at constant volume, [100] against [010], by 1 %", np.diag([0.005, -0.005, 0.0])),
+    ("sheared at constant volume, x against y, by 1 %", np.diag([0.005, -0.005, 0.0])),
 )
 
 
 class GhostForce(NamedTuple):
-    """Forces on a perfect crystal that is assigned to several experts."""
+    """Forces that expert boundaries add to a structure."""
 
-    max: float  # eV/Å, the longest force
+    max: float  # eV/Å, the longest one
     rms: float  # eV/Å, root mean square length over `near` atoms
     forces: Float[np.ndarray, "atoms 3"]  # eV/Å
     near: Bool[np.ndarray, " atoms"]  # has neighbours on another expert
@@ -70,28 +80,31 @@ def ghost_force(
     frame: Frame,
     assignment: Int[ArrayLike, " atoms"] | Bool[ArrayLike, " atoms"] | Sequence,
 ) -> GhostForce:
-    """Forces on a crystal whose atoms are assigned to several experts.
+    """Ghost forces in a structure whose atoms are assigned to several experts.
 
     Args:
         experts: any number.
         params: one parameter tree per expert.
-        frame: a perfect crystal of any size; neighbours include images. For any
-            other structure the result is the forces of the mixture.
+        frame: a crystal of any size; neighbours include images. Where all its atoms are at rest by
+            symmetry, as in fcc, the ghost forces are the forces of the mixture. In others,
+            as strained diamond, and with displaced atoms, they are the change from the force
+            under the atom's own expert alone.
         assignment: the expert of each atom.
 
     Returns:
-        The forces and their size. The force on an atom whose neighbours all have its
+        The ghost forces and their size. That of an atom whose neighbours all have its
         own expert is zero; such atoms are left out of `rms`.
 
     Raises:
         ValueError: lengths do not match, an assigned expert does not exist, or a
             species is unknown.
 
+    >>> from ase.build import bulk
     >>> from moe_md.experts import lennard_jones
     >>> expert = lennard_jones(("Pt",), 5.0, sigma=2.5446)
-    >>> crystal = fcc_supercell("Pt", 3.92, 2)
     >>> params = expert.init(None)
-    >>> ghost_force([expert, expert], [params, params], crystal, crystal.positions[:, 0] < 3).max < 1e-6
+    >>> crystal, owner = bisected_crystals(bulk("Pt", a=3.92), 5.0)["111"]
+    >>> ghost_force([expert, expert], [params, params], crystal, owner).max < 1e-6
     True
     """
     owner = _checked_assignment(assignment, len(frame.symbols), len(experts))
@@ -101,64 +114,73 @@ def ghost_force(
 
 
 def bisected_crystals(
-    symbol: str, lattice_constant: float, cutoff: float
+    atoms: Atoms, cutoff: float, n_planes: int = 2
 ) -> dict[str, tuple[Frame, Int[np.ndarray, " _"]]]:
-    """Perfect fcc crystals, each cut in two parts.
+    """A crystal cut in two parts, along its most widely spaced lattice planes and by a sphere.
 
     Planes come in pairs, as the crystals are periodic. They are so far apart that no
-    atom has neighbours across both. The cells are one atom wide: neighbours are images.
+    atom has neighbours across both, and lie where the layer without atoms is widest. The cells are the
+    smallest of the plane's lattice: neighbours are images.
 
     Args:
-        symbol: chemical symbol.
-        lattice_constant: Å.
+        atoms: primitive cell of a crystal, periodic in all directions, as of a `Reference`.
         cutoff: Å, the largest of the experts'.
+        n_planes: number of planes.
 
     Returns:
-        For `"100"`, `"111"` (planes) and `"sphere"` (of radius `cutoff`, its centre
-        not a lattice point) the crystal and the expert of each atom.
+        By name of the plane (Miller indices of the conventional cell, `"111"`), and for `"sphere"` (of
+        radius `cutoff`, its centre not a lattice point), the crystal and the expert of each atom.
+
+    Raises:
+        ValueError: `n_planes` is not positive, or too large.
+
+    >>> from ase.build import bulk
+    >>> list(bisected_crystals(bulk("Pt", a=3.98), 5.0))
+    ['111', '100', 'sphere']
     """
     crystals = {}
-    for name, period in (("100", 2), ("111", 3)):
-        build, spacing, _ = FLAT_FACETS[name]
-        half = int(np.ceil(2 * cutoff / (spacing * lattice_constant)))
-        half += -half % period  # the stacking sequence is periodic
-        atoms = build(symbol, size=(1, 1, 2 * half), a=lattice_constant, periodic=True)
-        layer = np.rint((atoms.positions[:, 2] - atoms.positions[:, 2].min()) / (spacing * lattice_constant))
-        crystals[name] = frame_from_atoms(atoms), (layer >= half).astype(np.int32)
-    repeat = int(np.ceil(4 * cutoff / lattice_constant))
-    crystal = fcc_supercell(symbol, lattice_constant, repeat)
-    center = lattice_constant * (repeat / 2 + np.array([0.11, 0.23, 0.37]))
+    for hkl in widest_planes(atoms.cell.array, n_planes):
+        cell, _ = cut_at_widest_gap(oriented_cell(atoms, hkl))
+        half = int(np.ceil(2 * cutoff / plane_spacing(atoms.cell.array, hkl)))
+        owner = np.repeat(
+            np.array([0, 1], np.int32), half * len(atoms)
+        )  # cells follow along the third vector
+        crystals[plane_name(atoms, hkl)] = frame_from_atoms(cell * (1, 1, 2 * half)), owner
+    cell = conventional_cell(atoms)
+    repeats = repeats_to_width(cell.cell.array, 4 * cutoff)
+    crystal = frame_from_atoms(cell * repeats)
+    center = (np.array(repeats) / 2 + SPHERE_OFFSET) @ cell.cell.array
     distance = np.linalg.norm(crystal.positions - center, axis=1)
     crystals["sphere"] = crystal, (distance > cutoff).astype(np.int32)
     return crystals
 
 
 def ghost_force_report(
-    checkpoint: Checkpoint, lattice_constants: Sequence[float], *, symbol: str = "Pt"
+    checkpoint: Checkpoint, atoms: Atoms, strains: Sequence[float] = (0.0,), *, n_planes: int = 2
 ) -> dict:
-    """Ghost forces between the first two experts, for two planes and a sphere.
+    """Ghost forces between the first two experts, for planes and a sphere.
 
     Args:
         checkpoint: at least two experts.
-        lattice_constants: Å, of the crystals; usually within 2 % of the relaxed one.
-        symbol: the element of the crystal.
+        atoms: primitive cell of a crystal, periodic in all directions.
+        strains: relative changes of all lengths of `atoms`; usually within 0.02 of the relaxed crystal.
+        n_planes: number of planes, the most widely spaced ones.
 
     Returns:
-        A dictionary that JSON can store, in meV/Å: for each of `"100"`, `"111"` and
-        `"sphere"` the lists `max` and `rms` over lattice constants; over all of
-        them `worst`, the largest force, and `rms`. And `lattice_constants`, Å.
+        A dictionary that JSON can store, in meV/Å: for each plane (`"111"` and `"100"` in fcc) and
+        `"sphere"` the lists `max` and `rms` over strains; over all of
+        them `worst`, the largest force, and `rms`. And `strains`.
 
     Raises:
-        ValueError: there are fewer than two experts, or no lattice constant.
+        ValueError: there are fewer than two experts, or a strain or `n_planes` is out of range.
     """
-    if len(checkpoint.experts) < 2:
-        raise ValueError(f"checkpoint must hold at least 2 experts, got {len(checkpoint.experts)}.")
-    if len(lattice_constants) == 0:
-        raise ValueError("lattice_constants must not be empty.")
+    _check_pair(checkpoint)
     experts, params = checkpoint.experts[:2], checkpoint.params[:2]
     cutoff = max(e.cutoff for e in experts)
     cuts = [
-        (name, *cut) for a in lattice_constants for name, cut in bisected_crystals(symbol, a, cutoff).items()
+        (name, *cut)
+        for strained in _isotropically_strained(atoms, strains)
+        for name, cut in bisected_crystals(strained, cutoff, n_planes).items()
     ]
     # The rows of all crystals in one batch, so that each expert compiles once.
     all_rows = _pad_to_same_width([_rows(experts, frame) for _, frame, _ in cuts])
@@ -166,71 +188,64 @@ def ghost_force_report(
     report: dict = {name: {"max": [], "rms": []} for name, _, _ in cuts}
     start = 0
     for (name, frame, assignment), rows in zip(cuts, all_rows):
-        atoms = slice(start, start + len(frame.symbols))
-        ghost = _ghost_force([g[atoms] for g in partials], rows, assignment)
+        chosen = slice(start, start + len(frame.symbols))
+        ghost = _ghost_force([g[chosen] for g in partials], rows, assignment)
         report[name]["max"].append(1000 * ghost.max)
         report[name]["rms"].append(1000 * ghost.rms)
-        start = atoms.stop
+        start = chosen.stop
     report["worst"] = max(max(report[name]["max"]) for name, _, _ in cuts)
     report["rms"] = float(np.sqrt(np.mean([np.square(report[name]["rms"]) for name, _, _ in cuts])))
-    report["lattice_constants"] = [float(a) for a in lattice_constants]
+    report["strains"] = [float(strain) for strain in strains]
     return report
 
 
-def stress_jump(checkpoint: Checkpoint, lattice_constants: Sequence[float], *, symbol: str = "Pt") -> dict:
-    """Difference of the first two experts' stresses in the same perfect crystal, expensive minus cheap.
+def stress_jump(checkpoint: Checkpoint, atoms: Atoms, strains: Sequence[float] = (0.0,)) -> dict:
+    """Difference of the first two experts' stresses in the same crystal, expensive minus cheap.
 
     Across a planar expert boundary the in-plane components of the stress jump by this
     difference. A difference of the normal component is not balanced: it moves the
     atoms until the strains of the two parts differ. A spherical boundary in a crystal
-    under isotropic strain is displaced by the isotropic part, the pressure.
+    under isotropic strain is displaced by the isotropic part, the pressure. Atoms keep their
+    fractional positions under strain.
 
     Args:
         checkpoint: at least two experts.
-        lattice_constants: Å, crystals under isotropic strain; the one in the
-            middle of the list also gets each strain of `STRAINS`.
-        symbol: the element of the crystal.
+        atoms: a crystal, periodic in all directions.
+        strains: relative changes of all lengths of `atoms`; the crystal in the
+            middle of the list also gets each strain of `STRAINS`, along the axes x, y and z of `atoms`.
 
     Returns:
         A dictionary that JSON can store, in GPa with the sign of ASE, a stress as
         `[3][3]` numbers: for
-        `"isotropic"` the lists `lattice_constant` (Å), `stress` and `pressure`
+        `"isotropic"` the lists `strain`, `stress` and `pressure`
         (minus a third of the trace), for `"strained"` the lists `name`,
         `strain`, `stress` and `pressure`; over all of them `worst`, the largest
         absolute component, and `worst_pressure`.
 
     Raises:
-        ValueError: there are fewer than two experts, no lattice constant, or
-            one that is not positive.
+        ValueError: there are fewer than two experts, or a strain is out of range.
     """
-    if len(checkpoint.experts) < 2:
-        raise ValueError(f"checkpoint must hold at least 2 experts, got {len(checkpoint.experts)}.")
-    if len(lattice_constants) == 0 or not all(0 < a < np.inf for a in lattice_constants):
-        raise ValueError(
-            f"lattice_constants must be positive (Å), at least one, got {list(lattice_constants)}."
-        )
+    _check_pair(checkpoint)
     experts, params = checkpoint.experts[:2], checkpoint.params[:2]
-    middle = lattice_constants[len(lattice_constants) // 2]
-    frames = []
-    for a, strain in [
-        *((a, np.zeros((3, 3))) for a in lattice_constants),
-        *((middle, strain) for _, strain in STRAINS),
-    ]:
-        atoms = bulk(symbol, "fcc", a=a)
-        atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
-        frames.append(frame_from_atoms(atoms))
+    isotropic = _isotropically_strained(atoms, strains)
+    middle = isotropic[len(isotropic) // 2]
+    frames = [
+        frame_from_atoms(a) for a in [*isotropic, *(_strained(middle, strain) for _, strain in STRAINS)]
+    ]
     rows = _concatenate(_pad_to_same_width([_rows(experts, frame) for frame in frames]))
     virials = [
         np.asarray(derivatives.virial(_on_rows(e, p, rows)[1], rows))
         for e, p in zip(experts, params, strict=True)
     ]
+    n_atoms = len(atoms)
+    jump = (virials[0] - virials[1]).reshape(len(frames), n_atoms, 3, 3).sum(axis=1)
     volumes = np.array([abs(np.linalg.det(frame.cell)) for frame in frames])
-    jump = (virials[0] - virials[1]) / volumes[:, None, None] / units.GPa
+    jump /= volumes[:, None, None] * units.GPa
     pressure = -np.trace(jump, axis1=1, axis2=2) / 3
-    n = len(lattice_constants)
+    n = len(isotropic)
     return {
         "isotropic": {
-            "lattice_constant": [float(a) for a in lattice_constants],
+            "strain": [float(strain) for strain in strains],
             "stress": jump[:n].tolist(),
             "pressure": pressure[:n].tolist(),
         },
@@ -267,6 +282,28 @@ def mismatch(experts: Sequence[Expert], params: Sequence[Params], rows: Neighbor
     partial_force = np.sqrt(np.sum(np.square(g_0 - g_1), axis=(1, 2)))
     in_both = np.all([in_domain(e, rows) for e in experts[:2]], axis=0)
     return Mismatch(e_0 - e_1, partial_force, in_both)
+
+
+def _check_pair(checkpoint: Checkpoint) -> None:
+    if len(checkpoint.experts) < 2:
+        raise ValueError(f"checkpoint must hold at least 2 experts, got {len(checkpoint.experts)}.")
+
+
+def _isotropically_strained(atoms: Atoms, strains: Sequence[float]) -> list[Atoms]:
+    """The crystal under each strain; raises `ValueError` where one is out of range, or none is given."""
+    if len(strains) == 0 or not all(-1 < strain < np.inf for strain in strains):
+        raise ValueError(
+            "strains must be relative changes of length above -1, at least one, "
+            f"got {[float(strain) for strain in strains]}."
+        )
+    return [_strained(atoms, strain * np.eye(3)) for strain in strains]
+
+
+def _strained(atoms: Atoms, strain: np.ndarray) -> Atoms:
+    """The same fractional positions in a strained cell."""
+    strained = atoms.copy()
+    strained.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
+    return strained
 
 
 def _rows(experts: Sequence[Expert], frame: Frame) -> Neighborhood:
@@ -312,8 +349,12 @@ def _on_rows(expert: Expert, params: Params, rows: Neighborhood) -> tuple[np.nda
 def _ghost_force(partials: Sequence[np.ndarray], rows: Neighborhood, owner: np.ndarray) -> GhostForce:
     """The ghost force from each expert's partial forces `[n_atoms, K, 3]` and the owners `[n_atoms]`."""
     n_atoms = len(owner)
-    g = np.choose(owner[:, None, None], partials)
-    forces = np.asarray(derivatives.forces(g, rows, np.arange(n_atoms), n_atoms))
+
+    def forces_of(g: np.ndarray) -> np.ndarray:
+        return np.asarray(derivatives.forces(g, rows, np.arange(n_atoms), n_atoms))
+
+    mixed = forces_of(np.choose(owner[:, None, None], partials))
+    forces = mixed - np.choose(owner[:, None], [forces_of(g) for g in partials])
     other = owner[np.minimum(rows.neighbor, n_atoms - 1)] != owner[:, None]
     near = np.any(rows.mask & other, axis=1)
     length = np.linalg.norm(forces, axis=1)

@@ -8,9 +8,9 @@ and vibrations, with error bars.
 Only the expert boundary can make the mixture drift more than its expensive expert, so
 the drift is also given as an energy flux through the boundary. A planar boundary has
 the area of the cell's cross-section. For any other boundary the bonds across it are
-counted: nearest-neighbour bonds of length d in an fcc crystal cross a plane 3 sqrt(2) / d^2
-times per area, averaged over its orientation, so each bond stands for an area of
-d^2 / (3 sqrt(2)). (For a (111) plane, with 2 sqrt(3) / d^2, this is 18 % too small.)
+counted, and divided by the number of bonds of the crystal that cross a plane per area, averaged
+over its orientation (`environments.bonds_per_area`). In fcc crystals with nearest neighbours at d
+this number is 3 sqrt(2) / d^2. (Planes (111) cross 2 sqrt(3) / d^2: their area comes out 18 % too small.)
 """
 
 import time
@@ -28,7 +28,13 @@ from jaxtyping import Bool, Float, Int
 from moe_md import lazy_jax_md as jax_md
 from moe_md import regions, simulate
 from moe_md.analysis import dynamics
-from moe_md.analysis.environments import BOND_CUTOFF_FACTOR, Rule, bonds_across, boundary_distance
+from moe_md.analysis.environments import (
+    Rule,
+    bond_cutoff,
+    bonds_across,
+    bonds_per_area,
+    boundary_distance,
+)
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.reading import Frame, frame_from_atoms
 from moe_md.experts.base import Expert
@@ -57,20 +63,20 @@ class AtomGroup(NamedTuple):
 
 
 def boundary_area(
-    atoms: Atoms, owner: Int[ArrayLike, " atoms"] | Sequence, nearest: float, *, planar: bool = False
+    atoms: Atoms, owner: Int[ArrayLike, " atoms"] | Sequence, crystal: Atoms, *, planar: bool = False
 ) -> float:
     """Area of the expert boundary, Å^2: the cell's cross-section where it is planar, else from bonds.
 
     Args:
         atoms: the structure.
         owner: the expert of each atom.
-        nearest: Å, nearest-neighbour distance of the metal.
+        crystal: the perfect crystal that the structure is made of, for the length of its bonds.
         planar: the boundary is a plane across the third axis.
     """
     if planar:
         return float(np.linalg.norm(np.cross(*atoms.cell.array[:2])))
-    n_bonds = bonds_across(frame_from_atoms(atoms), owner, BOND_CUTOFF_FACTOR * nearest)
-    return float(n_bonds * nearest**2 / (3 * np.sqrt(2)))
+    cutoff = bond_cutoff(crystal)
+    return bonds_across(frame_from_atoms(atoms), owner, cutoff) / bonds_per_area(crystal, cutoff)
 
 
 def paired_runs(
@@ -78,7 +84,7 @@ def paired_runs(
     atoms: Atoms,
     rule: Rule,
     *,
-    nearest: float,
+    crystal: Atoms,
     planar: bool = False,
     temperature_K: float = 300.0,
     timestep_fs: float = 1.0,
@@ -97,7 +103,8 @@ def paired_runs(
         atoms: initial structure; a rectangular box wider than twice the cutoff.
         rule: assigns each atom to an expert of the mixture. It is evaluated once,
             after the equilibration; from then on each atom keeps its expert.
-        nearest: Å, nearest-neighbour distance of the metal.
+        crystal: the perfect crystal that the structure is made of. Its species are compared, and
+            the length of its bonds tells which atoms are at the expert boundary.
         planar: see `boundary_area`.
         temperature_K: of the equilibration.
         timestep_fs: of the equilibration and of both runs.
@@ -152,9 +159,9 @@ def paired_runs(
             system, warm, atoms, timestep_fs=timestep_fs, n_steps=production_steps, log_every=log_every
         )
         log(f"{name}: {production_steps} steps, drift {_drift_text(summaries[name])}")
-    area = boundary_area(start, owner, nearest, planar=planar)
+    area = boundary_area(start, owner, crystal, planar=planar)
     summaries["mixed"] |= _flux(summaries["mixed"], len(atoms), area)
-    groups, interval_ps = _groups(frame, owner, nearest), log_every * timestep_fs * 1e-3
+    groups, interval_ps = _groups(frame, owner, crystal), log_every * timestep_fs * 1e-3
     return {
         "n_atoms": len(atoms),
         "n_expensive": n_expensive,
@@ -300,14 +307,15 @@ def _flux(summary: dict, n_atoms: int, area: float) -> dict:
     }
 
 
-def _groups(frame: Frame, owner: np.ndarray, nearest: float) -> dict[str, AtomGroup]:
-    """All metal atoms (the most frequent species), and those with a nearest neighbour on the other expert."""
-    symbols = list(frame.symbols)
-    metal = np.array(symbols) == max(set(symbols), key=symbols.count)
-    at_boundary = metal & (np.abs(boundary_distance(frame, owner)) < BOND_CUTOFF_FACTOR * nearest)
+def _groups(frame: Frame, owner: np.ndarray, crystal: Atoms) -> dict[str, AtomGroup]:
+    """All atoms of the crystal's species, and those with a neighbour on the other expert."""
+    species = list(dict.fromkeys(crystal.get_chemical_symbols()))
+    of_crystal = np.isin(frame.symbols, species)
+    at_boundary = of_crystal & (np.abs(boundary_distance(frame, owner)) < bond_cutoff(crystal))
+    name = ", ".join(species)
     return {
-        "metal": AtomGroup("metal", metal),
-        "boundary": AtomGroup("metal at the expert boundary", at_boundary),
+        "crystal": AtomGroup(name, of_crystal),
+        "boundary": AtomGroup(f"{name} at the expert boundary", at_boundary),
     }
 
 
@@ -319,13 +327,19 @@ def _curves(
     n_blocks: int,
 ) -> dict:
     """Entry `curves` of `paired_runs`: three functions of each group of atoms, under both potentials."""
-    box, metal = atoms.cell.lengths(), groups["metal"].mask
+    box, of_crystal = atoms.cell.lengths(), groups["crystal"].mask
     r_max = min(8.0, 0.5 * float(np.min(box)))
     masses = atoms.get_masses()
 
     def radial_distribution(run: Trajectory, group):
         return dynamics.radial_distribution(
-            run.position, box, group, metal, r_max=r_max, n_bins=int(r_max / BIN_WIDTH), n_blocks=n_blocks
+            run.position,
+            box,
+            group,
+            of_crystal,
+            r_max=r_max,
+            n_bins=int(r_max / BIN_WIDTH),
+            n_blocks=n_blocks,
         )
 
     def displacement(run: Trajectory, group):
@@ -336,14 +350,14 @@ def _curves(
             run.velocity, interval_ps, masses, group, max_THz=max_THz, n_blocks=n_blocks
         )
 
-    full = vibration(runs["expensive"], metal)
-    # 1.5 times the frequency below which 95 % of the density of states of the metal lies.
+    full = vibration(runs["expensive"], of_crystal)
+    # 1.5 times the frequency below which 95 % of the density of states of the crystal's species lies.
     highest = np.searchsorted(np.cumsum(full.value), 0.95 * full.value.sum())
-    metal_band = partial(vibration, max_THz=1.5 * float(full.x[highest]))
+    crystal_band = partial(vibration, max_THz=1.5 * float(full.x[highest]))
     functions = (
         ("radial_distribution", radial_distribution, "distance / Å", "g"),
         ("mean_square_displacement", displacement, "time / ps", "mean square displacement / Å²"),
-        ("vibration", metal_band, "frequency / THz", "density of states / THz⁻¹"),
+        ("vibration", crystal_band, "frequency / THz", "density of states / THz⁻¹"),
     )
     curves = {}
     for key, function, x_label, y_label in functions:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from ase.build import bulk
 
 from moe_md import checkpoint as checkpoints
-from moe_md.analysis.bulk import relax_fcc
+from moe_md.analysis.bulk import relax_crystal
 from moe_md.commands import demo, demo_slab, settings_file
 from moe_md.files import write_json
 from moe_md.settings import BenchSettings, DemoSettings
@@ -53,8 +54,9 @@ def _measure(settings: BenchSettings, log: Callable) -> dict:
     model = checkpoints.load(settings.checkpoint)
     demo_slab.check_experts(model)
     shape = DemoSettings(columns=settings.columns, rows=settings.rows, layers=settings.layers)
-    crystal = relax_fcc(*model.cheap, demo_slab.METAL)
-    system = demo_slab.build(model, shape, crystal.lattice_constant, np.dtype(settings.dtype))
+    crystal = relax_crystal(*model.cheap, bulk(demo_slab.METAL))
+    lattice_constant = (4 * crystal.volume) ** (1 / 3)  # fcc
+    system = demo_slab.build(model, shape, lattice_constant, np.dtype(settings.dtype))
     log(f"{len(system.atoms)} atoms, {settings.dtype}; compiling three programs")
     rng = np.random.default_rng(settings.seed)
     position = system.position + RATTLE * rng.standard_normal(system.position.shape)

@@ -23,13 +23,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
+from ase.build import bulk
 from jaxtyping import Float
 
 from moe_md import checkpoint as checkpoints
 from moe_md import lazy_jax_md as jax_md
 from moe_md import simulate
 from moe_md.analysis import expert_boundary
-from moe_md.analysis.bulk import relax_fcc
+from moe_md.analysis.bulk import relax_crystal
 from moe_md.checkpoint import Checkpoint
 from moe_md.commands import demo_report, settings_file
 from moe_md.commands.demo_slab import MARGIN, METAL, build, check_experts, lower_plane
@@ -99,8 +100,8 @@ def run(settings: DemoSettings, folder, log: Callable[[str], None] = print) -> d
     model = checkpoints.load(settings.checkpoint)
     check_experts(model)
     folder.mkdir(parents=True, exist_ok=True)
-    crystal = relax_fcc(*model.cheap, METAL)
-    a = crystal.lattice_constant
+    crystal = relax_crystal(*model.cheap, bulk(METAL))
+    a = (4 * crystal.volume) ** (1 / 3)  # fcc
     stage(f"lattice constant {a:.3f} Å, bulk modulus {crystal.bulk_modulus_GPa:.0f} GPa (cheap expert)")
     system = build(model, settings, a)
     n_atoms, n_expensive = len(system.atoms), int(np.sum(system.assignment == 0))
@@ -374,7 +375,8 @@ def _boundary(model: Checkpoint, final: Atoms, lattice_constant: float, dtype, s
     species, cutoff = model.experts[0].species, max(e.cutoff for e in model.experts)
     rows = frame_rows(frame_from_atoms(final), species, cutoff, dtype=dtype)
     mismatch = expert_boundary.mismatch(model.experts, model.params, rows)
-    ghost = expert_boundary.ghost_force_report(model, [s * lattice_constant for s in STRAINS], symbol=METAL)
+    crystal = bulk(METAL, "fcc", a=lattice_constant)
+    ghost = expert_boundary.ghost_force_report(model, crystal, [s - 1 for s in STRAINS])
     largest = max(ghost[name]["max"][STRAINS.index(1.0)] for name in ("100", "111", "sphere"))
     stage(f"ghost force at an expert boundary in an ideal crystal: at most {largest:.1f} meV/Å")
     return _Boundary(mismatch, ghost, largest)

@@ -4,36 +4,44 @@ import inspect
 from collections.abc import Sequence
 
 from moe_md.commands import settings_file
-from moe_md.data import Dataset, average_neighbors, find_references
+from moe_md.data import Dataset, Reference, average_neighbors
 from moe_md.experts.base import BUILDERS, Expert, build
 
 # Arguments of density moments for three species and more; its own defaults are for one or two.
 OF_ALLOYS = {"num_radial": (8, 4, 4), "num_species_mixtures": 2, "zbl": True}
+CUTOFFS = (5.0, 5.5, 6.0, 6.5, 7.0)  # Å
+FEW_NEIGHBORS = 20.0
 SHARED_KEYS = ("builder", "species", "cutoff")  # defaults that a table without these keys is given
 
 
 def build_experts(
-    tables: dict, dataset: Dataset, metal: str, file, start: Sequence[Expert] | None = None
+    tables: dict,
+    dataset: Dataset,
+    references: Sequence[Reference],
+    file,
+    start: Sequence[Expert] | None = None,
 ) -> tuple[Expert, Expert]:
     """Build the expensive and the cheap expert.
 
     Args:
         tables: of the settings file; an expert without a table has the default configuration.
         dataset: frames, whose species and average number of neighbours the experts have by default.
-        metal: chemical symbol of the first species.
+        references: crystals and other structures, whose species are the cheap expert's domain by default.
         file: the settings file, for messages.
         start: experts of the checkpoint to start from, whose configurations are then the default.
 
     Raises:
         ValueError: a builder, a key or a value is unknown.
     """
-    species = [metal, *(s for s in dataset.species if s != metal)]
-    expensive = {"builder": "allegro", "species": species, "cutoff": 5.0}
-    cheap = {"builder": "density_moments", "species": species, "cutoff": 5.0}
+    owned = [symbol for reference in references for symbol in reference.atoms.symbols]
+    species = list(dict.fromkeys((*owned, *dataset.species)))  # those of references first
+    cutoff = default_cutoff(dataset)
+    expensive = {"builder": "allegro", "species": species, "cutoff": cutoff}
+    cheap = {"builder": "density_moments", "species": species, "cutoff": cutoff}
     if start is not None:
         expensive, cheap = (dict(expert.config) for expert in start)
     elif "cheap" not in tables:
-        domain = domain_of(dataset, species)
+        domain = list(dict.fromkeys(owned)) or species
         cheap |= {"allowed_species": domain, **(OF_ALLOYS if len(domain) > 2 else {})}
     return (
         _build("expensive", tables.get("expensive"), expensive, dataset, file),
@@ -41,10 +49,12 @@ def build_experts(
     )
 
 
-def domain_of(dataset: Dataset, species: Sequence[str]) -> list[str]:
-    """Species of the crystals that the frames have, in this order; the first species where they have none."""
-    found = {symbol for crystal in find_references(dataset) for symbol in crystal.atoms.symbols}
-    return [symbol for symbol in species if symbol in found] or [species[0]]
+def default_cutoff(dataset: Dataset) -> float:
+    """The shortest of `CUTOFFS`, Å, with `FEW_NEIGHBORS` of an atom on average; else the longest."""
+    for cutoff in CUTOFFS:
+        if average_neighbors(dataset, cutoff) >= FEW_NEIGHBORS:
+            return cutoff
+    return CUTOFFS[-1]
 
 
 def _build(name: str, table: dict | None, default: dict, dataset: Dataset, file) -> Expert:

@@ -34,6 +34,7 @@ from moe_md.settings import (
     BenchSettings,
     DataSettings,
     DemoSettings,
+    EnvironmentSettings,
     ExportSettings,
     RunSettings,
     TrainSettings,
@@ -189,6 +190,7 @@ def _add_train(commands) -> None:
     text = "Train an expensive and a cheap expert together; resumes a training that was stopped"
     sub = _add(commands, "train", text, TrainSettings, "training", out="training")
     _add_settings_options(sub, DataSettings)
+    _add_settings_options(sub, EnvironmentSettings)
     sub.add_argument(
         "--validation-fraction",
         type=float,

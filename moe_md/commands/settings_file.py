@@ -17,11 +17,12 @@ import tomlkit
 import tomlkit.items
 
 from moe_md.files import write_atomic
-from moe_md.renamed import KEYS
+from moe_md.renamed import KEYS, MOVED
 from moe_md.settings import (
     BenchSettings,
     DataSettings,
     DemoSettings,
+    EnvironmentSettings,
     ExportSettings,
     RunSettings,
     TrainSettings,
@@ -32,6 +33,7 @@ from moe_md.settings import (
 # Tables whose keys are fields of a class.
 SETTINGS = {
     "data": DataSettings,
+    "environments": EnvironmentSettings,
     "training": TrainSettings,
     "demo": DemoSettings,
     "validate": ValidateSettings,
@@ -131,6 +133,9 @@ def check_keys(table: dict, allowed, where: str) -> None:
     for name in unknown:
         if KEYS.get(name) in allowed:
             raise ValueError(f"unknown key {name!r} in {where}: it is now {KEYS[name]!r}.")
+        if name in MOVED:
+            elsewhere = "" if MOVED[name] in allowed else " of [environments]"
+            raise ValueError(f"unknown key {name!r} in {where}: it is now {MOVED[name]!r}{elsewhere}.")
     if unknown:
         raise ValueError(
             f"unknown key {', '.join(map(repr, unknown))} in {where}: allowed are {', '.join(allowed)}."

@@ -13,7 +13,7 @@ from moe_md.commands import expert_tables, frames, settings_file, stopping
 from moe_md.data.overview import overview, overview_table
 from moe_md.experts.base import Expert, check_two_experts
 from moe_md.files import write_json
-from moe_md.settings import TrainSettings
+from moe_md.settings import FROM_DATA, EnvironmentSettings, TrainSettings
 from moe_md.simulate import stop_requests
 from moe_md.training import cotrain, evaluation
 
@@ -44,8 +44,10 @@ def _train(settings: TrainSettings, parsed: Namespace, log: Callable, stop_fn: C
     begin = None if start is None else checkpoints.load(start)
     own_tables = {"expensive", "cheap"} & set(tables)
     before = None if begin is None else _pair(begin)
+    environments = settings_file.settings(EnvironmentSettings, "environments", parsed)
+    references = _references(environments, dataset)
     if before is None or own_tables:
-        experts = expert_tables.build_experts(tables, dataset, settings.metal, parsed.settings, before)
+        experts = expert_tables.build_experts(tables, dataset, references, parsed.settings, before)
     else:
         experts = before
     train, validation = data.dataset_from_frames(dataset.frames, experts[0].species), None
@@ -56,6 +58,10 @@ def _train(settings: TrainSettings, parsed: Namespace, log: Callable, stop_fn: C
     parts = {"train": train} if validation is None else {"train": train, "validation": validation}
     log("; ".join(frames.describe(name, part) for name, part in parts.items()))
     log(overview_table(overview(dataset)))
+    if environments.references == FROM_DATA:  # crystals of other species are the expensive expert's alone
+        references = [r for r in references if set(r.atoms.symbols) <= set(experts[1].allowed_species)]
+    if not environments.is_empty:
+        log("\n".join(f"reference: {data.describe_reference(reference)}" for reference in references))
     if validation is not None:
         frames.warn_of_duplicates(train, validation)
     if level := data.common_level(dataset.frames):
@@ -65,12 +71,14 @@ def _train(settings: TrainSettings, parsed: Namespace, log: Callable, stop_fn: C
     echoed |= {"data": data_settings}
     if begin is None or own_tables:
         echoed |= {name: dict(e.config) for name, e in zip(("expensive", "cheap"), experts)}
-    echoed |= {"training": settings}
+    echoed |= {"environments": environments, "training": settings}
     settings_file.echo(parsed.out, echoed, parsed.typed)
     result = cotrain.cotrain(
         experts,
         train,
         settings,
+        environments=environments,
+        references=references,
         validation=validation,
         start=begin,
         folder=Path(parsed.out),
@@ -81,6 +89,13 @@ def _train(settings: TrainSettings, parsed: Namespace, log: Callable, stop_fn: C
     split = {"validation_fraction": parsed.validation_fraction, "split_seed": settings.seed}
     result = result._replace(settings={**result.settings, **split})
     return _save(result, Path(parsed.out), [dict(e.config) for e in experts], log)
+
+
+def _references(environments: EnvironmentSettings, dataset: data.Dataset) -> list[data.Reference]:
+    """Crystals of the data, or those of files."""
+    if environments.references == FROM_DATA:
+        return data.find_references(dataset)
+    return data.read_references(environments.references)
 
 
 def choose_devices(wanted: str | None) -> list[jax.Device] | None:

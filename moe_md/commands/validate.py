@@ -1,16 +1,16 @@
 """Validation of a checkpoint: its accuracy, expert by expert and as a mixture.
 
     errors           on labelled frames, by kind, species, environment and distance to the expert boundary
-    crystal          lattice constant, elastic constants, equation of state, phonons
+    crystal          cell, elastic constants, equation of state, phonons
     surfaces         vacancy and surface energies, adsorption
     expert_boundary  ghost force and stress jump in perfect crystals
     dynamics         a run of the mixture beside a run of the expensive expert
 
-Each section can be left out. Results are stored in `validation.json`, from which
-`report.md` and its pictures are made.
+Crystals are the references of the checkpoint, or are read from files. Each section can be
+left out. Results are stored in `validation.json`, from which `report.md` and its pictures
+are made.
 """
 
-import importlib.util
 import json
 import time
 from argparse import Namespace
@@ -18,29 +18,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from ase import Atoms
 
 from moe_md import checkpoint as checkpoints
-from moe_md.analysis import errors, expert_boundary, paired_runs, surfaces
-from moe_md.analysis.bulk import relax_fcc
-from moe_md.analysis.crystal_report import fcc_report
-from moe_md.analysis.environments import (
-    BOND_CUTOFF_FACTOR,
-    Rule,
-    environments,
-    near_other_species,
-    top_layers,
-)
+from moe_md.analysis import adsorption, environments, errors, expert_boundary, paired_runs, surfaces
+from moe_md.analysis.bulk import relax_crystal
+from moe_md.analysis.crystal_report import crystal_report
 from moe_md.checkpoint import Checkpoint
 from moe_md.commands import frames, settings_file, validate_report
-from moe_md.data import structures
+from moe_md.commands.validate_plan import (
+    Plan,
+    ReferenceCrystal,
+    closest_in_composition,
+    make_plan,
+    region_and_rule,
+)
 from moe_md.data.dataset import Dataset, digest
-from moe_md.data.reading import frame_from_atoms
-from moe_md.experts.base import check_two_experts
+from moe_md.data.reading import Frame, frame_from_atoms
+from moe_md.data.references import describe_reference
 from moe_md.files import write_atomic
 from moe_md.plots import validation as validation_plots
 from moe_md.settings import SECTIONS, ValidateSettings
@@ -55,97 +53,13 @@ def smoke_settings(settings: ValidateSettings) -> ValidateSettings:
         settings,
         surface_steps=5,
         strains=3,
-        layers=4,
+        thickness=7.0,
         relax_steps=5,
         equilibration_steps=50,
         production_steps=400,
         log_every=4,
         blocks=5,
     )
-
-
-class Plan(NamedTuple):
-    """Input of all sections."""
-
-    model: Checkpoint
-    settings: ValidateSettings
-    lattice_constant: float  # Å, of the expensive expert
-    rule: Rule  # assigns the atoms of a frame to the experts of the mixture
-    slab: Atoms  # structure of the section dynamics
-
-    @property
-    def nearest(self) -> float:
-        """Nearest-neighbour distance, Å."""
-        return self.lattice_constant / np.sqrt(2)
-
-
-def make_plan(model: Checkpoint, settings: ValidateSettings) -> Plan:
-    """Check the checkpoint against the settings and build the slab, before any section is computed.
-
-    Raises:
-        ValueError: the checkpoint does not fit the settings.
-    """
-    check_two_experts(model.experts, "experts of the checkpoint", strictly_local=True)
-    expensive, cheap = model.experts
-    for name, expert in zip(("expensive", "cheap"), model.experts):
-        if settings.metal not in expert.allowed_species:
-            raise ValueError(
-                f"metal must be among the allowed_species of the {name} expert, {expert.allowed_species}, "
-                f"got {settings.metal!r}."
-            )
-    if "crystal" in settings.chosen and importlib.util.find_spec("phonopy") is None:
-        raise ValueError(
-            "sections must leave out crystal where phonopy is not installed: pip install 'moe_md[validate]'."
-        )
-    a = relax_fcc(expensive, model.params[0], settings.metal).lattice_constant
-    rule = (
-        near_other_species(cheap.allowed_species, cheap.cutoff + settings.region_margin)
-        if settings.region == "near"
-        else top_layers(cheap.allowed_species, settings.region_layers, a / np.sqrt(2))
-    )
-    settings = _with_slab_size(settings, a / np.sqrt(2), max(expensive.cutoff, cheap.cutoff))
-    slab = structures.slab_with_adsorbate(
-        settings.metal, a, _size(settings), adsorbate=settings.adsorbate, vacuum=settings.vacuum
-    )
-    plan = Plan(model, settings, a, rule, slab)
-    if "dynamics" in settings.chosen:
-        _check_slab(plan)
-    return plan
-
-
-def _with_slab_size(settings: ValidateSettings, nearest: float, cutoff: float) -> ValidateSettings:
-    """Settings with default columns and rows filled in: wider than twice the cutoff, at least 4 x 6."""
-    columns = max(4, int(2 * cutoff / nearest) + 1)
-    rows = max(6, 2 * int(2 * cutoff / (np.sqrt(3) * nearest)) + 2)
-    return replace(
-        settings,
-        columns=columns if settings.columns is None else settings.columns,
-        rows=rows if settings.rows is None else settings.rows,
-    )
-
-
-def _size(settings: ValidateSettings) -> tuple[int, int, int]:
-    """Columns, rows and layers of settings completed by `_with_slab_size`."""
-    assert settings.columns is not None and settings.rows is not None
-    return settings.columns, settings.rows, settings.layers
-
-
-def _check_slab(plan: Plan) -> None:
-    """Raise `ValueError` where the section dynamics cannot run on the slab."""
-    species, settings = plan.model.experts[0].species, plan.settings
-    if not set(plan.slab.symbols) <= set(species):
-        raise ValueError(
-            f"adsorbate must be of the species {species} of the checkpoint, got {settings.adsorbate!r}."
-        )
-    cutoff = max(e.cutoff for e in plan.model.experts)
-    for name, axis in (("columns", 0), ("rows", 1), ("vacuum", 2)):
-        edge = plan.slab.cell.lengths()[axis]
-        if not edge > 2 * cutoff:
-            raise ValueError(
-                f"{name} must make the slab wider than twice the cutoff, 2 x {cutoff} Å, got"
-                f" {getattr(settings, name)} for {edge:.2f} Å."
-            )
-    paired_runs.check_shared(plan.rule(frame_from_atoms(plan.slab)))
 
 
 def command(settings: ValidateSettings, parsed: Namespace, log: Callable) -> dict:
@@ -206,22 +120,9 @@ def run(
         log(f"[{time.perf_counter() - begun:5.0f} s] {text}")
 
     with jax.enable_x64(True):
-        plan = make_plan(model, settings)
+        plan = make_plan(model, dataset, settings, log_stage)
         names = {"checkpoint": "the checkpoint", "data": "the data", "split": "all", **(names or {})}
-        log_stage(f"lattice constant of {settings.metal} {plan.lattice_constant:.4f} Å (expensive expert)")
-        about: dict[str, Any] = {
-            **names,
-            "frames": len(dataset.frames),
-            "data_digest": digest(dataset),
-            "experts": [e.config["builder"] for e in model.experts],
-            "domain": list(model.experts[1].allowed_species),
-            "cutoff": model.experts[1].cutoff,
-            "lattice_constant": plan.lattice_constant,
-            "device": jax.devices()[0].device_kind,
-            "jax": jax.__version__,
-            "seconds": {},
-        }
-        content: dict[str, Any] = {"about": about, "settings": asdict(plan.settings)}
+        content: dict[str, Any] = {"about": _about(plan, dataset, names), "settings": asdict(settings)}
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for section in (s for s in SECTIONS if s in settings.chosen):
@@ -232,6 +133,24 @@ def run(
             log_stage(f"{section}: done")
     log_stage(f"wrote {folder / 'report.md'}")
     return content
+
+
+def _about(plan: Plan, dataset: Dataset, names: dict[str, str]) -> dict[str, Any]:
+    """Entry `about` of `validation.json`."""
+    model = plan.model
+    return {
+        **names,
+        "frames": len(dataset.frames),
+        "data_digest": digest(dataset),
+        "experts": [e.config["builder"] for e in model.experts],
+        "domain": list(model.experts[1].allowed_species),
+        "cutoff": model.experts[1].cutoff,
+        "references": {name: describe_reference(c.reference) for name, c in plan.crystals.items()},
+        "region": {"errors": plan.region, **({"dynamics": plan.dynamics.region} if plan.dynamics else {})},
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "seconds": {},
+    }
 
 
 def write(folder: Path, content: dict, redraw: Sequence[str] = SECTIONS) -> dict:
@@ -258,55 +177,89 @@ def _finite(value):
 
 
 def _errors(plan: Plan, dataset: Dataset, log_stage) -> dict:
-    metal = [s for s in plan.model.experts[0].species if s in plan.model.experts[1].allowed_species]
-    environment_fn = partial(environments, metal=metal, bond_cutoff=BOND_CUTOFF_FACTOR * plan.nearest)
+    crystals = [crystal.relaxed.atoms for crystal in plan.crystals.values()]
+    cutoffs = [environments.bond_cutoff(atoms) for atoms in crystals]
+    expected = [environments.coordination(atoms, cutoff) for atoms, cutoff in zip(crystals, cutoffs)]
+
+    def environment_fn(frame: Frame) -> np.ndarray:
+        if not crystals:
+            return np.full(len(frame.symbols), "unknown")
+        k = closest_in_composition(frame.symbols, crystals)
+        return environments.environments(frame, expected[k], cutoffs[k])
+
     with jax.enable_x64(False):
         compared = errors.compare(plan.model, dataset, plan.rule, max_atoms=plan.settings.max_atoms)
     return errors.report(compared, environment_fn)
 
 
-def _crystal(plan: Plan, dataset: Dataset, log_stage) -> dict:
-    return fcc_report(plan.model, plan.settings.metal, guess=plan.lattice_constant)
-
-
-def _surfaces(plan: Plan, dataset: Dataset, log_stage) -> dict:
-    """Vacancy and surfaces under each expert, at its lattice constant; CO under expert 0 and the mixture."""
-    model, metal = plan.model, plan.settings.metal
-    cheap = relax_fcc(model.experts[1], model.params[1], metal, guess=plan.lattice_constant).lattice_constant
-    section: dict = {"vacancy": {}, "surfaces": {}}
-    for name, expert, a in (("expensive", 0, plan.lattice_constant), ("cheap", 1, cheap)):
-        options: dict[str, Any] = {"lattice_constant": a, "max_steps": plan.settings.surface_steps}
-        section["vacancy"][name] = surfaces.vacancy_energy(model, expert, metal, **options)
-        section["surfaces"][name] = surfaces.surface_energies(model, expert, metal, **options)
-        log_stage(f"vacancy and surfaces of the {name} expert")
-    if {"C", "O"} <= set(model.experts[0].allowed_species):
-        regions = {"expensive": 0, "mixed": lambda atoms: plan.rule(frame_from_atoms(atoms))}
-        options = {"lattice_constant": plan.lattice_constant, "max_steps": plan.settings.surface_steps}
-        section["adsorption"] = {
-            name: surfaces.adsorption(model, region, metal, **options) for name, region in regions.items()
-        }
+def _of_each_crystal(compute: Callable, plan: Plan, dataset: Dataset, log_stage) -> dict:
+    """A section that has an entry for each reference crystal."""
+    section = {}
+    for name, crystal in plan.crystals.items():
+        section[name] = compute(plan, crystal, log_stage)
+        log_stage(f"{name}: computed")
     return section
 
 
-def _expert_boundary(plan: Plan, dataset: Dataset, log_stage) -> dict:
-    strains = np.linspace(-MAX_STRAIN, MAX_STRAIN, plan.settings.strains)
-    lattice_constants = [float(plan.lattice_constant * (1 + s)) for s in strains]
-    metal = plan.settings.metal
+def _crystal(plan: Plan, crystal: ReferenceCrystal, log_stage) -> dict:
+    return crystal_report(plan.model, crystal.reference)
+
+
+def _surfaces(plan: Plan, crystal: ReferenceCrystal, log_stage) -> dict:
+    """Vacancies and surfaces under each expert, at its relaxed cell; CO under expert 0 and the mixture."""
+    model, steps = plan.model, plan.settings.surface_steps
+    section: dict = {"vacancies": {}, "surfaces": {}}
+    for number, name in enumerate(("expensive", "cheap")):
+        atoms = crystal.relaxed.atoms
+        if name == "cheap":
+            atoms = relax_crystal(*model.potentials[1], atoms).atoms
+        section["vacancies"][name] = surfaces.vacancy_energies(model, atoms, number, max_steps=steps)
+        section["surfaces"][name] = surfaces.surface_energies(model, atoms, number, max_steps=steps)
+        log_stage(f"vacancies and surfaces of the {name} expert")
+    knows_co = {"C", "O"} <= set(model.experts[0].allowed_species)
+    if plan.settings.adsorbate == "CO" and crystal.is_fcc_element and knows_co:
+        section["adsorption"] = _adsorption(plan, crystal)
+    elif plan.settings.adsorbate:
+        log_stage("no adsorption energies: they need CO on an fcc element, and C and O among the species")
+    return section
+
+
+def _adsorption(plan: Plan, crystal: ReferenceCrystal) -> dict:
+    """CO on the fcc (111) surface, under expert 0 and the mixture."""
+    symbol = crystal.reference.atoms.get_chemical_symbols()[0]
+    _, rule = region_and_rule(plan.model, plan.settings, {symbol, "C", "O"}, plan.crystals)
+    regions = {"expensive": 0, "mixed": lambda atoms: rule(frame_from_atoms(atoms))}
     return {
-        "strain": strains.tolist(),
-        "ghost_force": expert_boundary.ghost_force_report(plan.model, lattice_constants, symbol=metal),
-        "stress_jump": expert_boundary.stress_jump(plan.model, lattice_constants, symbol=metal),
+        name: adsorption.adsorption(
+            plan.model,
+            region,
+            symbol=symbol,
+            lattice_constant=np.sqrt(2) * crystal.nearest,
+            max_steps=plan.settings.surface_steps,
+        )
+        for name, region in regions.items()
+    }
+
+
+def _expert_boundary(plan: Plan, crystal: ReferenceCrystal, log_stage) -> dict:
+    strains = np.linspace(-MAX_STRAIN, MAX_STRAIN, plan.settings.strains).tolist()
+    atoms = crystal.relaxed.atoms
+    return {
+        "strain": strains,
+        "ghost_force": expert_boundary.ghost_force_report(plan.model, atoms, strains),
+        "stress_jump": expert_boundary.stress_jump(plan.model, atoms, strains),
     }
 
 
 def _dynamics(plan: Plan, dataset: Dataset, log_stage) -> dict:
-    settings = plan.settings
-    return paired_runs.paired_runs(
+    settings, dynamics = plan.settings, plan.dynamics
+    assert dynamics is not None
+    found = paired_runs.paired_runs(
         plan.model,
-        plan.slab,
-        plan.rule,
-        nearest=plan.nearest,
-        planar=settings.region == "top_layers",
+        dynamics.atoms,
+        dynamics.rule,
+        crystal=dynamics.crystal,
+        planar=dynamics.region == "top_layers",
         temperature_K=settings.temperature_K,
         timestep_fs=settings.timestep_fs,
         relax_steps=settings.relax_steps,
@@ -317,12 +270,13 @@ def _dynamics(plan: Plan, dataset: Dataset, log_stage) -> dict:
         seed=settings.seed,
         log=log_stage,
     )
+    return {"structure": dynamics.text, **found}
 
 
 _COMPUTE = {
     "errors": _errors,
-    "crystal": _crystal,
-    "surfaces": _surfaces,
-    "expert_boundary": _expert_boundary,
+    "crystal": partial(_of_each_crystal, _crystal),
+    "surfaces": partial(_of_each_crystal, _surfaces),
+    "expert_boundary": partial(_of_each_crystal, _expert_boundary),
     "dynamics": _dynamics,
 }

@@ -4,17 +4,20 @@ HEAD = """\
 # Validation of {checkpoint}
 
 The expensive expert is `{experts[0]}`. The cheap expert is `{experts[1]}`; its domain is {domain}.
-In the mixture the expensive expert owns {region}. The cheap expert owns all other atoms.
+{references}
 
 {summary}
 """
+REFERENCES = "The reference crystals are {names}."
+NO_REFERENCES = "There are no reference crystals."
 REGION = {
-    "near": """\
-all atoms within {distance:g} Å (the cheap expert's cutoff plus {region_margin:g} Å)
-of any species outside the cheap expert's domain""",
-    "top_layers": """\
-all species outside the cheap expert's domain and the {region_layers} uppermost layers
-of a slab""",
+    "near": (
+        "all atoms within {distance:g} Å (the cheap expert's cutoff plus {region_margin:g} Å)\n"
+        "of any species outside the cheap expert's domain"
+    ),
+    "top_layers": (
+        "all species outside the cheap expert's domain and the {region_layers} uppermost layers\nof a slab"
+    ),
 }
 
 ERRORS = """\
@@ -23,23 +26,31 @@ ERRORS = """\
 The labels are those of {data}, split “{split}”: {frames} frames. Errors are root mean square errors, with
 mean absolute errors in brackets, over all components of forces and stress. **The cheap expert is scored
 only on frames all of whose atoms are in its domain** ({domain}, with no other species within its cutoff),
-as in training. The mixture is scored only on frames in which both experts own atoms: {n_mixed} frames. The
+as in training. In the mixture the expensive expert owns {region}. The cheap expert owns all other atoms.
+The mixture is scored only on frames in which both experts own atoms: {n_mixed} frames. The
 expensive expert is also scored on these frames alone. A missing label is left out.
 
 {frame_table}
 
-Force errors by environment and by species, meV/Å. Surface atoms have fewer than 12 metal neighbours (within
-1.2 nearest-neighbour distances). Subsurface atoms have 12 and at least one surface atom among them. All
-other metal atoms are bulk. Species outside the cheap expert's domain are adsorbate.
+Force errors by environment and by species, meV/Å. {environments}
 
 {atom_table}
-
-![Force errors by environment](errors.png)
-
+{picture}
 ### Effect of the expert boundary
 
 {boundary}
 """
+ENVIRONMENTS_PICTURE = """
+![Force errors by environment](errors.png)
+"""
+ENVIRONMENTS = """\
+Each frame is compared
+with the reference crystal that is closest in composition. Surface atoms have fewer neighbours than their
+species in this crystal, also at vacancies, steps and adatoms. Subsurface atoms have as many, at least one of
+them a surface atom. All other atoms of these species are bulk, and all other species are adsorbate."""
+NO_ENVIRONMENTS = """\
+Without reference crystals surface and bulk
+cannot be told apart, so environments are left out."""
 NO_BOUNDARY = "No frame has atoms of both experts, so there is nothing to compare."
 BOUNDARY_ERRORS = """\
 The mixture beside the expensive expert, on the same atoms of the same {n_mixed} frames, meV/Å. The excess is
@@ -51,35 +62,36 @@ between the forces of the two; it needs no labels.
 ![Force errors over distance to the expert boundary](boundary_distance.png)"""
 
 CRYSTAL = """\
-## The perfect crystal of {symbol}
+## The perfect crystal of {name}
 
-Each expert is evaluated at its own lattice constant. Where these properties differ, an expert boundary in the
-bulk causes stress and scatters phonons.
-
+{reference}. Each expert is evaluated at its own relaxed cell. Where these properties differ, an expert
+boundary in the bulk causes stress and scatters phonons. Atoms relax in the strained cell; `validation.json`
+also holds elastic constants without that relaxation.
+{elastic}
 {table}
-{source}
+
 Phonon frequencies of the two experts differ by {rms} % root mean square and by at most {largest} %. Their
 energies at equilibrium differ by {energy} meV/atom.
 
-![Equation of state](equation_of_state.png)
+![Equation of state]({equation_of_state})
 
-![Phonons](phonons.png)
+![Phonons]({phonons})
 """
-SOURCE = """
-PBE and experiment: Vandermause et al., Nat. Commun. 13, 5183 (2022). The labels of this checkpoint may come
-from another PBE calculation.
+NOT_CUBIC = """\
+Constants are given in the standard setting of the space group; those below 1 % of the largest are left out.
 """
 
 SURFACES = """\
-## Vacancies and surfaces of {metal}
+## Vacancies and surfaces of {name}
 
-All structures are relaxed, each expert at its own lattice constant. Surfaces are clean and unreconstructed.
-The first spacing is the change of the distance between the two uppermost layers.
+All structures are relaxed, each expert at its own relaxed cell. Surfaces are clean and unreconstructed, along
+the most widely spaced lattice planes. The first spacing is the change of the distance between the two
+uppermost layers.
 
 {table}
 """
 ADSORPTION = """
-### CO on {metal}(111)
+### CO on {name}(111)
 
 One CO in each p(2×2) cell, with all atoms on the expensive expert and with the mixture. Where the cheap
 expert owns the entire clean slab, the adsorption energy of the mixture includes the difference of the
@@ -88,7 +100,7 @@ expensive expert, {mixed_order} for the mixture.
 
 {table}
 
-![Adsorption energies](adsorption.png)
+![Adsorption energies]({adsorption})
 """
 ADSORPTION_COLUMNS = (
     "site",
@@ -107,9 +119,10 @@ NOT_CONVERGED = """
 """
 
 EXPERT_BOUNDARY = """\
-## The expert boundary in a perfect crystal
+## The expert boundary in a perfect crystal of {name}
 
-Every force should be zero. The forces that the boundary between the experts causes are ghost forces, meV/Å:
+Ghost forces are the forces that the boundary between the experts adds to those that atoms have where one
+expert owns all of them. They should be zero, meV/Å:
 
 {ghost_table}
 
@@ -122,14 +135,14 @@ spherical boundary is displaced by the difference in pressure. MPa, expensive mi
 Over all these strains and isotropic strains of up to {strain:g} %, the largest component is {worst:.4f} GPa
 and the largest pressure {worst_pressure:.4f} GPa.
 
-![Ghost force and stress jump](expert_boundary.png)
+![Ghost force and stress jump]({expert_boundary})
 """
 
 DYNAMICS = """\
 ## A run of the mixture beside a run of the expensive expert
 
-{n_atoms} atoms: {metal}(111) with {adsorbate}. In the mixture the expensive expert owns {n_expensive} of
-them. Both runs start from one state, taken after {equilibration_steps} steps of Langevin dynamics at
+{n_atoms} atoms: {structure}. In the mixture the expensive expert owns {n_expensive} of them:
+{region}. Both runs start from one state, taken after {equilibration_steps} steps of Langevin dynamics at
 {temperature_K:g} K under the expensive expert. They take {production_steps} steps of {timestep_fs:g} fs
 ({time_ps:g} ps) at constant energy, in float64.
 
@@ -142,14 +155,14 @@ Error bars are standard errors over {blocks} blocks. The largest deviation is in
 of a point. The last column is the median of this number for two equal curves with as many independent
 points; it is not small because blocks are few. Both runs start from one state and stay similar for a while,
 so a deviation below this value says little. A deviation far above it shows a difference. Atoms at the expert
-boundary are metal atoms with a nearest neighbour on the other expert.
+boundary have a nearest neighbour on the other expert.
 
 {curve_table}
 
 ![Both runs](dynamics.png)
 """
 AREA_SOURCE = {
-    "near": "estimated as d²/(3√2) for each nearest-neighbour bond, of length d, across the boundary",
+    "near": "estimated from the number of nearest-neighbour bonds across the boundary",
     "top_layers": "the cross-section of the cell",
 }
 OUT_OF_DOMAIN = """
@@ -160,7 +173,7 @@ its cutoff. A larger `region_margin` prevents that.
 FOOT = """\
 ## Method
 
-Made by `moe-md validate` on {device} with jax {jax}; {seconds}, compilation included. Lattice constant:
-{lattice_constant:.4f} Å, that of the expensive expert. Digest of the frames: `{digest}`. All numbers are in
-`validation.json`. Labelled frames are computed in float32, everything else in float64.
+Made by `moe-md validate` on {device} with jax {jax}; {seconds}, compilation included. Digest of the frames:
+`{digest}`. All numbers are in `validation.json`. Labelled frames are computed in float32, everything else in
+float64.
 """

@@ -19,7 +19,6 @@ from moe_md.data.dataset import (
     split_by_group,
     summary,
 )
-from moe_md.data.environments import ideal_crystals, metal_frames, random_metal
 from moe_md.data.extxyz import read_images
 from moe_md.data.labels import count_labels, label_remarks, refuse_zeros, warn_of_labels, without_outliers
 from moe_md.data.overview import average_neighbors, duplicates, overview, overview_table
@@ -59,11 +58,9 @@ __all__ = [
     "force_rms",
     "frame_from_atoms",
     "frame_to_atoms",
-    "ideal_crystals",
     "isolated_atom_energies",
     "label_remarks",
     "load_dataset",
-    "metal_frames",
     "overview",
     "overview_table",
     "packing_plan",
@@ -72,7 +69,6 @@ __all__ = [
     "ptco_fm_test",
     "ptco_pbe",
     "ptco_pbe_test",
-    "random_metal",
     "read_frames",
     "read_images",
     "read_references",

@@ -17,12 +17,15 @@ from moe_md.neighbors.rows import Neighborhood, rows_from_images
 
 
 class Batch(NamedTuple):
-    """Whole frames as padded rows, one row per atom; a pytree of numpy arrays."""
+    """Frames as padded rows, one row per atom; a pytree of numpy arrays.
+
+    Frames are whole, or without labels and not complete: only some of their rows are there.
+    """
 
     rows: Neighborhood  # `neighbor` indexes the rows of this batch, n_rows where padded
     frame: Int[np.ndarray, " n"]  # frame of each row, n_frames where padded
     row_mask: Bool[np.ndarray, " n"]  # False where padded
-    n_atoms: Float[np.ndarray, " frames"]  # atoms of each frame, 0 where padded
+    n_atoms: Float[np.ndarray, " frames"]  # atoms of each frame, 0 where padded or not complete
     volume: Float[np.ndarray, " frames"]  # Å^3, 1 where not fully periodic or padded
     energy: Float[np.ndarray, " frames"]  # eV, 0 where masked
     energy_mask: Bool[np.ndarray, " frames"]
@@ -83,8 +86,10 @@ def collate(
     dtype=np.float32,
     cached_rows: Sequence[Neighborhood] | None = None,
     weights: Sequence[float] | None = None,
+    further_rows: Sequence[Neighborhood] = (),
+    further_weights: Sequence[float] = (),
 ) -> Batch:
-    """One batch of whole frames.
+    """One batch of whole frames, and of rows of others.
 
     Args:
         frames: the frames.
@@ -95,6 +100,8 @@ def collate(
         dtype: dtype of all floating point arrays.
         cached_rows: the rows of each frame; by default `frame_rows` computes them.
         weights: factor of each frame's squared errors in the loss; default 1.
+        further_rows: some rows of each of further frames, which are not complete and have no labels.
+        further_weights: the weight of each of them.
 
     Returns:
         The batch.
@@ -111,10 +118,11 @@ def collate(
     if cached_rows is None:
         cached_rows = [frame_rows(frame, species, cutoff, dtype=dtype) for frame in frames]
     sizes = [len(frame.symbols) for frame in frames]
+    all_rows = (*cached_rows, *further_rows)
     needed = Shape(
-        n_rows=max(sum(sizes), 1),
-        max_neighbors=max((rows.mask.shape[1] for rows in cached_rows), default=1),
-        n_frames=max(len(frames), 1),
+        n_rows=max(sum(rows.mask.shape[0] for rows in all_rows), 1),
+        max_neighbors=max((rows.mask.shape[1] for rows in all_rows), default=1),
+        n_frames=max(len(all_rows), 1),
     )
     requested = (n_rows, max_neighbors, n_frames)
     shape = Shape(*(need if given is None else given for need, given in zip(needed, requested)))
@@ -126,8 +134,13 @@ def collate(
         batch.weight[: len(frames)] = weights
     first_row = 0
     for k, (frame, rows) in enumerate(zip(frames, cached_rows)):
-        _write_frame(batch, k, first_row, frame, rows)
+        _write_rows(batch, k, first_row, rows)
+        _write_labels(batch, k, first_row, frame)
         first_row += sizes[k]
+    for k, (rows, weight) in enumerate(zip(further_rows, further_weights, strict=True), len(frames)):
+        _write_rows(batch, k, first_row, rows)
+        batch.weight[k] = weight
+        first_row += rows.mask.shape[0]
     return batch
 
 
@@ -156,18 +169,24 @@ def _empty_batch(shape: Shape, dtype) -> Batch:
     )
 
 
-def _write_frame(batch: Batch, k: int, first_row: int, frame: Frame, rows: Neighborhood) -> None:
-    """Write frame `k` and the labels it has into the rows of a batch from `first_row` on."""
-    n_atoms, n_columns = rows.mask.shape
-    at, columns = slice(first_row, first_row + n_atoms), slice(n_columns)
+def _write_rows(batch: Batch, k: int, first_row: int, rows: Neighborhood) -> None:
+    """Write rows of frame `k` into those of a batch from `first_row` on."""
+    n_rows, n_columns = rows.mask.shape
+    at, columns = slice(first_row, first_row + n_rows), slice(n_columns)
     batch.rows.displacement[at, columns] = rows.displacement
     batch.rows.mask[at, columns] = rows.mask
     batch.rows.center_species[at] = rows.center_species
     batch.rows.neighbor_species[at, columns] = rows.neighbor_species
-    batch.rows.neighbor[at, columns] = np.where(rows.mask, rows.neighbor + first_row, len(batch.row_mask))
+    has_row = rows.mask & (rows.neighbor < n_rows)
+    batch.rows.neighbor[at, columns] = np.where(has_row, rows.neighbor + first_row, len(batch.row_mask))
     batch.frame[at] = k
     batch.row_mask[at] = True
-    batch.n_atoms[k] = n_atoms
+
+
+def _write_labels(batch: Batch, k: int, first_row: int, frame: Frame) -> None:
+    """Write size and labels of frame `k`, whose rows are those of a batch from `first_row` on."""
+    at = slice(first_row, first_row + len(frame.symbols))
+    batch.n_atoms[k] = len(frame.symbols)
     periodic = bool(np.all(frame.pbc))
     if periodic:
         batch.volume[k] = abs(np.linalg.det(frame.cell))

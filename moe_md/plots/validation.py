@@ -5,6 +5,7 @@ section.
 """
 
 from collections.abc import Callable
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -17,27 +18,42 @@ from moe_md.plots.plots import CHEAP, EXPENSIVE, FAINT, INK, plain
 MIXED = "#28527a"
 COLOURS = {"expensive": EXPENSIVE, "cheap": CHEAP, "mixed": MIXED, "expensive_where_mixed": EXPENSIVE}
 NAMES = {"expensive": "expensive expert", "cheap": "cheap expert", "mixed": "mixture"}
-BOUNDARIES = {
-    "100": ("#4f7f6b", "plane (100)"),
-    "111": ("#28527a", "plane (111)"),
-    "sphere": ("#c77f1a", "sphere"),
-}
+BOUNDARY_COLOURS = ("#4f7f6b", "#28527a", "#c77f1a", "#8a4f7d", "#7a6a28")
 
 
 def pictures(section: str, found: dict) -> dict[str, Figure]:
     """All figures for a section of `validation.json`, by name.
 
-    Figures for which the section has no data are left out.
+    Figures for which the section has no data are left out. The sections `crystal`,
+    `surfaces` and `expert_boundary` have a figure for each crystal, named by `picture_name`.
     """
-    functions: dict[str, dict[str, Callable]] = {
-        "errors": {"errors": errors_by_environment, "boundary_distance": errors_over_distance},
+    of_crystals: dict[str, dict[str, Callable]] = {
         "crystal": {"equation_of_state": equation_of_state, "phonons": phonons},
         "surfaces": {"adsorption": adsorption_sites},
         "expert_boundary": {"expert_boundary": boundary_over_strain},
+    }
+    functions: dict[str, dict[str, Callable]] = {
+        "errors": {"errors": errors_by_environment, "boundary_distance": errors_over_distance},
         "dynamics": {"dynamics": runs_side_by_side},
     }
-    drawn = {name: draw(found) for name, draw in functions[section].items()}
+    if section in of_crystals:
+        drawn = {
+            picture_name(name, crystal, len(found)): draw(entry)
+            for crystal, entry in found.items()
+            for name, draw in of_crystals[section].items()
+        }
+    else:
+        drawn = {name: draw(found) for name, draw in functions[section].items()}
     return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def picture_name(name: str, crystal: str, n_crystals: int) -> str:
+    """Name of a figure of one of several crystals, such as phonons-Si; without the crystal if it is alone.
+
+    >>> picture_name("phonons", "Si", 2), picture_name("phonons", "Si", 1)
+    ('phonons-Si', 'phonons')
+    """
+    return name if n_crystals == 1 else f"{name}-{crystal}"
 
 
 def errors_by_environment(errors: dict) -> Figure | None:
@@ -165,22 +181,24 @@ def equation_of_state(crystal: dict) -> Figure:
 
 
 def phonons(crystal: dict) -> Figure:
-    """Phonon dispersion of both experts."""
+    """Phonon dispersion of both experts, over the path of the first one: lengths depend on the cell."""
+    path = crystal["experts"][0]["phonons"]
+    x = np.array(path["distance"])
+    first = x[path["ticks"]]
+    # Where the path goes on at another point two wave vectors have one distance.
+    pieces = np.split(np.arange(len(x)), np.flatnonzero(np.diff(x) == 0) + 1)
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     panel = figure.subplots()
     for who, expert in zip(("expensive", "cheap"), crystal["experts"]):
         bands = expert["phonons"]
-        corners = np.array(bands["distance"])[bands["ticks"]]
-        # Lengths in reciprocal space depend on the lattice constant: scale to those of the first expert.
-        if who == "expensive":
-            first = corners
-        x = np.interp(bands["distance"], corners, first)
         style: dict[str, Any] = dict(lw=2.6) if who == "expensive" else dict(lw=1.2, ls=(0, (4, 2)))
-        lines = panel.plot(x, bands["frequencies_THz"], color=_line(who), **style)
+        for piece in pieces:
+            frequencies = np.array(bands["frequencies_THz"])[piece]
+            lines = panel.plot(x[piece], frequencies, color=_line(who), **style)
         lines[0].set_label(NAMES[who])
     for corner in first:
         panel.axvline(corner, color=FAINT, lw=0.6)
-    panel.set_xticks(first, crystal["experts"][0]["phonons"]["labels"])
+    panel.set_xticks(first, path["labels"])
     panel.set(xlim=(first[0], first[-1]), ylabel="frequency / THz")
     panel.axhline(0, color=FAINT, lw=0.6)
     panel.legend(frameon=False, loc="upper right", bbox_to_anchor=(1.0, 1.13), ncols=2)
@@ -229,8 +247,9 @@ def boundary_over_strain(found: dict) -> Figure:
     figure = Figure(figsize=(9.0, 3.7), layout="constrained")
     left, right = figure.subplots(1, 2)
     strain = 100 * np.array(found["strain"])
-    for name, (colour, label) in BOUNDARIES.items():
-        ghost = found["ghost_force"][name]
+    boundaries = {name: ghost for name, ghost in found["ghost_force"].items() if isinstance(ghost, dict)}
+    for (name, ghost), colour in zip(boundaries.items(), cycle(BOUNDARY_COLOURS)):
+        label = name if name == "sphere" else f"plane ({name})"
         left.plot(strain, ghost["max"], color=colour, lw=1.2, marker="o", ms=4, label=label)
         left.plot(strain, ghost["rms"], color=colour, lw=0.9, ls=(0, (4, 2)))
     left.set(ylabel="ghost force, meV/Å\nlargest (solid), root mean square (dashed)", ylim=(0, None))

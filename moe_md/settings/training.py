@@ -1,6 +1,5 @@
 """Settings of co-training."""
 
-import re
 from dataclasses import dataclass, field
 
 from moe_md.checks import check_fields
@@ -37,21 +36,11 @@ class LossWeights:
 class TrainSettings:
     """Co-training; keys of the `[training]` table of a settings file."""
 
-    steps: int = option(4000, "optimiser steps: a labelled and an unlabelled batch each", positive=True)
+    steps: int = option(
+        4000, "optimiser steps: a batch of frames and one of unlabelled environments each", positive=True
+    )
     max_atoms: int = option(
         32, "atoms of a labelled batch; tens for a CPU, hundreds for a GPU", positive=True
-    )
-    unlabelled_atoms: int = option(8, "atoms of unlabelled, distorted metal per step; 0 for none")
-    ideal_crystals: int = option(8, "strained one-atom cells per step", least=0)
-    ideal_crystal_weight: float = option(
-        60.0, "disagreement in an ideal crystal, relative to that in a distorted one", least=0
-    )
-    metal: str = option("Pt", "chemical symbol of the unlabelled crystals")
-    lattice_constant: float = option(3.98, "Å, of the unlabelled crystals", positive=True)
-    max_strain: float = option(0.04, "largest strain of distorted metal", least=0, below=0.3)
-    max_ideal_strain: float = option(0.03, "largest strain of ideal crystals", least=0, below=0.3)
-    max_rattle: float = option(
-        0.2, "Å, largest standard deviation of the displacements of distorted metal", least=0
     )
     agreement_ramp: float = option(
         2.0, "agreement coefficients grow as (step / steps) to this power", least=0
@@ -91,7 +80,3 @@ class TrainSettings:
 
     def __post_init__(self):
         check_fields(self)
-        if self.unlabelled_atoms < 4 and self.unlabelled_atoms != 0:
-            raise ValueError(f"unlabelled_atoms must be 0 or at least 4, got {self.unlabelled_atoms}.")
-        if not re.fullmatch("[A-Z][a-z]?", self.metal):
-            raise ValueError(f"metal must be a chemical symbol, got {self.metal!r}.")

@@ -14,12 +14,22 @@ class ValidateSettings:
     """Settings of a validation; keys of the `[validate]` table of a settings file."""
 
     sections: str = option(",".join(SECTIONS), "sections of the report, as errors,expert_boundary")
-    metal: str = option("Pt", "an fcc metal in the domain of both experts")
-    adsorbate: str = option("CO", "molecule on the slab of dynamics, of ASE's names; empty for none")
-    region: str = option(
-        "near",
+    references: str = option(
+        "", "files of perfect crystals, separated by commas; default those of the checkpoint"
+    )
+    structure: str = option(
+        "",
+        "a slab or another structure for dynamics, any file that ASE reads; default a slab of the first"
+        " reference along its most widely spaced lattice plane",
+    )
+    adsorbate: str = option(
+        "", "molecule on the fcc (111) slab of dynamics, of ASE's names; CO also for its adsorption energies"
+    )
+    region: str | None = option(
+        None,
         "near: species outside the cheap expert's domain and all atoms near them; top_layers: these"
-        " species and the uppermost layers of a slab",
+        " species and the uppermost layers of a slab; default near where there are such species, else"
+        " top_layers",
         choices=("near", "top_layers"),
     )
     region_margin: float = option(0.5, "Å, added to the cheap expert's cutoff where region is near", least=0)
@@ -27,13 +37,12 @@ class ValidateSettings:
     max_atoms: int = option(64, "atoms in a batch of labelled frames", positive=True)
     surface_steps: int = option(300, "largest number of steps of each relaxation in surfaces", positive=True)
     strains: int = option(9, "number of strains from -2 to 2 % in expert_boundary, odd")
-    columns: int | None = option(
+    width: float | None = option(
         None,
-        "metal atoms along x in the slab of dynamics; default wider than twice the cutoff",
+        "Å, smallest length of the slab of dynamics along x and y; default wider than twice the cutoff",
         positive=True,
     )
-    rows: int | None = option(None, "rows of metal atoms along y, even; default as columns", positive=True)
-    layers: int = option(6, positive=True)
+    thickness: float = option(13.0, "Å, smallest thickness of the slab of dynamics", positive=True)
     vacuum: float = option(12.0, "Å", positive=True)
     temperature_K: float = option(300.0, least=0)
     timestep_fs: float = option(1.0, positive=True)
@@ -47,8 +56,11 @@ class ValidateSettings:
     def __post_init__(self):
         check_fields(self)
         self._check_sections()
-        if self.rows is not None and self.rows % 2:
-            raise ValueError(f"rows must be even, so that the slab is periodic along y, got {self.rows}.")
+        if self.structure and self.adsorbate:
+            raise ValueError(
+                f"adsorbate must be empty where structure is given, got {self.adsorbate!r} and"
+                f" {self.structure}: put the molecule into the file."
+            )
         if self.strains < 3 or self.strains % 2 == 0:
             raise ValueError(
                 f"strains must be odd and at least 3, so that one of them is zero, got {self.strains}."

@@ -1,8 +1,8 @@
 """The motion that an expert boundary causes in an ideal crystal, as a term of the training's loss.
 
-In an ideal crystal all forces are zero by symmetry, so that its atoms stay at
-rest. A crystal divided by planes between two experts starts to move under ghost
-forces, and displacements under a constant force add up. The term is the mean square of
+In an ideal crystal whose atoms are at rest by symmetry, such as fcc, bcc, hcp, diamond and rock salt,
+all forces are zero under either expert. Divided by planes between two experts it starts
+to move under ghost forces, and displacements under a constant force add up. The term is the mean square of
 the constant force that moves an atom of mass m by its displacement u in the time
 t of the trajectory,
 
@@ -23,14 +23,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ase.data import atomic_masses, atomic_numbers
+from ase import Atoms
 from jax import Array
 from jaxtyping import Float, Int
 
 from moe_md import lazy_jax_md as jax_md
 from moe_md import regions, units
 from moe_md.checks import check_count, check_positive
-from moe_md.data.structures import fcc_supercell
+from moe_md.data.planes import cut_at_widest_gap, oriented_cell, repeats_to_width, widest_planes
 from moe_md.experts.base import Expert, Params, check_two_experts, potentials
 from moe_md.gradients.rollout import rollout
 from moe_md.mixture import mixture_neighbor_list
@@ -39,9 +39,8 @@ from moe_md.simulate.integrators import nve
 
 def boundary_drift(
     experts: Sequence[Expert],
+    atoms: Atoms,
     *,
-    symbol: str,
-    lattice_constant: float,
     n_steps: int = 10,
     timestep_fs: float = 5.0,
     weight: float = 1.0,
@@ -52,8 +51,9 @@ def boundary_drift(
 
     Args:
         experts: two; the second owns the lower half of the crystal.
-        symbol: an fcc metal that is a species of both.
-        lattice_constant: Å.
+        atoms: primitive cell of a crystal of the experts' species, periodic in all directions. It is
+            divided along its most widely spaced lattice plane. Its atoms must be at rest by symmetry:
+            in other crystals, forces that either expert has alone count as well.
         n_steps: steps of the trajectory, at constant energy from rest. In single
             precision, displacements within less than about 20 fs are lost to rounding.
         timestep_fs: time step, positive.
@@ -68,18 +68,23 @@ def boundary_drift(
         stores states of some steps only and computes the others again (`rollout`).
 
     Raises:
-        ValueError: an argument is out of range, or there are not two experts.
+        ValueError: an argument is out of range, the crystal has other species, or there are not
+            two experts.
     """
     experts = tuple(experts)
     check_two_experts(experts)
     check_positive("weight", weight)
     check_positive("skin", skin)
-    check_positive("lattice_constant", lattice_constant)
     check_count("n_steps", n_steps, 1)
     check_count("every", every, 1)
-    if symbol not in experts[0].species:
-        raise ValueError(f"symbol must be one of the experts' species {experts[0].species}, got {symbol!r}.")
-    crystal = _divided_crystal(experts, symbol, lattice_constant, skin)
+    if not np.all(atoms.pbc):
+        raise ValueError(f"atoms must be periodic in all directions, got pbc {atoms.pbc.tolist()}.")
+    unknown = sorted(set(atoms.symbols) - set(experts[0].species))
+    if unknown:
+        raise ValueError(
+            f"atoms must be of the experts' species {experts[0].species}, got {', '.join(unknown)}."
+        )
+    crystal = _divided_crystal(experts, atoms, skin)
     constant_force_fn = partial(
         _mean_square_constant_force,
         crystal,
@@ -106,41 +111,44 @@ class _DividedCrystal:
     """An ideal crystal whose halves belong to two experts, and the functions that move it."""
 
     site: Float[Array, "atoms 3"]  # Å, lattice sites
-    mass: float  # amu
+    mass: Float[np.ndarray, " atoms"]  # amu
     neighbors: Any  # list of the ideal crystal, from `neighbor_fn.allocate`
     energy_fn: Callable
     displacement_fn: Callable
     shift_fn: Callable
 
 
-def _divided_crystal(
-    experts: tuple[Expert, ...], symbol: str, lattice_constant: float, skin: float
-) -> _DividedCrystal:
+def _divided_crystal(experts: tuple[Expert, ...], atoms: Atoms, skin: float) -> _DividedCrystal:
     """A crystal of which expert 1 owns the lower and expert 0 the upper half."""
-    width = int(2 * max(e.cutoff for e in experts) / lattice_constant) + 1
-    # Each half is at least as thick as the largest cutoff.
-    frame = fcc_supercell(symbol, lattice_constant, (width, width, max(width, 2 * -(-width // 2))))
-    edges, n_atoms = np.diag(frame.cell), len(frame.symbols)
-    height = frame.positions[:, 2] % edges[2]
-    region = regions.fixed((height < 0.5 * edges[2] - 1e-3).astype(int))
-    displacement_fn, shift_fn = jax_md.space.periodic(jnp.asarray(edges, float))
+    (widest,) = widest_planes(atoms.cell.array, 1)
+    cell, _ = cut_at_widest_gap(oriented_cell(atoms, widest))
+    # Wider than two cutoffs in all directions, so each half is at least as thick as the largest cutoff.
+    n_a, n_b, n_c = repeats_to_width(cell.cell.array, 2 * max(e.cutoff for e in experts) + 0.01)
+    n_c += n_c % 2
+    whole = cell * (n_a, n_b, n_c)
+    region = regions.fixed((whole.get_scaled_positions()[:, 2] < 0.5).astype(int))
+    box = whole.cell.array.T  # columns
+    displacement_fn, shift_fn = jax_md.space.periodic_general(
+        jnp.asarray(box, float), fractional_coordinates=False
+    )
     # The mixture is built with any parameters; the loss passes those of the training step.
     params = tuple(e.init(jax.random.key(0)) for e in experts)
-    species = np.full(n_atoms, experts[0].species.index(symbol))
+    species = [experts[0].species.index(symbol) for symbol in whole.symbols]
     neighbor_fn, energy_fn = mixture_neighbor_list(
-        displacement_fn, edges, potentials(experts, params), species, region, dr_threshold=skin
+        displacement_fn, box, potentials(experts, params), species, region, dr_threshold=skin
     )
-    site = jnp.asarray(frame.positions, float)
-    mass = float(atomic_masses[atomic_numbers[symbol]])
-    return _DividedCrystal(site, mass, neighbor_fn.allocate(site), energy_fn, displacement_fn, shift_fn)
+    site = jnp.asarray(whole.positions, float)
+    return _DividedCrystal(
+        site, whole.get_masses(), neighbor_fn.allocate(site), energy_fn, displacement_fn, shift_fn
+    )
 
 
 def _mean_square_constant_force(
     crystal: _DividedCrystal, integrator, n_steps: int, time: float, params: tuple[Params, ...]
 ) -> Array:
     """Mean square of the constant forces that would cause the displacements of a trajectory, (eV/Å)^2."""
-    site, mass = crystal.site, crystal.mass
-    rest = integrator.init(site, jnp.zeros_like(site), jnp.full(len(site), mass, site.dtype), None, None)
+    site, mass = crystal.site, jnp.asarray(crystal.mass, crystal.site.dtype)
+    rest = integrator.init(site, jnp.zeros_like(site), mass, None, None)
     out = rollout(
         crystal.energy_fn,
         integrator,
@@ -152,4 +160,4 @@ def _mean_square_constant_force(
         checkpoint="sqrt" if n_steps > 4 else None,
     )
     moved = jax.vmap(crystal.displacement_fn)(out.state.position, site)
-    return jnp.mean(jnp.sum((2 * mass / time**2 * moved) ** 2, axis=1))
+    return jnp.mean(jnp.sum((2 * mass[:, None] / time**2 * moved) ** 2, axis=1))

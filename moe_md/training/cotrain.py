@@ -1,7 +1,7 @@
 """Co-training: optimisation of the parameters of two experts with one joint loss.
 
-Each step takes one batch of labelled frames, and one of unlabelled metal environments
-that enter the agreement terms only (`inputs`). All random numbers follow from the seed
+Each step takes one batch of labelled frames, and one of unlabelled environments, cut from
+reference structures, that enter the agreement terms only (`inputs`). All random numbers follow from the seed
 and the number of the step, and everything that one step passes to the next is saved
 (`progress`). A training that was killed, interrupted or stopped by a full disk
 therefore ends, when it is started again, with the same bits as one that never
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from ase.data import chemical_symbols
+from ase import Atoms
 from jaxtyping import Float
 from tqdm import tqdm
 
@@ -31,14 +31,15 @@ from moe_md import checkpoint, memory
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Batch, Prepared, prepare
 from moe_md.data.dataset import Dataset, dataset_from_frames
+from moe_md.data.references import Reference
 from moe_md.experts.base import Expert, Params, check_two_experts
 from moe_md.files import locked
-from moe_md.settings import TrainSettings
+from moe_md.settings import EnvironmentSettings, TrainSettings
 from moe_md.simulate import interrupts
 from moe_md.training import identity, training_data
 from moe_md.training import progress as progress_file
 from moe_md.training.evaluation import describe, loss_of, scores_of, totals_of
-from moe_md.training.inputs import training_inputs
+from moe_md.training.inputs import environments_of, training_inputs
 from moe_md.training.losses import Terms, joint_terms
 from moe_md.training.parameters import initial_params, is_same_expert, params_of_start
 from moe_md.training.progress import Best, Progress, is_finite
@@ -52,7 +53,7 @@ from moe_md.training.step import (
     training_step,
 )
 
-DEFAULTS = TrainSettings()
+DEFAULTS, DEFAULT_ENVIRONMENTS = TrainSettings(), EnvironmentSettings()
 
 
 def cotrain(
@@ -60,6 +61,8 @@ def cotrain(
     dataset: Dataset,
     settings: TrainSettings = DEFAULTS,
     *,
+    environments: EnvironmentSettings = DEFAULT_ENVIRONMENTS,
+    references: Sequence[Atoms | Reference] | None = None,
     validation: Dataset | None = None,
     start: Checkpoint | None = None,
     extra_loss: ExtraLoss | None = None,
@@ -81,6 +84,9 @@ def cotrain(
         experts: the expensive one, whose domain has every species, then the cheap one.
         dataset: labelled frames; some labels may be missing.
         settings: see `TrainSettings`.
+        environments: of the unlabelled environments in which experts are made to agree.
+        references: crystals and other periodic structures that environments are cut from, in place of
+            `environments.references`; by default the crystals of `dataset`. The checkpoint stores them.
         validation: frames for validation errors, and for early stopping where
             `settings.patience` is set. Its groups must not occur in `dataset`.
         start: initial parameters, of the same experts, such as those trained on
@@ -115,7 +121,8 @@ def cotrain(
     Raises:
         ValueError: experts do not fit each other, the data or `start`; no frame has a
             label that the loss needs, or all are zero; an expert has no training atom;
-            `settings.metal` is not in the data; `settings.patience` is set without
+            environments are asked for and there are no references, or they have species outside the
+            cheap expert's domain; `settings.patience` is set without
             labelled `validation`; `devices` are empty or no jax devices; or `folder`
             holds another training, or a damaged file; or labels are of two levels of theory.
         OSError: a file cannot be written, the file saved before is unchanged; or another process
@@ -128,7 +135,8 @@ def cotrain(
     dataset = dataset_from_frames(dataset.frames, experts[0].species)
     _check_arguments(experts, settings, validation, start, extra_loss, watch)
     training_data.check_labels(dataset, validation, settings, alone=extra_loss is None)
-    training_data.check_metal(dataset, settings)
+    found = training_data.chosen_references(experts, dataset, environments, references)
+    unlabelled = environments_of(found, experts, environments)
     level = training_data.level_of_theory(dataset, validation, start)
     placement = on_devices(devices)
     cutoff = max(e.cutoff for e in experts)
@@ -146,8 +154,11 @@ def cotrain(
         validation=_prepared_validation(validation, experts[0].species, cutoff),
         watch=watch,
         folder=None if folder is None else Path(folder),
-        fingerprint=identity.fingerprint(experts, settings, dataset, validation, start, extra_loss, level),
-        record=identity.static_record(dataset, validation, start, devices, level),
+        fingerprint=identity.fingerprint(
+            experts, settings, environments, found, dataset, validation, start, extra_loss, level
+        ),
+        record=identity.static_record(dataset, validation, start, devices, level, found),
+        environments=environments,
     )
     if start is None:
         params = initial_params(experts, dataset, settings, train)
@@ -163,8 +174,8 @@ def cotrain(
             current = progress_file.read(training.folder, current, training.fingerprint)
         current = current._replace(state=placement.state(current.state))
         inputs = (
-            (placement.batch(labelled), placement.batch(unlabelled))
-            for labelled, unlabelled in training_inputs(experts, train, settings, current.step)
+            (placement.batch(labelled), placement.batch(rows))
+            for labelled, rows in training_inputs(unlabelled, train, settings, current.step)
         )
         return _run(training, current, inputs, stop_fn, show_bar=progress)
 
@@ -182,7 +193,8 @@ class _Training:
     watch: Callable[[int, tuple[Params, ...]], None] | None
     folder: Path | None
     fingerprint: dict  # identifies the training that a folder holds
-    record: dict  # data, device and start, for the checkpoint
+    record: dict  # data, references, device and start, for the checkpoint
+    environments: EnvironmentSettings
 
 
 def _run(
@@ -330,7 +342,8 @@ def _result(training: _Training, current: Progress, stopped: str = "") -> Checkp
         "history": current.history,
     }
     params = jax.tree.map(np.asarray, current.best.average if best else current.state.average)
-    return Checkpoint(training.experts, params, asdict(training.settings), record)
+    settings = {**asdict(training.settings), "environments": asdict(training.environments)}
+    return Checkpoint(training.experts, params, settings, record)
 
 
 def _check_arguments(
@@ -341,8 +354,6 @@ def _check_arguments(
     extra_loss,
     watch,
 ) -> None:
-    if settings.metal not in chemical_symbols[1:]:
-        raise ValueError(f"metal must be a chemical symbol, got {settings.metal!r}.")
     if extra_loss is not None and not callable(extra_loss):
         raise ValueError(f"extra_loss must be a function of params and step, got {extra_loss!r:.80}.")
     if watch is not None and not callable(watch):

@@ -7,8 +7,9 @@ import jax
 
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.dataset import Dataset, digest, summary
+from moe_md.data.references import Reference, reference_to_dict
 from moe_md.experts.base import Expert
-from moe_md.settings import TrainSettings
+from moe_md.settings import EnvironmentSettings, TrainSettings
 from moe_md.training.parameters import digest_params
 
 
@@ -18,14 +19,17 @@ def static_record(
     start: Checkpoint | None,
     devices: Sequence[jax.Device] | None,
     level: str,
+    references: Sequence[Reference],
 ) -> dict:
     """The part of a checkpoint's record that no step changes.
 
     Args:
         dataset, validation, start, devices: as in `cotrain`.
         level: the level of theory of the labels; empty where they name none.
+        references: what unlabelled environments are cut from.
     """
     return {
+        "references": [reference_to_dict(reference) for reference in references],
         **({"level_of_theory": level} if level else {}),
         "jax": jax.__version__,
         "device": (jax.devices() if devices is None else devices)[0].device_kind,
@@ -45,6 +49,8 @@ def static_record(
 def fingerprint(
     experts: tuple[Expert, ...],
     settings: TrainSettings,
+    environments: EnvironmentSettings,
+    references: Sequence[Reference],
     dataset: Dataset,
     validation: Dataset | None,
     start: Checkpoint | None,
@@ -54,11 +60,14 @@ def fingerprint(
     """What must be equal where a training is resumed.
 
     Args:
-        experts, settings, dataset, validation, start, extra_loss: as in `cotrain`.
+        experts, settings, environments, dataset, validation, start, extra_loss: as in `cotrain`.
+        references: what unlabelled environments are cut from.
         level: the level of theory of the labels; empty where they name none.
     """
     found = {
         "settings": asdict(settings),
+        "environments": asdict(environments),
+        "references": [reference_to_dict(reference) for reference in references],
         "experts": [e.config for e in experts],
         "data": digest(dataset),
         "validation data": None if validation is None else digest(validation),

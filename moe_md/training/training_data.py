@@ -4,15 +4,23 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
+from ase import Atoms
 
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import Prepared
 from moe_md.data.dataset import LABELS, Dataset, require_labels
 from moe_md.data.labels import count_labels, refuse_zeros, warn_of_labels
 from moe_md.data.reading import Frame, common_level
+from moe_md.data.references import (
+    Reference,
+    describe_reference,
+    find_references,
+    read_references,
+    reference_from_atoms,
+)
 from moe_md.experts.base import Expert
 from moe_md.experts.domain import in_domain
-from moe_md.settings import TrainSettings
+from moe_md.settings import FROM_DATA, EnvironmentSettings, TrainSettings
 
 NAMES = ("expensive", "cheap")
 
@@ -49,19 +57,51 @@ def check_labels(
         )
 
 
-def check_metal(dataset: Dataset, settings: TrainSettings) -> None:
-    """Check that the data have the metal of the unlabelled crystals.
+def chosen_references(
+    experts: Sequence[Expert],
+    dataset: Dataset,
+    settings: EnvironmentSettings,
+    given: Sequence[Atoms | Reference] | None = None,
+) -> list[Reference]:
+    """The references of a training: those given, those of the settings, or the crystals of the data.
+
+    Crystals of the data that have species outside the cheap expert's domain are left out.
+
+    Args:
+        experts: the expensive and the cheap one.
+        dataset: frames to train on.
+        settings: for `references`, and whether environments are asked for.
+        given: structures that take the place of `settings.references`; None for these.
 
     Raises:
-        ValueError: crystals are asked for, and no frame has their element.
+        ValueError: environments are asked for and there are no references; a structure cannot be read, or has
+            species outside the domain of the cheap expert.
     """
-    found = sorted({symbol for frame in dataset.frames for symbol in frame.symbols})
-    if (settings.unlabelled_atoms or settings.ideal_crystals) and settings.metal not in found:
+    if given is not None:
+        found = [x if isinstance(x, Reference) else reference_from_atoms(x) for x in given]
+    elif settings.references != FROM_DATA:
+        found = read_references(settings.references)
+    else:
+        found = [r for r in find_references(dataset) if _in_domain(experts[1], r)]
+    allowed = ", ".join(experts[1].allowed_species)
+    if not found and not settings.is_empty:
         raise ValueError(
-            f"metal must be a species of the data, which have {', '.join(found)}, got {settings.metal!r}: set"
-            " metal and lattice_constant, and allowed_species of [cheap], or turn the unlabelled crystals off"
-            " with unlabelled_atoms = 0 and ideal_crystals = 0."
+            f"references must be at least one structure of {allowed}, on which experts agree, got none: no"
+            f" periodic one of the {len(dataset.frames)} frames with an energy is a crystal. Give files, such"
+            ' as references = "bulk.cif", or turn agreement outside the frames off with environment_rows = 0'
+            " and perfect_rows = 0, all in [environments]."
         )
+    for reference in found:
+        if not _in_domain(experts[1], reference):
+            raise ValueError(
+                f"references must have species of the cheap expert's domain, {allowed}, got"
+                f" {describe_reference(reference)}: remove it, or set allowed_species of [cheap]."
+            )
+    return found
+
+
+def _in_domain(expert: Expert, reference: Reference) -> bool:
+    return set(reference.atoms.symbols) <= set(expert.allowed_species)
 
 
 def check_domains(experts: Sequence[Expert], train: Prepared) -> None:
@@ -82,7 +122,7 @@ def check_domains(experts: Sequence[Expert], train: Prepared) -> None:
             raise ValueError(
                 f"allowed_species of [{name}] must allow atoms of the data, got {allowed} for frames of"
                 f" {found}: no labelled atom has only these in {expert.cutoff:g} Å, and the expert would be"
-                " trained on nothing. Set allowed_species and metal to species of the data."
+                " trained on nothing. Set allowed_species to species of the data."
             )
 
 

@@ -58,7 +58,7 @@ def compared(model, dataset):
 
 
 def environment_fn(frame):
-    return environments(frame, ("Pt",), 1.2 * A0 / np.sqrt(2))
+    return environments(frame, {"Pt": 12}, 1.2 * A0 / np.sqrt(2))
 
 
 @pytest.mark.filterwarnings("ignore:region gives expert")

@@ -1,4 +1,4 @@
-"""Ghost forces are zero for identical experts and a pair sum for Lennard-Jones experts; stress jumps."""
+"""Ghost forces in several crystals, against pair sums and gradients of ASE's calculator; stress jumps."""
 
 import json
 
@@ -20,12 +20,27 @@ from moe_md.analysis.expert_boundary import (
 )
 from moe_md.checkpoint import Checkpoint
 from moe_md.data.batching import frame_rows
-from moe_md.data.reading import Frame
-from moe_md.data.structures import fcc_slab, fcc_supercell
+from moe_md.data.reading import Frame, frame_from_atoms, frame_to_atoms
+from moe_md.data.structures import fcc_slab
 from moe_md.interfaces.ase import MixtureCalculator
 from moe_md.neighbors.rows import image_pairs
 
 SPECIES, CUTOFF, SIGMA, A0 = ("Pt", "C", "O"), 5.0, 2.5446, 3.92
+PLATINUM = bulk("Pt", a=A0)
+CRYSTALS = {  # of elements that the experts know
+    "fcc": PLATINUM,
+    "bcc": bulk("Pt", "bcc", a=3.16),
+    "diamond": bulk("Pt", "diamond", a=5.9),
+    "hcp": bulk("Pt", "hcp", a=2.8, c=4.6),
+    "rocksalt": bulk("CO", "rocksalt", a=4.6),
+}
+PLANES = {  # the two most widely spaced ones
+    "fcc": ["111", "100"],
+    "bcc": ["110", "100"],
+    "diamond": ["111", "100"],
+    "hcp": ["001", "100"],
+    "rocksalt": ["111", "100"],
+}
 
 
 def lennard_jones(epsilon: float, **kwargs):
@@ -38,17 +53,38 @@ def two(first: float, second: float) -> Checkpoint:
     return Checkpoint((a, b), (p, q), {}, {})
 
 
-@pytest.mark.parametrize("name", ["100", "111", "sphere"])
-def test_bisected_crystals_are_perfect_and_have_two_parts(name):
-    frame, assignment = bisected_crystals("Pt", A0, CUTOFF)[name]
-    assert set(assignment) == {0, 1}
-    _, _, D = image_pairs(frame.positions, frame.cell, frame.pbc, 0.9 * A0)
-    assert len(D) == 12 * len(frame.symbols)  # fcc everywhere, also across periodic boundaries
-    np.testing.assert_allclose(np.linalg.norm(D, axis=1), A0 / np.sqrt(2), rtol=1e-12)
-    if name != "sphere":
+def first_distances(frame: Frame, n: int) -> np.ndarray:
+    """`[n_atoms, n]` Å, the shortest distances of each atom."""
+    i, _, D = image_pairs(frame.positions, frame.cell, frame.pbc, CUTOFF)
+    length = np.linalg.norm(D, axis=1)
+    return np.array([np.sort(length[i == k])[:n] for k in range(len(frame.symbols))])
+
+
+@pytest.mark.parametrize("crystal", CRYSTALS)
+def test_bisected_crystals_are_perfect_and_have_two_parts(crystal):
+    cuts = bisected_crystals(CRYSTALS[crystal], CUTOFF)
+    assert list(cuts) == [*PLANES[crystal], "sphere"]
+    perfect = np.unique(first_distances(frame_from_atoms(CRYSTALS[crystal]), 12).round(6), axis=0)
+    for name, (frame, assignment) in cuts.items():
+        assert set(assignment) == {0, 1}
+        # The same neighbours everywhere, also across periodic boundaries.
+        some = np.random.default_rng(0).permutation(len(assignment))[:60]
+        distances = first_distances(frame, 12)[some]
+        np.testing.assert_allclose(distances, np.broadcast_to(perfect[0], distances.shape), atol=1e-5)
         i, j, _ = image_pairs(frame.positions, frame.cell, frame.pbc, CUTOFF)
         near = np.unique(i[assignment[i] != assignment[j]])
-        assert 0 < len(near) < len(assignment)  # no atom has neighbours across both planes
+        assert 0 < len(near) < len(assignment)
+        if name == "sphere":
+            inside = frame.positions[assignment == 0]
+            assert np.linalg.norm(inside[:, None] - inside, axis=-1).max() < 2 * CUTOFF
+            assert (1 / np.linalg.norm(np.linalg.inv(frame.cell), axis=0) >= 4 * CUTOFF - 1e-6).all()
+        else:
+            # No atom has neighbours across both planes; each part is one layer.
+            assert len(near) < len(assignment)
+            height = frame.positions @ np.linalg.inv(frame.cell)[:, 2] % 1.0
+            np.testing.assert_array_equal(assignment, height > 0.5)
+            thickness = 0.5 / np.linalg.norm(np.linalg.inv(frame.cell)[:, 2])
+            assert thickness >= 2 * CUTOFF
 
 
 @pytest.mark.parametrize("make", short(["lennard_jones", "power_spectrum"], only=["lennard_jones"]))
@@ -58,10 +94,15 @@ def test_identical_experts_have_no_ghost_force(make):
     else:
         expert = experts.power_spectrum(SPECIES, CUTOFF, l_max=2, num_bessels=4, num_channels=4, hidden=(8,))
         params = expert.init(jax.random.key(0))
-    for frame, assignment in bisected_crystals("Pt", A0, CUTOFF).values():
+    for frame, assignment in bisected_crystals(PLATINUM, CUTOFF).values():
         ghost = ghost_force([expert, expert], [params, params], frame, assignment)
         assert ghost.max < 1e-12
         assert ghost.near.any()
+    # Displaced atoms feel forces, but none of a boundary.
+    frame, assignment = bisected_crystals(PLATINUM, CUTOFF)["111"]
+    moved = np.random.default_rng(0).normal(scale=0.05, size=frame.positions.shape)
+    frame = frame._replace(positions=frame.positions + moved)
+    assert ghost_force([expert, expert], [params, params], frame, assignment).max < 1e-12
 
 
 def pair_sum(frame: Frame, assignment: np.ndarray, epsilons) -> np.ndarray:
@@ -85,7 +126,7 @@ def pair_sum(frame: Frame, assignment: np.ndarray, epsilons) -> np.ndarray:
 def test_ghost_force_of_lennard_jones_is_the_pair_sum(name):
     epsilons = (0.6, 0.5)
     checkpoint = two(*epsilons)
-    frame, assignment = bisected_crystals("Pt", A0, CUTOFF)[name]
+    frame, assignment = bisected_crystals(PLATINUM, CUTOFF)[name]
     ghost = ghost_force(checkpoint.experts, checkpoint.params, frame, assignment)
     expected = pair_sum(frame, assignment, epsilons)
     np.testing.assert_allclose(ghost.forces, expected, atol=1e-12)
@@ -97,13 +138,35 @@ def test_ghost_force_of_lennard_jones_is_the_pair_sum(name):
         assert abs(expected[:, :2]).max() < 1e-12  # by symmetry along the normal
 
 
+@pytest.mark.parametrize("crystal", ["diamond", "rocksalt"])
+def test_ghost_force_is_what_the_boundary_adds_to_the_gradient_of_the_energy(crystal):
+    """Sheared crystals, in whose diamond atoms are not at rest; forces from ASE's calculator."""
+    checkpoint = two(0.6, 0.5)
+    atoms = CRYSTALS[crystal].copy()
+    shear = np.eye(3) + 0.02 * np.array([[0, 1, 0.5], [1, 0, 0.3], [0.5, 0.3, 0]])
+    atoms.set_cell(atoms.cell.array @ shear, scale_atoms=True)
+    (frame, assignment), *_ = bisected_crystals(atoms, CUTOFF, 1).values()
+    ghost = ghost_force(checkpoint.experts, checkpoint.params, frame, assignment)
+    whole = frame_to_atoms(frame)
+    forces = []
+    for region in (assignment, 0, 1):
+        whole.calc = MixtureCalculator(checkpoint, region=region)
+        forces.append(whole.get_forces())
+    mixed, *alone = forces
+    own = np.choose(assignment[:, None], alone)
+    assert (np.abs(own).max() > 0.01) == (crystal == "diamond")
+    np.testing.assert_allclose(ghost.forces, mixed - own, atol=1e-9)
+    assert ghost.max > 1e-3 and np.abs(ghost.forces[~ghost.near]).max(initial=0.0) < 1e-12
+
+
 @pytest.mark.thorough
 def test_report_agrees_with_single_calls():
     checkpoint = two(0.6, 0.5)
-    report = ghost_force_report(checkpoint, [A0, 1.02 * A0])
+    report = ghost_force_report(checkpoint, PLATINUM, [0.0, 0.02])
+    assert report["strains"] == [0.0, 0.02]
     for name in ("100", "111", "sphere"):
         for k, a in enumerate((A0, 1.02 * A0)):
-            frame, assignment = bisected_crystals("Pt", a, CUTOFF)[name]
+            frame, assignment = bisected_crystals(bulk("Pt", a=a), CUTOFF)[name]
             ghost = ghost_force(checkpoint.experts, checkpoint.params, frame, assignment)
             assert report[name]["max"][k] == pytest.approx(1000 * ghost.max)
             assert report[name]["rms"][k] == pytest.approx(1000 * ghost.rms)
@@ -129,15 +192,16 @@ def test_mismatch_marks_rows_outside_a_domain():
 
 def test_stress_jump_is_the_difference_of_ase_stresses():
     checkpoint = two(0.6, 0.5)
-    lattice_constants = [0.98 * A0, A0, 1.02 * A0]
-    report = stress_jump(checkpoint, lattice_constants)
-    crystals = [(a, np.zeros((3, 3))) for a in lattice_constants] + [(A0, strain) for _, strain in STRAINS]
+    strains = [-0.02, 0.0, 0.02]
+    hexagonal = CRYSTALS["hcp"]
+    report = stress_jump(checkpoint, hexagonal, strains)
+    tensors = [strain * np.eye(3) for strain in strains] + [strain for _, strain in STRAINS]
     found = [*report["isotropic"]["stress"], *report["strained"]["stress"]]
     pressures = [*report["isotropic"]["pressure"], *report["strained"]["pressure"]]
-    for (a, strain), jump, pressure in zip(crystals, found, pressures, strict=True):
+    for strain, jump, pressure in zip(tensors, found, pressures, strict=True):
         stresses = []
         for region in (0, 1):
-            atoms = bulk("Pt", a=a)
+            atoms = hexagonal.copy()
             atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
             atoms.calc = MixtureCalculator(checkpoint, region=region)
             stresses.append(atoms.get_stress(voigt=False) / GPa)
@@ -146,21 +210,24 @@ def test_stress_jump_is_the_difference_of_ase_stresses():
     assert report["worst"] == pytest.approx(np.abs(found).max()) and report["worst"] > 1.0
     assert report["worst_pressure"] == pytest.approx(np.abs(pressures).max())
     expert, params = lennard_jones(0.6)
-    same = stress_jump(Checkpoint((expert, expert), (params, params), {}, {}), [A0])
+    same = stress_jump(Checkpoint((expert, expert), (params, params), {}, {}), hexagonal)
     assert same["worst"] < 1e-12
     assert json.loads(json.dumps(report)) == report
 
 
 def test_bad_input():
     checkpoint = two(0.6, 0.5)
-    frame = fcc_supercell("Pt", A0, 1)
+    frame = frame_from_atoms(bulk("Pt", a=A0, cubic=True))
     with pytest.raises(ValueError, match="assignment must be a vector of 4 integers"):
         ghost_force(*checkpoint[:2], frame, np.zeros(3, int))
     with pytest.raises(ValueError, match="assignment must lie between 0 and 1, got 0 to 2"):
         ghost_force(*checkpoint[:2], frame, np.array([0, 1, 2, 0]))
     with pytest.raises(ValueError, match="at least 2 experts"):
-        ghost_force_report(Checkpoint(checkpoint.experts[:1], checkpoint.params[:1], {}, {}), [A0])
+        ghost_force_report(Checkpoint(checkpoint.experts[:1], checkpoint.params[:1], {}, {}), PLATINUM)
     with pytest.raises(ValueError, match="at least 2 experts"):
-        stress_jump(Checkpoint(checkpoint.experts[:1], checkpoint.params[:1], {}, {}), [A0])
-    with pytest.raises(ValueError, match=r"lattice_constants must be positive .* got \[-1.0\]"):
-        stress_jump(checkpoint, [-1.0])
+        stress_jump(Checkpoint(checkpoint.experts[:1], checkpoint.params[:1], {}, {}), PLATINUM)
+    for strains in ([-1.0], []):
+        with pytest.raises(ValueError, match=r"strains must be relative changes of length .* got \["):
+            stress_jump(checkpoint, PLATINUM, strains)
+    with pytest.raises(ValueError, match="n must be between 1 and"):
+        ghost_force_report(checkpoint, PLATINUM, n_planes=0)

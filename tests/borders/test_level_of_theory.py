@@ -14,9 +14,10 @@ from moe_md import checkpoint, data
 from moe_md.commands import evaluate
 from moe_md.commands import run as run_module
 from moe_md.data import common_level, dataset_from_frames, frame_from_atoms, frame_to_atoms, label_remarks
-from moe_md.settings import TrainSettings
+from moe_md.settings import EnvironmentSettings, TrainSettings
 from moe_md.training import cotrain, progress
 
+NONE = EnvironmentSettings(environment_rows=0, perfect_rows=0)
 PBE, RPBE = "PBE, 400 eV", "RPBE, 400 eV"
 
 
@@ -71,9 +72,11 @@ def trained(levels, validation=None, **more):
         more["validation"] = dataset_from_frames(
             [frames[0]._replace(level_of_theory=validation)], ("Pt", "Au")
         )
-    settings = TrainSettings(steps=1, max_atoms=8, unlabelled_atoms=0, ideal_crystals=0)
+    settings = TrainSettings(steps=1, max_atoms=8)
     dataset = dataset_from_frames(frames[1:] if validation is not None else frames, ("Pt", "Au"))
-    return cotrain.cotrain(pair_of(("Pt", "Au"), ("Pt",)), dataset, settings, progress=False, **more)
+    return cotrain.cotrain(
+        pair_of(("Pt", "Au"), ("Pt",)), dataset, settings, environments=NONE, progress=False, **more
+    )
 
 
 def test_a_training_records_one_level_and_refuses_two(tmp_path, monkeypatch):

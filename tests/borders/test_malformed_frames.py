@@ -14,10 +14,11 @@ from small_frames import cells, pair_of, write
 
 from moe_md import experts
 from moe_md.data import dataset_from_frames, label_remarks, prepare, read_frames
-from moe_md.settings import LossWeights, TrainSettings
+from moe_md.settings import EnvironmentSettings, LossWeights, TrainSettings
 from moe_md.training import cotrain
 from moe_md.training.parameters import initial_params
 
+NONE = EnvironmentSettings(environment_rows=0, perfect_rows=0)
 CELL = "5.1 0 0 0.2 5.2 0 0 0 5.3"
 ROWS = np.array([[5.1, 0, 0], [0.2, 5.2, 0], [0, 0, 5.3]])
 
@@ -268,11 +269,17 @@ def test_one_bad_frame_does_not_set_the_scale():
 def test_labels_are_needed_where_they_have_a_weight(change, weights, message):
     frames = dataset_from_frames([f._replace(**change) for f in cells(4)], ("Pt",))
     pair = pair_of(("Pt",), ("Pt",))
-    off = {"unlabelled_atoms": 0, "ideal_crystals": 0, "steps": 1, "max_atoms": 8}
+    off = {"steps": 1, "max_atoms": 8}
     with pytest.raises(ValueError, match=message):
-        cotrain.cotrain(pair, frames, TrainSettings(**off, weights=LossWeights(**weights)), progress=False)
+        cotrain.cotrain(
+            pair,
+            frames,
+            TrainSettings(**off, weights=LossWeights(**weights)),
+            environments=NONE,
+            progress=False,
+        )
     if change:  # with no weight on this label, it need not exist
         (label,) = change
         without = TrainSettings(**off, weights=LossWeights(**{label: 0.0, "stress": 0.0}))
-        trained = cotrain.cotrain(pair, frames, without, progress=False)
+        trained = cotrain.cotrain(pair, frames, without, environments=NONE, progress=False)
         assert trained.record["train"]["frames"] == 4

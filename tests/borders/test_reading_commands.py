@@ -7,12 +7,12 @@ import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, fcc111
 from command_line import as_options, failure, moe_md
 from small_frames import cells, pair_of, write
 
 from moe_md.data import dataset_from_frames, read_structure
-from moe_md.settings import TrainSettings
+from moe_md.settings import EnvironmentSettings, TrainSettings
 from moe_md.training import cotrain
 
 CELL = "5.1 0 0 0.2 5.2 0 0 0 5.3"
@@ -56,12 +56,7 @@ def test_labels_are_counted_before_the_first_step(folder, labelled, capsys, tmp_
 @pytest.mark.parametrize(
     "allowed, change, message",
     [
-        (
-            ("Au",),
-            {"unlabelled_atoms": 0, "ideal_crystals": 0},
-            r"\[cheap\] must allow atoms of the data, got Au",
-        ),
-        (("Pt",), {"metal": "Au"}, "metal must be a species of the data, which have Pt, got 'Au'"),
+        (("Au",), {}, r"\[cheap\] must allow atoms of the data, got Au"),
         (("Pt",), {"patience": 2}, "validation must have labels where patience is set, here 2"),
     ],
 )
@@ -72,23 +67,41 @@ def test_trainings_that_would_learn_nothing(allowed, change, message):
     settings = TrainSettings(steps=1, max_atoms=8, **change)
     with pytest.raises(ValueError, match=message):
         cotrain.cotrain(
-            pair_of(("Pt", "Au"), allowed), train, settings, validation=validation, progress=False
+            pair_of(("Pt", "Au"), allowed),
+            train,
+            settings,
+            environments=EnvironmentSettings(environment_rows=0, perfect_rows=0),
+            validation=validation,
+            progress=False,
         )
 
 
-def test_a_file_without_the_default_metal(capsys, tmp_path):
+def test_settings_and_references_of_another_metal(capsys, tmp_path):
+    """Species, domain and reference follow from the frames; slabs alone have no reference."""
     images = [bulk("Cu", a=3.6 + 0.01 * k, cubic=True) for k in range(3)]
     for k, atoms in enumerate(images):
         atoms.info["energy"] = -14.0 + k
         atoms.arrays["forces"] = np.full((4, 3), 0.1 * k)
     ase.io.write(tmp_path / "cu.xyz", images, format="extxyz")
-    err = failure(capsys, "train", "--data", tmp_path / "cu.xyz", "--out", tmp_path / "out", "--quiet")
-    assert "metal must be a species of the data, which have Cu, got 'Pt'" in err and "allowed_species" in err
-    code, _, err = moe_md(capsys, "init", tmp_path / "cu.toml", "--data", tmp_path / "cu.xyz")
+    code, said, err = moe_md(capsys, "init", tmp_path / "cu.toml", "--data", tmp_path / "cu.xyz")
     assert code == 0, err
     text = (tmp_path / "cu.toml").read_text()
-    assert 'metal = "Cu"' in text and "lattice_constant = 3.6" in text and 'allowed_species = ["Cu"]' in text
+    assert (
+        'references = "data"' in text and 'allowed_species = ["Cu"]' in text and "region_layers = 3" in text
+    )
+    assert "reference: Cu, Fm-3m (225), 1 atom in 11.66 Å^3 (frame 0 of cu.xyz)" in said
     assert "Pt" not in text.partition("[run]")[0]
+    slab = fcc111("Cu", (1, 1, 4), vacuum=6.0)
+    slab.info["energy"], slab.arrays["forces"] = -14.0, np.full((4, 3), 0.1)
+    ase.io.write(tmp_path / "slabs.xyz", [slab] * 3, format="extxyz")
+    options = ("train", "--data", tmp_path / "slabs.xyz", "--out", tmp_path / "out", "--quiet")
+    err = failure(capsys, *options)
+    assert "references must be at least one structure of Cu" in err and 'references = "bulk.cif"' in err
+    err = failure(capsys, *options, "--references", tmp_path / "no.cif")
+    assert "structure must be an existing file" in err and "no.cif" in err
+    code, said, _ = moe_md(capsys, "init", tmp_path / "slabs.toml", "--data", tmp_path / "slabs.xyz")
+    assert code == 0 and "the frames hold no perfect crystal" in said
+    assert "environment_rows = 0" in (tmp_path / "slabs.toml").read_text()
 
 
 CIF = """data_x

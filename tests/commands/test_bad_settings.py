@@ -19,11 +19,20 @@ from moe_md.commands import main as cli
 from moe_md.commands import run as md
 from moe_md.data import dataset as datasets
 from moe_md.data.reading import read_frames
-from moe_md.settings import BenchSettings, DataSettings, DemoSettings, LossWeights, RunSettings, TrainSettings
+from moe_md.settings import (
+    BenchSettings,
+    DataSettings,
+    DemoSettings,
+    EnvironmentSettings,
+    LossWeights,
+    RunSettings,
+    TrainSettings,
+)
 from moe_md.training import cotrain
 
 TABLES = {
     "data": DataSettings,
+    "environments": EnvironmentSettings,
     "training": TrainSettings,
     "run": RunSettings,
     "bench": BenchSettings,
@@ -218,10 +227,10 @@ def test_binary_settings(folder, results_folder):
 
 
 @examples(80)
-@given(st.sampled_from((TrainSettings, LossWeights)), st.data())
+@given(st.sampled_from((TrainSettings, LossWeights, EnvironmentSettings)), st.data())
 def test_arguments_of_training_settings(cls, data):
     name, value = data.draw(st.sampled_from([f.name for f in fields(cls)])), data.draw(odd)
     made = valid_or_clear(lambda: cls(**{name: value}), name)
-    if made is not None and name != "metal":
+    if made is not None and name != "references":
         number = getattr(made, name)
         assert is_dataclass(number) or (not isinstance(number, bool) and math.isfinite(number))

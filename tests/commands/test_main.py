@@ -158,7 +158,9 @@ def test_help_of_every_command_shows_the_folder_of_results(command, capsys):
         ("run", "--guide", "--inner-potential"),
         ("run", "--slow-every", "--outer-every"),
         ("train", "--max-rows", "--max-atoms"),
-        ("train", "--perfect-weight", "--ideal-crystal-weight"),
+        ("train", "--ideal-crystal-weight", "--perfect-weight"),
+        ("train", "--metal", "--references"),
+        ("validate", "--layers", "--thickness"),
     ],
 )
 def test_a_renamed_option_is_answered_with_the_new_one(command, old, new, capsys):

@@ -45,7 +45,7 @@ def test_train_then_evaluate(folder, capsys, tmp_path):
 
     # Another training starts from it, with the same experts, as its file describes none.
     (tmp_path / "more.toml").write_text(
-        "[training]\nsteps = 2\nlearning_rate = 1e-12\nunlabelled_atoms = 4\nmax_atoms = 16\n"
+        "[environments]\nenvironment_rows = 4\n[training]\nsteps = 2\nlearning_rate = 1e-12\nmax_atoms = 16\n"
     )
     more = (
         "train",
@@ -107,7 +107,7 @@ NAMES = {
     "group_key": "walk",
     "kind_key": "config_type",
 }
-TRAINING = "[training]\nsteps = 2\nmax_atoms = 16\nunlabelled_atoms = 4\nideal_crystals = 1\n"
+TRAINING = "[environments]\nenvironment_rows = 4\nperfect_rows = 1\n[training]\nsteps = 2\nmax_atoms = 16\n"
 
 
 @pytest.fixture
@@ -170,6 +170,8 @@ def test_unknown_names_in_the_settings_file_are_refused(labelled, capsys, tmp_pa
     for text, message in (
         ("start = 3\n", "start of"),
         ('[data]\nenergy = "REF_energy"\n', "unknown key 'energy'"),
+        ('[training]\nmetal = "Cu"\n', "it is now 'references' of [environments]"),
+        ("[environments]\nrows = 4\n", "allowed are references, environment_rows"),
     ):
         (tmp_path / "wrong.toml").write_text(text)
         assert message in failure(capsys, "train", *wrong)

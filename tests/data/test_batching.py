@@ -1,10 +1,10 @@
 import jax
 import numpy as np
 import pytest
+from random_crystals import random_structures
 
 from moe_md.data.batching import batches, collate, packing_plan, packs, prepare
 from moe_md.data.dataset import dataset_from_frames, load_dataset, ptco_pbe
-from moe_md.data.environments import metal_frames
 from moe_md.data.reading import Frame
 from moe_md.data.structures import fcc_slab, fcc_supercell
 from moe_md.neighbors.rows import rows_from_images
@@ -96,7 +96,7 @@ def mixed():
     lone = Frame(np.zeros((1, 3)), ("C",), np.zeros((3, 3)), np.zeros(3, bool))
     pair = Frame(np.array([[0, 0, 0], [0, 0, 1.1]]), ("C", "O"), np.zeros((3, 3)), np.zeros(3, bool))
     big = [fcc_supercell("Pt", 3.98, n) for n in ((4, 4, 4), (4, 3, 3), (3, 3, 2))]
-    frames = [lone, pair, *big, *metal_frames(rng, 300, symbol="Pt", lattice_constant=3.98), pair]
+    frames = [lone, pair, *big, *random_structures(rng, 300), pair]
     frames = [f._replace(energy=float(k)) for k, f in enumerate(frames)]
     return prepare(dataset_from_frames(frames, SPECIES), 4.5)
 

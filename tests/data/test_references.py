@@ -7,7 +7,15 @@ from ase.build import bulk, fcc111
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.spacegroup import crystal as of_spacegroup
 
-from moe_md.data import dataset_from_frames, describe_reference, find_references, frame_from_atoms
+from moe_md.data import (
+    dataset_from_frames,
+    describe_reference,
+    find_references,
+    frame_from_atoms,
+    read_references,
+    reference_from_atoms,
+)
+from moe_md.data.references import reference_from_dict, reference_to_dict
 
 RUTILE = of_spacegroup(
     ["Ti", "O"], [(0, 0, 0), (0.305, 0.305, 0)], spacegroup=136, cellpar=[4.6, 4.6, 2.96, 90, 90, 90]
@@ -62,3 +70,37 @@ def test_the_most_frequent_comes_first():
     references = found(*(with_energy(ordered, -1.0 - 0.1 * k) for k in range(3)), with_energy(iron, -2.0))
     assert [r.formula for r in references] == ["AuCu", "Fe"]
     np.testing.assert_allclose(references[0].atoms.cell.lengths(), 3.1)
+
+
+def test_references_from_files(tmp_path):
+    (bulk("W", cubic=True) * 2).write(tmp_path / "w.cif")
+    RUTILE.write(tmp_path / "rutile.vasp")
+    tungsten, oxide = read_references(f"{tmp_path / 'w.cif'}, {tmp_path / 'rutile.vasp'}")
+    assert (tungsten.space_group, len(tungsten.atoms)) == ("Im-3m (229)", 1) and tungsten.source.endswith(
+        "w.cif"
+    )
+    assert (oxide.space_group, len(oxide.atoms)) == ("P4_2/mnm (136)", 6) and oxide.is_crystal
+
+
+def test_a_melt_is_kept_whole():
+    melt = bulk("Ag", cubic=True) * 2
+    melt.rattle(0.5, seed=0)
+    reference = reference_from_atoms(melt, "melt.xyz")
+    assert not reference.is_crystal and len(reference.atoms) == 32
+    assert describe_reference(reference).startswith("Ag, disordered, 32 atoms in ")
+    stored = reference_from_dict(reference_to_dict(reference))
+    np.testing.assert_array_equal(stored.atoms.positions, melt.positions)
+    assert stored[1:] == reference[1:]
+
+
+@pytest.mark.parametrize(
+    "atoms, message",
+    [
+        (fcc111("Cu", (2, 2, 4), vacuum=6.0), "references must be periodic in all directions, got Cu16"),
+        (fcc111("Cu", (2, 2, 4), vacuum=6.0, periodic=True), "references must fill their cell, got Cu16"),
+        (Atoms("Cu", cell=[9.0] * 3, pbc=True), "references must fill their cell, got Cu "),
+    ],
+)
+def test_what_cannot_be_a_reference(atoms, message):
+    with pytest.raises(ValueError, match=message):
+        reference_from_atoms(atoms)

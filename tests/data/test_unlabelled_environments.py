@@ -1,90 +1,148 @@
-"""Unlabelled environments: kinds, strains, positions of adatoms, numbers of atoms."""
+"""Environments cut from reference structures: they are rows of the crystal, with what was changed."""
 
 import numpy as np
 import pytest
+from ase import Atoms
+from ase.build import bulk
 from ase.neighborlist import neighbor_list
+from ase.spacegroup import crystal
 
-from moe_md.data.environments import ideal_crystals, metal_frames, random_metal
-from moe_md.data.reading import frame_to_atoms
+from moe_md.data.batching import frame_rows
+from moe_md.data.environments import lattice, perfect_crystal, random_rows, random_strain
+from moe_md.data.reading import frame_from_atoms, frame_to_atoms
+from moe_md.data.references import reference_from_atoms
+from moe_md.settings import EnvironmentSettings
 
-METAL = {"symbol": "Pt", "lattice_constant": 3.98}
-
-
-def coordination(frame, cutoff):
-    return np.bincount(neighbor_list("i", frame_to_atoms(frame), cutoff), minlength=len(frame.symbols))
-
-
-def nearest(frame):
-    return neighbor_list("d", frame_to_atoms(frame), 4.0).min()
-
-
-def test_random_metal_draws_every_kind():
-    rng = np.random.default_rng(0)
-    frames = [random_metal(rng, **METAL) for _ in range(300)]
-    slabs = {f"slab-{f}" for f in ("111", "100", "110", "211")}
-    adatoms = {f"slab-{f}-adatom" for f in ("111", "100", "110")}
-    assert {f.kind for f in frames} == {"bulk-strained", "bulk-vacancy"} | slabs | adatoms
-    for frame in frames:
-        n = len(frame.symbols)
-        assert n <= 31 and set(frame.symbols) == {"Pt"} and np.isfinite(frame.positions).all()
-        assert frame.forces is None and frame.energy is None and frame.stress is None
-        assert frame.pbc.all() == frame.kind.startswith("bulk") and frame.pbc[:2].all()
-        assert {"bulk-strained": n == 4, "bulk-vacancy": n == 31}.get(frame.kind, True)
-    assert min(nearest(frame) for frame in frames) > 1.2  # rattled, but no two atoms coincide
-
-
-def test_ideal_crystals_are_strained_lattices():
-    rng = np.random.default_rng(0)
-    frames = ideal_crystals(rng, 100, **METAL, max_strain=0.03)
-    assert len(frames) == 100 and all(f.symbols == ("Pt",) and f.pbc.all() for f in frames)
-    stretch = np.array([np.cbrt(4 * np.linalg.det(f.cell)) / 3.98 - 1.0 for f in frames])
-    assert -0.04 < stretch.min() < -0.025 and 0.025 < stretch.max() < 0.04
-    assert np.corrcoef(stretch, np.arange(100))[0, 1] > 0.9  # spread evenly, in order
-    assert coordination(ideal_crystals(rng, 1, **METAL, max_strain=0.0)[0], 3.2).tolist() == [12]
-    with pytest.raises(ValueError, match=r"max_strain must be in \[0, 0.3\), got 0.3"):
-        ideal_crystals(rng, 1, **METAL, max_strain=0.3)
-
-
-def test_adatoms_are_on_lattice_sites():
-    rng = np.random.default_rng(0)
-    frames = [random_metal(rng, **METAL, max_strain=0.0, max_rattle=0.0) for _ in range(100)]
-    bonds = {"slab-111-adatom": 3, "slab-100-adatom": 4, "slab-110-adatom": 5}
-    for frame in frames:
-        assert nearest(frame) == pytest.approx(3.98 / np.sqrt(2), abs=1e-6)
-        if frame.kind in bonds:
-            top = np.argmax(frame.positions[:, 2])
-            assert coordination(frame, 3.2)[top] == bonds[frame.kind]
-
-
-def test_strain_is_symmetric_and_bounded():
-    rng = np.random.default_rng(1)
-    cells = [random_metal(rng, **METAL, max_strain=0.03) for _ in range(60)]
-    for frame in (f for f in cells if f.kind == "bulk-strained"):
-        strain = frame.cell / 3.98 - np.eye(3)
-        np.testing.assert_allclose(strain, strain.T, atol=1e-12)
-        assert np.abs(strain).max() <= 0.04 + 1e-12
-
-
-@pytest.mark.parametrize("max_atoms", [4, 7, 50, 256])
-def test_metal_frames_leave_at_most_three_atoms_out(max_atoms):
-    frames = metal_frames(np.random.default_rng(2), max_atoms, **METAL)
-    total = sum(len(f.symbols) for f in frames)
-    assert max_atoms - 3 <= total <= max_atoms
-    again = metal_frames(np.random.default_rng(2), max_atoms, **METAL)
-    assert all((a.positions == b.positions).all() for a, b in zip(frames, again))
-
-
-@pytest.mark.parametrize(
-    "call, message",
-    [
-        (lambda: random_metal(np.random.default_rng(0), **METAL, max_strain=0.5), "max_strain must be in"),
-        (
-            lambda: random_metal(np.random.default_rng(0), **METAL, max_rattle=-0.1),
-            "max_rattle must not be negative",
-        ),
-        (lambda: metal_frames(np.random.default_rng(0), 3, **METAL), "max_atoms must be at least 4"),
-    ],
+CUTOFF = 5.0
+RUTILE = crystal(
+    ["Ti", "O"], [(0, 0, 0), (0.305, 0.305, 0)], spacegroup=136, cellpar=[4.6, 4.6, 2.96, 90, 90, 90]
 )
-def test_arguments_are_checked(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+CRYSTALS = {
+    "fcc": bulk("Pt", a=3.98),
+    "bcc": bulk("W"),
+    "hcp": bulk("Be"),
+    "diamond": bulk("Si"),
+    "rock salt": bulk("MgO", "rocksalt", a=4.21),
+    "ordered alloy": bulk("CuAu", "cesiumchloride", a=3.1),
+    "rutile": RUTILE,
+}
+STILL = {"max_strain": 0.0, "max_rattle": 0.0}
+KINDS = ("vacancies", "interstitials", "antisites", "surfaces")
+
+
+def only(kind: str | None, **changes) -> EnvironmentSettings:
+    """One kind of environment, without strain and displacements."""
+    shares = {name: 1.0 if name == kind else 0.0 for name in KINDS}
+    return EnvironmentSettings(**{**STILL, **shares, **changes})
+
+
+def draws(atoms: Atoms, settings: EnvironmentSettings, count=40, n=4):
+    species = tuple(sorted(set(atoms.symbols)))
+    rng = np.random.default_rng(0)
+    made = lattice(reference_from_atoms(atoms), species, CUTOFF, settings)
+    return [random_rows(rng, made, settings, CUTOFF, n) for _ in range(count)]
+
+
+def fingerprint(rows, k: int) -> tuple:
+    """Species of a centre, and sorted distances and species of its neighbours."""
+    kept = rows.mask[k]
+    distance = np.linalg.norm(rows.displacement[k][kept], axis=1)
+    found = sorted(zip(np.round(distance, 3).tolist(), rows.neighbor_species[k][kept].tolist()))
+    return int(rows.center_species[k]), tuple(found)
+
+
+@pytest.mark.parametrize("name", CRYSTALS)
+def test_rows_of_the_undistorted_crystal_are_those_of_periodic_images(name):
+    atoms = CRYSTALS[name]
+    species = tuple(sorted(set(atoms.symbols)))
+    periodic = frame_rows(frame_from_atoms(atoms), species, CUTOFF)
+    known = {fingerprint(periodic, k) for k in range(len(atoms))}
+    found = {fingerprint(rows, k) for rows in draws(atoms, only(None)) for k in range(4)}
+    assert found == known
+
+
+@pytest.mark.parametrize("name", CRYSTALS)
+def test_a_defect_changes_rows_near_it(name):
+    """A vacancy takes one neighbour, an interstitial adds one to most rows, and surfaces take many."""
+    atoms = CRYSTALS[name]
+    full = np.bincount(neighbor_list("i", atoms, CUTOFF))
+
+    def change(kind):
+        found = [rows.mask.sum(axis=1) - full.max() for rows in draws(atoms, only(kind))]
+        return np.concatenate(found)
+
+    span = full.max() - full.min()
+    lost, added, cut = change("vacancies"), change("interstitials"), change("surfaces")
+    assert set(lost) <= set(range(-1 - span, 0))  # all rows drawn are near
+    assert np.mean((added > 0 - span) & (added <= 1)) > 0.7  # others are the interstitial's own
+    assert cut.min() < -0.4 * full.max() and cut.max() <= 0 and len(set(cut)) > 5
+
+
+def test_an_antisite_exchanges_two_species():
+    """The crystal of two species keeps its sites, while near rows have other species on them."""
+    atoms = CRYSTALS["ordered alloy"]
+    perfect = {fingerprint(rows, k) for rows in draws(atoms, only(None)) for k in range(4)}
+    changed = [fingerprint(rows, k) for rows in draws(atoms, only("antisites")) for k in range(4)]
+    assert np.mean([row not in perfect for row in changed]) > 0.8
+    lengths = {tuple(d for d, _ in neighbors) for _, neighbors in perfect}
+    assert {tuple(d for d, _ in neighbors) for _, neighbors in changed} == lengths
+    one_species = {fingerprint(rows, 0) for rows in draws(CRYSTALS["bcc"], only("antisites"))}
+    assert len(one_species) == 1  # the perfect crystal, as there is nothing to exchange
+
+
+def test_surfaces_have_terraces_steps_and_adatoms():
+    """Platinum (111) and (100): atoms of 9 and 8 neighbours, an adatom of 3 or 4, a step of 7 or 6."""
+    rows = draws(CRYSTALS["fcc"], only("surfaces"), count=300)
+    nearest = np.concatenate(
+        [(r.mask & (np.linalg.norm(r.displacement, axis=2) < 3.3)).sum(axis=1) for r in rows]
+    )
+    assert {3, 4, 6, 7, 8, 9, 12} <= set(nearest.tolist()) and nearest.max() == 12
+
+
+def test_a_melt_is_strained_and_rattled_only():
+    melt = bulk("Si", cubic=True) * 2
+    melt.rattle(0.4, seed=1)
+    periodic = frame_rows(frame_from_atoms(melt), ("Si",), CUTOFF)
+    known = {fingerprint(periodic, k) for k in range(len(melt))}
+    found = {fingerprint(rows, k) for rows in draws(melt, only("vacancies"), count=10) for k in range(4)}
+    assert found <= known
+
+
+def test_displacements_are_a_share_of_the_nearest_distance():
+    """Widened pairs of neighbours in bcc and diamond crystals, relative to their nearest distance."""
+    for name, nearest in (("bcc", 3.165 * 3**0.5 / 2), ("diamond", 5.43 * 3**0.5 / 4)):
+        rows = draws(CRYSTALS[name], only(None, max_rattle=0.1), count=200)
+        first = np.concatenate(
+            [
+                np.linalg.norm(np.where(r.mask[..., None], r.displacement, 99), axis=2).min(axis=1)
+                for r in rows
+            ]
+        )
+        assert 0.5 * nearest < first.min() < 0.9 * nearest and first.max() < 1.05 * nearest
+
+
+def test_perfect_crystals_move_sublattices():
+    settings = EnvironmentSettings(max_perfect_strain=0.03)
+    made = lattice(reference_from_atoms(bulk("Si")), ("Si",), CUTOFF, settings)
+    rng = np.random.default_rng(0)
+    cells = [frame_to_atoms(perfect_crystal(rng, made, s, settings)) for s in np.linspace(-0.03, 0.03, 40)]
+    volume = np.array([atoms.get_volume() for atoms in cells]) / bulk("Si").get_volume()
+    assert np.corrcoef(volume, np.arange(40))[0, 1] > 0.9 and 0.85 < volume.min() < 0.95
+    bonds = [neighbor_list("d", atoms, 3.0) for atoms in cells]
+    assert max(np.ptp(d) for d in bonds) > 0.03 and min(len(d) for d in bonds) == 8
+    unmoved = lattice(reference_from_atoms(bulk("Pt", a=3.98)), ("Pt",), CUTOFF, settings)
+    assert len(perfect_crystal(rng, unmoved, 0.0, settings).symbols) == 1
+
+
+def test_strains_are_symmetric_and_bounded():
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        strain = random_strain(rng, 0.03)
+        np.testing.assert_array_equal(strain, strain.T)
+        assert np.abs(strain).max() <= 0.03
+        assert np.abs(random_strain(rng, 0.03, volume=True)).max() <= 0.04
+
+
+def test_unknown_species_are_refused():
+    with pytest.raises(ValueError, match="references must have species of the experts, Pt, got Si with Si"):
+        lattice(reference_from_atoms(bulk("Si")), ("Pt",), CUTOFF, EnvironmentSettings())

@@ -64,13 +64,14 @@ def test_the_enthalpy_answers_pressure_with_the_volume(vacancy):
 @pytest.mark.thorough
 def test_a_perfect_crystal_three_ways():
     """Lattice constant and bulk modulus: `isotropic_equilibrium`, `equilibrium` and the host's search."""
-    from moe_md.analysis.bulk import relax_fcc
-    from moe_md.analysis.bulk_gradients import fcc_crystal
+    from moe_md.analysis.bulk import relax_crystal
+    from moe_md.analysis.bulk_gradients import isotropic_crystal
 
     (expert, _), (params, _) = argon()
-    host = relax_fcc(expert, params, "Ar")
-    crystal = fcc_crystal(expert, "Ar", guess=A)
-    np.testing.assert_allclose(crystal(params), host, rtol=1e-8)
+    host = relax_crystal(expert, params, bulk("Ar"))
+    crystal = isotropic_crystal(expert, bulk("Ar", a=A))
+    found = crystal(params)
+    np.testing.assert_allclose([found.energy, found.volume, found.bulk_modulus_GPa], host[1:], rtol=1e-8)
 
     atoms = bulk("Ar", a=A, cubic=True).repeat(2)
     box = atoms.cell.lengths()
@@ -100,11 +101,11 @@ def test_a_perfect_crystal_three_ways():
         a, slope = jax.value_and_grad(size, argnums=1)(params, 0.0)
         return -a / (3 * slope)
 
-    np.testing.assert_allclose(size(params, 0.0), host.lattice_constant, rtol=1e-8)
+    np.testing.assert_allclose(size(params, 0.0), (4 * host.volume) ** (1 / 3), rtol=1e-8)
     np.testing.assert_allclose(modulus(params), host.bulk_modulus_GPa, rtol=1e-6)
     slope = jax.grad(size)(params, 0.0)
     np.testing.assert_allclose(
-        slope["sigma"], jax.grad(lambda p: crystal(p).lattice_constant)(params)["sigma"], rtol=1e-8
+        slope["sigma"], jax.grad(lambda p: A * crystal(p).scale)(params)["sigma"], rtol=1e-8
     )
     assert abs(slope["epsilon"] * EPSILON) < 1e-8  # a depth for all pairs moves nothing
     # The derivative of a modulus is the third of an energy: through a root, twice.
@@ -157,23 +158,24 @@ def test_uniform_by_its_closed_form():
 def test_a_crystal_of_a_network_against_central_differences():
     from contract import randomized, small_power_spectrum
 
-    from moe_md.analysis.bulk_gradients import fcc_crystal
+    from moe_md.analysis.bulk_gradients import isotropic_crystal
 
     expert = small_power_spectrum(cutoff=5.0)
     params = randomized(expert, 3)
-    rows = np.linspace(3.4, 4.6, 13)
+    constants = np.linspace(3.4, 4.6, 13)
     from moe_md.analysis.bulk import equation_of_state
 
-    energies = equation_of_state(expert, params, "Pt", lattice_constants=rows)["energy_eV_per_atom"]
+    curve = equation_of_state(expert, params, bulk("Pt", "fcc", a=4.0), strains=constants / 4.0 - 1)
+    energies = curve["energy_eV_per_atom"]
     least = int(np.argmin(energies))
     assert 0 < least < 12, "these random parameters have no crystal: choose another seed"
-    crystal = fcc_crystal(expert, "Pt", guess=float(rows[least]))
+    crystal = isotropic_crystal(expert, bulk("Pt", "fcc", a=float(constants[least])))
     flat, unravel = jax.flatten_util.ravel_pytree(params)
     direction = jnp.asarray(np.random.default_rng(1).normal(size=flat.size)) * jnp.abs(flat)
 
     def along(t):
         found = crystal(unravel(flat + t * direction))
-        return jnp.stack([found.lattice_constant, found.energy, found.bulk_modulus_GPa])
+        return jnp.stack([found.scale, found.energy, found.bulk_modulus_GPa])
 
     slope = jax.jacrev(along)(0.0)
     h = 1e-4

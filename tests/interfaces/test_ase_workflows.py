@@ -14,7 +14,7 @@ from ase.optimize import FIRE
 from ase.phonons import Phonons
 
 import moe_md as mm
-from moe_md.analysis.bulk import relax_fcc
+from moe_md.analysis.bulk import relax_crystal
 from moe_md.interfaces.ase import MixtureCalculator
 from moe_md.interfaces.selections import around_species, by_layer
 from moe_md.neighbors.rows import rows_from_images
@@ -27,7 +27,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def lattice_constant(model):
-    return relax_fcc(model.experts[1], model.params[1], "Pt").lattice_constant
+    return (4 * relax_crystal(*model.cheap, bulk("Pt")).volume) ** (1 / 3)
 
 
 def slab_with_co(lattice_constant, site, size=(2, 2, 3), free=1):

@@ -4,13 +4,19 @@ It prints the number of each step as the step begins.
 """
 
 import sys
+from pathlib import Path
 
 import numpy as np
+from ase.build import bulk
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from random_crystals import random_cell
 
 from moe_md.data.dataset import dataset_from_frames
-from moe_md.data.environments import random_metal
 from moe_md.experts import power_spectrum
-from moe_md.settings import TrainSettings
+from moe_md.settings import EnvironmentSettings, TrainSettings
 from moe_md.training import cotrain, inputs
 
 SPECIES = ("Pt", "C")
@@ -21,20 +27,22 @@ EXPERTS = (
     ),
 )
 
+REFERENCES = (bulk("Pt", a=3.98),)
+ENVIRONMENTS = EnvironmentSettings(environment_rows=4, perfect_rows=1)
+
 
 def frames(n: int, seed: int):
     """Small crystals with random labels; one in three has a carbon atom."""
     rng, found = np.random.default_rng(seed), []
     while len(found) < n:
-        frame = random_metal(rng, symbol="Pt", lattice_constant=3.98)
-        if len(frame.symbols) == 4:
-            symbols = frame.symbols if len(found) % 3 else ("Pt", "Pt", "Pt", "C")
-            labels = {
-                "energy": rng.normal(),
-                "forces": rng.normal(size=(4, 3)),
-                "stress": np.eye(3) * rng.normal(),
-            }
-            found.append(frame._replace(symbols=symbols, **labels, group=str(len(found))))
+        frame = random_cell(rng)
+        symbols = frame.symbols if len(found) % 3 else ("Pt", "Pt", "Pt", "C")
+        labels = {
+            "energy": rng.normal(),
+            "forces": rng.normal(size=(4, 3)),
+            "stress": np.eye(3) * rng.normal(),
+        }
+        found.append(frame._replace(symbols=symbols, **labels, group=str(len(found))))
     return dataset_from_frames(found, SPECIES)
 
 
@@ -43,8 +51,6 @@ def settings(steps: int) -> TrainSettings:
     return TrainSettings(
         steps=steps,
         max_atoms=8,
-        unlabelled_atoms=4,
-        ideal_crystals=1,
         warmup_steps=5,
         validate_every=14,
         save_every=5,
@@ -54,16 +60,23 @@ def settings(steps: int) -> TrainSettings:
 def train(folder, steps: int):
     """The training, or the rest of it where the folder holds its beginning."""
     return cotrain.cotrain(
-        EXPERTS, frames(7, 0), settings(steps), validation=frames(3, 1), folder=folder, progress=False
+        EXPERTS,
+        frames(7, 0),
+        settings(steps),
+        environments=ENVIRONMENTS,
+        references=REFERENCES,
+        validation=frames(3, 1),
+        folder=folder,
+        progress=False,
     )
 
 
 if __name__ == "__main__":
     batch_of_step = inputs.environment_batch
 
-    def printing(experts, settings, step):
+    def printing(environments, seed, step):
         print(step, flush=True)
-        return batch_of_step(experts, settings, step)
+        return batch_of_step(environments, seed, step)
 
     inputs.environment_batch = printing
     train(sys.argv[1], int(sys.argv[2]))

@@ -3,15 +3,18 @@
 import jax
 import numpy as np
 import pytest
+from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from random_crystals import random_cell
 
 import moe_md as mm
 from moe_md.data.batching import batches, prepare
 from moe_md.data.dataset import dataset_from_frames, force_rms, split_by_group
-from moe_md.data.environments import random_metal
 from moe_md.data.reading import frame_from_atoms, frame_to_atoms
-from moe_md.settings import TrainSettings
-from moe_md.training.cotrain import cotrain
+from moe_md.data.references import reference_from_atoms
+from moe_md.settings import EnvironmentSettings, TrainSettings
+from moe_md.training import cotrain as cotraining
 from moe_md.training.evaluation import describe, evaluate
 from moe_md.training.inputs import environment_batch, frame_weights
 
@@ -19,12 +22,17 @@ SPECIES = ("Pt", "C")
 SMALL = TrainSettings(
     steps=12,
     max_atoms=16,
-    unlabelled_atoms=8,
     warmup_steps=2,
     validate_every=6,
     save_every=4,
     learning_rate=3e-2,
 )
+PLATINUM = reference_from_atoms(bulk("Pt", a=3.98))
+
+
+def cotrain(*args, **kwargs):
+    """A training with platinum as its reference, unless told otherwise."""
+    return cotraining.cotrain(*args, **{"references": [PLATINUM], **kwargs})
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +51,7 @@ def metal():
     rng = np.random.default_rng(0)
     frames = []
     while len(frames) < 8:
-        atoms = frame_to_atoms(
-            random_metal(rng, symbol="Pt", lattice_constant=3.98, max_strain=0.02, max_rattle=0.1)
-        )
-        if len(atoms) > 4:
-            continue
+        atoms = frame_to_atoms(random_cell(rng, max_strain=0.02, max_rattle=0.1))
         atoms.calc = EMT()
         atoms.get_forces(), atoms.get_stress()
         atoms.info["origin"] = str(len(frames))
@@ -76,10 +80,10 @@ def test_a_resumed_training_equals_an_uninterrupted_one(pair, metal, tmp_path, m
     class Killed(Exception):
         pass
 
-    def killed_after_seven(experts, settings, step):
+    def killed_after_seven(environments, seed, step):
         if step == 7:
             raise Killed
-        return environment_batch(experts, settings, step)
+        return environment_batch(environments, seed, step)
 
     with monkeypatch.context() as patch:
         patch.setattr("moe_md.training.inputs.environment_batch", killed_after_seven)
@@ -165,8 +169,6 @@ def test_start_begins_with_the_loss_of_the_checkpoint(pair, metal):
         "steps": 1,
         "warmup_steps": 0,
         "validate_every": 1,
-        "unlabelled_atoms": 0,
-        "ideal_crystals": 0,
     }
     still = TrainSettings(
         **{
@@ -286,39 +288,49 @@ def test_patience_ends_training_with_the_best_parameters(pair, metal, tmp_path):
         cotrain(pair, train, SMALL, start=stopped._replace(experts=stopped.experts[::-1]), progress=False)
 
 
-def test_unlabelled_batches_follow_from_seed_and_step(pair):
-    a, b, c = (environment_batch(pair, SMALL, step) for step in (3, 3, 4))
-    np.testing.assert_array_equal(a.rows.displacement, b.rows.displacement)
-    assert not np.array_equal(a.rows.displacement, c.rows.displacement)
-    assert not a.energy_mask.any() and not a.forces_mask.any()
-
-
-def test_ideal_crystals_have_their_own_weight_in_unlabelled_batches(pair):
-    def weights(**changes):
-        batch = environment_batch(pair, TrainSettings(**{**vars(SMALL), **changes}), 0)
-        return None if batch is None else batch.weight[batch.n_atoms > 0].tolist()
-
-    both = weights(ideal_crystals=3, ideal_crystal_weight=20.0)
-    assert both[:3] == [20.0] * 3 and set(both[3:]) == {1.0}
-    assert weights(ideal_crystals=3, unlabelled_atoms=0) == [SMALL.ideal_crystal_weight] * 3
-    assert set(weights(ideal_crystals=0)) == {1.0}
-    assert weights(ideal_crystals=0, unlabelled_atoms=0) is None
-
-
 @pytest.mark.parametrize(
     "change, message",
     [
         ({"steps": 0}, "steps must be positive, got 0"),
         ({"ema_decay": 1.5}, "ema_decay must lie between 0 and 1, got 1.5"),
-        ({"unlabelled_atoms": 3}, "unlabelled_atoms must be 0 or at least 4, got 3"),
-        ({"max_strain": -0.1}, r"max_strain must be in \[0, 0.3\), got -0.1"),
-        ({"ideal_crystal_weight": -1.0}, "ideal_crystal_weight must not be negative, got -1.0"),
         ({"agreement_gradient_scale": 1.5}, "agreement_gradient_scale must lie between 0 and 1, got 1.5"),
     ],
 )
 def test_settings_refuse(change, message):
     with pytest.raises(ValueError, match=message):
         TrainSettings(**change)
+
+
+def test_references_are_needed_where_environments_are_asked_for(pair, metal):
+    hot = [f._replace(positions=f.positions + np.eye(4, 3) * 0.3) for f in metal.frames]  # no crystal
+    with pytest.raises(ValueError, match='references must be at least one structure of Pt.*"bulk.cif"'):
+        cotrain(pair, dataset_from_frames(hot), SMALL, references=None, progress=False)
+    with pytest.raises(
+        ValueError, match="references must have species of the cheap expert's domain, Pt, got C"
+    ):
+        cotrain(pair, metal, SMALL, references=[bulk("C", "diamond", a=3.57)], progress=False)
+    slab = fcc111("Pt", (1, 1, 4), vacuum=6.0, periodic=True)
+    with pytest.raises(ValueError, match="references must fill their cell, got Pt4 with an empty layer"):
+        cotrain(pair, metal, SMALL, references=[slab], progress=False)
+
+
+def test_references_are_stored(pair, metal, tmp_path):
+    """Given as atoms, as a file, or found in the data: a supercell becomes the same primitive cell."""
+    crystal = bulk("Pt", a=3.98, cubic=True) * 2
+    crystal.write(tmp_path / "bulk.cif")
+    crystal.calc = SinglePointCalculator(crystal, energy=-1000.0)
+    with_crystal = dataset_from_frames([*metal.frames, frame_from_atoms(crystal)])
+    one = TrainSettings(**{**vars(SMALL), "steps": 1})
+    from_file = EnvironmentSettings(references=str(tmp_path / "bulk.cif"))
+    for trained in (
+        cotrain(pair, metal, one, references=[crystal], progress=False),
+        cotrain(pair, metal, one, references=None, environments=from_file, progress=False),
+        cotrain(pair, with_crystal, one, references=None, progress=False),
+    ):
+        mm.save(tmp_path / "checkpoint.msgpack", trained)
+        (reference,) = mm.load(tmp_path / "checkpoint.msgpack").references
+        assert (reference.formula, reference.space_group, len(reference.atoms)) == ("Pt", "Fm-3m (225)", 1)
+        assert reference.atoms.get_volume() == pytest.approx(3.98**3 / 4, rel=1e-5)
 
 
 def test_bad_experts_and_missing_labels_are_refused(pair, metal):

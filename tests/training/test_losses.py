@@ -8,10 +8,10 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_crystals import random_cell
 
 from moe_md import experts
 from moe_md.data.batching import collate
-from moe_md.data.environments import random_metal
 from moe_md.data.reading import Frame
 from moe_md.data.structures import fcc_supercell
 from moe_md.settings import LossWeights
@@ -39,9 +39,7 @@ def pair():
 
 
 def strained_cell(seed=0) -> Frame:
-    return random_metal(
-        np.random.default_rng(seed), symbol="Pt", lattice_constant=3.98, max_strain=0.03, max_rattle=0.1
-    )
+    return random_cell(np.random.default_rng(seed), max_strain=0.03, max_rattle=0.1)
 
 
 def co_on_platinum(**labels) -> Frame:

@@ -127,11 +127,11 @@ def at_step(monkeypatch, step: int, act) -> list[int]:
     """Call `act` as that step begins; returns the list of steps begun, which grows."""
     began, batch_of_step = [], inputs.environment_batch
 
-    def batch(experts, settings, now):
+    def batch(environments, seed, now):
         began.append(now)
         if now == step:
             act()
-        return batch_of_step(experts, settings, now)
+        return batch_of_step(environments, seed, now)
 
     monkeypatch.setattr(inputs, "environment_batch", batch)
     return began
@@ -204,7 +204,7 @@ def edited(short, folder, edit) -> bytes:
         (lambda c: c.pop("running"), "must be a saved training, but it holds no running"),
         (lambda c: c["fingerprint"].update(data="0"), "no training of other data,"),
         (lambda c: c["fingerprint"]["settings"].update(seed=4), "no training of other settings,"),
-        (lambda c: c.update(fingerprint=[]), "other settings and other experts"),
+        (lambda c: c.update(fingerprint=[]), "other settings and other environments"),
         (lambda c: c["state"].pop("step"), "state of shapes"),
         (lambda c: c["state"].update(step=np.float32(3.0)), "state of shapes"),
         (lambda c: c["state"].update(params={}), "state of shapes"),

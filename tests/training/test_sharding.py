@@ -26,6 +26,7 @@ import small_training
 
 import moe_md as mm
 from moe_md.data.batching import prepare
+from moe_md.data.references import reference_from_atoms
 from moe_md.settings import LossWeights
 from moe_md.training import inputs as training_inputs_module
 from moe_md.training import parameters, step
@@ -39,8 +40,14 @@ STEPS = 30
 # All terms of the loss; 4 + 3 unlabelled rows, which eight devices cannot share evenly.
 SETTINGS = replace(
     small_training.settings(STEPS),
-    ideal_crystals=3,
     weights=LossWeights(agree_forces=0.5, agree_random_assignment=1.0),
+)
+AGREEMENT = {
+    "environments": replace(small_training.ENVIRONMENTS, perfect_rows=3),
+    "references": [reference_from_atoms(atoms) for atoms in small_training.REFERENCES],
+}
+ENVIRONMENTS = training_inputs_module.environments_of(
+    AGREEMENT["references"], small_training.EXPERTS, AGREEMENT["environments"]
 )
 TINY = dict(
     num_layers=1,
@@ -71,7 +78,7 @@ def steps(devices, found):
     params = parameters.initial_params(experts, data, SETTINGS, train)
     params = jax.tree.map(jax.numpy.asarray, double(params))
     state = place.state(step.initial_state(config, params))
-    inputs = training_inputs(experts, train, SETTINGS, 0)
+    inputs = training_inputs(ENVIRONMENTS, train, SETTINGS, 0)
     rates = step.learning_rates(SETTINGS)
     all_terms = []
     for k in range(STEPS):
@@ -146,10 +153,10 @@ def trained(folder, devices, until=None, **changes):
     """`cotrain` on these devices, killed when it makes the unlabelled batch of step `until`."""
     environment_batch = training_inputs_module.environment_batch
 
-    def killing(experts, settings, step):
+    def killing(environments, seed, step):
         if step == until:
             raise Killed
-        return environment_batch(experts, settings, step)
+        return environment_batch(environments, seed, step)
 
     training_inputs_module.environment_batch = killing
     try:
@@ -157,6 +164,7 @@ def trained(folder, devices, until=None, **changes):
             small_training.EXPERTS,
             small_training.frames(7, 0),
             replace(SETTINGS, **changes),
+            **AGREEMENT,
             validation=small_training.frames(3, 1),
             folder=folder,
             progress=False,
@@ -208,6 +216,7 @@ def with_extra_loss() -> dict:
             small_training.EXPERTS,
             small_training.frames(3, 0),
             replace(SETTINGS, steps=3),
+            **AGREEMENT,
             extra_loss=square,
             progress=False,
             devices=devices,
@@ -304,7 +313,14 @@ def test_one_given_device_equals_the_default(monkeypatch):
     monkeypatch.setattr(step, "scale_by_soap", optax.scale_by_adam)
     data = small_training.frames(3, 0)
     a, b = (
-        cotrain(small_training.EXPERTS, data, small_training.settings(2), progress=False, devices=devices)
+        cotrain(
+            small_training.EXPERTS,
+            data,
+            small_training.settings(2),
+            **AGREEMENT,
+            progress=False,
+            devices=devices,
+        )
         for devices in (None, jax.devices()[:1])
     )
     for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params)):
@@ -327,6 +343,7 @@ def test_invalid_devices_are_refused(devices, message, tmp_path):
             small_training.EXPERTS,
             small_training.frames(2, 0),
             small_training.settings(1),
+            **AGREEMENT,
             folder=tmp_path / "x",
             devices=devices,
         )
