@@ -23,7 +23,11 @@ def readers_of_structures(path, model):
 def readers_of_frames(path, model):
     """Commands that read labelled frames."""
     data = ("--data", path)
-    return ("train", *data, "--quiet"), ("evaluate", model, *data), ("validate", model, "--small", *data)
+    return (
+        ("train", *data, "--quiet"),
+        ("evaluate", model, *data),
+        ("validate", model, "--small", "--sections", "errors", *data),
+    )
 
 
 @pytest.mark.parametrize("name", bad.FRAMES)

@@ -93,8 +93,9 @@ def test_settings_and_references_of_another_metal(capsys, tmp_path):
     assert "Pt" not in text.partition("[run]")[0]
     slab = fcc111("Cu", (1, 1, 4), vacuum=6.0)
     slab.info["energy"], slab.arrays["forces"] = -14.0, np.full((4, 3), 0.1)
-    ase.io.write(tmp_path / "slabs.xyz", [slab] * 3, format="extxyz")
+    ase.io.write(tmp_path / "slabs.xyz", slab, format="extxyz")
     options = ("train", "--data", tmp_path / "slabs.xyz", "--out", tmp_path / "out", "--quiet")
+    options += ("--validation-fraction", 0)
     err = failure(capsys, *options)
     assert "references must be at least one structure of Cu" in err and 'references = "bulk.cif"' in err
     err = failure(capsys, *options, "--references", tmp_path / "no.cif")

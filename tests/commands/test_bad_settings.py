@@ -32,7 +32,6 @@ from moe_md.training import cotrain
 
 TABLES = {
     "data": DataSettings,
-    "environments": EnvironmentSettings,
     "training": TrainSettings,
     "run": RunSettings,
     "bench": BenchSettings,

@@ -14,7 +14,7 @@ from moe_md import checkpoint, experts
 from moe_md.commands import demo, frames, settings_file
 from moe_md.commands import main as cli
 from moe_md.data import load_dataset, ptco_pbe
-from moe_md.settings import DataSettings, DemoSettings, RunSettings, TrainSettings
+from moe_md.settings import DataSettings, DemoSettings, EnvironmentSettings, RunSettings, TrainSettings
 
 
 @pytest.mark.thorough
@@ -195,7 +195,8 @@ def test_init_writes_settings_that_are_the_defaults(capsys, tmp_path):
     code, out, _ = moe_md(capsys, "init", path)
     assert code == 0 and str(path) in out
     tables = settings_file.tables(path)
-    assert tables.keys() == {"data", "expensive", "cheap", "training", "run"}
+    assert tables.keys() == {"data", "expensive", "cheap", "environments", "training", "run"}
+    assert settings_file.filled(EnvironmentSettings, tables["environments"], "") == EnvironmentSettings()
     assert settings_file.filled(DataSettings, tables["data"], "") == DataSettings()
     assert settings_file.filled(TrainSettings, tables["training"], "") == TrainSettings()
     region = {"structure": "slab.extxyz", "region_around": "C,O"}
