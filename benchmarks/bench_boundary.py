@@ -79,6 +79,7 @@ def measure(arguments) -> dict:
         "checkpoint": arguments.name or arguments.checkpoint,
         **harness.environment(),
         "smoke": arguments.smoke,
+        "dtype": "float32",
         "atoms": len(position),
         "samples": arguments.samples,
         "temperature_K": arguments.temperature,

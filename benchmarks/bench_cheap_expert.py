@@ -141,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "benchmark": "cheap_expert",
         **harness.environment(),
         "smoke": arguments.smoke,
+        "dtype": "float32",
         "name": arguments.name or Path(arguments.data).name,
         "seconds": arguments.seconds,
         "seed": arguments.seed,

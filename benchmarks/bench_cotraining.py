@@ -59,11 +59,33 @@ WAYS: dict[str, dict] = {
     "one-sided": {"weights": LossWeights(), "agreement_gradient_scale": 0.0},
     "random assignment": {"weights": LossWeights(agree_random_assignment=3.0)},
 }
-DYNAMICS = {"size": (6, 6, 5), "temperature_K": 500.0, "warm_steps": 300, "steps": 2000}
+DYNAMICS = {
+    "size": (6, 6, 5),
+    "temperature_K": 500.0,
+    "warm_steps": 300,
+    "steps": 2000,
+    "timestep_fs": 1.0,
+    "limits": simulate.Limits(),
+}
+# Experts of two training steps pull atoms far from the crystal.
+SMOKE = {
+    "warm_steps": 25,
+    "steps": 400,
+    "timestep_fs": 0.01,
+    "limits": simulate.Limits(max_temperature_K=1e5),
+}
 
 
 def energy_drift(
-    model: mm.Checkpoint, lattice_constant: float, *, size, temperature_K, warm_steps, steps
+    model: mm.Checkpoint,
+    lattice_constant: float,
+    *,
+    size,
+    temperature_K,
+    warm_steps,
+    steps,
+    timestep_fs,
+    limits,
 ) -> dict:
     """Energy drift of CO on a slab in float64; the expensive expert owns CO and the atoms around it."""
     atoms = slab_with_adsorbate(METAL, lattice_constant, size)
@@ -77,7 +99,7 @@ def energy_drift(
         region = mm.regions.fixed(owner)
         mixture = mm.mixture_neighbor_list(displacement_fn, box, model.potentials, species, region)
         masses = atoms.get_masses()
-        langevin = simulate.langevin(shift_fn, 1.0, temperature_K, friction_per_fs=0.01)
+        langevin = simulate.langevin(shift_fn, timestep_fs, temperature_K, friction_per_fs=0.01)
         start = simulate.start(
             langevin,
             atoms.positions,
@@ -85,10 +107,10 @@ def energy_drift(
             temperature_K=2 * temperature_K,
             key=jax.random.key(0),
         )
-        warm = simulate.run(*mixture, langevin, start, n_steps=warm_steps).state
-        nve = simulate.nve(shift_fn, timestep_fs=1.0)
+        warm = simulate.run(*mixture, langevin, start, n_steps=warm_steps, limits=limits).state
+        nve = simulate.nve(shift_fn, timestep_fs)
         start = simulate.start(nve, warm.position, masses=masses, velocity=warm.velocity)
-        log = simulate.run(*mixture, nve, start, n_steps=steps, chunk_steps=20).log
+        log = simulate.run(*mixture, nve, start, n_steps=steps, chunk_steps=20, limits=limits).log
     found = drift(log.time_ps, log.total, len(atoms))
     return {"meV_per_atom_per_ps": found.slope, "stderr": found.standard_error}
 
@@ -120,7 +142,7 @@ def measure(arguments, way: str, seed: int) -> dict:
     scores = model.record["history"][-1]
     print(f"{way}, seed {seed}: " + describe(scores), flush=True)
     crystal = model.references[0].atoms
-    dynamics = {**DYNAMICS, **({"warm_steps": 25, "steps": 400} if arguments.smoke else {})}
+    dynamics = {**DYNAMICS, **(SMOKE if arguments.smoke else {})}
     return {
         "benchmark": "cotraining",
         **harness.environment(),

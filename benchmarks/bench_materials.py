@@ -37,6 +37,7 @@ from moe_md.data.batching import prepare
 from moe_md.data.dataset import dataset_from_frames
 from moe_md.data.planes import conventional_axes
 from moe_md.interfaces.ase import MixtureCalculator
+from moe_md.neighbors.rows import image_pairs
 from moe_md.settings import TrainSettings
 from moe_md.training.evaluation import describe, evaluate
 
@@ -75,6 +76,19 @@ def trained(train: Dataset, validation: Dataset, arguments, seed: int, folder: P
         folder=folder,
         progress=not arguments.smoke,
     )
+
+
+def stand_in(model: mm.Checkpoint) -> mm.Checkpoint:
+    """The checkpoint with two Lennard-Jones experts that have its crystal."""
+    species, atoms = model.experts[0].species, model.references[0].atoms
+    nearest = float(
+        np.linalg.norm(image_pairs(atoms.positions, atoms.cell.array, atoms.pbc, 4.0)[2], axis=1).min()
+    )
+    experts = tuple(
+        mm.experts.lennard_jones(species, 2.4 * nearest, epsilon=epsilon, sigma=nearest / 1.1)
+        for epsilon in (0.6, 0.59)
+    )
+    return model._replace(experts=experts, params=tuple(e.init(None) for e in experts))
 
 
 def errors_by_kind(model: mm.Checkpoint, frames: Dataset) -> dict:
@@ -174,6 +188,8 @@ def measure(material: str, seed: int, arguments) -> dict:
     folder = None if arguments.folder is None else arguments.folder / f"{material}-{seed}"
     model = trained(train, validation, arguments, seed, folder)
     at = model.record["history"][-1]
+    if arguments.smoke:  # experts of a few steps have no crystal
+        model = stand_in(model)
     print(f"{material}, seed {seed}: {describe(at)}", flush=True)
     held_out = load_dataset(str(arguments.data / f"{material}-test.xyz.gz")) if arguments.test else validation
     crystal = crystal_report(model, model.references[0])

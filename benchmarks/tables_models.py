@@ -122,11 +122,18 @@ def learning_curve(folder: Path) -> str:
             f"against `{record['data']}`: "
             f"{record['validation']['frames']} held-out frames, {record['steps']:,} steps at most, "
             "parameters of the best validation. "
-            f"Cheap expert: l_max {cheap['l_max']}, {cheap['num_channels']} channels. "
+            f"Cheap expert: {_size_of(cheap)}. "
             f"{seed_note(len(records))}. {where(record)}."
         )
         parts += [markdown(["frames", "expensive", "cheap", "mixed", "energy, expensive"], rows), note]
     return "\n\n".join(parts) if len(parts) > 1 else unmeasured(command)
+
+
+def _size_of(config: dict) -> str:
+    """Size of a cheap expert."""
+    if "l_max" in config:
+        return f"l_max {config['l_max']}, {config['num_channels']} channels"
+    return f"{config['builder']}, num_radial {', '.join(map(str, config['num_radial']))}"
 
 
 def accuracy(folder: Path) -> str:

@@ -98,7 +98,13 @@ def derivatives_in_chunks(name, chunk_size):
 
 @pytest.mark.parametrize(
     "name, chunk_size",
-    [(name, 4) for name in ("allegro", "power_spectrum", "density_moments")]
+    [
+        ("allegro", 4),
+        *(
+            pytest.param(name, 4, marks=pytest.mark.thorough)
+            for name in ("power_spectrum", "density_moments")
+        ),
+    ]
     + [("lennard_jones", size) for size in (1, 7, 9)],
 )
 def test_chunking_changes_no_derivative(name, chunk_size):

@@ -38,7 +38,7 @@ def built(experts, box, fractional, region, **kwargs):
     "box, fractional, region",
     [
         (EDGES, False, fixed(OWNER)),
-        (COLUMNS, False, around([4], 1.8, 1.5)),
+        pytest.param(COLUMNS, False, around([4], 1.8, 1.5), marks=pytest.mark.thorough),
         (COLUMNS, True, around([4, 20], 1.2, 1.5)),
     ],
     ids=["fixed", "triclinic, around", "fractional, around"],
