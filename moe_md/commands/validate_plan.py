@@ -250,7 +250,13 @@ _REASON = {
 
 def _structure(path: str, cutoff: float) -> Atoms:
     """A structure from a file, in a rectangular box that is periodic in all directions."""
-    atoms = periodic_box(read_structure(path), cutoff)
+    atoms = read_structure(path)
+    if atoms.constraints:
+        raise ValueError(
+            f"structure must have no constraints, got {len(atoms.constraints)} in {path}: all atoms move in a"
+            " validation. Remove them (move_mask, selective dynamics) in a copy of the file."
+        )
+    atoms = periodic_box(atoms, cutoff)
     angles = atoms.cell.angles()
     if np.abs(np.cos(np.radians(angles))).max() > RIGHT_ANGLE:
         raise ValueError(

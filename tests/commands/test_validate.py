@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, hcp0001
+from ase.constraints import FixAtoms
 
 from moe_md import checkpoint, experts
 from moe_md.analysis import adsorption, paired_runs
@@ -264,6 +265,7 @@ def test_wrong_settings_are_named_with_their_value(changes, message):
             "structure must have a rectangular cell, .*oblique",
         ),
         ([HCP], {"structure": "narrow.xyz"}, "structure must make the box wider than twice the cutoff"),
+        ([HCP], {"structure": "fixed.xyz"}, "structure must have no constraints, got 1 in fixed.xyz"),
     ],
 )
 def test_checkpoint_and_structure_are_checked_before_the_first_section(
@@ -274,6 +276,8 @@ def test_checkpoint_and_structure_are_checked_before_the_first_section(
     narrow = hcp0001("Ti", (2, 2, 4), a=A0, orthogonal=True, vacuum=5.0)
     narrow.info = {}
     ase.io.write("narrow.xyz", narrow, format="extxyz")
+    narrow.set_constraint(FixAtoms([0]))
+    ase.io.write("fixed.xyz", narrow, format="extxyz", columns=["symbols", "positions", "move_mask"])
     settings = ValidateSettings(sections="errors,dynamics", thickness=11.0, **changes)
     with pytest.raises(ValueError, match=message):
         validate.run(lennard_jones(*references), DATASET, settings, tmp_path / "out", lambda text: None)
