@@ -57,9 +57,8 @@ def command(settings: None, parsed: Namespace, log: Callable) -> dict:
     _log_references(references, log)
     owned = ", ".join(cheap.allowed_species)
     log(f"the cheap expert may own {owned}: the species of the references")
-    log(
-        f"cutoff {cheap.cutoff:g} Å, {cheap.config.get('avg_num_neighbors')} neighbours of an atom on average"
-    )
+    average = expensive.config["avg_num_neighbors"]
+    log(f"cutoff {expensive.cutoff:g} Å, {average:g} neighbours of an atom on average")
     log(f"wrote {path}: edit [data], then moe-md train --settings {path}")
     return {"file": str(path)}
 

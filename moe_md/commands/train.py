@@ -45,7 +45,7 @@ def _train(settings: TrainSettings, parsed: Namespace, log: Callable, stop_fn: C
     own_tables = {"expensive", "cheap"} & set(tables)
     before = None if begin is None else _pair(begin)
     environments = settings_file.settings(EnvironmentSettings, "environments", parsed)
-    references = _references(environments, dataset)
+    references = _references(environments, dataset, begin)
     if before is None or own_tables:
         experts = expert_tables.build_experts(tables, dataset, references, parsed.settings, before)
     else:
@@ -91,10 +91,12 @@ def _train(settings: TrainSettings, parsed: Namespace, log: Callable, stop_fn: C
     return _save(result, Path(parsed.out), [dict(e.config) for e in experts], log)
 
 
-def _references(environments: EnvironmentSettings, dataset: data.Dataset) -> list[data.Reference]:
-    """Crystals of the data, or those of files."""
+def _references(
+    environments: EnvironmentSettings, dataset: data.Dataset, begin: Checkpoint | None
+) -> list[data.Reference]:
+    """Crystals of the data, of the checkpoint to start from where the data have none, or those of files."""
     if environments.references == FROM_DATA:
-        return data.find_references(dataset)
+        return data.find_references(dataset) or list(() if begin is None else begin.references)
     return data.read_references(environments.references)
 
 

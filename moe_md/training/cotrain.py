@@ -86,7 +86,8 @@ def cotrain(
         settings: see `TrainSettings`.
         environments: of the unlabelled environments in which experts are made to agree.
         references: crystals and other periodic structures that environments are cut from, in place of
-            `environments.references`; by default the crystals of `dataset`. The checkpoint stores them.
+            `environments.references`; by default the crystals of `dataset`, or
+            those of `start` where it has none. The checkpoint stores them.
         validation: frames for validation errors, and for early stopping where
             `settings.patience` is set. Its groups must not occur in `dataset`.
         start: initial parameters, of the same experts, such as those trained on
@@ -135,7 +136,7 @@ def cotrain(
     dataset = dataset_from_frames(dataset.frames, experts[0].species)
     _check_arguments(experts, settings, validation, start, extra_loss, watch)
     training_data.check_labels(dataset, validation, settings, alone=extra_loss is None)
-    found = training_data.chosen_references(experts, dataset, environments, references)
+    found = training_data.chosen_references(experts, dataset, environments, references, start)
     unlabelled = environments_of(found, experts, environments)
     level = training_data.level_of_theory(dataset, validation, start)
     placement = on_devices(devices)

@@ -74,7 +74,7 @@ def environments_of(
     """Make references ready; None where settings ask for no environments.
 
     Raises:
-        ValueError: a reference has an element that the experts do not know.
+        ValueError: a reference has an element that the experts do not know, or nothing can be drawn.
     """
     if settings.is_empty:
         return None
@@ -82,6 +82,11 @@ def environments_of(
     lattices = tuple(lattice(reference, species, cutoff, settings) for reference in references)
     sizes = [each.n_cell for each in lattices if _has_perfect_cell(each)]
     perfect_rows = max(settings.perfect_rows, max(sizes)) if sizes and settings.perfect_rows else 0
+    if perfect_rows + settings.environment_rows == 0:
+        raise ValueError(
+            "environment_rows must be positive where no reference is a crystal of at most"
+            f" {LARGEST_CELL} atoms, got 0: perfect_rows alone draws nothing."
+        )
     # Crystals at the largest compression have nearly as many neighbours as any row drawn.
     densest = max(_most_neighbors(each, cutoff, 1.4 * settings.max_strain) for each in lattices)
     return Environments(lattices, settings, species, cutoff, perfect_rows, _rounded(densest))

@@ -62,16 +62,19 @@ def chosen_references(
     dataset: Dataset,
     settings: EnvironmentSettings,
     given: Sequence[Atoms | Reference] | None = None,
+    start: Checkpoint | None = None,
 ) -> list[Reference]:
     """The references of a training: those given, those of the settings, or the crystals of the data.
 
-    Crystals of the data that have species outside the cheap expert's domain are left out.
+    Crystals of the data that have species outside the cheap expert's domain are left out. Where none is
+    left, the references are those of `start`.
 
     Args:
         experts: the expensive and the cheap one.
         dataset: frames to train on.
         settings: for `references`, and whether environments are asked for.
         given: structures that take the place of `settings.references`; None for these.
+        start: the checkpoint to start from; None without one.
 
     Raises:
         ValueError: environments are asked for and there are no references; a structure cannot be read, or has
@@ -83,6 +86,7 @@ def chosen_references(
         found = read_references(settings.references)
     else:
         found = [r for r in find_references(dataset) if _in_domain(experts[1], r)]
+        found = found or list(() if start is None else start.references)
     allowed = ", ".join(experts[1].allowed_species)
     if not found and not settings.is_empty:
         raise ValueError(

@@ -89,6 +89,7 @@ def test_settings_and_references_of_another_metal(capsys, tmp_path):
     assert (
         'references = "data"' in text and 'allowed_species = ["Cu"]' in text and "region_layers = 3" in text
     )
+    assert "cutoff 5 Å, 42 neighbours of an atom on average" in said
     assert "reference: Cu, Fm-3m (225), 1 atom in 11.66 Å^3 (frame 0 of cu.xyz)" in said
     assert "Pt" not in text.partition("[run]")[0]
     slab = fcc111("Cu", (1, 1, 4), vacuum=6.0)

@@ -309,6 +309,10 @@ def test_references_are_needed_where_environments_are_asked_for(pair, metal):
         ValueError, match="references must have species of the cheap expert's domain, Pt, got C"
     ):
         cotrain(pair, metal, SMALL, references=[bulk("C", "diamond", a=3.57)], progress=False)
+    one = TrainSettings(**{**vars(SMALL), "steps": 1})
+    start = cotrain(pair, metal, one, progress=False)
+    again = cotrain(pair, dataset_from_frames(hot), one, references=None, start=start, progress=False)
+    assert again.references[0].atoms == start.references[0].atoms
     slab = fcc111("Pt", (1, 1, 4), vacuum=6.0, periodic=True)
     with pytest.raises(ValueError, match="references must fill their cell, got Pt4 with an empty layer"):
         cotrain(pair, metal, SMALL, references=[slab], progress=False)

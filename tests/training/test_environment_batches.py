@@ -54,6 +54,14 @@ def test_one_kind_of_environments_alone(pair, rows, perfect):
     assert environments_of([PLATINUM], pair, NONE) is None and environment_batch(None, 0, 0) is None
 
 
+def test_perfect_crystals_alone_need_a_crystal(pair):
+    melt = bulk("Pt", cubic=True) * 2
+    melt.rattle(0.5, seed=0)
+    settings = EnvironmentSettings(environment_rows=0)
+    with pytest.raises(ValueError, match="environment_rows must be positive where no reference is a crystal"):
+        environments_of([reference_from_atoms(melt)], pair, settings)
+
+
 def test_rows_of_incomplete_frames_enter_agreement_on_energies_and_partial_forces_only(pair):
     """Forces and stress of a few rows of a crystal are not those of a crystal."""
     params = tuple(e.init(jax.random.key(k)) for k, e in enumerate(pair))
