@@ -15,8 +15,6 @@ from moe_md.data import (
 )
 from moe_md.settings import DataSettings
 
-MAX_CRYSTALS = 8  # that are printed
-
 
 def command(settings: DataSettings, parsed: Namespace, log: Callable) -> dict:
     """Run `moe-md data`.
@@ -38,12 +36,9 @@ def command(settings: DataSettings, parsed: Namespace, log: Callable) -> dict:
     rows, remarks = overview(dataset), label_remarks(dataset)
     log(frames.describe(settings.file, dataset))
     log(overview_table(rows))
-    references = [describe_reference(reference) for reference in find_references(dataset)]
-    for reference in references[:MAX_CRYSTALS]:
-        log(f"crystal: {reference}")
-    if len(references) > MAX_CRYSTALS:
-        log(f"and {len(references) - MAX_CRYSTALS} crystals of other compositions (--json prints all)")
+    references = find_references(dataset)
+    frames.log_references("crystal", references, log)
     for remark in remarks:
         log(f"remark: {remark}")
     counts = {"data": settings.file, **summary(dataset)}
-    return {**counts, "rows": rows, "crystals": references, "remarks": remarks}
+    return {**counts, "rows": rows, "crystals": [*map(describe_reference, references)], "remarks": remarks}

@@ -7,11 +7,23 @@ from dataclasses import asdict
 
 from moe_md.checkpoint import Checkpoint
 from moe_md.commands import settings_file
-from moe_md.data import PACKAGED, Dataset, common_level, count_labels, load_dataset, split_by_group, summary
+from moe_md.data import (
+    PACKAGED,
+    Dataset,
+    Reference,
+    common_level,
+    count_labels,
+    describe_reference,
+    load_dataset,
+    split_by_group,
+    summary,
+)
 from moe_md.data.labels import N_NAMED, without_outliers
 from moe_md.data.overview import duplicates
 from moe_md.data.sources import names_of
 from moe_md.settings import DataSettings
+
+MAX_REFERENCES = 8  # that are printed
 
 
 def data_settings(parsed: argparse.Namespace) -> DataSettings:
@@ -43,6 +55,14 @@ def load(settings: DataSettings, species: Sequence[str] | None = None) -> Datase
                 stacklevel=2,
             )
     return dataset
+
+
+def log_references(name: str, references: Sequence[Reference], log: Callable) -> None:
+    """Log the first references, a line each, and how many more there are."""
+    for reference in references[:MAX_REFERENCES]:
+        log(f"{name}: {describe_reference(reference)}")
+    if len(references) > MAX_REFERENCES:
+        log(f"and {len(references) - MAX_REFERENCES} of other compositions (moe-md data --json prints all)")
 
 
 def warn_of_duplicates(train: Dataset, validation: Dataset) -> None:

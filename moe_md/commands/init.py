@@ -1,12 +1,12 @@
 """A settings file in which every key is explained: `moe-md init`."""
 
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from moe_md.commands import expert_tables, frames, settings_file
-from moe_md.data import Reference, describe_reference, find_references
+from moe_md.data import find_references
 from moe_md.data.structure_file import check_distinct
 from moe_md.experts.base import Expert
 from moe_md.files import write_atomic
@@ -54,7 +54,12 @@ def command(settings: None, parsed: Namespace, log: Callable) -> dict:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, settings_file.written(content, HEADER).encode())
-    _log_references(references, log)
+    frames.log_references("reference", references, log)
+    if not references:
+        log(
+            "the frames hold no perfect crystal with an energy: name files of the crystals, references of"
+            " [environments]; the environments are off until then"
+        )
     owned = ", ".join(cheap.allowed_species)
     log(f"the cheap expert may own {owned}: the species of the references")
     average = expensive.config["avg_num_neighbors"]
@@ -67,13 +72,3 @@ def region_for(expensive: Expert, cheap: Expert) -> dict[str, Any]:
     """Settings of a region: around the species that the cheap expert may not own, else the topmost layers."""
     foreign = [s for s in expensive.species if s not in cheap.allowed_species]
     return {"region_around": ",".join(foreign)} if foreign else {"region_layers": SURFACE_LAYERS}
-
-
-def _log_references(references: Sequence[Reference], log: Callable) -> None:
-    for reference in references:
-        log(f"reference: {describe_reference(reference)}")
-    if not references:
-        log(
-            "the frames hold no perfect crystal with an energy: name files of the crystals, references of"
-            " [environments]; the environments are off until then"
-        )

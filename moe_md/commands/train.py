@@ -61,7 +61,7 @@ def _train(settings: TrainSettings, parsed: Namespace, log: Callable, stop_fn: C
     if environments.references == FROM_DATA:  # crystals of other species are the expensive expert's alone
         references = [r for r in references if set(r.atoms.symbols) <= set(experts[1].allowed_species)]
     if not environments.is_empty:
-        log("\n".join(f"reference: {data.describe_reference(reference)}" for reference in references))
+        frames.log_references("reference", references, log)
     if validation is not None:
         frames.warn_of_duplicates(train, validation)
     if level := data.common_level(dataset.frames):
