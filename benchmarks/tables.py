@@ -15,6 +15,7 @@ from pathlib import Path
 import harness
 from tables_cheap import boundary, cheap_expert, cheap_widths, skin, step
 from tables_dynamics import gradient, lyapunov, moving, respa, soak
+from tables_materials import materials
 from tables_models import accuracy, cotraining, learning_curve, pairs, ptco, public_dft
 from tables_speed import ase, halo, mixture, peers, regions, roofline, scale, training
 
@@ -44,6 +45,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "accuracy": accuracy,
     "ptco": ptco,
     "public_dft": public_dft,
+    "materials": materials,
     "soak": soak,
     "halo": halo,
     "ase": ase,

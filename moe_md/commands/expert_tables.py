@@ -1,16 +1,24 @@
-"""The two experts that a settings file describes, tables `[expensive]` and `[cheap]`."""
+"""The two experts of a settings file, its tables `[expensive]` and `[cheap]`, and defaults from frames."""
 
 import inspect
+import math
 from collections.abc import Sequence
 
 from moe_md.commands import settings_file
 from moe_md.data import Dataset, Reference, average_neighbors
 from moe_md.experts.base import BUILDERS, Expert, build
+from moe_md.settings import TrainSettings
 
 # Arguments of density moments for three species and more; its own defaults are for one or two.
 OF_ALLOYS = {"num_radial": (8, 4, 4), "num_species_mixtures": 2, "zbl": True}
 CUTOFFS = (5.0, 5.5, 6.0, 6.5, 7.0)  # Å
 FEW_NEIGHBORS = 20.0
+# Arguments of Allegro below and from `MANY_FORCES` on.
+SMALL = {"l_max": 3, "num_scalar_features": 32, "num_tensor_features": 16}
+LARGE = {"l_max": 3, "num_scalar_features": 64, "num_tensor_features": 32}
+MANY_FORCES = 10_000  # labelled force components
+EPOCHS, STEPS = 40, (4_000, 40_000)  # of a training, and the least and the most steps
+GRADIENT_SCALE = 0.1  # of agreement for the expensive expert: at 0.3 its forces of silicon are 10 % worse
 SHARED_KEYS = ("builder", "species", "cutoff")  # defaults that a table without these keys is given
 
 
@@ -37,6 +45,8 @@ def build_experts(
     species = list(dict.fromkeys((*owned, *dataset.species)))  # those of references first
     cutoff = default_cutoff(dataset)
     expensive = {"builder": "allegro", "species": species, "cutoff": cutoff}
+    if "expensive" not in tables:
+        expensive |= LARGE if force_components(dataset) >= MANY_FORCES else SMALL
     cheap = {"builder": "density_moments", "species": species, "cutoff": cutoff}
     if start is not None:
         expensive, cheap = (dict(expert.config) for expert in start)
@@ -55,6 +65,22 @@ def default_cutoff(dataset: Dataset) -> float:
         if average_neighbors(dataset, cutoff) >= FEW_NEIGHBORS:
             return cutoff
     return CUTOFFS[-1]
+
+
+def force_components(dataset: Dataset) -> int:
+    """Number of force components with a label."""
+    return sum(3 * len(frame.positions) for frame in dataset.frames if frame.forces is not None)
+
+
+def default_training(dataset: Dataset) -> TrainSettings:
+    """Settings of a training long enough that agreement may change the expensive expert little.
+
+    Its steps, in thousands, are `EPOCHS` times all batches, within `STEPS`.
+    """
+    atoms = sum(len(frame.positions) for frame in dataset.frames)
+    batches = min(len(dataset.frames), math.ceil(atoms / TrainSettings.max_atoms))
+    steps = min(max(1000 * math.ceil(EPOCHS * batches / 1000), STEPS[0]), STEPS[1])
+    return TrainSettings(steps=steps, agreement_gradient_scale=GRADIENT_SCALE)
 
 
 def _build(name: str, table: dict | None, default: dict, dataset: Dataset, file) -> Expert:

@@ -10,7 +10,7 @@ from moe_md.data import find_references
 from moe_md.data.structure_file import check_distinct
 from moe_md.experts.base import Expert
 from moe_md.files import write_atomic
-from moe_md.settings import DataSettings, EnvironmentSettings, RunSettings, TrainSettings
+from moe_md.settings import DataSettings, EnvironmentSettings, RunSettings
 
 SURFACE_LAYERS = 3
 HEADER = (
@@ -49,7 +49,7 @@ def command(settings: None, parsed: Namespace, log: Callable) -> dict:
         "environments": EnvironmentSettings()
         if references
         else EnvironmentSettings(environment_rows=0, perfect_rows=0),
-        "training": TrainSettings(),
+        "training": expert_tables.default_training(dataset),
         "run": RunSettings(structure="slab.extxyz", **region_for(expensive, cheap)),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +64,12 @@ def command(settings: None, parsed: Namespace, log: Callable) -> dict:
     log(f"the cheap expert may own {owned}: the species of the references")
     average = expensive.config["avg_num_neighbors"]
     log(f"cutoff {expensive.cutoff:g} Å, {average:g} neighbours of an atom on average")
+    size = expensive.config
+    log(
+        f"{len(dataset.frames):,} frames with {expert_tables.force_components(dataset):,} force components:"
+        f" allegro with l_max {size['l_max']}, {size['num_scalar_features']} scalar and"
+        f" {size['num_tensor_features']} tensor features, {content['training'].steps:,} steps"
+    )
     log(f"wrote {path}: edit [data], then moe-md train --settings {path}")
     return {"file": str(path)}
 

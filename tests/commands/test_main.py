@@ -190,7 +190,7 @@ def test_packaged_frames_have_a_name():
 
 
 def test_init_writes_settings_that_are_the_defaults(capsys, tmp_path):
-    """The file holds every key of every table with its default and its help text, and can be read."""
+    """The file holds every key with its default and its help text; size and steps follow from the frames."""
     path = tmp_path / "new" / "my.toml"
     code, out, _ = moe_md(capsys, "init", path)
     assert code == 0 and str(path) in out
@@ -198,10 +198,12 @@ def test_init_writes_settings_that_are_the_defaults(capsys, tmp_path):
     assert tables.keys() == {"data", "expensive", "cheap", "environments", "training", "run"}
     assert settings_file.filled(EnvironmentSettings, tables["environments"], "") == EnvironmentSettings()
     assert settings_file.filled(DataSettings, tables["data"], "") == DataSettings()
-    assert settings_file.filled(TrainSettings, tables["training"], "") == TrainSettings()
+    training = TrainSettings(steps=6_000, agreement_gradient_scale=0.1)
+    assert settings_file.filled(TrainSettings, tables["training"], "") == training
+    assert "l_max 3, 64 scalar and 32 tensor features, 6,000 steps" in out
     region = {"structure": "slab.extxyz", "region_around": "C,O"}
     assert settings_file.filled(RunSettings, tables["run"], "") == RunSettings(**region)
-    kept = ("builder", "species", "cutoff", "allowed_species", "avg_num_neighbors")
+    kept = ("builder", "species", "cutoff", "allowed_species", "avg_num_neighbors", "l_max")
     for name, builder in (("expensive", "allegro"), ("cheap", "density_moments")):
         table = tables[name]
         assert table["builder"] == builder and table["species"] == ["Pt", "C", "O"]
