@@ -124,6 +124,7 @@ def hot_frames(
         TIMESTEP_FS * ase_units.fs,
         temperature_K=temperature_K,
         friction=FRICTION / ase_units.fs,
+        fixcm=False,
         rng=rng,
     )
     dynamics.run(steps // 4)

@@ -30,21 +30,24 @@ def materials(folder: Path) -> str:
             groups.setdefault(record["material"], {})[record["seed"]] = record
     if not groups:
         return unmeasured(COMMAND)
-    rows = [_row(material, list(of_seed.values())) for material, of_seed in groups.items()]
-    last = list(list(groups.values())[-1].values())[-1]
-    frames = ", ".join(
-        f"{material} {len(of_seed)} of {next(iter(of_seed.values()))['frames']} frames"
-        for material, of_seed in groups.items()
+    sorted_groups = {
+        material: [of_seed[seed] for seed in sorted(of_seed)] for material, of_seed in sorted(groups.items())
+    }
+    rows = [_row(material, records) for material, records in sorted_groups.items()]
+    last = next(reversed(sorted_groups.values()))[-1]
+    trained = "; ".join(
+        f"{material}, {records[-1]['frames']} frames, {records[-1]['settings']['steps']:,} steps"
+        for material, records in sorted_groups.items()
     )
     note = (
         "Root mean square errors on the test frames, energies in meV/atom and forces in meV/Å; MTP: the "
         "potentials of Zuo et al., J. Phys. Chem. A 124, 731 (2020), as evaluated anew. "
         "Ghost force: the longest in the perfect crystal, meV/Å, at lattice constants within 2 %. a0 and "
-        "C_ij: the largest differences between the experts. Near a boundary: root mean square difference of "
-        "the forces of mixture and expensive expert within 5 Å of a plane, meV/Å, and expansion: difference "
-        "of the linear thermal expansions of the two experts from zero temperature, both at half the melting "
-        "temperature. Several seeds: means, with each in brackets. "
-        f"Trainings, and frames of each: {frames}; {last['settings']['steps']:,} steps. {where(last)}."
+        "C_ij: the largest differences between the experts, over the seeds. Near a boundary: root mean "
+        "square difference of the forces of mixture and expensive expert within 5 Å of a plane, meV/Å, and "
+        "expansion: difference of the linear thermal expansions of the two experts (the largest over the "
+        "seeds), both at half the melting temperature. Several seeds: means, with each in brackets. "
+        f"Trained on all training frames: {trained}. {where(last)}."
     )
     return "\n\n".join([f"`{COMMAND}`", markdown(list(HEAD), rows), note])
 
@@ -55,8 +58,8 @@ def _row(material: str, records: list[dict]) -> list[str]:
     def error(who: str, key: str) -> str:
         return mean_of(records, lambda r: r["errors"]["all"][who][key])
 
-    def difference(key: str) -> str:
-        return mean_of(records, lambda r: abs(r["crystal"]["differences"][key]))
+    def largest(key: str) -> float:
+        return max(abs(r["crystal"]["differences"][key]) for r in records)
 
     published = records[-1]["published_MTP"]
     return [
@@ -67,9 +70,9 @@ def _row(material: str, records: list[dict]) -> list[str]:
         error("cheap", "energy_meV_per_atom"),
         error("cheap", "forces_meV_per_A"),
         mean_of(records, lambda r: r["ghost_force_meV_per_A"]),
-        difference("lattice_constant"),
-        difference("elastic"),
+        f"{largest('lattice_constant'):.3f}",
+        f"{largest('elastic'):.1f}",
         mean_of(records, lambda r: r["hot"]["boundary_rms_meV_per_A"]),
-        mean_of(records, lambda r: abs(r["hot"]["expansion_difference_percent"])),
+        f"{max(abs(r['hot']['expansion_difference_percent']) for r in records):.3f}",
         mean_of(records, lambda r: r["training_s"] / 60),
     ]

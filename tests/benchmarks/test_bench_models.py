@@ -226,7 +226,7 @@ def test_the_peer_gets_the_same_batches(tmp_path, harness):
 
 
 @pytest.mark.thorough
-def test_materials(tmp_path):
+def test_materials(tmp_path, tables):
     """Copper by EMT: the recipe takes its crystal from the frames; both experts learn and are compared."""
     rng = np.random.default_rng(0)
     for part, count in (("train", 8), ("test", 3)):
@@ -247,3 +247,8 @@ def test_materials(tmp_path):
     hot = record["hot"]
     assert hot["temperature_K"] == 300 and hot["boundary_rms_meV_per_A"] > 0
     assert abs(hot["expansion_difference_percent"]) < 20 and hot["expansion_stderr"][0] > 0
+    # Two seeds are one row, with their mean and both values.
+    lines = [json.dumps({**record, "smoke": False, "seed": seed, "training_s": 60 * seed}) for seed in (3, 1)]
+    (tmp_path / "materials.jsonl").write_text("\n".join(lines))
+    (row,) = [line for line in tables.materials(tmp_path).splitlines() if line.startswith("| Cu |")]
+    assert row.endswith("| 2.0 (1.0, 3.0) |") and "| – |" in row
