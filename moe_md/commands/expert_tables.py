@@ -18,7 +18,7 @@ SMALL = {"l_max": 3, "num_scalar_features": 32, "num_tensor_features": 16}
 LARGE = {"l_max": 3, "num_scalar_features": 64, "num_tensor_features": 32}
 MANY_FORCES = 10_000  # labelled force components
 EPOCHS, STEPS = 40, (4_000, 40_000)  # of a training, and the least and the most steps
-GRADIENT_SCALE = 0.1  # of agreement for the expensive expert: at 0.3 its forces of silicon are 10 % worse
+GRADIENT_SCALE = 0.1  # of agreement for the expensive expert, which at 0.3 loses accuracy in melts
 SHARED_KEYS = ("builder", "species", "cutoff")  # defaults that a table without these keys is given
 
 

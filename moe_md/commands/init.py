@@ -70,7 +70,7 @@ def command(settings: None, parsed: Namespace, log: Callable) -> dict:
         f" allegro with l_max {size['l_max']}, {size['num_scalar_features']} scalar and"
         f" {size['num_tensor_features']} tensor features, {content['training'].steps:,} steps"
     )
-    log(f"wrote {path}: edit [data], then moe-md train --settings {path}")
+    log(f"wrote {path}: look at it, then moe-md train --settings {path}")
     return {"file": str(path)}
 
 
