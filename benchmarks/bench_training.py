@@ -25,9 +25,10 @@ from bench_public_dft import SPECIES
 from peers_torch import inductor_settings
 from torch_peer import HAS_PEER, PEER, torch_allegro, torch_loss
 
+import moe_md as mm
 from moe_md.data import Batch, batches, load_dataset, prepare, ptco_fm, reference_energies
-from moe_md.settings import TrainSettings
-from moe_md.training.inputs import training_inputs
+from moe_md.settings import EnvironmentSettings, TrainSettings
+from moe_md.training.inputs import environments_of, training_inputs
 from moe_md.training.losses import errors, predict
 from moe_md.training.parameters import initial_params
 from moe_md.training.step import (
@@ -79,7 +80,8 @@ def cotrained(
     config = step_config(experts, settings)
     step = jax.jit(partial(training_step, config))
     numbers = hyperparameters(settings, learning_rates(settings), 0)
-    inputs = training_inputs(experts, prepared, settings, 0)
+    environments = environments_of(mm.load("ptco").references, experts, EnvironmentSettings())
+    inputs = training_inputs(environments, prepared, settings, 0)
     state = initial_state(config, initial_params(experts, dataset, settings, prepared))
 
     def round_() -> tuple[float, int]:

@@ -77,11 +77,10 @@ def allocate(
     centers, halo, overflow = _select(support, halos, sizes, halo_sizes)
     factor = 1.0 + THERMAL_CAPACITY_FACTOR * (factor - 1.0)
     max_neighbors = tuple(
-        _row_capacity(packed, listed, factor, extra_capacity, full_list.idx[level].shape[1])
-        for packed, listed, level in zip(
+        _row_capacity(packed, listed, factor, extra_capacity)
+        for packed, listed in zip(
             _max_occupancies(config, position, centers, full_list, kwargs),
             _listed_neighbors(config, centers, full_list),
-            config.level,
         )
     )
     rows = _rows_of_sums(config, centers, full_list, max_neighbors)
@@ -254,21 +253,22 @@ def _rows_of_sums(
             rows.append(None)
             continue
         neighbor = neighbors_of(of_expert, full_list.idx[config.level[n]][:, : max_neighbors[n]])
+        # A list may have fewer columns than whole vectors.
+        spare = max_neighbors[n] - neighbor.shape[1]
+        neighbor = jnp.pad(neighbor, ((0, 0), (0, spare)), constant_values=config.n_atoms)
         neighbor = allowed_neighbors(neighbor, config.species, expert.species, expert.allowed_species)
         rows.append(neighbor.astype(jnp.int32))
     return tuple(rows)
 
 
-def _row_capacity(
-    packed: Array | None, listed: Array | None, factor: float, extra: int, of_list: int
-) -> int | None:
+def _row_capacity(packed: Array | None, listed: Array | None, factor: float, extra: int) -> int | None:
     """Columns of the rows of a potential with so many packed or listed neighbours; None for others."""
     if packed is not None:
         return max(1, padded_capacity(factor, extra, int(packed)))
     if listed is None:
         return None
     capacity = max(1, padded_capacity(factor, extra, int(listed)))
-    return min(-(-capacity // LANES) * LANES, of_list)
+    return -(-capacity // LANES) * LANES
 
 
 def _capacity(n, factor: float, largest: int) -> int:

@@ -108,9 +108,7 @@ def test_too_few_slots_are_told():
     neighbors = neighbor_fn.allocate(fraction, box=jnp.asarray(EDGES))
     rows = [r.shape[1] for r in neighbors.rows_of_sums]
     assert rows == list(neighbors.max_neighbors)
-    columns = [idx.shape[1] for idx in neighbors.list.idx]
-    assert rows[0] <= columns[0]  # the list has more slots than are needed
-    assert all(n % LANES == 0 or n in columns for n in rows)
+    assert all(n % LANES == 0 for n in rows)  # also where a list has fewer columns
     dense = neighbor_fn.update(fraction, neighbors, box=jnp.asarray(0.88 * EDGES), renew=True)
     assert bool(dense.did_buffer_overflow)
 
