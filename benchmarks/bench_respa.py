@@ -175,7 +175,8 @@ def speed(model, inner_potential, arguments) -> dict:
         begun = simulate.run(*fns, integrator, start, n_steps=0)
 
         def advance(carry):
-            chunk = advance_chunk(fns[1], integrator, *carry, None, None, None, False, every)
+            # Without its own `jit`, whose compiler options only the outermost may have.
+            chunk = advance_chunk.__wrapped__(fns[1], integrator, *carry, None, None, None, False, every)
             return chunk.state, chunk.neighbors
 
         return harness.Case(advance, (begun.state.dynamics, begun.neighbors))

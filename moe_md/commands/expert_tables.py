@@ -12,7 +12,7 @@ from moe_md.settings import TrainSettings
 # Arguments of density moments for three species and more; its own defaults are for one or two.
 OF_ALLOYS = {"num_radial": (8, 4, 4), "num_species_mixtures": 2, "zbl": True}
 CUTOFFS = (5.0, 5.5, 6.0, 6.5, 7.0)  # Å
-FEW_NEIGHBORS = 20.0
+FEW_NEIGHBORS = 25.0
 # Arguments of Allegro below and from `MANY_FORCES` on.
 SMALL = {"l_max": 3, "num_scalar_features": 32, "num_tensor_features": 16}
 LARGE = {"l_max": 3, "num_scalar_features": 64, "num_tensor_features": 32}
