@@ -37,7 +37,7 @@ def built(experts, box, fractional, region, **kwargs):
 @pytest.mark.parametrize(
     "box, fractional, region",
     [
-        (EDGES, False, fixed(OWNER)),
+        pytest.param(EDGES, False, fixed(OWNER), marks=pytest.mark.thorough),
         pytest.param(COLUMNS, False, around([4], 1.8, 1.5), marks=pytest.mark.thorough),
         (COLUMNS, True, around([4, 20], 1.2, 1.5)),
     ],
