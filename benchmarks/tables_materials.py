@@ -34,9 +34,9 @@ def materials(folder: Path) -> str:
         material: [of_seed[seed] for seed in sorted(of_seed)] for material, of_seed in sorted(groups.items())
     }
     rows = [_row(material, records) for material, records in sorted_groups.items()]
-    last = next(reversed(sorted_groups.values()))[-1]
     trained = "; ".join(
-        f"{material}, {records[-1]['frames']} frames, {records[-1]['settings']['steps']:,} steps"
+        f"{material}, {records[-1]['frames']} frames, cutoff {records[-1]['experts'][0]['cutoff']:g} Å,"
+        f" {records[-1]['settings']['steps']:,} steps, {where(records[-1])}"
         for material, records in sorted_groups.items()
     )
     note = (
@@ -47,7 +47,7 @@ def materials(folder: Path) -> str:
         "square difference of the forces of mixture and expensive expert within 5 Å of a plane, meV/Å, and "
         "expansion: difference of the linear thermal expansions of the two experts (the largest over the "
         "seeds), both at half the melting temperature. Several seeds: means, with each in brackets. "
-        f"Trained on all training frames: {trained}. {where(last)}."
+        f"Trained on all training frames: {trained}."
     )
     return "\n\n".join([f"`{COMMAND}`", markdown(list(HEAD), rows), note])
 

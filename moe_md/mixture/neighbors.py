@@ -248,14 +248,15 @@ def _rows_of_sums(
 ) -> tuple[Array | None, ...]:
     """Neighbours of the centres of each potential of sums over neighbours; None for other potentials."""
     rows: list[Array | None] = []
-    for n, (expert, of_expert) in enumerate(zip(config.potentials, [*centers, centers[0]])):
-        if expert.neighbor_sums is None:
+    of_potentials = zip(config.potentials, [*centers, centers[0]], max_neighbors)
+    for n, (expert, of_expert, n_slots) in enumerate(of_potentials):
+        if expert.neighbor_sums is None or n_slots is None:
             rows.append(None)
             continue
-        neighbor = neighbors_of(of_expert, full_list.idx[config.level[n]][:, : max_neighbors[n]])
+        neighbor = neighbors_of(of_expert, full_list.idx[config.level[n]][:, :n_slots])
         # A list may have fewer columns than whole vectors.
-        spare = max_neighbors[n] - neighbor.shape[1]
-        neighbor = jnp.pad(neighbor, ((0, 0), (0, spare)), constant_values=config.n_atoms)
+        spare = ((0, 0), (0, n_slots - neighbor.shape[1]))
+        neighbor = jnp.pad(neighbor, spare, constant_values=config.n_atoms)
         neighbor = allowed_neighbors(neighbor, config.species, expert.species, expert.allowed_species)
         rows.append(neighbor.astype(jnp.int32))
     return tuple(rows)
