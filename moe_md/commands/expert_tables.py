@@ -9,7 +9,7 @@ from moe_md.data import Dataset, Reference, average_neighbors
 from moe_md.experts.base import BUILDERS, Expert, build
 from moe_md.settings import TrainSettings
 
-# Arguments of density moments for three species and more; its own defaults are for one or two.
+# Arguments of density moments for two species and more; its own defaults are for one.
 OF_ALLOYS = {"num_radial": (8, 4, 4), "num_species_mixtures": 2, "zbl": True}
 CUTOFFS = (5.0, 5.5, 6.0, 6.5, 7.0)  # Å
 FEW_NEIGHBORS = 25.0
@@ -52,7 +52,7 @@ def build_experts(
         expensive, cheap = (dict(expert.config) for expert in start)
     elif "cheap" not in tables:
         domain = list(dict.fromkeys(owned)) or species
-        cheap |= {"allowed_species": domain, **(OF_ALLOYS if len(domain) > 2 else {})}
+        cheap |= {"allowed_species": domain, **(OF_ALLOYS if len(domain) > 1 else {})}
     return (
         _build("expensive", tables.get("expensive"), expensive, dataset, file),
         _build("cheap", tables.get("cheap"), cheap, dataset, file),

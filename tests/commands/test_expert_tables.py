@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk
 
 from moe_md.commands import expert_tables
-from moe_md.data import frame_from_atoms
+from moe_md.data import Reference, frame_from_atoms
 from moe_md.data.dataset import dataset_from_frames
 
 
@@ -44,3 +45,15 @@ def test_the_number_of_force_labels_sets_the_size(dataset, features):
 def test_steps_follow_from_the_number_of_batches(count, atoms, steps):
     training = expert_tables.default_training(frames(count, atoms))
     assert training.steps == steps and training.agreement_gradient_scale == expert_tables.GRADIENT_SCALE
+
+
+@pytest.mark.parametrize(
+    "symbols, mixtures",
+    [(("Cu",), None), (("Cu", "Ag"), 2), (("Cu", "Ag", "Au"), 2)],
+    ids=["one", "two", "three"],
+)
+def test_a_cheap_expert_of_several_species_has_options_of_alloys(symbols, mixtures):
+    references = [Reference(bulk(symbol), "Fm-3m (225)", "a test") for symbol in symbols]
+    _, cheap = expert_tables.build_experts({}, frames(1, 64), references, None)
+    assert set(cheap.allowed_species) == set(symbols)
+    assert cheap.config["num_species_mixtures"] == mixtures and cheap.config["zbl"] == (mixtures is not None)
