@@ -252,8 +252,9 @@ def boundary_over_strain(found: dict) -> Figure:
         label = name if name == "sphere" else f"plane ({name})"
         left.plot(strain, ghost["max"], color=colour, lw=1.2, marker="o", ms=4, label=label)
         left.plot(strain, ghost["rms"], color=colour, lw=0.9, ls=(0, (4, 2)))
-    left.set(ylabel="ghost force, meV/Å\nlargest (solid), root mean square (dashed)", ylim=(0, None))
-    left.legend(frameon=False)
+    left.set(ylabel="ghost force, meV/Å\nlargest (solid), root mean square (dashed)")
+    left.set_ylim(0, 1.15 * left.get_ylim()[1])  # room for the legend
+    left.legend(frameon=False, loc="upper left", ncols=len(boundaries), fontsize=9)
     jump = found["stress_jump"]
     right.axhline(0, color=FAINT, lw=0.6)
     pressure = 1e3 * np.array(jump["isotropic"]["pressure"])
