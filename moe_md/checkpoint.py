@@ -13,6 +13,7 @@ import numpy as np
 
 from moe_md.data.references import Reference, reference_from_dict
 from moe_md.experts.base import Expert, Params, Potential, build, potentials
+from moe_md.experts.familiarity import familiarity_from_dict
 from moe_md.files import read, signature, write
 from moe_md.renamed import missing_attribute
 
@@ -84,6 +85,8 @@ def save(path, checkpoint: Checkpoint) -> None:
         "settings": checkpoint.settings,
         "record": checkpoint.record,
     }
+    if any(e.familiarity is not None for e in checkpoint.experts):
+        content["familiarity"] = [e.familiarity and e.familiarity.to_dict() for e in checkpoint.experts]
     write(path, FORMAT, content)
 
 
@@ -108,7 +111,8 @@ def load(name_or_path) -> Checkpoint:
         raise ValueError(
             f"name_or_path must be one of {models()} or an existing file, got {str(name_or_path)!r}."
         )
-    content = read(path, "a moe_md checkpoint", FORMAT, ("experts", "params", "settings", "record"))
+    keys = ("experts", "params", "settings", "record")
+    content = read(path, "a moe_md checkpoint", FORMAT, keys, optional=("familiarity",))
     configs, params = (_in_order(path, key, content[key]) for key in ("experts", "params"))
     if len(configs) != len(params):
         raise ValueError(
@@ -127,7 +131,24 @@ def load(name_or_path) -> Checkpoint:
                 f"{path} must describe experts that can be built, got {config!r:.200}: {error}"
             ) from error
         _check_params(path, config["builder"], wanted, tree)
+    experts = _with_domains(path, experts, content.get("familiarity"))
     return Checkpoint(tuple(experts), tuple(params), content["settings"], content["record"])
+
+
+def _with_domains(path: Path, experts: list[Expert], domains) -> list[Expert]:
+    """Experts with the familiarity that a checkpoint holds for each, or none."""
+    if domains is None:
+        return experts
+    domains = list(domains.values()) if isinstance(domains, dict) else domains  # flax stores a list as a dict
+    if not isinstance(domains, list) or len(domains) != len(experts):
+        raise ValueError(f"{path} must hold a familiarity for each expert, got {domains!r:.80}.")
+    try:
+        return [
+            expert._replace(familiarity=None if domain is None else familiarity_from_dict(domain))
+            for expert, domain in zip(experts, domains)
+        ]
+    except ValueError as error:
+        raise ValueError(f"{path} must hold a familiarity that can be read: {error}") from None
 
 
 def _initial_params(expert: Expert):

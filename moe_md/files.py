@@ -43,7 +43,7 @@ def write(path, version: int, content: dict) -> None:
     write_atomic(path, _packed({**content, "sha256": _sha256(content)}))
 
 
-def read(path, what: str, version: int, keys: Sequence[str]) -> dict:
+def read(path, what: str, version: int, keys: Sequence[str], optional: Sequence[str] = ()) -> dict:
     """The content of a file written by `write`.
 
     The stored SHA-256 detects damage; it does not protect against tampering.
@@ -54,6 +54,7 @@ def read(path, what: str, version: int, keys: Sequence[str]) -> dict:
         what: description of the expected file, for error messages.
         version: expected format version.
         keys: keys that the content must have, besides `format`.
+        optional: keys that it may have.
 
     Returns:
         The content, with `format`.
@@ -78,7 +79,7 @@ def read(path, what: str, version: int, keys: Sequence[str]) -> dict:
     digest = content.pop("sha256", None)
     if digest is not None and digest != _sha256(content):
         raise ValueError(f"{path} must be {what}, but its content has changed since it was written.")
-    missing, unknown = set(keys) - set(content), set(content) - {"format", *keys}
+    missing, unknown = set(keys) - set(content), set(content) - {"format", *keys, *optional}
     if missing or unknown:
         problem = (
             f"holds no {', '.join(sorted(missing))}" if missing else f"also holds {sorted(map(str, unknown))}"

@@ -4,11 +4,11 @@
     by species, environment             forces
     by distance to the expert boundary  forces, beside the expensive expert's on the same atoms
 
-The cheap expert is scored on frames that are entirely in its domain, as in the
-loss. The mixture is scored on frames in which both experts own atoms. The
-expensive expert is also scored on these frames alone (`expensive_where_mixed`).
-Root mean squares are over components (nine of a stress), as in training. A
-missing label is left out.
+The cheap expert is scored in its domain, as in the loss: forces of atoms, energies and
+stresses of frames that are entirely in it. The mixture is scored on frames in which both
+experts own atoms. The expensive expert is also scored on these frames alone
+(`expensive_where_mixed`). Root mean squares are over components (nine of a stress), as in
+training. A missing label is left out.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from moe_md.analysis.environments import ENVIRONMENTS, Rule, boundary_distance
 from moe_md.checkpoint import Checkpoint
@@ -28,7 +28,7 @@ from moe_md.data.reading import Frame
 from moe_md.experts.base import check_two_experts
 from moe_md.renamed import missing_attribute
 from moe_md.training.evaluation import QUANTITIES
-from moe_md.training.losses import frames_in_domain, mix, predict, rows_in_domain
+from moe_md.training.losses import forces_in_domain, frames_in_domain, mix, predict, rows_in_domain
 
 POTENTIALS = ("expensive", "cheap", "mixed", "expensive_where_mixed")
 UNITS = QUANTITIES["expensive"]  # from eV and Å to the unit in each key
@@ -48,6 +48,7 @@ class ComparedFrame(NamedTuple):
     frame: Frame
     owner: Int[np.ndarray, " atoms"]  # 0 for the expensive expert
     in_domain: bool  # the entire frame is in the cheap expert's domain
+    forces_in_domain: Bool[np.ndarray, " atoms"]  # the cheap expert's force is that of rows in its domain
     expensive: FramePrediction
     cheap: FramePrediction
     mixed: FramePrediction
@@ -61,6 +62,16 @@ class ComparedFrame(NamedTuple):
         """Prediction of one of `POTENTIALS`; None where this frame is not scored for it."""
         scored = {"expensive": True, "cheap": self.in_domain}.get(potential, self.has_expert_boundary)
         return getattr(self, potential.removesuffix("_where_mixed")) if scored else None
+
+    def force_difference(
+        self, potential: str
+    ) -> tuple[Float[np.ndarray, "atoms 3"], Bool[np.ndarray, " atoms"]]:
+        """Forces of one of `POTENTIALS` less the labels, eV/Å, and the atoms that are scored for it."""
+        scored = np.full(len(self.owner), potential == "expensive" or self.has_expert_boundary)
+        if potential == "cheap":
+            scored = self.forces_in_domain
+        assert self.frame.forces is not None
+        return getattr(self, potential.removesuffix("_where_mixed")).forces - self.frame.forces, scored
 
 
 def compare(
@@ -93,13 +104,14 @@ def compare(
         on_expensive = np.concatenate([owners[k] for k in pack]) == 0
         owned = np.zeros(shape.n_rows, bool)
         owned[: len(on_expensive)] = on_expensive
-        predictions, in_domain = jax.device_get(predict_fn(tuple(checkpoint.params), batch, owned))
+        predictions, *domain = jax.device_get(predict_fn(tuple(checkpoint.params), batch, owned))
         start = 0
         for position, k in enumerate(pack):
             frame = dataset.frames[k]
             rows = slice(start, start + len(frame.symbols))
             of_frame = (_frame_prediction(p, rows, position, frame) for p in predictions)
-            compared[k] = ComparedFrame(frame, owners[k], bool(in_domain[position]), *of_frame)
+            in_domain, of_atoms = bool(domain[0][position]), domain[1][rows]
+            compared[k] = ComparedFrame(frame, owners[k], in_domain, of_atoms, *of_frame)
             start = rows.stop
     return [compared[k] for k in range(len(dataset.frames))]
 
@@ -179,11 +191,12 @@ def boundary_report(
 
 
 def _predictions(experts, params, batch: Batch, owned):
-    """Predictions of both experts and the mixture for a batch, and which frames the cheap expert may meet."""
+    """Predictions of both experts and the mixture; what of the batch is in the cheap expert's domain."""
     first, second = (predict(e, p, batch) for e, p in zip(experts, params, strict=True))
     three = (first, second, mix(first, second, owned, batch))
-    in_domain = frames_in_domain(rows_in_domain(experts[1], batch), batch)
-    return [(p.atom_energies, p.forces, p.stress) for p in three], in_domain
+    rows = rows_in_domain(experts[1], batch)
+    domain = frames_in_domain(rows, batch), forces_in_domain(experts[1], rows, batch)
+    return [(p.atom_energies, p.forces, p.stress) for p in three], *domain
 
 
 def _frame_prediction(prediction, rows: slice, position: int, frame: Frame) -> FramePrediction:
@@ -203,7 +216,7 @@ def _frame_errors(compared: Sequence[ComparedFrame]) -> dict:
     for name in POTENTIALS:
         scored = [(c.frame, p) for c in compared if (p := c.prediction(name)) is not None]
         energies = [(p.energy - f.energy) / len(f.symbols) for f, p in scored if f.energy is not None]
-        forces = [p.forces - f.forces for f, p in scored if f.forces is not None]
+        forces = [d[atoms] for d, atoms in _force_differences(compared, name)]
         stress = [p.stress - f.stress for f, p in scored if f.stress is not None and p.stress is not None]
         entry[name] = {
             quantity: _score(differences, unit)
@@ -216,13 +229,16 @@ def _force_errors(compared: Sequence[ComparedFrame], selected: Sequence[np.ndarr
     """Errors of the forces of each potential on selected atoms, `[n_atoms]` bool for each frame."""
     entry: dict = {"atoms": int(sum(s.sum() for s in selected))}
     for name in POTENTIALS:
-        differences = [
-            (prediction.forces - c.frame.forces)[pick]
-            for c, pick in zip(compared, selected)
-            if c.frame.forces is not None and (prediction := c.prediction(name)) is not None
-        ]
+        labelled = [pick for c, pick in zip(compared, selected) if c.frame.forces is not None]
+        found = zip(_force_differences(compared, name), labelled, strict=True)
+        differences = [difference[atoms & pick] for (difference, atoms), pick in found]
         entry[name] = _score(differences, UNITS["forces_meV_per_A"])
     return entry
+
+
+def _force_differences(compared: Sequence[ComparedFrame], name: str) -> list:
+    """`force_difference` of each frame with forces."""
+    return [c.force_difference(name) for c in compared if c.frame.forces is not None]
 
 
 def _score(differences: Sequence, unit: float) -> dict | None:

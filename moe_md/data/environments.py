@@ -23,6 +23,7 @@ from moe_md.neighbors.rows import Neighborhood, image_pairs
 from moe_md.settings import EnvironmentSettings
 
 ROWS_PER_CLUSTER = 4
+KINDS = ("vacancies", "interstitials", "antisites", "surfaces")  # shares of `EnvironmentSettings`
 PLANES = 4  # lattice planes of largest spacing along which surfaces are cut
 NEAR_CHANGE = 0.5  # of the cutoff, standard deviation of the distance of rows from a change
 FAR_ROWS = 0.02  # probability of rows far from a change, relative to those at it
@@ -143,9 +144,8 @@ def random_rows(
 
 def _kind(rng: np.random.Generator, lattice: Lattice, settings: EnvironmentSettings) -> str:
     """Kind of a random environment; strained where another is not possible."""
-    kinds = ("vacancies", "interstitials", "antisites", "surfaces")
     draw = rng.random()
-    for kind in kinds:
+    for kind in KINDS:
         draw -= getattr(settings, kind)
         if draw < 0:
             one_species = kind == "antisites" and np.ptp(lattice.species) == 0

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moe_md.experts.familiarity import Familiarity
 from moe_md.experts.neighbor_sums import NeighborSums
 from moe_md.files import plain
 from moe_md.renamed import KEYS
@@ -42,6 +43,8 @@ class Expert(NamedTuple):
     # (params, Neighborhood) -> [n, inputs], of the network of a centre. Training stores their mean and scale
     # in params["inputs"].
     inputs: Callable | None = None
+    # Environments that it was trained for; None where its domain is by species alone.
+    familiarity: Familiarity | None = None
 
     def __reduce__(self) -> tuple:
         """For pickle: an expert of a registered builder is built again, from its `config`."""

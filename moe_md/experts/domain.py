@@ -2,7 +2,8 @@
 
 An environment is one row: a centre with its neighbours within the cutoff. It is
 in the domain if the centre and all these neighbours are among
-`Expert.allowed_species`.
+`Expert.allowed_species`, and if its distance from the environments that the expert
+was trained for (`Expert.familiarity`) is at most 1.
 """
 
 import warnings
@@ -18,16 +19,16 @@ from moe_md.experts.base import Expert
 from moe_md.neighbors.rows import Neighborhood
 
 
-def allows_every_species(expert: Expert) -> bool:
-    """Whether the expert may meet every species, so that every row is in its domain."""
-    return set(expert.allowed_species) == set(expert.species)
+def has_every_row(expert: Expert) -> bool:
+    """Whether every row is in the expert's domain."""
+    return expert.familiarity is None and set(expert.allowed_species) == set(expert.species)
 
 
 def in_domain(expert: Expert, rows: Neighborhood) -> Bool[Array | np.ndarray, " n"]:
-    """Rows whose centre and neighbours within the cutoff are of allowed species.
+    """Rows whose centre and neighbours within the cutoff are of allowed species, and familiar.
 
     Args:
-        expert: the potential; its `allowed_species` and `cutoff` are used.
+        expert: the potential; its `allowed_species`, `cutoff` and `familiarity` are used.
         rows: `n` rows of `K` neighbour slots, in numpy or jax arrays. Neighbours
             beyond the cutoff (skin) do not count.
 
@@ -45,7 +46,10 @@ def in_domain(expert: Expert, rows: Neighborhood) -> Bool[Array | np.ndarray, " 
     allowed = xp.asarray([symbol in expert.allowed_species for symbol in expert.species])  # [n_species]
     within_cutoff = rows.mask & (xp.sum(rows.displacement**2, axis=-1) < expert.cutoff**2)
     disallowed_neighbor = within_cutoff & ~allowed[rows.neighbor_species]
-    return allowed[rows.center_species] & ~xp.any(disallowed_neighbor, axis=1)
+    of_species = allowed[rows.center_species] & ~xp.any(disallowed_neighbor, axis=1)
+    if expert.familiarity is None:
+        return of_species
+    return of_species & (expert.familiarity.distance(rows) <= 1.0)
 
 
 def warn_out_of_domain(
@@ -63,9 +67,19 @@ def warn_out_of_domain(
     """
     for e in np.flatnonzero(counts):
         warnings.warn(
-            f"region gives expert {e} {counts[e]} atoms that are or have as neighbours species outside its "
-            f"domain {experts[e].allowed_species}: its energies there are untrained. "
-            f"Enlarge the region by its cutoff, {experts[e].cutoff} Å.",
+            f"region gives expert {e} {counts[e]} atoms outside its domain: its energies there are "
+            f"untrained. {_remedy(experts[e])}",
             stacklevel=stacklevel,
         )
     return not np.any(counts)
+
+
+def _remedy(expert: Expert) -> str:
+    """What the domain is, and how a region leaves it to another expert."""
+    species = ", ".join(expert.allowed_species)
+    if expert.familiarity is None:
+        return f"It may meet {species} alone: enlarge the region by its cutoff, {expert.cutoff} Å."
+    return (
+        f"It was trained for {species} in environments like those of its references. Enlarge the region by "
+        f"its cutoff, {expert.cutoff} Å, join it with regions.unfamiliar, or train on such environments."
+    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -86,3 +87,33 @@ def radial_basis(
     With `axis` -2 neighbours stay along the last axis, which is faster on CPU.
     """
     return jnp.stack(radial_functions(distance, mask, cutoff, num_bessels, p), axis=axis)
+
+
+def radial_polynomials(
+    squared: Float[Array, "*n"], num_radial: int, cutoff_power: int
+) -> list[Float[Array, "*n"]]:
+    """g_q of squared distances over squared cutoffs, q < `num_radial`."""
+    v = _at_most_one(squared)
+    envelope, polynomials = (1.0 - v) ** cutoff_power, [jnp.ones_like(v), 1.0 - 2.0 * v]
+    # T_a+b = 2 T_a T_b - T_b-a: few steps depend on one another, so that XLA fuses them into its loops.
+    for q in range(2, num_radial):
+        a, b = q // 2, (q + 1) // 2
+        polynomials.append(2.0 * polynomials[a] * polynomials[b] - polynomials[b - a])
+    return [envelope, *(polynomial * envelope for polynomial in polynomials[1:num_radial])]
+
+
+@jax.custom_jvp
+def _at_most_one(squared: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """min(u, 1).
+
+    Its derivative is written as a division, since XLA for CPU stores the results of divisions. It would
+    compute those of products again for each of x, y and z, with all that they are made of.
+    """
+    return jnp.minimum(squared, 1.0)
+
+
+@_at_most_one.defjvp
+def _(primals, tangents):
+    (squared,), (tangent,) = primals, tangents
+    one = jnp.ones_like(squared)
+    return _at_most_one(squared), tangent / jnp.where(squared < 1.0, one, jnp.inf * one)

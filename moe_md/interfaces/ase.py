@@ -24,7 +24,6 @@ from moe_md import checkpoint as checkpoints
 from moe_md import memory
 from moe_md.checkpoint import Checkpoint
 from moe_md.checks import check_count, check_keywords
-from moe_md.experts.domain import warn_out_of_domain
 from moe_md.interfaces import ase_gates, cached_rows
 from moe_md.interfaces.ase_arguments import (
     CalculatorInputs,
@@ -123,7 +122,8 @@ class MixtureCalculator(Calculator):
     def region(self, region) -> None:
         if not callable(region) and not _has_gate(region):
             self._assignment_of(region, None)
-        self._region, self._cache, self._warned, self.results = region, None, False, {}
+        self._region, self._cache, self.results = region, None, {}
+        self._warn_of_domains = cached_rows.DomainWarning()
 
     def set(self, **kwargs) -> dict:
         """Change `region`, the only parameter that may be changed; `TypeError` for any other keyword."""
@@ -224,7 +224,7 @@ class MixtureCalculator(Calculator):
             support |= np.asarray(
                 ase_gates.support(region, inputs, cutoff=complete_within, margin=self._skin)
             )
-        self._check_domains(gate, geometry, pairs)
+        self._warn_of_domains(self.checkpoint.experts, gate > 0, geometry, pairs)
         rows, max_neighbors = [], []
         for e, expert in enumerate(self.checkpoint.experts):
             own = np.flatnonzero(support[:, e])
@@ -355,17 +355,6 @@ class MixtureCalculator(Calculator):
                 f"region must assign each of the {n_atoms} atoms, got a length of {len(values)}."
             )
         return values if n_atoms is None else np.broadcast_to(values, (n_atoms,))
-
-    def _check_domains(self, gate: np.ndarray, geometry: ReferenceGeometry, pairs) -> None:
-        """Warn, once, of experts with a gate above zero on atoms outside their domains."""
-        if self._warned:
-            return
-        experts = self.checkpoint.experts
-        counts = [
-            cached_rows.n_out_of_domain(e, np.flatnonzero(column > 0), geometry, pairs)
-            for e, column in zip(experts, gate.T)
-        ]
-        self._warned = not warn_out_of_domain(experts, np.array(counts), stacklevel=6)
 
 
 class _Cache(NamedTuple):

@@ -12,7 +12,7 @@ pair is missing. With the same skin, none is missing for any shorter cutoff eith
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
 from typing import Any, NamedTuple, cast
 
@@ -28,10 +28,11 @@ from moe_md import derivatives, memory
 from moe_md.compiler import fast_jit
 from moe_md.experts.base import Expert, Params
 from moe_md.experts.chunks import chunked_atom_energies
-from moe_md.experts.domain import allows_every_species, in_domain
+from moe_md.experts.domain import has_every_row, in_domain, warn_out_of_domain
 from moe_md.neighbors.capacity import bucket_size
 from moe_md.neighbors.rows import Neighborhood, closer, compact_neighbors, rows_from_images
 
+DOMAIN_CHECK_EVERY = 20  # builds of the rows
 NEIGHBOR_CAPACITY_FACTOR = 1.1  # capacity of packed rows over the present number of neighbours
 
 # Centre, neighbour and displacement (Å) of each pair, from `image_pairs`.
@@ -177,7 +178,34 @@ def build(
     )
 
 
-def n_out_of_domain(
+class DomainWarning:
+    """Warns once of experts that compute atoms outside their domains, which costs as much as building rows.
+
+    It looks at the first of every `DOMAIN_CHECK_EVERY` builds of the rows.
+    """
+
+    def __init__(self):
+        self._n_builds, self._warned = 0, False
+
+    def __call__(
+        self,
+        experts: Sequence[Expert],
+        computed: Bool[np.ndarray, "atoms experts"],
+        geometry: ReferenceGeometry,
+        pairs: Pairs,
+    ) -> None:
+        """Look at the atoms with a gate above zero (`computed`); the skin does not count."""
+        self._n_builds += 1
+        if self._warned or (self._n_builds - 1) % DOMAIN_CHECK_EVERY:
+            return
+        counts = [
+            _n_out_of_domain(e, np.flatnonzero(column), geometry, pairs)
+            for e, column in zip(experts, computed.T)
+        ]
+        self._warned = not warn_out_of_domain(experts, np.array(counts), stacklevel=6)
+
+
+def _n_out_of_domain(
     expert: Expert, centers: Int[np.ndarray, " n"], geometry: ReferenceGeometry, pairs: Pairs
 ) -> int:
     """Number of some atoms that are outside the expert's domain.
@@ -188,7 +216,7 @@ def n_out_of_domain(
         geometry: of all atoms.
         pairs: of `image_pairs`, up to the expert's cutoff or further.
     """
-    if allows_every_species(expert):
+    if has_every_row(expert):
         return 0
     rows = rows_from_images(
         geometry.position,
@@ -228,7 +256,7 @@ def evaluator(expert: Expert, chunk_size: int) -> Callable:
     experts. The result is wrong where `max_occupancy` exceeds it. Equal arguments
     share one compiled function, so the calculators of a band's images share programs.
     """
-    hashable = cast(Any, expert)._replace(config=())
+    hashable = cast(Any, expert)._replace(config=(), familiarity=None)
     compiled = _evaluator(hashable, chunk_size)
 
     @wraps(compiled)

@@ -30,7 +30,6 @@ from scipy.spatial import cKDTree  # ty: ignore[missing-module-member]  # compil
 from moe_md import checkpoint as checkpoints
 from moe_md.checkpoint import Checkpoint
 from moe_md.checks import check_count, check_positive
-from moe_md.experts.domain import warn_out_of_domain
 from moe_md.interfaces import ase_gates, cached_rows
 from moe_md.interfaces.cached_rows import ReferenceGeometry
 from moe_md.interfaces.lammps_atoms import (
@@ -197,7 +196,7 @@ class RankPotential:
         self._gate_range = region.interaction_range()
         self._neighbor_cutoff = region.neighbor_cutoff()
         self._cache: _RankCache | None = None
-        self._warned = False
+        self._warn_of_domains = cached_rows.DomainWarning()
 
     def compute(
         self,
@@ -278,7 +277,7 @@ class RankPotential:
             [],
         )
         computed = self._gate(cache, geometry) > 0
-        self._check_domains(computed[:n_local], geometry, pairs)
+        self._warn_of_domains(self.checkpoint.experts, computed[:n_local], geometry, pairs)
         support = computed | np.asarray(
             ase_gates.support(region, self._gate_inputs(cache, geometry), cutoff=complete_within, margin=skin)
         )
@@ -361,20 +360,6 @@ class RankPotential:
         gate = np.array(ase_gates.gate(cache.region, inputs, cutoff=cache.complete_within), float)
         gate[len(cache.ids) :] = 0.0
         return gate
-
-    def _check_domains(self, computed: np.ndarray, geometry: ReferenceGeometry, pairs) -> None:
-        """Warn, once, of experts with a gate above zero (`computed`) on owned atoms outside their domains.
-
-        The skin does not count: atoms and neighbours there do not enter the energy yet.
-        """
-        if self._warned:
-            return
-        experts = self.checkpoint.experts
-        counts = [
-            cached_rows.n_out_of_domain(e, np.flatnonzero(column), geometry, pairs)
-            for e, column in zip(experts, computed.T)
-        ]
-        self._warned = not warn_out_of_domain(experts, np.array(counts), stacklevel=6)
 
 
 class _RankCache(NamedTuple):

@@ -38,7 +38,7 @@ from moe_md.checks import check_count
 from moe_md.compiler import fast_jit
 from moe_md.experts.base import Expert, Params
 from moe_md.experts.chunks import chunked_atom_energies
-from moe_md.experts.domain import allows_every_species, in_domain, warn_out_of_domain
+from moe_md.experts.domain import has_every_row, in_domain, warn_out_of_domain
 from moe_md.files import write_atomic
 from moe_md.interfaces.cached_rows import bucket_size
 from moe_md.neighbors.rows import Neighborhood
@@ -182,7 +182,7 @@ class MixtureMLIAP:
     def _count_out_of_domain(self, e: int, rows: Neighborhood, n: int) -> None:
         """Count the first `n` rows outside the expert's domain, in every `DOMAIN_CHECK_EVERY`-th call."""
         expert = self._loaded.experts[e]
-        if self._out_of_domain is None or self._calls % DOMAIN_CHECK_EVERY or allows_every_species(expert):
+        if self._out_of_domain is None or self._calls % DOMAIN_CHECK_EVERY or has_every_row(expert):
             return
         self._out_of_domain[e] = int(np.sum(~np.asarray(in_domain(expert, rows))[:n]))
 

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 
 from moe_md.checks import check_keywords
 from moe_md.experts.base import Expert, Params
-from moe_md.experts.domain import allows_every_species, in_domain, warn_out_of_domain
+from moe_md.experts.domain import has_every_row, in_domain, warn_out_of_domain
 from moe_md.experts.neighbor_sums import BEYOND
 from moe_md.mixture.checks import check_requested
 from moe_md.mixture.config import MixtureConfig, MixtureNeighbors, Parts
@@ -129,7 +129,7 @@ def check_domains(
 
     `count_fn` is the jitted `count_out_of_domain` of the builder.
     """
-    if all(map(allows_every_species, config.experts)):
+    if all(map(has_every_row, config.experts)):
         return True
     counts = np.asarray(count_fn(position, neighbors, region, config.box_arguments(**kwargs)))
     return warn_out_of_domain(config.experts, counts, stacklevel=4)
@@ -154,7 +154,7 @@ def count_out_of_domain(
 
 def n_out_of_domain(expert: Expert, rows: Neighborhood, gates: Float[Array, " n"]) -> Int[Array, ""]:
     """Number of rows with a gate above zero outside the expert's domain."""
-    if allows_every_species(expert):
+    if has_every_row(expert):
         return jnp.zeros((), int)
     return jnp.sum(~in_domain(expert, rows) & (gates > 0))
 

@@ -46,6 +46,12 @@ class EnvironmentSettings:
         least=0,
         most=1,
     )
+    domain_rows: int = option(
+        1000,
+        "distorted environments of each kind and species to which the cheap expert's domain is fitted; 0: a"
+        " domain by species alone",
+        least=0,
+    )
 
     def __post_init__(self):
         if isinstance(self.references, (list, tuple)) and all(isinstance(x, str) for x in self.references):

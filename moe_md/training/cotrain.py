@@ -38,6 +38,7 @@ from moe_md.settings import EnvironmentSettings, TrainSettings
 from moe_md.simulate import interrupts
 from moe_md.training import identity, training_data
 from moe_md.training import progress as progress_file
+from moe_md.training.domain_fit import with_domain
 from moe_md.training.evaluation import describe, loss_of, scores_of, totals_of
 from moe_md.training.inputs import environments_of, training_inputs
 from moe_md.training.losses import Terms, joint_terms
@@ -74,11 +75,12 @@ def cotrain(
 ) -> Checkpoint:
     """Train an expensive and a cheap expert together.
 
-    Both get the reference energies and the force scale of the data. The cheap
-    expert is fitted to the frames whose environments are all in its domain. On
-    the other frames the mixed energy is fitted, in which the expensive expert owns
-    the atoms outside that domain. Within the domain both experts are fitted to
-    each other (`losses`).
+    Both get the reference energies and the force scale of the data. The cheap expert's
+    domain are its species, in environments like those of the references
+    (`environments.domain_rows`). It is fitted to the forces of atoms in its domain, and to
+    the energies of frames that are wholly in it. On the other frames the mixed energy is
+    fitted, in which the expensive expert owns the atoms outside that domain. Within the
+    domain both experts are fitted to each other (`losses`).
 
     Args:
         experts: the expensive one, whose domain has every species, then the cheap one.
@@ -138,6 +140,7 @@ def cotrain(
     training_data.check_labels(dataset, validation, settings, alone=extra_loss is None)
     found = training_data.chosen_references(experts, dataset, environments, references, start)
     unlabelled = environments_of(found, experts, environments)
+    experts = (experts[0], with_domain(experts[1], unlabelled, settings.seed))
     level = training_data.level_of_theory(dataset, validation, start)
     placement = on_devices(devices)
     cutoff = max(e.cutoff for e in experts)

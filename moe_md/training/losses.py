@@ -1,6 +1,6 @@
 """The joint loss of two experts: errors of their data, and their agreement in the cheap one's domain.
 
-    loss = data(H; all frames) + data(L; frames in its domain)
+    loss = data(H; all frames) + data(L; energies of frames, forces of atoms, in its domain)
          + data(mixed energy; other frames, H owns the rows outside L's domain)
          + l_E mean_i (E_i^H - E_i^L)^2               rows in L's domain
          + l_P mean_i sum_k |g_ik^H - g_ik^L|^2       rows in L's domain
@@ -142,8 +142,19 @@ def mix(
 
 
 def rows_in_domain(expert: Expert, batch: Batch) -> Bool[Array, " n"]:
-    """Rows whose centre and neighbours within the cutoff are of allowed species."""
-    return batch.row_mask & jnp.asarray(in_domain(expert, batch.rows))
+    """Rows in the domain of an expert (`experts.domain`)."""
+    rows = jax.tree.map(jnp.asarray, batch.rows)
+    return batch.row_mask & jnp.asarray(in_domain(expert, rows))
+
+
+def forces_in_domain(
+    expert: Expert, row_in_domain: Bool[Array | np.ndarray, " n"], batch: Batch
+) -> Bool[Array, " n"]:
+    """Atoms whose forces are derivatives of rows in the domain alone: their own and their neighbours'."""
+    rows = batch.rows
+    near = rows.mask & (jnp.sum(rows.displacement**2, axis=-1) < expert.cutoff**2)
+    of_neighbor = jnp.append(row_in_domain, True)[jnp.minimum(rows.neighbor, len(row_in_domain))]
+    return row_in_domain & jnp.all(of_neighbor | ~near, axis=1)
 
 
 def frames_in_domain(row_in_domain: Bool[Array | np.ndarray, " n"], batch: Batch) -> Bool[Array, " frames"]:
@@ -179,15 +190,21 @@ class Errors(NamedTuple):
     count: Int[Array, "3"]  # number of labelled energies, force components, stress components
 
 
-def errors(prediction: Prediction, batch: Batch, frames: Bool[Array | np.ndarray, " frames"]) -> Errors:
+def errors(
+    prediction: Prediction,
+    batch: Batch,
+    frames: Bool[Array | np.ndarray, " frames"],
+    atoms: Bool[Array | np.ndarray, " n"] | None = None,
+) -> Errors:
     """Mean squared errors against the labels of chosen frames.
 
     Args:
         prediction: prediction for the batch.
         batch: labels and their masks; missing labels enter no mean.
-        frames: True for the frames to count.
+        frames: True for the frames whose energies and stresses count.
+        atoms: True for the atoms whose forces count; default those of the frames.
     """
-    row_chosen = jnp.append(frames, False)[batch.frame]
+    row_chosen = jnp.append(frames, False)[batch.frame] if atoms is None else atoms
     energy_mask = batch.energy_mask & frames
     forces_mask = (batch.forces_mask & row_chosen)[:, None]
     stress_mask = (batch.stress_mask & frames)[:, None, None]
@@ -260,7 +277,7 @@ class Terms(NamedTuple):
     """Errors and mismatch of two experts on a batch."""
 
     expensive: Errors  # of all frames
-    cheap: Errors  # of the frames in the cheap expert's domain
+    cheap: Errors  # of the frames, and of the forces of atoms, in the cheap expert's domain
     mixed: Errors  # of the other frames
     mismatch: Mismatch  # of rows and frames in the cheap expert's domain
 
@@ -291,7 +308,7 @@ def joint_terms(
     mixed = mix(expensive, cheap, ~rows, batch, mesh)
     return Terms(
         errors(expensive, batch, real),
-        errors(cheap, batch, frames),
+        errors(cheap, batch, frames, forces_in_domain(experts[1], rows, batch)),
         errors(mixed, batch, real & ~frames),
         mismatch(
             _scale_gradient(expensive, gradient_scale), cheap, rows, frames, batch, random_assignment, mesh

@@ -126,7 +126,22 @@ def test_missing_labels_enter_no_mean(pair):
     beside = joint_terms(*pair, batch_of(labelled, co_on_platinum()))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), alone.expensive, beside.expensive)
     assert alone.expensive.count.tolist() == [1, 18, 0]
-    assert alone.cheap.count.tolist() == [0, 0, 0] and float(alone.cheap.forces) == 0.0
+    # Of the cheap expert the forces of the two atoms far from C count, of which no row is out of its domain.
+    assert alone.cheap.count.tolist() == [0, 6, 0]
+
+
+def test_forces_in_the_domain_do_not_depend_on_rows_outside(pair):
+    """What the cheap expert makes of rows outside its domain changes no force that is fitted."""
+    (_, cheap), (_, params) = pair
+    batch = batch_of(co_on_platinum(), fcc_supercell("Pt", 4.0, 1))
+    rows = losses.rows_in_domain(cheap, batch)
+    chosen = np.asarray(losses.forces_in_domain(cheap, rows, batch))
+    whole = losses.predict(cheap, params, batch)
+    g = jnp.where(rows[:, None, None], whole.partial_forces, 0.0)
+    part = losses.assemble(whole.atom_energies, g, batch)
+    changed = np.any(np.abs(np.asarray(part.forces - whole.forces)) > 1e-9, axis=1)
+    assert chosen.tolist() == [True, True, False, False, False, False] + [True] * 4
+    assert not changed[chosen].any() and changed[2:4].all()
 
 
 def test_partial_force_term_is_the_fair_coin_average(pair):
