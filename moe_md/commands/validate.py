@@ -144,6 +144,7 @@ def _about(plan: Plan, dataset: Dataset, names: dict[str, str]) -> dict[str, Any
         "data_digest": digest(dataset),
         "experts": [e.config["builder"] for e in model.experts],
         "domain": list(model.experts[1].allowed_species),
+        "domain_by_environment": model.experts[1].familiarity is not None,
         "cutoff": model.experts[1].cutoff,
         "references": {name: describe_reference(c.reference) for name, c in plan.crystals.items()},
         "region": {"errors": plan.region, **({"dynamics": plan.dynamics.region} if plan.dynamics else {})},

@@ -54,10 +54,16 @@ def _head(content: dict) -> str:
     return templates.HEAD.format(
         checkpoint=about["checkpoint"],
         experts=about["experts"],
-        domain=", ".join(about["domain"]),
+        domain=_domain(about),
         references=templates.REFERENCES.format(names=names) if names else templates.NO_REFERENCES,
         summary=_table(["summary", ""], _summary(content)),
     )
+
+
+def _domain(about: dict) -> str:
+    """The cheap expert's domain, in words."""
+    where = " in environments like those of its training" if about.get("domain_by_environment") else ""
+    return ", ".join(about["domain"]) + where
 
 
 def _region(content: dict, section: str) -> str:
@@ -119,7 +125,7 @@ def _errors(errors: dict, content: dict) -> str:
         data=about["data"],
         split=about["split"],
         frames=about["frames"],
-        domain=", ".join(about["domain"]),
+        domain=_domain(about),
         region=_region(content, "errors"),
         environments=templates.ENVIRONMENTS if about["references"] else templates.NO_ENVIRONMENTS,
         picture=templates.ENVIRONMENTS_PICTURE if has_environments else "",

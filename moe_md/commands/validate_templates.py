@@ -25,8 +25,7 @@ ERRORS = """\
 
 The labels are those of {data}, split “{split}”: {frames} frames. Errors are root mean square errors, with
 mean absolute errors in brackets, over all components of forces and stress. **The cheap expert is scored
-only on frames all of whose atoms are in its domain** ({domain}, with no other species within its cutoff),
-as in training. In the mixture the expensive expert owns {region}. The cheap expert owns all other atoms.
+in its domain only** ({domain}, as in training): on forces of atoms, energies and stresses of frames. In the mixture the expensive expert owns {region}. The cheap expert owns all other atoms.
 The mixture is scored only on frames in which both experts own atoms: {n_mixed} frames. The
 expensive expert is also scored on these frames alone. A missing label is left out.
 
@@ -166,8 +165,8 @@ AREA_SOURCE = {
     "top_layers": "the cross-section of the cell",
 }
 OUT_OF_DOMAIN = """
-In {fraction:.0%} of the frames of the mixture's run the cheap expert had a species outside its domain within
-its cutoff. A larger `region_margin` prevents that.
+In {fraction:.0%} of the frames of the mixture's run the cheap expert had an atom outside its domain. Where
+that is for a species, a larger `region_margin` prevents it.
 """
 
 FOOT = """\

@@ -62,7 +62,7 @@ def errors_by_environment(errors: dict) -> Figure | None:
     The second panel compares the mixture with the expensive expert on frames with an expert boundary.
     """
     panels = (
-        ("each expert, frames in its domain", ("expensive", "cheap")),
+        ("each expert, atoms in its domain", ("expensive", "cheap")),
         ("frames with an expert boundary", ("expensive_where_mixed", "mixed")),
     )
     found = errors["environments"]
