@@ -25,7 +25,8 @@ ERRORS = """\
 
 The labels are those of {data}, split “{split}”: {frames} frames. Errors are root mean square errors, with
 mean absolute errors in brackets, over all components of forces and stress. **The cheap expert is scored
-in its domain only** ({domain}, as in training): on forces of atoms, energies and stresses of frames. In the mixture the expensive expert owns {region}. The cheap expert owns all other atoms.
+in its domain only** ({domain}, as in training): on forces of atoms, energies and stresses of frames. In the
+mixture the expensive expert owns {region}. The cheap expert owns all other atoms.
 The mixture is scored only on frames in which both experts own atoms: {n_mixed} frames. The
 expensive expert is also scored on these frames alone. A missing label is left out.
 
