@@ -1,11 +1,18 @@
 """The checkpoints of the package: `moe-md models`."""
 
+import tomllib
 from argparse import Namespace
 from collections.abc import Callable
+from importlib import resources
 
 from moe_md import checkpoint as checkpoints
+from moe_md.checkpoint import Checkpoint
 
-LINE = "{name:22s} {builders:38s} {species:12s} cutoffs {cutoffs} Å"
+COLUMNS = ("pair", "elements", "labels", "cutoff, Å", "forces, meV/Å", "licence of the frames")
+NOTE = (
+    "forces: root mean square errors on frames held out, expensive expert | cheap expert in its domain;"
+    ' load one with mm.load("NAME") or --checkpoint NAME'
+)
 
 
 def command(settings: None, parsed: Namespace, log: Callable) -> dict:
@@ -16,16 +23,49 @@ def command(settings: None, parsed: Namespace, log: Callable) -> dict:
         log: takes lines of text.
 
     Returns:
-        Under `models`, for each name, `builders`, `species` and `cutoffs` (Å).
+        Under `models`, for each name, `builders`, `species`, `cutoffs` (Å), `labels`, `licence` (of the
+        frames) and `forces_meV_per_A`, the errors of both experts on frames held out, or None.
     """
-    models = {}
-    for name in checkpoints.models():
-        experts = checkpoints.load(name).experts
-        models[name] = {
-            "builders": [e.config["builder"] for e in experts],
-            "species": list(experts[0].species),
-            "cutoffs": [e.cutoff for e in experts],
-        }
-        text = {key: ", ".join(map(str, value)) for key, value in models[name].items()}
-        log(LINE.format(name=name, **text))
+    models = {name: _entry(name) for name in checkpoints.models()}
+    rows = [COLUMNS, *(_cells(name, entry) for name, entry in models.items())]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        log("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    log(NOTE)
     return {"models": models}
+
+
+def _entry(name: str) -> dict:
+    model = checkpoints.load(name)
+    text = (resources.files("moe_md") / "checkpoints" / "about.toml").read_text(encoding="utf-8")
+    about = tomllib.loads(text).get(name, {})
+    return {
+        "builders": [e.config["builder"] for e in model.experts],
+        "species": list(model.experts[0].species),
+        "cutoffs": [e.cutoff for e in model.experts],
+        "labels": about.get("labels", ""),
+        "licence": about.get("licence", ""),
+        "forces_meV_per_A": _errors(model),
+    }
+
+
+def _errors(model: Checkpoint) -> list[float] | None:
+    """Force errors of both experts on the frames held out of the training; None where there were none."""
+    found = model.record.get("history")
+    if not found or len(model.experts) < 2:
+        return None
+    last = found[-1]
+    errors = [last[name]["forces_meV_per_A"] for name in ("expensive", "cheap")]
+    return None if None in errors else errors
+
+
+def _cells(name: str, entry: dict) -> tuple[str, ...]:
+    errors = entry["forces_meV_per_A"]
+    return (
+        name,
+        ", ".join(entry["species"]),
+        entry["labels"],
+        ", ".join(f"{cutoff:g}" for cutoff in entry["cutoffs"]),
+        "–" if errors is None else " | ".join(f"{error:.0f}" for error in errors),
+        entry["licence"],
+    )
