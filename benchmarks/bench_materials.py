@@ -1,29 +1,37 @@
-"""One recipe for several materials: errors on published test sets, and agreement of the two experts.
+"""One recipe for several materials: errors beside published ones, and agreement of the two experts.
 
     python benchmarks/bench_materials.py --data DIR [--materials Si Mo Li] [--seeds 0] [--steps N]
-        [--test] [--folder RUNS]
+        [--test] [--folder RUNS] [--settings FOLDER]
+    python benchmarks/bench_materials.py --data DIR --write-frames OUT
 
-DIR holds `NAME-train.xyz.gz` and `NAME-test.xyz.gz`, as those of Zuo et al., J. Phys. Chem. A 124, 731
-(2020). Experts and environments are those that `moe-md init` writes for the training frames. Errors are those
-of the validation frames, a split of the training frames; with `--test` the pair is trained on all training
-frames, and errors are those of the test frames.
+Settings of a material are a file of `benchmarks/materials`, which `moe-md train --settings` reads too; keys
+left out are those that `moe-md init` writes for the training frames. `published.toml` beside them names the
+frames in DIR, the corrections of their labels, and published numbers. A part of the training frames is held
+out for errors; with `--test` the pair is trained on all training frames, and errors are those of the test
+frames. A material without a test file has the part held out in both cases.
+
+In the mixture the expensive expert owns the species outside the cheap one's domain and all atoms near
+them. In other frames a plane through the middle divides the atoms between the experts.
 
 For the crystal of lowest energy in the training frames: its properties under both experts, the ghost force at
 expert boundaries within 2 % of the lattice constant, and, at half the melting temperature, forces of the
 mixture against the expensive expert near a planar boundary, and the difference of thermal expansions.
-A training that was stopped continues from its folder.
+Properties of further crystals of one element, in an alloy, are computed too.
+A training that was stopped continues from its folder. `--write-frames` writes the corrected frames, for
+`moe-md train --settings benchmarks/materials/NAME.toml --data OUT/NAME-train.xyz.gz --validation-fraction 0`.
 """
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import harness
+import materials_data
 import numpy as np
 from ase import Atoms
 from ase import units as ase_units
 from ase.build import make_supercell
+from ase.io import write
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
@@ -31,44 +39,38 @@ import moe_md as mm
 from moe_md import units
 from moe_md.analysis import errors
 from moe_md.analysis.crystal_report import crystal_report
-from moe_md.analysis.environments import boundary_distance
+from moe_md.analysis.environments import Rule, boundary_distance, near_other_species
 from moe_md.analysis.expert_boundary import ghost_force_report
-from moe_md.commands import expert_tables
-from moe_md.data import Dataset, find_references, frame_from_atoms, load_dataset, split_by_group
-from moe_md.data.batching import prepare
+from moe_md.data import Dataset, Frame, frame_from_atoms, frame_to_atoms
 from moe_md.data.dataset import dataset_from_frames
 from moe_md.data.planes import conventional_axes
 from moe_md.interfaces.ase import MixtureCalculator
 from moe_md.neighbors.rows import image_pairs
-from moe_md.training.evaluation import evaluate
+from moe_md.settings import ValidateSettings
+from moe_md.training.evaluation import evaluate_by_kind
 
-VALIDATION = 0.15  # share of the training frames
 STRAINS = (-0.02, -0.01, 0.0, 0.01, 0.02)  # of the lattice constant, for the ghost force
 NEAR = 5.0  # Å, distance from the boundary of the atoms whose forces are compared
-MELTING_K = {"Si": 1687.0, "Mo": 2896.0, "Li": 454.0}  # CRC Handbook of Chemistry and Physics
 TIMESTEP_FS, FRICTION = 1.0, 0.02  # fs, 1/fs
-MTP = {
-    "Si": (88.0, 3.03),
-    "Mo": (151.0, 3.98),
-    "Li": (13.2, 0.66),
-}  # meV/Å, meV/atom, test errors of Zuo et al.
+SAME_HEIGHT = 1e-4  # of the longest vector of a cell
 
 
-def trained(train: Dataset, arguments, seed: int, folder: Path | None) -> mm.Checkpoint:
-    """The pair that `moe-md init` and `moe-md train` make of these frames."""
-    references = find_references(train)
-    experts = expert_tables.build_experts({}, train, references, None)
+def trained(
+    material: materials_data.Material, train: Dataset, arguments, seed: int, folder: Path | None
+) -> mm.Checkpoint:
+    """The pair that `moe-md train` makes of these frames and the settings of the material."""
+    experts, settings, environments = materials_data.training(
+        material, train, seed=seed, steps=arguments.steps
+    )
     if arguments.smoke:
         experts = tuple(
             mm.experts.build({**e.config, **change}) for e, change in zip(experts, harness.TINY, strict=True)
         )
-    settings = expert_tables.default_training(train)
-    settings = replace(settings, seed=seed, steps=arguments.steps or settings.steps)
     return mm.cotrain(
         experts,
         train,
         settings,
-        references=references,
+        environments=environments,
         folder=folder,
         progress=not arguments.smoke,
     )
@@ -87,18 +89,66 @@ def stand_in(model: mm.Checkpoint) -> mm.Checkpoint:
     return model._replace(experts=experts, params=tuple(e.init(None) for e in experts))
 
 
+def mixture_rule(model: mm.Checkpoint) -> Rule:
+    """The region of the mixture: near species outside the cheap expert's domain, else a half of the frame."""
+    cheap = model.experts[1]
+    near = near_other_species(cheap.allowed_species, cheap.cutoff + ValidateSettings.region_margin)
+
+    def rule(frame: Frame) -> np.ndarray:
+        owner = near(frame)
+        return upper_half(frame) if owner.all() else owner
+
+    return rule
+
+
+def upper_half(frame: Frame) -> np.ndarray:
+    """The owners on both sides of a plane through the median height along the longest vector of the cell."""
+    longest = int(np.argmax(np.linalg.norm(frame.cell, axis=1)))
+    height = (frame.positions @ np.linalg.inv(frame.cell))[:, longest] % 1.0
+    return (height <= np.median(height) + SAME_HEIGHT).astype(int)
+
+
 def errors_by_kind(model: mm.Checkpoint, frames: Dataset) -> dict:
-    """Root mean square errors of both experts, of all frames and of those of each kind."""
-    cutoff = max(e.cutoff for e in model.experts)
+    """Root mean square errors of experts and mixture, of all frames and of those of each kind."""
+    scores = evaluate_by_kind(model.experts, model.params, frames)
+    report = errors.report(
+        errors.compare(model, frames, mixture_rule(model)),
+        lambda frame: np.full(len(frame.symbols), "unknown"),
+    )
     found = {}
-    for kind in ("all", *sorted({frame.kind for frame in frames.frames})):
-        part = [frame for frame in frames.frames if kind in ("all", frame.kind)]
-        scores = evaluate(
-            model.experts, model.params, prepare(dataset_from_frames(part, model.experts[0].species), cutoff)
-        )
+    for kind in ("all", *sorted(set(scores) - {"all"})):
+        mixed = report["all"] if kind == "all" else report["kinds"][kind]
+        energies = mixed["mixed"]["energy_meV_per_atom"]
         found[kind] = {
-            "frames": len(part),
-            **{key: scores[key] for key in ("expensive", "cheap", "mismatch")},
+            **{key: scores[kind][key] for key in ("frames", "expensive", "cheap", "mismatch")},
+            # On frames in which both experts own atoms, beside the expensive expert on the same frames.
+            "mixture": {
+                "frames": 0 if energies is None else energies["count"],
+                **root_mean_squares(mixed["mixed"]),
+                "expensive": root_mean_squares(mixed["expensive_where_mixed"]),
+            },
+        }
+    return found
+
+
+def root_mean_squares(scores: dict) -> dict:
+    """The root mean squares of `errors.report`; None where no frame is scored."""
+    return {key: None if score is None else score["rmse"] for key, score in scores.items()}
+
+
+def crystals_of(model: mm.Checkpoint, arguments) -> dict[str, dict]:
+    """`crystal_report` of the first crystal, and of all others of one element, without its long lists."""
+    first, *others = model.references
+    chosen = [first, *(r for r in others if r.is_crystal and len(set(r.atoms.symbols)) == 1)]
+    found = {}
+    for reference in chosen[:1] if arguments.smoke else chosen:
+        report = crystal_report(model, reference)
+        found[reference.formula] = {
+            "differences": report["differences"],
+            "experts": [
+                {key: value for key, value in e.items() if key not in ("phonons", "equation_of_state")}
+                for e in report["experts"]
+            ],
         }
     return found
 
@@ -181,73 +231,86 @@ def mean_of_blocks(values: np.ndarray, blocks: int = 4) -> tuple[float, float]:
     ) > 1 else 0.0
 
 
-def measure(material: str, seed: int, arguments) -> dict:
+def measure(name: str, seed: int, arguments) -> dict:
     """The record of one material and seed, a line of `results/materials.jsonl`."""
-    data = load_dataset(str(arguments.data / f"{material}-train.xyz.gz"))
-    if arguments.test:
-        train, held_out = data, load_dataset(str(arguments.data / f"{material}-test.xyz.gz"))
-    else:
-        train, held_out = split_by_group(data, validation_fraction=VALIDATION, seed=0)
-    folder = None if arguments.folder is None else arguments.folder / f"{material}-{seed}"
-    model = trained(train, arguments, seed, folder)
+    material = materials_data.material(name, arguments.settings)
+    train, held_out = materials_data.frames(material, arguments.data, test=arguments.test)
+    folder = None if arguments.folder is None else arguments.folder / f"{name}-{seed}"
+    model = trained(material, train, arguments, seed, folder)
     scores = errors_by_kind(model, held_out)
     if arguments.smoke:  # experts of a few steps have no crystal
         model = stand_in(model)
-    print(f"{material}, seed {seed}: {scores['all']}", flush=True)
-    crystal = crystal_report(model, model.references[0])
+    print(f"{name}, seed {seed}: {scores['all']}", flush=True)
+    crystals = crystals_of(model, arguments)
+    crystal = next(iter(crystals.values()))
     relaxed = model.references[0].atoms.copy()
     scale = crystal["experts"][0]["volume_A3_per_atom"] * len(relaxed) / relaxed.get_volume()
     relaxed.set_cell(relaxed.cell.array * scale ** (1 / 3), scale_atoms=True)
-    temperature_K = MELTING_K.get(material, 600.0) / 2
+    temperature_K = material.published["melting_K"] / 2
     return {
         "benchmark": "materials",
         **harness.environment(),
         "smoke": arguments.smoke,
         "dtype": "float32",
-        "material": material,
+        "material": name,
         "seed": seed,
         "frames": len(train.frames),
+        "atoms": sum(len(frame.symbols) for frame in train.frames),
         "split": "test" if arguments.test else "validation",
-        "published_MTP": MTP.get(material),
+        "test_file": arguments.test and "test" in material.published,
         "experts": [e.config for e in model.experts],
         "settings": model.settings,
         "training_s": model.record["seconds"],
         "errors": scores,
-        "crystal": {
-            "differences": crystal["differences"],
-            "experts": [
-                {key: value for key, value in e.items() if key not in ("phonons", "equation_of_state")}
-                for e in crystal["experts"]
-            ],
-        },
+        "crystal": crystal,
+        "crystals": crystals,
         "ghost_force_meV_per_A": ghost_force_report(model, relaxed, STRAINS)["worst"],
         "hot": hot_crystal(model, crystal, temperature_K, arguments, seed),
     }
 
 
+def write_frames(name: str, arguments) -> None:
+    """Write the corrected frames of a material, those to train on and those held out."""
+    material = materials_data.material(name, arguments.settings)
+    arguments.write_frames.mkdir(parents=True, exist_ok=True)
+    parts = materials_data.frames(material, arguments.data, test=arguments.test)
+    for part, dataset in zip(("train", "test" if arguments.test else "validation"), parts, strict=True):
+        path = arguments.write_frames / f"{name}-{part}.xyz.gz"
+        write(path, [frame_to_atoms(frame) for frame in dataset.frames], format="extxyz")
+        print(f"{path}: {len(dataset.frames)} frames")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--data", type=Path, required=True, help="folder of the frames")
+    made.add_argument("--settings", type=Path, default=materials_data.FOLDER, help="folder of settings")
+    made.add_argument("--materials", nargs="+", help="names of settings files; default all")
+    made.add_argument("--seeds", type=int, nargs="+", default=[0])
+    made.add_argument("--steps", type=int, help="of a training; default those of the settings")
+    made.add_argument("--test", action="store_true", help="errors of the test frames")
+    made.add_argument("--folder", type=Path, help="of the trainings, which are resumed from it")
+    made.add_argument("--write-frames", type=Path, metavar="OUT", help="only write the corrected frames")
+    made.add_argument("--md-steps", type=int, default=4000, help="of the hot crystal, each of TIMESTEP_FS")
+    made.add_argument("--md-every", type=int, default=50, help="steps between its configurations")
+    made.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
+    made.add_argument("--smoke", action="store_true", help="tiny experts, few steps")
+    return made
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the frames")
-    parser.add_argument("--materials", nargs="+", default=list(MTP))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, help="of a training; default those of `moe-md init`")
-    parser.add_argument("--test", action="store_true", help="errors of the test frames")
-    parser.add_argument("--folder", type=Path, help="of the trainings, which are resumed from it")
-    parser.add_argument("--md-steps", type=int, default=4000, help="of the hot crystal, each of TIMESTEP_FS")
-    parser.add_argument("--md-every", type=int, default=50, help="steps between its configurations")
-    parser.add_argument("--results", default=harness.RESULTS, help="folder of the JSON lines")
-    parser.add_argument("--smoke", action="store_true", help="tiny experts, few steps")
-    parsed = parser.parse_args(arguments)
+    parsed = parser().parse_args(arguments)
     if parsed.smoke:
         vars(parsed).update(steps=4, md_steps=16, md_every=4)
-    for material in parsed.materials:
+    for name in parsed.materials or materials_data.published(parsed.settings):
+        if parsed.write_frames is not None:
+            write_frames(name, parsed)
+            continue
         for seed in parsed.seeds:
-            record = measure(material, seed, parsed)
+            record = measure(name, seed, parsed)
             hot = record["hot"]
             print(
-                f"{material}, seed {seed}: ghost force"
+                f"{name}, seed {seed}: ghost force"
                 f" {record['ghost_force_meV_per_A']:.1f} meV/Å, {record['crystal']['differences']}, {hot}",
                 flush=True,
             )

@@ -223,32 +223,3 @@ def test_the_peer_gets_the_same_batches(tmp_path, harness):
     weights, e = LossWeights(), errors(reference, batch, batch.n_atoms > 0)
     expected = weights.energy * e.energy + weights.forces * e.forces
     np.testing.assert_allclose(bench.torch_loss(model, batch, weights).item(), expected, rtol=1e-4)
-
-
-@pytest.mark.thorough
-def test_materials(tmp_path, tables):
-    """Copper by EMT: the recipe takes its crystal from the frames; both experts learn and are compared."""
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 8), ("test", 3)):
-        images = []
-        for k in range(count):
-            atoms = bulk("Cu", a=3.6, cubic=True)
-            if k:
-                atoms.positions += 0.1 * rng.standard_normal((4, 3))
-            atoms.calc = EMT()
-            atoms.get_forces(), atoms.get_stress()
-            atoms.info |= {"kind": "hot" if k else "bulk", "origin": f"{part} {k}"}
-            images.append(atoms)
-        write(tmp_path / f"Cu-{part}.xyz.gz", images, format="extxyz")
-    record = smoke("materials", tmp_path, "--data", str(tmp_path), "--materials", "Cu", "--test")
-    assert record["split"] == "test" and record["errors"]["all"]["frames"] == 3
-    assert set(record["errors"]) == {"all", "bulk", "hot"}
-    assert record["crystal"]["differences"]["C11"] != 0 and record["ghost_force_meV_per_A"] > 0
-    hot = record["hot"]
-    assert hot["temperature_K"] == 300 and hot["boundary_rms_meV_per_A"] > 0
-    assert abs(hot["expansion_difference_percent"]) < 20 and hot["expansion_stderr"][0] > 0
-    # Two seeds are one row, with their mean and both values.
-    lines = [json.dumps({**record, "smoke": False, "seed": seed, "training_s": 60 * seed}) for seed in (3, 1)]
-    (tmp_path / "materials.jsonl").write_text("\n".join(lines))
-    (row,) = [line for line in tables.materials(tmp_path).splitlines() if line.startswith("| Cu |")]
-    assert row.endswith("| 2.0 (1.0, 3.0) |") and "| – |" in row
