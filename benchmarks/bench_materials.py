@@ -23,6 +23,7 @@ A training that was stopped continues from its folder. `--write-frames` writes t
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import harness
@@ -34,6 +35,7 @@ from ase.build import make_supercell
 from ase.io import write
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from materials_familiarity import familiarity
 
 import moe_md as mm
 from moe_md import units
@@ -66,6 +68,7 @@ def trained(
         experts = tuple(
             mm.experts.build({**e.config, **change}) for e, change in zip(experts, harness.TINY, strict=True)
         )
+        environments = replace(environments, domain_rows=150)
     return mm.cotrain(
         experts,
         train,
@@ -238,6 +241,7 @@ def measure(name: str, seed: int, arguments) -> dict:
     folder = None if arguments.folder is None else arguments.folder / f"{name}-{seed}"
     model = trained(material, train, arguments, seed, folder)
     scores = errors_by_kind(model, held_out)
+    distances = familiarity(model, held_out)
     if arguments.smoke:  # experts of a few steps have no crystal
         model = stand_in(model)
     print(f"{name}, seed {seed}: {scores['all']}", flush=True)
@@ -262,6 +266,7 @@ def measure(name: str, seed: int, arguments) -> dict:
         "settings": model.settings,
         "training_s": model.record["seconds"],
         "errors": scores,
+        "familiarity": distances,
         "crystal": crystal,
         "crystals": crystals,
         "ghost_force_meV_per_A": ghost_force_report(model, relaxed, STRAINS)["worst"],

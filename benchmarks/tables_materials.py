@@ -31,6 +31,15 @@ CRYSTALS = (
     "near a boundary",
     "expansion, %",
 )
+DOMAINS = (
+    "material",
+    "atoms in the domain, %",
+    "rank correlation: expensive, cheap",
+    "distance up to 0.5",
+    "0.5 to 1",
+    "1 to 1.5",
+    "above 1.5",
+)
 CONSTANTS = (("lattice_constant_A", 3), ("C11_GPa", 0), ("C12_GPa", 0), ("C44_GPa", 0))
 
 
@@ -59,8 +68,36 @@ def materials(folder: Path) -> str:
             "forces of mixture and expensive expert within 5 Å of a plane, meV/Å, and expansion: difference "
             "of the linear thermal expansions of the two experts (the largest over the seeds), both at half "
             "the melting temperature. In brackets: each seed.",
+            *_domains(found),
         ]
     )
+
+
+def _domains(found: dict[str, list[dict]]) -> list[str]:
+    """How errors rise with the distance from the domain, in a table and a note."""
+    rows = []
+    for name, records in found.items():
+        having = [r["familiarity"] for r in records if r.get("familiarity")]
+        if having:
+            rank = [
+                _mean(having, lambda f, w=who: f["rank_correlation"][w]) for who in ("expensive", "cheap")
+            ]
+            of_bins = [
+                ", ".join(
+                    _mean(having, lambda f, k=k, w=who: f["bins"][k][w]) for who in ("expensive", "cheap")
+                )
+                for k in range(len(having[0]["bins"]))
+            ]
+            share = mean_of(having, lambda f: 100 * f["share_in_domain"])
+            rows.append([name, share, ", ".join(rank), *of_bins])
+    if not rows:
+        return []
+    return [
+        markdown(list(DOMAINS), rows),
+        "Distance of the atoms of the test frames from the environments of the training, 1 at the limit of "
+        "the cheap expert's domain; its rank correlation with the length of the force error of each expert; "
+        "and root mean square errors, expensive, cheap, of the forces of atoms by distance, meV/Å.",
+    ]
 
 
 def _note_of_errors(found: dict[str, list[dict]], known: dict[str, dict]) -> str:

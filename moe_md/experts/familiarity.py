@@ -142,6 +142,9 @@ def fit(kinds: Sequence[Sequence[Neighborhood]], n_species: int, cutoff: float) 
         kinds: for each kind, the strained crystal first, groups of rows in numpy arrays.
         n_species: number of species.
         cutoff: Å.
+
+    Raises:
+        ValueError: no species has rows enough of the strained crystal: `ROWS_PER_MOMENT` for each moment.
     """
     found = [_moments_and_species(groups, n_species, cutoff) for groups in kinds]
     n = num_moments(n_species)
@@ -152,6 +155,12 @@ def fit(kinds: Sequence[Sequence[Neighborhood]], n_species: int, cutoff: float) 
             chosen = values[(species == s) & (group % 2 == 0)]
             if len(chosen) >= ROWS_PER_MOMENT * n:
                 mean[k, s], whitening[k, s], known[k, s] = *_whitened(chosen), True
+    if not known[0].any():
+        raise ValueError(
+            f"the strained crystal must have at least {2 * ROWS_PER_MOMENT * n} rows of a species, half of "
+            f"them for limits, got {sum(len(rows.mask) for rows in kinds[0])} of all: draw more, domain_rows "
+            "of [environments]."
+        )
     arrays = (mean.astype(np.float32), whitening.astype(np.float32), known)
     one = np.ones((), np.float32)
     unit = Familiarity(*arrays, one, one, float(cutoff))

@@ -178,6 +178,12 @@ def test_a_damaged_one_is_refused(cheap):
             familiarity.familiarity_from_dict(wrong)
 
 
+def test_too_few_rows_are_refused():
+    environments = environments_of([reference_from_atoms(SILICON)], PAIR, EnvironmentSettings(domain_rows=20))
+    with pytest.raises(ValueError, match=r"at least 228 rows of a species.*got 40 .*domain_rows of"):
+        with_domain(PAIR[1], environments, 0)
+
+
 def test_seeds_make_the_same_domain():
     environments = environments_of(
         [reference_from_atoms(SILICON)], PAIR, EnvironmentSettings(domain_rows=150)
