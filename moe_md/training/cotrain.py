@@ -126,7 +126,8 @@ def cotrain(
             label that the loss needs, or all are zero; an expert has no training atom;
             environments are asked for and there are no references, or they have species outside the
             cheap expert's domain, or `environments.domain_rows` are too few; `settings.patience` is
-            set without labelled `validation`; `devices` are empty or no jax devices; or `folder` holds another training, or a damaged file; or labels are of two levels of theory.
+            set without labelled `validation`; `devices` are empty or no jax devices; or `folder`
+            holds another training, or a damaged file; or labels are of two levels of theory.
         OSError: a file cannot be written, the file saved before is unchanged; or another process
             trains in `folder`.
         MemoryError: memory is exhausted; lower `settings.max_atoms`.
