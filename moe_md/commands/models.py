@@ -50,12 +50,12 @@ def _entry(name: str) -> dict:
 
 
 def _errors(model: Checkpoint) -> list[float] | None:
-    """Force errors of both experts on the frames held out of the training; None where there were none."""
-    found = model.record.get("history")
-    if not found or len(model.experts) < 2:
+    """Force errors of both experts on frames held out, or on the validation frames; None without any."""
+    history = model.record.get("history") or [None]
+    found = model.record.get("held_out") or history[-1]
+    if found is None or len(model.experts) < 2:
         return None
-    last = found[-1]
-    errors = [last[name]["forces_meV_per_A"] for name in ("expensive", "cheap")]
+    errors = [found[name]["forces_meV_per_A"] for name in ("expensive", "cheap")]
     return None if None in errors else errors
 
 
