@@ -1,6 +1,7 @@
-"""A step of molecular dynamics, timed with a mixture and with either expert alone."""
+"""A step of molecular dynamics, timed with a mixture and with either expert alone; an atom on each expert."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from jaxtyping import Float, Int, Real
 from moe_md import lazy_jax_md as jax_md
 from moe_md import regions, simulate
 from moe_md.checkpoint import Checkpoint
+from moe_md.compiler import fast_jit
 from moe_md.experts.base import Potential
 from moe_md.failures import SimulationError, Status
 from moe_md.mixture import mixture_neighbor_list
@@ -196,3 +198,55 @@ def timing_lines(timings: Timings) -> list[str]:
             row(label, 1e3 * t.median, 1e3 * t.lower, 1e3 * t.upper, timings.expensive.median / t.median)
         )
     return lines
+
+
+def seconds_per_atom(
+    potentials: Sequence[Potential],
+    atoms: Atoms,
+    *,
+    dtype=np.float64,
+    chunk_size: int = 64,
+    rounds: int = 7,
+) -> tuple[float, ...]:
+    """Time that each potential takes for energy and forces of an atom, all atoms on it: seconds.
+
+    It is the program of a step, without lists and integrator. Potentials are timed in turn.
+
+    Args:
+        potentials: one or more.
+        atoms: periodic along three directions, in a box wider than twice each cutoff.
+        dtype: of the positions; float64 needs `jax.enable_x64`.
+        chunk_size: rows computed at a time.
+        rounds: timed evaluations of each potential, positive; medians are returned.
+
+    Raises:
+        ValueError: the box is too narrow, or a species is unknown.
+    """
+    is_rectangular = np.allclose(atoms.cell.array, np.diag(atoms.cell.lengths()))
+    box = (atoms.cell.lengths() if is_rectangular else atoms.cell.array.T).astype(dtype)
+    space = jax_md.space
+    displacement_fn, _ = (
+        space.periodic(box) if is_rectangular else space.periodic_general(box, fractional_coordinates=False)
+    )
+    position = jnp.asarray(atoms.get_positions(wrap=True), dtype)
+    alone = regions.fixed(np.zeros(len(atoms), int), n_experts=1)
+    programs = []
+    for potential in potentials:
+        known = potential.expert.species
+        species = np.array([known.index(symbol) for symbol in atoms.symbols], np.int32)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # rows outside the domain: only the time is used
+            neighbor_fn, energy_fn = mixture_neighbor_list(
+                displacement_fn, box, [potential], species, alone, dr_threshold=SKIN, chunk_size=chunk_size
+            )
+            neighbors = neighbor_fn.allocate(position)
+        evaluate = fast_jit(jax.value_and_grad(energy_fn))
+        jax.block_until_ready(evaluate(position, neighbors))  # compiles
+        programs.append((evaluate, neighbors))
+    seconds: list[list[float]] = [[] for _ in programs]
+    for _ in range(rounds):
+        for spent, (evaluate, neighbors) in zip(seconds, programs):
+            started = time.perf_counter()
+            jax.block_until_ready(evaluate(position, neighbors))
+            spent.append(time.perf_counter() - started)
+    return tuple(float(np.median(spent)) / len(atoms) for spent in seconds)

@@ -73,7 +73,7 @@ def test_programs_run(page, tmp_path, capsys):
 def test_commands_exist(line):
     """Options are those of the real parser, and settings of `run` are valid together."""
     parsed = cli.make_parser().parse_args(shlex.split(line, comments=True)[1:])
-    if parsed.command in ("run", "export"):
+    if parsed.command in ("region", "run", "export"):
         settings_file.settings(parsed.settings_class, parsed.table, parsed)
 
 
@@ -85,6 +85,7 @@ def test_there_are_commands():
         "train",
         "evaluate",
         "validate",
+        "region",
         "run",
         "export",
         "bench",

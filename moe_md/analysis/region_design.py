@@ -44,7 +44,11 @@ class StoredFrames(NamedTuple):
 
 
 def stored_frames(
-    experts: Sequence[Expert], params: Sequence[Params], frames: Sequence[Frame]
+    experts: Sequence[Expert],
+    params: Sequence[Params],
+    frames: Sequence[Frame],
+    *,
+    chunk_size: int = CHUNK,
 ) -> StoredFrames:
     """Evaluate two experts on all atoms of some frames.
 
@@ -52,6 +56,7 @@ def stored_frames(
         experts: two, the expensive one first; neither passes messages.
         params: one parameter tree per expert.
         frames: of the same atoms in the same order.
+        chunk_size: rows computed at a time.
 
     Returns:
         Energies, partial forces and neighbours, computed in the default float dtype.
@@ -66,7 +71,7 @@ def stored_frames(
     all_rows = [frame_rows(frame, experts[0].species, cutoff, dtype=dtype) for frame in frames]
     max_neighbors, n_atoms = max(rows.mask.shape[1] for rows in all_rows), len(frames[0].symbols)
     energies, partials, neighbors = [], [], []
-    compute = [jax.jit(partial(_on_rows, expert)) for expert in experts]
+    compute = [jax.jit(partial(_on_rows, expert, chunk_size)) for expert in experts]
     for rows in all_rows:
         rows = _padded(rows, max_neighbors)
         each = [fn(tree, rows) for fn, tree in zip(compute, params, strict=True)]
@@ -79,7 +84,7 @@ def stored_frames(
     )
     all_on_0 = jnp.zeros((n_atoms, 2), dtype).at[:, 0].set(1.0)
     force = jnp.stack(
-        [_gated_forces(all_on_0, stored.partial_force[f], stored.neighbor[f]) for f in range(len(frames))]
+        [gated_forces(all_on_0, stored.partial_force[f], stored.neighbor[f]) for f in range(len(frames))]
     )
     return stored._replace(force=force)
 
@@ -94,17 +99,37 @@ def mixed_forces(
     Args:
         stored: from `stored_frames`.
         displacement_fn: from `jax_md.space`, of the frames' box.
-        region: of two experts, one that needs no lists (`around`, `custom`, static ones).
+        region: of two experts, one that needs no lists (`around`, `custom`, static ones);
+            `region_scan.forces` takes any.
     """
 
     def frame_forces(R, energy, g, neighbor):
         gate = region.gate(R, displacement_fn)
         gate_gradient = jax.grad(lambda R: jnp.sum(energy * region.gate(R, displacement_fn)))(R)
-        return _gated_forces(gate, g, neighbor) - gate_gradient
+        return gated_forces(gate, g, neighbor) - gate_gradient
 
     return jax.lax.map(
         lambda x: frame_forces(*x), (stored.position, stored.energy, stored.partial_force, stored.neighbor)
     )
+
+
+def gated_forces(
+    gate: Float[Array | np.ndarray, "atoms 2"],
+    partial_force: Float[Array, "2 atoms K 3"],
+    neighbor: Int[Array, "atoms K"],
+) -> Float[Array, "atoms 3"]:
+    """Forces of one frame at constant gates, without the gate-gradient forces: eV/Å.
+
+    Args:
+        gate: share of each atom's energy that each expert supplies.
+        partial_force: of the frame, from `stored_frames`, eV/Å.
+        neighbor: of the frame; the number of atoms where there is none.
+    """
+    n_atoms = neighbor.shape[0]
+    mixed = jnp.einsum("ne,enka->nka", gate, partial_force)
+    no_species = jnp.zeros(neighbor.shape, jnp.int32)
+    rows = Neighborhood(mixed, neighbor < n_atoms, no_species[:, 0], no_species, neighbor)
+    return derivatives.forces(mixed, rows, jnp.arange(n_atoms), n_atoms)
 
 
 def force_error(stored: StoredFrames, displacement_fn: Callable, region: Region) -> Float[Array, ""]:
@@ -154,18 +179,9 @@ def center_shares(stored: StoredFrames, displacement_fn: Callable, region: Regio
     )
 
 
-def _on_rows(expert: Expert, params: Params, rows: Neighborhood) -> tuple[Array, Array]:
+def _on_rows(expert: Expert, chunk_size: int, params: Params, rows: Neighborhood) -> tuple[Array, Array]:
     """Energies `[n]` and partial forces `[n, K, 3]`, computed in chunks."""
-    return map_rows(lambda chunk: energies_and_partial_forces(expert, params, chunk), rows, CHUNK)
-
-
-def _gated_forces(gate: Array, g: Array, neighbor: Array) -> Array:
-    """Forces `[n_atoms, 3]` at constant gates `[n_atoms, 2]`, from partial forces `[2, n_atoms, K, 3]`."""
-    n_atoms = neighbor.shape[0]
-    mixed = jnp.einsum("ne,enka->nka", gate, g)
-    no_species = jnp.zeros(neighbor.shape, jnp.int32)
-    rows = Neighborhood(mixed, neighbor < n_atoms, no_species[:, 0], no_species, neighbor)
-    return derivatives.forces(mixed, rows, jnp.arange(n_atoms), n_atoms)
+    return map_rows(lambda chunk: energies_and_partial_forces(expert, params, chunk), rows, chunk_size)
 
 
 def _padded(rows: Neighborhood, max_neighbors: int) -> Neighborhood:

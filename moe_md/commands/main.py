@@ -36,6 +36,7 @@ from moe_md.settings import (
     DemoSettings,
     EnvironmentSettings,
     ExportSettings,
+    RegionScanSettings,
     RunSettings,
     TrainSettings,
     ValidateSettings,
@@ -49,6 +50,7 @@ first steps:
   moe-md init my.toml --data frames.xyz           a settings file for your frames, each key explained
   moe-md train --settings my.toml
   moe-md validate training/checkpoint.msgpack --settings my.toml
+  moe-md region slab.xyz --region-around C,O --checkpoint training/checkpoint.msgpack
   moe-md run --structure slab.xyz --region-around C,O --checkpoint training/checkpoint.msgpack
 
 Every folder of results holds settings.toml, which repeats the command.
@@ -146,7 +148,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command",
         required=True,
-        metavar="data | init | demo | train | evaluate | validate | run | export | bench | models",
+        metavar="data | init | demo | train | evaluate | validate | region | run | export | bench | models",
     )
     _add_data(commands)
     _add_init(commands)
@@ -154,6 +156,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_validate(commands)
+    _add_region(commands)
     text = "Molecular dynamics of a structure; resumes a run that was stopped"
     _add_max_hours(_add(commands, "run", text, RunSettings, "run", out="run"))
     _add_export(commands)
@@ -240,6 +243,12 @@ def _add_validate(commands) -> None:
     )
     _add_validation_fraction(sub)
     sub.add_argument("--small", action="store_true", help="few steps of dynamics, for tests")
+
+
+def _add_region(commands) -> None:
+    text = "How large a region must be: errors and speed of several sizes, and the options for moe-md run"
+    sub = _add(commands, "region", text, RegionScanSettings, "region", out="region")
+    sub.add_argument("structure", nargs="?", default=argparse.SUPPRESS, help="as --structure")
 
 
 def _add_export(commands) -> None:

@@ -84,7 +84,6 @@ class _Simulation(NamedTuple):
     atoms: Atoms
     region: regions.Region
     potentials: tuple[Potential, ...]  # of the mixture, then the inner potential if there is one
-    displacement_fn: Callable
     shift_fn: Callable
     neighbor_fn: Any
     energy_fn: Callable
@@ -115,7 +114,9 @@ def _run(settings: RunSettings, folder: Path, log: Callable, stop_fn: Callable[[
         settings, simulation, integrator, run_fn, folder, fingerprint, log, stop_fn
     )
     position = start.position if resumed_at is None else simulation.position
-    share = float(np.mean(np.asarray(region.gate(position, simulation.displacement_fn))[:, 0] > 0))
+    at_start = neighbors if resumed_at is None else simulation.neighbor_fn.allocate(position)
+    gates = simulation.neighbor_fn.gate(position, at_start.update(position))
+    share = float(np.mean(np.asarray(gates)[:, 0] > 0))
     log(f"{n_atoms} atoms, {share:.1%} on the expensive expert, {settings.dtype}")
     if simulation.fixed_mask is not None:
         log(fixed_in_words(simulation.fixed_mask))
@@ -163,7 +164,7 @@ def _build(settings: RunSettings, log: Callable) -> _Simulation:
         checkpoints.load(settings.inner_potential).expensive if settings.inner_potential else None
     )
     model, atoms, region, fixed_mask = load_system(
-        settings, () if inner_potential is None else inner_potential[:1]
+        settings, () if inner_potential is None else inner_potential[:1], log
     )
     if model.level_of_theory:
         log(f"level of theory: {model.level_of_theory}")
@@ -194,7 +195,6 @@ def _build(settings: RunSettings, log: Callable) -> _Simulation:
         atoms,
         region,
         model.potentials if inner_potential is None else (*model.potentials, inner_potential),
-        displacement_fn,
         shift_fn,
         neighbor_fn,
         energy_fn,

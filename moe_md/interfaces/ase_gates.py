@@ -5,7 +5,7 @@ With E = sum_i sum_e w_ie E_ie, w_ie the gate of expert e on atom i, the gates a
 """
 
 from functools import partial
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,21 @@ from jaxtyping import Bool, Float, Int, Real
 
 from moe_md.interfaces.cached_rows import Pairs, ReferenceGeometry
 from moe_md.mixture.checks import warn_of_wide_requests
+from moe_md.neighbors.capacity import bucket_size
 from moe_md.neighbors.neighbor_list import NeighborList, perpendicular_widths
 from moe_md.neighbors.rows import closer
-from moe_md.regions.protocol import NeighborRequest, Region, RegionNeighbors
+from moe_md.regions.protocol import (
+    NeighborRequest,
+    Region,
+    RegionNeighbors,
+    SupportNeighbors,
+    SupportRequest,
+    flat_requests,
+    map_requests,
+    two_columns,
+)
+
+MIN_CENTERS = 8  # of the lists of a `SupportRequest`, so that few programs compile
 
 Leaf = TypeVar("Leaf", Array, np.ndarray)  # under jit; on the host
 
@@ -30,6 +42,14 @@ class GateInputs(NamedTuple, Generic[Leaf]):
     pbc: Bool[Leaf, "3"]
     species: Int[Leaf, " atoms"]
     idx: Int[Leaf, "atoms K"]  # neighbours of every atom; n_atoms where padded
+    centers: Any = None  # `_RequestedCenters` in place of each `SupportRequest`; the functions below set it
+
+
+class _RequestedCenters(NamedTuple):
+    """Centres of the list that a `SupportRequest` asks for."""
+
+    centers: Int[np.ndarray, " n"]  # atoms; the number of atoms where padded
+    nested: Any  # the same for the requests inside it
 
 
 def gate_neighbors(
@@ -71,12 +91,11 @@ def minimum_image_range(geometry: ReferenceGeometry) -> float:
 def warn_of_wide_spheres(region: Region, inputs: GateInputs) -> None:
     """Warn where a sphere of the region is wider than half of the cell."""
     widths = perpendicular_widths(inputs.cell.T)[inputs.pbc]
-    for request in jax.tree.leaves(region.required_neighbors(0.0), is_leaf=_is_request):
+    for request in flat_requests(region.required_neighbors(0.0)):
         if len(widths):
             warn_of_wide_requests(float(request.cutoff), widths.min())
 
 
-@partial(jax.jit, static_argnames=("cutoff", "margin"))
 def support(
     region: Region, inputs: GateInputs, *, cutoff: float, margin: float
 ) -> Bool[Array, "atoms experts"]:
@@ -84,19 +103,16 @@ def support(
 
     Valid while no atom has moved by more than half of `margin`, Å.
     """
-    displacement, neighbors = _region_neighbors(region, inputs, inputs.position, None, cutoff, margin)
-    return region.support(inputs.position, displacement, margin, neighbors)
+    return _support(region, _with_centers(region, inputs, cutoff, margin), cutoff=cutoff, margin=margin)
 
 
-@partial(jax.jit, static_argnames="cutoff")
 def gate(region: Region, inputs: GateInputs, *, cutoff: float) -> Float[Array, "atoms experts"]:
     """Each expert's share of each atom's energy."""
-    return _strained_gate(region, inputs, inputs.position, None, cutoff)
+    return _gate(region, _with_centers(region, inputs, cutoff, 0.0), cutoff=cutoff)
 
 
-@partial(jax.jit, static_argnames="cutoff")
 def gate_forces_and_virials(
-    region: Region, inputs: GateInputs, energies: Float[Array, "atoms experts"], *, cutoff: float
+    region: Region, inputs: GateInputs, energies: Float[Array | np.ndarray, "atoms experts"], *, cutoff: float
 ) -> tuple[Float[Array, "atoms 3"], Float[Array, "atoms 3 3"]]:
     """The gates' part of forces, eV/Å, and of each atom's virial, eV.
 
@@ -106,7 +122,41 @@ def gate_forces_and_virials(
         energies: eV, of each atom by each expert.
         cutoff: Å, distance within which `inputs.idx` is complete.
     """
+    inputs = _with_centers(region, inputs, cutoff, 0.0)
+    return _gate_forces_and_virials(region, inputs, energies, cutoff=cutoff)
 
+
+def _with_centers(region: Region, inputs: GateInputs, cutoff: float, margin: float) -> GateInputs:
+    """The inputs with the centres that the region requests at these positions."""
+    n_atoms = len(inputs.position)
+
+    def choose(request: NeighborRequest | SupportRequest) -> _RequestedCenters | tuple[()]:
+        if isinstance(request, NeighborRequest):
+            return ()
+        inner = inputs._replace(centers=map_requests(choose, request.requests))
+        owned = np.asarray(_support(request.region, inner, cutoff=cutoff, margin=margin))[:, 0]
+        atoms = np.flatnonzero(owned).astype(np.int32)
+        padding = (0, bucket_size(max(MIN_CENTERS, len(atoms))) - len(atoms))
+        return _RequestedCenters(np.pad(atoms, padding, constant_values=n_atoms), inner.centers)
+
+    return inputs._replace(centers=map_requests(choose, region.required_neighbors(margin)))
+
+
+@partial(jax.jit, static_argnames=("cutoff", "margin"))
+def _support(region: Region, inputs: GateInputs, *, cutoff: float, margin: float) -> Array:
+    displacement, neighbors = _region_neighbors(region, inputs, inputs.position, None, cutoff, margin)
+    return region.support(inputs.position, displacement, margin, neighbors)
+
+
+@partial(jax.jit, static_argnames="cutoff")
+def _gate(region: Region, inputs: GateInputs, *, cutoff: float) -> Array:
+    return _strained_gate(region, inputs, inputs.position, None, cutoff)
+
+
+@partial(jax.jit, static_argnames="cutoff")
+def _gate_forces_and_virials(
+    region: Region, inputs: GateInputs, energies: Array, *, cutoff: float
+) -> tuple[Array, Array]:
     def gated_energies(position, deformation):
         return jnp.sum(_strained_gate(region, inputs, position, deformation, cutoff) * energies, axis=1)
 
@@ -142,23 +192,21 @@ def _region_neighbors(
         D = fraction @ inputs.cell
         return D if deformation is None else D @ deformation.T
 
-    def all_other_atoms(request: NeighborRequest) -> NeighborList:
-        others = jnp.broadcast_to(jnp.arange(n_atoms, dtype=jnp.int32), (request.centers.shape[0], n_atoms))
-        others = jnp.where(others == request.centers[:, None], n_atoms, others)
-        return NeighborList(
-            (others,),
-            position,
-            inputs.cell,
-            jnp.asarray(request.cutoff)[None],
-            request.centers,
-            jnp.zeros((), bool),
-            (1, 1, 1),
-            n_atoms,
-        )
+    def all_other_atoms(centers: Array | np.ndarray, cutoff: Array) -> NeighborList:
+        others = jnp.broadcast_to(jnp.arange(n_atoms, dtype=jnp.int32), (centers.shape[0], n_atoms))
+        others = jnp.where(others == centers[:, None], n_atoms, others)
+        overflow = jnp.zeros((), bool)
+        cutoffs = jnp.asarray(cutoff)[None]
+        return NeighborList((others,), position, inputs.cell, cutoffs, centers, overflow, (1, 1, 1), n_atoms)
 
-    requested = jax.tree.map(all_other_atoms, region.required_neighbors(margin), is_leaf=_is_request)
+    def answer(request, chosen) -> NeighborList | SupportNeighbors:
+        if isinstance(request, NeighborRequest):
+            return all_other_atoms(request.centers, request.cutoff)
+        requested = map_requests(answer, request.requests, chosen.nested)
+        neighbors = RegionNeighbors(inputs.species, inputs.idx, cutoff, requested)
+        owned = request.region.support(position, displacement, margin, neighbors)
+        listed = all_other_atoms(chosen.centers, request.cutoff)
+        return SupportNeighbors(listed, two_columns(owned), requested)
+
+    requested = map_requests(answer, region.required_neighbors(margin), inputs.centers)
     return displacement, RegionNeighbors(inputs.species, inputs.idx, cutoff, requested)
-
-
-def _is_request(x) -> bool:
-    return isinstance(x, NeighborRequest)

@@ -17,15 +17,19 @@ from jaxtyping import Int
 
 from moe_md.checks import check_count, check_positive
 from moe_md.regions import Around, around
+from moe_md.regions.protocol import check_missing
 
 AtomsToAssignment = Callable[[Atoms], Int[np.ndarray, " atoms"]]
 
 
-def by_tag(tags: int | Sequence[int]) -> AtomsToAssignment:
+def by_tag(tags: int | Sequence[int], *, missing: str = "error") -> AtomsToAssignment:
     """Assign atoms with these ASE tags (`atoms.get_tags()`) to expert 0, the others to expert 1.
 
     Args:
-        tags: one integer or several; at least one atom must have each.
+        tags: one integer or several.
+        missing: what happens where no atom has one of them: "error", or "cheap",
+            atoms with the other tags are assigned, and expert 1 gets all where there
+            are none.
 
     Returns:
         `(atoms) -> expert of each atom`.
@@ -40,14 +44,15 @@ def by_tag(tags: int | Sequence[int]) -> AtomsToAssignment:
     selected = np.atleast_1d(np.asarray(tags))
     if selected.ndim != 1 or selected.size == 0 or not np.issubdtype(selected.dtype, np.integer):
         raise ValueError(f"tags must be one integer or several, got {tags!r:.80}.")
+    check_missing(missing)
 
     def assign(atoms: Atoms) -> Int[np.ndarray, " atoms"]:
         found = atoms.get_tags()
-        missing = sorted(set(selected.tolist()) - set(found.tolist()))
-        if missing:
+        absent = sorted(set(selected.tolist()) - set(found.tolist()))
+        if absent and missing == "error":
             raise ValueError(
-                f"tags must be tags of the atoms, {sorted(set(found.tolist()))}, got {missing}. "
-                "Set tags with `atoms.set_tags`."
+                f"tags must be tags of the atoms, {sorted(set(found.tolist()))}, got {absent}. "
+                'Set tags with `atoms.set_tags`. With missing="cheap" they may be absent.'
             )
         return np.where(np.isin(found, selected), 0, 1)
 
@@ -126,16 +131,21 @@ def _joined(atoms: Atoms, axis: int, tolerance: float) -> np.ndarray:
     return joined
 
 
-def around_species(species: str | Sequence[str], r_core: float, r_blend: float) -> Callable[[Atoms], Around]:
+def around_species(
+    species: str | Sequence[str], r_core: float, r_blend: float, *, missing: str = "error"
+) -> Callable[[Atoms], Around]:
     """Spheres around all atoms of these species belong to expert 0 and follow the atoms.
 
     The region is `regions.around`, with which energy is conserved.
 
     Args:
-        species: one chemical symbol or several, each present among the atoms.
+        species: one chemical symbol or several.
         r_core: Å, radius of the spheres' cores. Use at least the cheap expert's
             cutoff if these species are outside its `allowed_species`.
         r_blend: Å, width of the blending shell, positive.
+        missing: what happens where no atom is of one of the species: "error", or
+            "cheap", the region follows the others, and expert 1 owns all atoms where
+            there are none. One calculator then serves clean and adsorbed slabs.
 
     Returns:
         `(atoms) -> region`.
@@ -153,13 +163,17 @@ def around_species(species: str | Sequence[str], r_core: float, r_blend: float) 
     unknown = [s for s in symbols if s not in chemical_symbols[1:]]
     if unknown or not symbols:
         raise ValueError(f"species must be chemical symbols, at least one, got {species!r:.80}.")
-    around([0], r_core, r_blend)  # raises an error for bad radii
+    around([0], r_core, r_blend, missing=missing)  # raises an error for bad arguments
 
     def region_of(atoms: Atoms) -> Around:
         absent = sorted(set(symbols) - set(atoms.symbols))
-        if absent:
-            raise ValueError(f"species must be among the atoms, {atoms.symbols}, got {', '.join(absent)}.")
-        return around(np.flatnonzero(np.isin(atoms.get_chemical_symbols(), symbols)), r_core, r_blend)
+        if absent and missing == "error":
+            raise ValueError(
+                f"species must be among the atoms, {atoms.symbols}, got {', '.join(absent)}. "
+                'With missing="cheap" they may be absent.'
+            )
+        seeds = np.flatnonzero(np.isin(atoms.get_chemical_symbols(), symbols))
+        return around(seeds, r_core, r_blend, missing=missing)
 
     return region_of
 

@@ -15,7 +15,8 @@ from jaxtyping import Bool, Int, Integer, Real
 from moe_md.checks import check_value
 from moe_md.experts.base import Expert, Params
 from moe_md.neighbors import neighbor_list as lists
-from moe_md.regions import NeighborRequest, check_region
+from moe_md.regions import SupportNeighbors, SupportRequest, check_region
+from moe_md.regions.protocol import flat_requests
 
 MAX_EDGE = 1e4  # Å, of a box
 NEAR_HALF = 0.45  # of a lattice vector: its nearest image is itself
@@ -193,14 +194,28 @@ def check_position(position: Real[ArrayLike, "atoms 3"] | Sequence, n_atoms: int
 
 def check_requested(requests, requested) -> None:
     """Raise `ValueError` where neighbours were allocated for a region of another form."""
-    wanted = jax.tree.leaves(requests, is_leaf=lambda x: isinstance(x, NeighborRequest))
-    found = jax.tree.leaves(requested, is_leaf=lambda x: isinstance(x, lists.NeighborList))
-    n_wanted, n_found = [[len(each.centers) for each in many] for many in (wanted, found)]
-    if n_wanted != n_found:
+    wanted = [_n_seeds(request) for request in flat_requests(requests)]
+    found = [_n_seeds(answer) for answer in _flat_answers(requested)]
+    if wanted != found:
+        n_wanted, n_found = (f"[{', '.join(each)}]" for each in (wanted, found))
         raise ValueError(
             f"neighbors must be allocated for the region that is used, got lists around {n_found} seeds "
             f"for a region of {n_wanted} seeds: use allocate(position, region=region)."
         )
+
+
+def _n_seeds(each) -> str:
+    """Number of centres of a request or of its answer; of a `SupportRequest` they change."""
+    changing = isinstance(each, (SupportRequest, SupportNeighbors))
+    return "changing" if changing else str(len(each.centers))
+
+
+def _flat_answers(requested) -> list[lists.NeighborList | SupportNeighbors]:
+    """What answers `flat_requests`, in the same order."""
+    found, kinds = [], (lists.NeighborList, SupportNeighbors)
+    for answer in jax.tree.leaves(requested, is_leaf=lambda x: isinstance(x, kinds)):
+        found += [*_flat_answers(getattr(answer, "requested", None)), answer]
+    return found
 
 
 def check_seeds(seeds: Int[Array | np.ndarray, " n"], n_atoms: int) -> None:

@@ -103,7 +103,7 @@ class MixtureNeighbors:
     halo: tuple[Array, ...]  # per expert [capacity] int, other atoms whose rows it needs; padded alike
     # per potential of sums over neighbours [capacity, K] int, neighbours of its centres; None for others
     rows_of_sums: tuple[Array | None, ...]
-    requested: Any  # a `NeighborList` in place of each `NeighborRequest` of the region
+    requested: Any  # the answer to each request of the region, as in `RegionNeighbors`
     centers_overflow: Array  # bool, an expert has more atoms or neighbours than its capacity; stays True
     # per potential, columns of its packed rows or of its rows of sums; None for others
     max_neighbors: tuple[int | None, ...] = field(metadata={"static": True})
@@ -149,17 +149,16 @@ class MixtureNeighbors:
     def error(self) -> Int[Array, ""]:
         """Bits.
 
-        1: rows or cells of a list overflowed, or the box became too narrow.
+        1: rows or cells of a list, or the centres that a region requested, overflowed, or
+            the box became too narrow.
         256: an expert has more atoms or neighbours than its capacity.
         """
         return jnp.where(self._list_overflow, 1, 0) | jnp.where(self.centers_overflow, 256, 0)
 
     @property
     def _list_overflow(self) -> Array:
-        lists = [
-            self.list,
-            *jax.tree.leaves(self.requested, is_leaf=lambda x: isinstance(x, NeighborList)),
-        ]
+        leaves = jax.tree.leaves(self.requested, is_leaf=lambda x: isinstance(x, NeighborList))
+        lists = [self.list, *(leaf for leaf in leaves if isinstance(leaf, NeighborList))]
         return jnp.any(jnp.stack([each.did_buffer_overflow for each in lists]))
 
 

@@ -16,11 +16,11 @@ from jaxtyping import Bool, Float
 from moe_md.experts.neighbor_sums import allowed_neighbors
 from moe_md.mixture import checks
 from moe_md.mixture.config import THERMAL_CAPACITY_FACTOR, MixtureConfig, MixtureNeighbors
+from moe_md.mixture.requests import allocate_requests, stale_requests, update_requests
 from moe_md.neighbors.capacity import first_true, padded_capacity
-from moe_md.neighbors.neighbor_list import NeighborList, perpendicular_widths, strained
+from moe_md.neighbors.neighbor_list import NeighborList, strained
 from moe_md.neighbors.rows import max_occupancy, neighbors_of
-from moe_md.regions import NeighborRequest, Region
-from moe_md.regions.protocol import map_requests
+from moe_md.regions import Region
 
 LANES = 8  # a loop over neighbours takes so many at a time, in the vector instructions of XLA for CPU
 
@@ -55,16 +55,8 @@ def allocate(
     checks.check_box(frame, config.cutoffs[0])
     region_in_use = config.region if region is None else region
     full_list = config.list_fns.allocate(position, extra_capacity=extra_capacity, **kwargs)
-    min_width = perpendicular_widths(frame).min()
-
-    def allocate_request(request: NeighborRequest) -> NeighborList:
-        checks.check_seeds(request.centers, config.n_atoms)
-        checks.warn_of_wide_requests(float(request.cutoff) - config.dr_threshold, min_width)
-        return config.list_fns.allocate(
-            position, extra_capacity, cutoffs=[request.cutoff], centers=request.centers, **kwargs
-        )
-
-    requested = map_requests(allocate_request, region_in_use.required_neighbors(config.dr_threshold))
+    requests = region_in_use.required_neighbors(config.dr_threshold)
+    requested = allocate_requests(config, position, full_list, requests, extra_capacity, kwargs)
     support = _support(config, position, region_in_use, full_list, requested, kwargs)
     checks.check_support(np.asarray(support), config.n_atoms, len(config.experts))
     halos = _halos(config, support, full_list)
@@ -104,15 +96,9 @@ def update(
     kwargs = config.box_arguments(**kwargs)
     full_list = config.list_fns.update(position, neighbors.list, renew=renew, **kwargs)
     region = config.region if region is None else region
-
-    def update_request(request: NeighborRequest, old: NeighborList) -> NeighborList:
-        return config.list_fns.update(
-            position, old, renew=renew, cutoffs=request.cutoff[None], centers=request.centers, **kwargs
-        )
-
     requests = region.required_neighbors(config.dr_threshold)
     checks.check_requested(requests, neighbors.requested)
-    requested = map_requests(update_request, requests, neighbors.requested)
+    requested = update_requests(config, position, full_list, requests, neighbors.requested, renew, kwargs)
     support = _support(config, position, region, full_list, requested, kwargs)
     sizes, halo_sizes = ([c.shape[0] for c in each] for each in (neighbors.centers, neighbors.halo))
     centers, halo, overflow = _select(support, _halos(config, support, full_list), sizes, halo_sizes)
@@ -157,13 +143,7 @@ def stale(
     kwargs = config.box_arguments(**kwargs)
     requests = (config.region if region is None else region).required_neighbors(config.dr_threshold)
     checks.check_requested(requests, neighbors.requested)
-
-    def stale_request(request: NeighborRequest, old: NeighborList) -> Bool[Array, ""]:
-        return config.list_fns.stale(
-            position, old, cutoffs=request.cutoff[None], centers=request.centers, **kwargs
-        )
-
-    of_requests = jax.tree.leaves(map_requests(stale_request, requests, neighbors.requested))
+    of_requests = stale_requests(config, position, requests, neighbors.requested, kwargs)
     return jnp.any(jnp.stack([config.list_fns.stale(position, neighbors.list, **kwargs), *of_requests]))
 
 

@@ -190,11 +190,11 @@ def build_rows(
     block_fn = partial(_block_rows, position, cells, radii, grid, max_neighbors, nearest_image)
     n_rows = n_atoms if centers is None else centers.shape[0]
     atoms = jnp.arange(n_atoms, dtype=jnp.int32) if centers is None else centers.astype(jnp.int32)
-    size = min(BLOCK.get(jax.default_backend(), LARGE_BLOCK), n_rows)
+    size = min(BLOCK.get(jax.default_backend(), LARGE_BLOCK), max(n_rows, 1))
     atoms = jnp.pad(atoms, (0, -n_rows % size), constant_values=n_atoms).reshape(-1, size)
     blocks, occupancy = jax.lax.map(block_fn, atoms)
     idx = tuple(block.reshape(-1, block.shape[-1])[:n_rows] for block in blocks)
-    return idx, jnp.max(occupancy, axis=0), jnp.max(cells.counts)
+    return idx, jnp.max(occupancy, axis=0, initial=0), jnp.max(cells.counts)
 
 
 def allocate(

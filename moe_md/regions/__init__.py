@@ -16,19 +16,29 @@ current positions, with a shell of constant gates if asked for. An atom keeps it
 gate when it moves: gates fixed in space would not conserve momentum.
 
 Dynamic regions: `around` follows atoms. `descriptor` evaluates a scalar of each
-atom's neighbours (`coordination`, `committee`, a learned one). `custom` evaluates a
-function. Gates are part of the energy and their gradient is part of the force, so
-the energy is conserved while gates change. Momentum is conserved if gates depend on
-positions of atoms relative to each other only.
+atom's neighbours (`coordination`, `committee`, `unfamiliar`, a learned one). `grown` follows the
+atoms inside another region. `custom` evaluates a function. Gates are part of the
+energy and their gradient is part of the force, so the energy is conserved while gates
+change. Momentum is conserved if gates depend on positions of atoms relative to each
+other only.
 
 `union`, `complement` and `nested` combine regions. `reassigned` lets atoms switch
 expert at once, and `simulate.run` accumulates the switching work.
 """
 
 from moe_md.regions.combined import Complement, Custom, Nested, Union, complement, custom, nested, union
-from moe_md.regions.described import Descriptor, committee, coordination, descriptor
+from moe_md.regions.described import Descriptor, committee, coordination, descriptor, unfamiliar
 from moe_md.regions.following import Around, around
-from moe_md.regions.protocol import NeighborRequest, Region, RegionNeighbors, check_region, switch
+from moe_md.regions.grown import Grown, grown
+from moe_md.regions.protocol import (
+    NeighborRequest,
+    Region,
+    RegionNeighbors,
+    SupportNeighbors,
+    SupportRequest,
+    check_region,
+    switch,
+)
 from moe_md.regions.reassigned import Reassigned, reassigned
 from moe_md.regions.static import Fixed, FixedGates, fixed, slab, sphere
 from moe_md.renamed import missing_attribute
@@ -40,11 +50,14 @@ __all__ = [
     "Descriptor",
     "Fixed",
     "FixedGates",
+    "Grown",
     "NeighborRequest",
     "Nested",
     "Reassigned",
     "Region",
     "RegionNeighbors",
+    "SupportNeighbors",
+    "SupportRequest",
     "Union",
     "around",
     "check_region",
@@ -54,11 +67,13 @@ __all__ = [
     "custom",
     "descriptor",
     "fixed",
+    "grown",
     "nested",
     "reassigned",
     "slab",
     "sphere",
     "switch",
+    "unfamiliar",
     "union",
 ]
 

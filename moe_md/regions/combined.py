@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from moe_md.regions.protocol import Region, RegionNeighbors, check_region, check_two_columns
+from moe_md.regions.protocol import Region, RegionNeighbors, check_region, check_two_columns, two_columns
 
 
 @jax.tree_util.register_dataclass
@@ -112,7 +112,7 @@ class Nested(_Combined):
         rest = jnp.ones(len(position), position.dtype)  # share that no region has taken yet
         columns = []
         for n, region in enumerate(self.regions):
-            inside, outside = _two(region.gate(position, displacement_fn, _part(neighbors, n))).T
+            inside, outside = two_columns(region.gate(position, displacement_fn, _part(neighbors, n))).T
             columns.append(rest * inside)
             rest = rest * outside
         return jnp.stack([*columns, rest], axis=1)
@@ -128,7 +128,9 @@ class Nested(_Combined):
         rest = jnp.ones(len(position), bool)
         columns = []
         for n, region in enumerate(self.regions):
-            inside, outside = _two(region.support(position, displacement_fn, margin, _part(neighbors, n))).T
+            inside, outside = two_columns(
+                region.support(position, displacement_fn, margin, _part(neighbors, n))
+            ).T
             columns.append(rest & inside)
             rest = rest & outside
         return jnp.stack([*columns, rest], axis=1)
@@ -156,12 +158,24 @@ class Union(_Combined):
         neighbors: RegionNeighbors | None = None,
     ) -> Float[Array, "atoms 2"]:
         """Outside is the product of the regions' outsides."""
-        gates = [
-            _two(r.gate(position, displacement_fn, _part(neighbors, n)))[:, 1]
-            for n, r in enumerate(self.regions)
-        ]
-        outside = jnp.prod(jnp.stack(gates), axis=0)
-        return jnp.stack([1.0 - outside, outside], axis=1)
+        return _joined(
+            [r.gate(position, displacement_fn, _part(neighbors, n)) for n, r in enumerate(self.regions)]
+        )
+
+    def gate_of(
+        self,
+        atoms: Int[Array | np.ndarray, " n"],
+        position: Float[Array | np.ndarray, "_ 3"],
+        displacement_fn: Callable,
+        neighbors: RegionNeighbors | None = None,
+    ) -> Float[Array, "n 2"]:
+        """The same product, from the gates of these atoms."""
+        return _joined(
+            [
+                r.gate_of(atoms, position, displacement_fn, _part(neighbors, n))
+                for n, r in enumerate(self.regions)
+            ]
+        )
 
     def support(
         self,
@@ -173,7 +187,7 @@ class Union(_Combined):
         """Inside any support, and outside all."""
         supports = jnp.stack(
             [
-                _two(r.support(position, displacement_fn, margin, _part(neighbors, n)))
+                two_columns(r.support(position, displacement_fn, margin, _part(neighbors, n)))
                 for n, r in enumerate(self.regions)
             ]
         )  # [n_regions, n_atoms, 2]
@@ -204,7 +218,17 @@ class Complement(Region):
         neighbors: RegionNeighbors | None = None,
     ) -> Float[Array, "atoms 2"]:
         """The gates, exchanged."""
-        return _two(self.region.gate(position, displacement_fn, neighbors))[:, ::-1]
+        return two_columns(self.region.gate(position, displacement_fn, neighbors))[:, ::-1]
+
+    def gate_of(
+        self,
+        atoms: Int[Array | np.ndarray, " n"],
+        position: Float[Array | np.ndarray, "_ 3"],
+        displacement_fn: Callable,
+        neighbors: RegionNeighbors | None = None,
+    ) -> Float[Array, "n 2"]:
+        """The gates of these atoms, exchanged."""
+        return two_columns(self.region.gate_of(atoms, position, displacement_fn, neighbors))[:, ::-1]
 
     def support(
         self,
@@ -214,7 +238,7 @@ class Complement(Region):
         neighbors: RegionNeighbors | None = None,
     ) -> Bool[Array, "atoms 2"]:
         """The supports, exchanged."""
-        return _two(self.region.support(position, displacement_fn, margin, neighbors))[:, ::-1]
+        return two_columns(self.region.support(position, displacement_fn, margin, neighbors))[:, ::-1]
 
     def required_neighbors(self, margin: float) -> Any:
         """The requests of the region inside."""
@@ -308,12 +332,12 @@ def _checked(regions: tuple[Region, ...]) -> tuple[Region, ...]:
     return regions
 
 
+def _joined(gates: list[Array]) -> Array:
+    """Gates of a union, from those of its regions."""
+    outside = jnp.prod(jnp.stack([two_columns(gate)[:, 1] for gate in gates]), axis=0)
+    return jnp.stack([1.0 - outside, outside], axis=1)
+
+
 def _part(neighbors: RegionNeighbors | None, n: int) -> RegionNeighbors | None:
     """The lists that the n-th of several regions requested."""
     return None if neighbors is None else neighbors._replace(requested=neighbors.requested[n])
-
-
-def _two(columns: Array) -> Array:
-    if columns.shape[1] != 2:
-        raise ValueError(f"a region that others build on must be of two experts, got {columns.shape[1]}.")
-    return columns

@@ -44,8 +44,18 @@ class Descriptor(Region):
         neighbors: RegionNeighbors | None = None,
     ) -> Float[Array, "atoms 2"]:
         """Inside is switch((value - low) / (high - low))."""
+        return self.gate_of(_every_atom(position), position, displacement_fn, neighbors)
+
+    def gate_of(
+        self,
+        atoms: Int[Array | np.ndarray, " n"],
+        position: Float[Array | np.ndarray, "atoms 3"],
+        displacement_fn: Callable,
+        neighbors: RegionNeighbors | None = None,
+    ) -> Float[Array, "n 2"]:
+        """From the rows of these atoms alone."""
         low, high = (x.astype(position.dtype) for x in (self.low, self.high))
-        inside = switch((self.values(position, displacement_fn, neighbors) - low) / (high - low))
+        inside = switch((self.values(position, displacement_fn, neighbors, atoms) - low) / (high - low))
         return jnp.stack([inside, 1.0 - inside], axis=1)
 
     def support(
@@ -75,13 +85,22 @@ class Descriptor(Region):
         """Raise `ValueError` where there are not two experts."""
         check_two_columns(n_experts)
 
+    def to_dict(self) -> dict:
+        """Of `coordination`, its numbers and distances; other descriptors hold functions."""
+        if self.scalar_fn is not _coordination:
+            return super().to_dict()
+        r_full, r_none = map(float, self.parameters)
+        numbers = {name: float(getattr(self, name)) for name in ("low", "high", "slack")}
+        return {"kind": "coordination", **numbers, "r_full": r_full, "r_none": r_none}
+
     def values(
         self,
         position: Float[Array | np.ndarray, "atoms 3"],
         displacement_fn: Callable,
         neighbors: RegionNeighbors | None = None,
-    ) -> Float[Array, " atoms"]:
-        """The descriptor of every atom.
+        atoms: Int[Array | np.ndarray, " n"] | None = None,
+    ) -> Float[Array, " n"]:
+        """The descriptor of some atoms, default every one.
 
         Raises:
             ValueError: there is no list of neighbours, or one with a shorter cutoff.
@@ -92,7 +111,7 @@ class Descriptor(Region):
                 f"neighbors must be listed within {self.cutoff} Å, the region's cutoff, "
                 f"got {known}: one expert must have a cutoff at least as long."
             )
-        atoms = jnp.arange(position.shape[0], dtype=jnp.int32)
+        atoms = _every_atom(position) if atoms is None else atoms
         rows = rows_from_neighbor_list(position, neighbors.species, neighbors.idx, displacement_fn, atoms)
         return map_rows(lambda chunk: self.scalar_fn(self.parameters, chunk), rows, CHUNK)
 
@@ -206,6 +225,59 @@ def committee(expert, params: Sequence, low: float, high: float, *, slack: float
     return complement(
         descriptor(_spread(expert), low, high, expert.cutoff, parameters=parameters, slack=slack)
     )
+
+
+def _every_atom(position: Array | np.ndarray) -> Array:
+    return jnp.arange(position.shape[0], dtype=jnp.int32)
+
+
+def unfamiliar(
+    model, low: float = 0.6, high: float = 0.9, *, of: str = "crystal", slack: float | None = None
+) -> Complement:
+    """A dynamic region: atoms in environments that a cheap expert does not know belong to expert 0.
+
+    The descriptor is the distance of an atom's environment from those of the training,
+    in which the limit is 1 (`experts.familiarity`). It finds vacancies, surfaces,
+    dislocations, molten parts and foreign atoms. Grow it: `grown(unfamiliar(model), 4.0, 2.0)`.
+
+    Args:
+        model: a checkpoint whose cheap expert was trained with a domain, or that expert.
+        low, high: up to `low` expert 1 supplies the full energy of an atom, from `high` on
+            expert 0. The defaults lie between the strained crystal at low and moderate
+            temperature and the rim of a vacancy; take higher ones near melting.
+        of: "crystal", the distance from strained crystals alone; or "domain", that from all
+            environments of the training, whose limit is where warnings begin.
+        slack: as for `descriptor`.
+
+    Returns:
+        A region.
+
+    Raises:
+        ValueError: the expert has a domain of species alone, or an argument is out of range.
+    """
+    expert = model.cheap.expert if hasattr(model, "cheap") else model
+    familiarity = getattr(expert, "familiarity", None)
+    if familiarity is None:
+        raise ValueError(
+            "model must be a checkpoint whose cheap expert knows the environments of its training, got one "
+            "with a domain of species alone: train it with domain_rows of [environments] above 0."
+        )
+    if of not in _DISTANCES:
+        raise ValueError(f"of must be one of {', '.join(_DISTANCES)}, got {of!r:.80}.")
+    return complement(
+        descriptor(_DISTANCES[of], low, high, familiarity.cutoff, parameters=familiarity, slack=slack)
+    )
+
+
+def _crystal_distance(familiarity, rows: Neighborhood) -> Array:
+    return familiarity.crystal_distance(rows)
+
+
+def _domain_distance(familiarity, rows: Neighborhood) -> Array:
+    return familiarity.distance(rows)
+
+
+_DISTANCES = {"crystal": _crystal_distance, "domain": _domain_distance}
 
 
 def _coordination(radii: tuple[Array, Array], rows: Neighborhood) -> Array:

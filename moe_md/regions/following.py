@@ -17,6 +17,7 @@ from moe_md.regions.protocol import (
     NeighborRequest,
     Region,
     RegionNeighbors,
+    check_missing,
     check_two_columns,
     finite_array,
     length,
@@ -89,7 +90,7 @@ class Around(Region):
     def check_size(self, n_atoms: int, n_experts: int) -> None:
         """Raise `ValueError` where a seed is no atom, or where there are not two experts."""
         check_two_columns(n_experts)
-        largest = int(np.max(self.seeds))
+        largest = int(np.max(self.seeds, initial=-1))
         if largest >= n_atoms:
             raise ValueError(
                 f"region must have seeds below the number of atoms, {n_atoms}, got a seed of {largest}."
@@ -115,17 +116,8 @@ class Around(Region):
 
         Each is `[n_seeds, K]`. Without lists these are all atoms.
         """
-        n_atoms = position.shape[0]
-        if neighbors is None:
-            others = jnp.broadcast_to(jnp.arange(n_atoms, dtype=jnp.int32), (self.seeds.shape[0], n_atoms))
-            others = jnp.where(others == self.seeds[:, None], n_atoms, others)
-        else:
-            others = neighbors.requested.idx[0]
-        atoms = jnp.concatenate([self.seeds[:, None], others], axis=1)
-        safe = jnp.minimum(atoms, n_atoms - 1)
-        center = position[jnp.minimum(self.seeds, n_atoms - 1)]
-        displacement = jax.vmap(jax.vmap(displacement_fn, (0, None)))(position[safe], center)
-        return atoms, atoms < n_atoms, length(displacement)
+        listed = None if neighbors is None else neighbors.requested.idx[0]
+        return pairs_around(self.seeds, listed, position, displacement_fn)
 
     def _is_invalid(self, position: Array | np.ndarray, neighbors: RegionNeighbors | None) -> Array:
         """Whether a seed is no atom, or the list is of other seeds or a shorter cutoff; bool.
@@ -140,7 +132,41 @@ class Around(Region):
         return invalid | too_far | jnp.any(listed.centers != self.seeds)
 
 
-def around(seeds: Integer[ArrayLike, " seeds"] | Sequence, r_core: float, r_blend: float) -> Around:
+def pairs_around(
+    centers: Int[Array | np.ndarray, " n"],
+    listed: Int[Array, "n K"] | None,
+    position: Float[Array | np.ndarray, "atoms 3"],
+    displacement_fn: Callable,
+) -> tuple[Int[Array, "n M"], Bool[Array, "n M"], Float[Array, "n M"]]:
+    """Atoms near each centre, the centre itself first.
+
+    Args:
+        centers: atoms; the number of atoms where padded.
+        listed: other atoms near each of them, padded alike; None for all other atoms.
+        position: in the units of `displacement_fn`.
+        displacement_fn: from `jax_md.space`.
+
+    Returns:
+        The atoms, whether each is an atom, and its distance from the centre in Å.
+    """
+    n_atoms = position.shape[0]
+    if listed is None:
+        listed = jnp.broadcast_to(jnp.arange(n_atoms, dtype=jnp.int32), (centers.shape[0], n_atoms))
+        listed = jnp.where(listed == centers[:, None], n_atoms, listed)
+    atoms = jnp.concatenate([centers[:, None], listed], axis=1)
+    safe = jnp.minimum(atoms, n_atoms - 1)
+    center = position[jnp.minimum(centers, n_atoms - 1)]
+    displacement = jax.vmap(jax.vmap(displacement_fn, (0, None)))(position[safe], center)
+    return atoms, atoms < n_atoms, length(displacement)
+
+
+def around(
+    seeds: Integer[ArrayLike, " seeds"] | Sequence,
+    r_core: float,
+    r_blend: float,
+    *,
+    missing: str = "error",
+) -> Around:
     """Smooth union of spheres around atoms: expert 0 inside, expert 1 outside.
 
     The spheres follow the atoms. In a mixture each seed is compared with the atoms
@@ -154,13 +180,15 @@ def around(seeds: Integer[ArrayLike, " seeds"] | Sequence, r_core: float, r_blen
             cheap expert's cutoff where seeds are outside its domain.
         r_blend: Å, thickness of the shell in which both experts share an atom;
             positive, or the energy is not conserved.
+        missing: what happens without a seed: "error", or "cheap", expert 1 owns all
+            atoms.
 
     Returns:
         A region. Its radii and seeds are leaves, so gradients with respect to the
         radii exist.
 
     Raises:
-        ValueError: seeds are not integers, or a length is out of range.
+        ValueError: seeds are not integers, there are none, or a length is out of range.
 
     >>> import numpy as np
     >>> from jax_md import space
@@ -170,13 +198,19 @@ def around(seeds: Integer[ArrayLike, " seeds"] | Sequence, r_core: float, r_blen
     values = finite_array("seeds", seeds)
     check_value("r_core", r_core, float)
     check_value("r_blend", r_blend, float)
-    if (
+    check_missing(missing)
+    if values.shape == (0,) and missing == "cheap":
+        values = values.astype(int)
+    elif (
         values.ndim != 1
         or values.size == 0
         or not np.issubdtype(values.dtype, np.integer)
         or values.min() < 0
     ):
-        raise ValueError(f"seeds must be a vector of atom indices, at least one, got {seeds!r}.")
+        raise ValueError(
+            f"seeds must be a vector of atom indices, at least one, got {seeds!r}. "
+            'With missing="cheap" there may be none.'
+        )
     if not r_core >= 0 or not r_blend > 0:
         raise ValueError(f"r_core must not be negative and r_blend positive (Å), got {r_core} and {r_blend}.")
     return Around(jnp.asarray(values, jnp.int32), jnp.asarray(float(r_core)), jnp.asarray(float(r_blend)))

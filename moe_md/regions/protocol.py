@@ -23,13 +23,32 @@ class NeighborRequest(NamedTuple):
     cutoff: Float[Array, ""]  # Å, all atoms within it are wanted
 
 
+class SupportRequest(NamedTuple):
+    """A request for the atoms around those that a region of two experts may give to expert 0."""
+
+    region: Any  # a `Region`, whose support says which atoms these are
+    cutoff: Float[Array, ""]  # Å, all atoms within it are wanted
+    requests: Any  # of that region, from its `required_neighbors`
+
+
+class SupportNeighbors(NamedTuple):
+    """The answer to a `SupportRequest`."""
+
+    # A `NeighborList`. Its centres hold all atoms with a gate above zero; the number of atoms where padded.
+    list: Any
+    support: Bool[Array, "atoms 2"]  # of the region, at the positions of the last update
+    requested: Any  # the answers to the region's own requests
+
+
 class RegionNeighbors(NamedTuple):
     """Neighbour lists that gates are computed from."""
 
     species: Int[Array, " atoms"]
     idx: Int[Array, "atoms K"]  # neighbours of every atom; the number of atoms where padded
     cutoff: float  # Å, `idx` holds all neighbours within it
-    requested: Any  # a `NeighborList` in place of each `NeighborRequest` of `required_neighbors`
+    # in place of each request of `required_neighbors`: a `NeighborList` for a `NeighborRequest`, and
+    # `SupportNeighbors` for a `SupportRequest`
+    requested: Any
 
 
 class Region(Protocol):
@@ -83,6 +102,20 @@ class Region(Protocol):
         """
         ...
 
+    def gate_of(
+        self,
+        atoms: Int[Array | np.ndarray, " n"],
+        position: Float[Array | np.ndarray, "atoms 3"],
+        displacement_fn: Callable,
+        neighbors: RegionNeighbors | None = None,
+    ) -> Float[Array, "n experts"]:
+        """Rows of `gate` of some atoms, at less cost where a class can.
+
+        `atoms` may be padded with the number of atoms; these rows are of no meaning.
+        """
+        gate = self.gate(position, displacement_fn, neighbors)
+        return gate[jnp.minimum(atoms, gate.shape[0] - 1)]
+
     def support(
         self,
         position: Float[Array | np.ndarray, "atoms 3"],
@@ -98,7 +131,7 @@ class Region(Protocol):
         ...
 
     def required_neighbors(self, margin: float) -> Any:
-        """A pytree of `NeighborRequest`, or None; `margin` is the lists' skin, Å."""
+        """A pytree of `NeighborRequest` and `SupportRequest`, or None; `margin` is the lists' skin, Å."""
         return None
 
     def neighbor_cutoff(self) -> float:
@@ -175,9 +208,33 @@ def check_two_columns(n_experts: int) -> None:
         )
 
 
+def check_missing(missing) -> None:
+    """Raise `ValueError` unless `missing` says what happens where a region selects no atom."""
+    if missing not in ("error", "cheap"):
+        raise ValueError(f"missing must be 'error' or 'cheap', got {missing!r:.80}.")
+
+
+def two_columns(columns: Shaped[Array, "atoms experts"]) -> Shaped[Array, "atoms 2"]:
+    """Gates or support of a region that another one is built on; `ValueError` unless of two experts."""
+    if columns.shape[1] != 2:
+        raise ValueError(f"a region that others build on must be of two experts, got {columns.shape[1]}.")
+    return columns
+
+
 def map_requests(fn: Callable, requests, *others):
-    """`fn` of every `NeighborRequest` of a pytree, and of what `others` hold in its place."""
-    return jax.tree.map(fn, requests, *others, is_leaf=lambda x: isinstance(x, NeighborRequest))
+    """`fn` of every request of a pytree, and of what `others` hold in its place.
+
+    Requests inside a `SupportRequest` are not visited.
+    """
+    return jax.tree.map(fn, requests, *others, is_leaf=_is_request)
+
+
+def flat_requests(requests) -> list[NeighborRequest | SupportRequest]:
+    """Every request of a pytree, those inside a `SupportRequest` before it."""
+    found = []
+    for request in jax.tree.leaves(requests, is_leaf=_is_request):
+        found += [*flat_requests(getattr(request, "requests", None)), request]
+    return found
 
 
 def switch(x: Real[ArrayLike, "*n"]) -> Float[Array, "*n"]:
@@ -204,14 +261,19 @@ def finite_array(name: str, value: Shaped[ArrayLike, "..."] | Sequence) -> Shape
     return array
 
 
+def _is_request(x) -> bool:
+    return isinstance(x, (NeighborRequest, SupportRequest))
+
+
 def _on_host(value):
     return np.asarray(value) if isinstance(value, Array) else value
 
 
 def _missing_method(region, name: str) -> ValueError:
     purpose = "be written to a file" if name == "to_dict" else "run in LAMMPS"
-    smooth = "" if name == "to_dict" else "coordination, committee, descriptor, "
+    smooth = "" if name == "to_dict" else "committee, descriptor, "
     return ValueError(
-        f"region must be one of fixed, slab, sphere, around, {smooth}or a union, complement or nest of "
-        f"these, to {purpose}, got {type(region).__name__}. A class of your own must define {name}."
+        f"region must be one of fixed, slab, sphere, around, coordination, {smooth}grown, or a union, "
+        f"complement or nest of these, to {purpose}, got {type(region).__name__}. "
+        f"A class of your own must define {name}."
     )

@@ -13,6 +13,8 @@ KEYS = {
     "fixed": ("assignment", "n_experts"),
     "weighted": ("weights",),
     "around": ("seeds", "r_core", "r_blend"),
+    "coordination": ("low", "high", "r_full", "r_none", "slack"),
+    "grown": ("region", "r_core", "r_blend"),
     "complement": ("region",),
     "union": ("regions",),
     "nested": ("regions",),
@@ -53,7 +55,11 @@ def _region(values: dict) -> Region:
             # A numpy array: jax casts it on use, and float64 is kept where jax's default is float32.
             return FixedGates(cast(Array, _gates(values["weights"])))
         case "around":
-            return regions.around(values["seeds"], values["r_core"], values["r_blend"])
+            return regions.around(values["seeds"], values["r_core"], values["r_blend"], missing="cheap")
+        case "coordination":
+            return regions.coordination(**{key: values[key] for key in keys})
+        case "grown":
+            return regions.grown(_region(values["region"]), values["r_core"], values["r_blend"])
         case "complement":
             return regions.complement(_region(values["region"]))
         case "union" | "nested":

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Integer, Real
 
 from moe_md.checks import check_value
-from moe_md.regions.protocol import Region, RegionNeighbors, finite_array, switch
+from moe_md.regions.protocol import Region, RegionNeighbors, check_missing, finite_array, switch
 
 
 @jax.tree_util.register_dataclass
@@ -153,6 +153,7 @@ def slab(
     upper: float = np.inf,
     axis: int = 2,
     n_experts: int = 2,
+    missing: str = "error",
 ) -> Fixed:
     """A static region: atoms now between two planes belong to expert 0, the others to expert 1.
 
@@ -161,6 +162,8 @@ def slab(
         lower, upper: Å, positions of the planes; an atom on a plane is inside.
         axis: 0, 1 or 2, direction of the planes' normal.
         n_experts: number of experts of the mixture, at least 2.
+        missing: what happens where no atom is inside: "error", or "cheap", expert 1
+            gets all atoms.
 
     Returns:
         A `fixed` region.
@@ -181,15 +184,16 @@ def slab(
     check_value("n_experts", n_experts, int)
     check_value("lower", lower, float, finite=False)
     check_value("upper", upper, float, finite=False)
+    check_missing(missing)
     if n_experts < 2:
         raise ValueError(f"n_experts must be at least 2 for a slab, got {n_experts}.")
     height = values[:, axis]
     inside = (height >= lower) & (height <= upper)
-    if not inside.any():
+    if not inside.any() and missing == "error":
         span = f"{height.min():.3f} to {height.max():.3f} Å" if height.size else "empty"
         raise ValueError(
             f"slab must select at least one atom: lower = {lower}, upper = {upper}, "
-            f"but positions along axis {axis} span {span}."
+            f'but positions along axis {axis} span {span}. With missing="cheap" there may be none.'
         )
     return fixed(np.where(inside, 0, 1), n_experts)
 
@@ -201,6 +205,7 @@ def sphere(
     *,
     blend: float = 0.0,
     displacement_fn: Callable | None = None,
+    missing: str = "error",
 ) -> Fixed | FixedGates:
     """A static region: atoms now in a sphere belong to expert 0, the others to expert 1.
 
@@ -211,6 +216,8 @@ def sphere(
         blend: Å, thickness of the shell outside `radius` in which both experts
             share the atoms.
         displacement_fn: from `jax_md.space`, default open space.
+        missing: what happens where no atom is inside: "error", or "cheap", atoms
+            beyond the radius are as they are otherwise.
 
     Returns:
         A region of one expert for each atom, or of constant gates where `blend` is positive.
@@ -225,6 +232,7 @@ def sphere(
     values, center = finite_array("position", position), finite_array("center", center)
     check_value("radius", radius, float)
     check_value("blend", blend, float)
+    check_missing(missing)
     if displacement_fn is not None and not callable(displacement_fn):
         raise ValueError(f"displacement_fn must be a function, got {displacement_fn!r:.80}.")
     if values.ndim != 2 or values.shape[1] != 3 or center.shape != (3,):
@@ -240,10 +248,11 @@ def sphere(
             jnp.asarray(values), jnp.asarray(center, values.dtype)
         )
     distance = np.linalg.norm(displacement, axis=1)
-    if not (distance <= radius).any():
+    if not (distance <= radius).any() and missing == "error":
         raise ValueError(
             f"sphere must select at least one atom: radius = {radius} Å, but the nearest atom is "
-            f"{distance.min() if distance.size else np.inf:.3f} Å from center = {center.tolist()}."
+            f"{distance.min() if distance.size else np.inf:.3f} Å from center = {center.tolist()}. "
+            'With missing="cheap" there may be none.'
         )
     if blend == 0:
         return fixed(np.where(distance <= radius, 0, 1))

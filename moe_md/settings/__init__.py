@@ -7,6 +7,7 @@ from moe_md.settings.data import DATA, PACKAGED_FRAMES, DataSettings
 from moe_md.settings.demo import BenchSettings, DemoSettings
 from moe_md.settings.environments import FROM_DATA, EnvironmentSettings
 from moe_md.settings.option import help_of, option
+from moe_md.settings.region import RegionScanSettings
 from moe_md.settings.system import ExportSettings, RunSettings, SystemSettings
 from moe_md.settings.training import LossWeights, TrainSettings
 from moe_md.settings.validate import SECTIONS, ValidateSettings
@@ -22,6 +23,7 @@ __all__ = [
     "EnvironmentSettings",
     "ExportSettings",
     "LossWeights",
+    "RegionScanSettings",
     "RunSettings",
     "SystemSettings",
     "TrainSettings",

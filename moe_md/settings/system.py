@@ -19,7 +19,23 @@ class SystemSettings:
     region_upper: float | None = option(None, "Å: atoms below this plane go to the expensive expert")
     region_axis: int = option(2, "normal of those planes: 0, 1 or 2", choices=(0, 1, 2))
     region_around: str = option("", "chemical symbols, such as C,O: the region follows these atoms")
-    region_core: float = option(6.0, "Å, radius around them in which only the expensive expert counts")
+    region_indices: str = option(
+        "",
+        "atoms, such as 0,4,10-19, counted from 0 after `repeat`: the region follows these atoms",
+    )
+    region_coordination: str = option(
+        "",
+        "LOW,HIGH or LOW,HIGH,R_FULL,R_NONE: the region follows atoms with few neighbours, fully up to LOW,"
+        " not from HIGH on; a neighbour counts fully up to R_FULL Å and not from R_NONE on",
+    )
+    region_unfamiliar: str = option(
+        "",
+        "LOW,HIGH, such as 0.6,0.9: the region follows atoms unlike the crystals of the training; their"
+        " distance, 1 at the limit of strained crystals, counts from LOW on, fully from HIGH on",
+    )
+    region_core: float = option(
+        6.0, "Å, radius around atoms that are followed, in which only the expensive expert counts", least=0
+    )
     region_blend: float = option(
         2.0, "Å, width of the shell beyond, in which the experts share an atom", positive=True
     )
@@ -30,6 +46,12 @@ class SystemSettings:
         "", "tags of ASE, such as 1,2, whose atoms go to the expensive expert; atoms keep their expert"
     )
 
+    region_missing: str = option(
+        "error",
+        "what happens where the region selects no atom: error, or cheap, the cheap expert owns all atoms",
+        choices=("error", "cheap"),
+    )
+
     def __post_init__(self):
         check_fields(self)
         if not self.structure:
@@ -38,12 +60,17 @@ class SystemSettings:
         ways = {
             "region_lower or region_upper": planes,
             "region_around": self.region_around,
+            "region_indices": self.region_indices,
+            "region_coordination": self.region_coordination,
+            "region_unfamiliar": self.region_unfamiliar,
             "region_layers": self.region_layers,
             "region_tags": self.region_tags,
         }
         given = [name for name, way in ways.items() if way]
         if len(given) > 1:
-            raise ValueError(f"a region must be chosen in one way, got {' and '.join(given)}.")
+            raise ValueError(
+                f"a region must be chosen in one way, got {' and '.join(given)}: keep one of them."
+            )
 
 
 @dataclass(frozen=True)

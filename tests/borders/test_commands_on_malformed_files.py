@@ -17,7 +17,7 @@ def refused(capsys, path, folder, *commands):
 def readers_of_structures(path, model):
     """Commands that read a structure."""
     system = ("--structure", path, "--checkpoint", model, "--region-around", "Pt")
-    return ("run", *system, "--steps", 0), ("export", "lammps", *system)
+    return ("run", *system, "--steps", 0), ("region", *system), ("export", "lammps", *system)
 
 
 def readers_of_frames(path, model):
@@ -55,7 +55,14 @@ def test_structures(folder, capsys, tmp_path, name):
 @pytest.mark.parametrize("name", bad.SETTINGS)
 def test_settings(folder, capsys, tmp_path, name):
     path, model = write(tmp_path, bad.SETTINGS[name], "a.toml"), folder / "model.msgpack"
-    commands = ("run",), ("train",), ("evaluate", model), ("validate", model), ("export", "lammps")
+    commands = (
+        ("run",),
+        ("region",),
+        ("train",),
+        ("evaluate", model),
+        ("validate", model),
+        ("export", "lammps"),
+    )
     file = ("--settings", path)
     refused(capsys, path, tmp_path, *((*c, *file) for c in (*commands, ("bench",), ("demo",))))
 

@@ -68,6 +68,7 @@ COMMANDS = {
     "bench": {},
     "evaluate model.msgpack": {},
     "validate model.msgpack": {},
+    "region slab.extxyz": {"region_layers": 1},
     "export lammps": {"structure": "slab.extxyz", "region_lower": 9.0},
 }
 

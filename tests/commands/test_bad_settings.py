@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_md import checkpoint
-from moe_md.commands import bench, demo, frames, settings_file, train
+from moe_md.commands import bench, demo, frames, region, settings_file, train
 from moe_md.commands import main as cli
 from moe_md.commands import run as md
 from moe_md.data import dataset as datasets
@@ -25,6 +25,7 @@ from moe_md.settings import (
     DemoSettings,
     EnvironmentSettings,
     LossWeights,
+    RegionScanSettings,
     RunSettings,
     TrainSettings,
 )
@@ -33,6 +34,7 @@ from moe_md.training import cotrain
 TABLES = {
     "data": DataSettings,
     "training": TrainSettings,
+    "region": RegionScanSettings,
     "run": RunSettings,
     "bench": BenchSettings,
     "demo": DemoSettings,
@@ -196,6 +198,7 @@ def run_stubbed(*arguments):
     ):
         patch.setattr(cli, "make_parser", lambda: parser)
         patch.setattr(md, "run", lambda settings, *_: keep(settings))
+        patch.setattr(region, "run", lambda settings, *_: keep(settings))
         patch.setattr(bench, "run", lambda settings, *_: keep(settings))
         patch.setattr(
             settings_file,

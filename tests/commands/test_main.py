@@ -62,6 +62,7 @@ def test_demo_runs_with_settings_of_file_and_options(capsys, tmp_path, monkeypat
         ("demo", "[demo]\nlayers = 3.5\n", ["layers", "of type int", "got 3.5"]),
         ("demo", "[demo\n", ["TOML", "settings.toml"]),
         ("run", "[run]\nstep = 3\n", ["'step'", "[run]", "steps"]),
+        ("region", "[region]\nvalue = '3'\n", ["'value'", "[region]", "values"]),
         ("bench", "[bench]\nlayer = 3\n", ["'layer'", "[bench]", "layers"]),
         ("train", "[training]\nlearning = 3\n", ["'learning'", "[training]", "learning_rate"]),
         ("train", "[training.weights]\nforce = 3\n", ["'force'", "[weights]", "forces"]),
@@ -145,7 +146,9 @@ def test_entry_point(capsys):
     assert stop.value.code == 0 and "--production-steps" in out and "name or path; default ptco" in out
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "validate", "run", "export", "bench"])
+@pytest.mark.parametrize(
+    "command", ["demo", "train", "evaluate", "validate", "region", "run", "export", "bench"]
+)
 def test_help_of_every_command_shows_the_folder_of_results(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])

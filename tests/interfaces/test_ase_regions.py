@@ -12,8 +12,9 @@ from ase.md.verlet import VelocityVerlet
 from jax_md import space
 
 import moe_md as mm
-from moe_md.interfaces import ase_gates, cached_rows
+from moe_md.interfaces import ase_gates, cached_rows, selections
 from moe_md.interfaces.ase import MixtureCalculator
+from moe_md.interfaces.lammps import RankPotential
 from moe_md.neighbors.rows import image_pairs
 
 SPECIES = ("C", "O", "Pt")
@@ -60,6 +61,16 @@ CASES = {
             followed(atoms), mm.regions.coordination(8.0, 10.0, r_full=2.9, r_none=3.7)
         ),
     ),
+    "grown": (
+        crystal,
+        lambda atoms: mm.regions.grown(mm.regions.coordination(11.0, 12.2, r_full=2.9, r_none=3.7), 0.5, 2.0),
+    ),
+    "grown, open": (
+        slab,
+        lambda atoms: mm.regions.grown(
+            mm.regions.grown(mm.regions.coordination(3.0, 4.5, r_full=2.9, r_none=3.7), 0.5, 2.5), 1.5, 2.0
+        ),
+    ),
     "static blend": (
         crystal,
         lambda atoms: mm.regions.sphere(atoms.positions, atoms.positions[5], 3.0, blend=3.0),
@@ -88,12 +99,20 @@ def test_forces_and_stress_are_the_gradient(checkpoint, name):
         np.testing.assert_allclose(atoms.get_stresses().sum(axis=0), atoms.get_stress(), atol=1e-14)
 
 
-def test_agrees_with_the_mixture(checkpoint):
+@pytest.mark.parametrize(
+    "region",
+    [
+        mm.regions.around([40, 50], 2.0, 2.5),
+        mm.regions.grown(mm.regions.coordination(8.9, 9.4, r_full=3.0, r_none=3.8), 2.0, 2.5),
+    ],
+    ids=["around", "grown"],
+)
+def test_agrees_with_the_mixture(checkpoint, region):
     """The same energy through jax-md's lists."""
     atoms = fcc111("Pt", (4, 6, 3), a=3.97, orthogonal=True, vacuum=6.0)
     atoms.pbc = True
     atoms.rattle(0.1, seed=3)
-    box, region = atoms.cell.lengths(), mm.regions.around([40, 50], 2.0, 2.5)
+    box = atoms.cell.lengths()
     fns = mm.mixture_neighbor_list(
         space.periodic(box)[0],
         box,
@@ -109,6 +128,27 @@ def test_agrees_with_the_mixture(checkpoint):
     np.testing.assert_allclose(
         atoms.get_forces(), -jax.jit(jax.grad(lambda R: jnp.sum(fns[1](R, neighbors))))(R), atol=1e-9
     )
+
+
+def test_one_calculator_serves_slabs_with_and_without_adsorbates(checkpoint):
+    """Where no atom is selected, all atoms belong to the cheap expert."""
+    clean = fcc111("Pt", (4, 4, 3), a=3.97, vacuum=6.0)
+    adsorbed = clean.copy()
+    add_adsorbate(adsorbed, "O", 1.3, "fcc")
+    for region in (
+        selections.around_species(("O", "C"), 3.0, 1.5, missing="cheap"),
+        selections.by_tag(0, missing="cheap"),
+        lambda atoms: mm.regions.around(np.flatnonzero(atoms.symbols == "O"), 3.0, 1.5, missing="cheap"),
+    ):
+        calculator = MixtureCalculator(checkpoint, region)
+        energies = [calculator.get_potential_energy(atoms) for atoms in (clean, adsorbed, clean)]
+        cheap = MixtureCalculator(checkpoint, 1)
+        assert energies[0] == energies[2] == pytest.approx(cheap.get_potential_energy(clean), rel=1e-13)
+        assert energies[1] != pytest.approx(cheap.get_potential_energy(adsorbed), abs=1e-4)
+        np.testing.assert_allclose(calculator.get_forces(clean), cheap.get_forces(clean), atol=1e-12)
+    for wrong in (selections.around_species(("O",), 3.0, 1.5), selections.by_tag(0)):
+        with pytest.raises(ValueError, match='With missing="cheap" they may be absent'):
+            MixtureCalculator(checkpoint, wrong).get_potential_energy(clean)
 
 
 def test_energy_is_conserved_while_atoms_switch_expert(checkpoint):
@@ -191,3 +231,17 @@ def test_reused_rows_are_right_in_cells_that_change(checkpoint):
             calculator.calculate(moved)
         for key in ("energies", "forces", "stresses"):
             np.testing.assert_allclose(reused.results[key], new.results[key], atol=1e-10)
+
+
+def test_a_rank_of_lammps_agrees_on_a_grown_region(checkpoint):
+    """All atoms of a cluster on one rank; the padded atoms of LAMMPS change nothing."""
+    atoms = slab(pbc=False)
+    region = mm.regions.grown(mm.regions.coordination(3.0, 4.5, r_full=2.9, r_none=3.7), 1.0, 2.5)
+    atoms.calc = MixtureCalculator(checkpoint, region)
+    rank = RankPotential(checkpoint, region, ["Pt"])
+    n = len(atoms)
+    for _ in range(2):
+        energies, forces, _ = rank.compute(atoms.positions, np.ones(n, int), np.arange(1, n + 1), n)
+        np.testing.assert_allclose(energies, atoms.get_potential_energies(), atol=1e-11)
+        np.testing.assert_allclose(forces, atoms.get_forces(), atol=1e-10)
+        atoms.rattle(0.02, seed=8)
