@@ -17,6 +17,7 @@ from crystal_with_hole import (
     mixture,
     shaken,
 )
+from depths import short
 from jax_md import space
 
 from moe_md.regions import (
@@ -66,7 +67,7 @@ INNER = {
 }
 
 
-@pytest.mark.parametrize("name", INNER)
+@pytest.mark.parametrize("name", short(INNER, only=("few neighbours", "grown")))
 def test_lists_say_what_all_pairs_say(name):
     """Also beyond the cutoff of the experts, while centres change and lists are rebuilt."""
     inner = INNER[name]
@@ -128,7 +129,9 @@ def central_differences(energy, R, atoms, h=3e-5):
     return found
 
 
-@pytest.mark.parametrize("name", ["few neighbours", "disagreement", "union", "grown"])
+@pytest.mark.parametrize(
+    "name", short(["few neighbours", "disagreement", "union", "grown"], only=("union", "grown"))
+)
 def test_forces_are_the_gradient(name):
     """Where gates inside are between 0 and 1, and where factors are zero; momentum is conserved."""
     inner = INNER[name]
@@ -252,6 +255,7 @@ def test_grown_regions_have_the_methods_of_a_region():
     np.testing.assert_allclose(seeds.restrict(index).gate(held, space.free()[0])[:-1], whole[index[:-1]])
 
 
+@pytest.mark.thorough
 def test_grown_regions_combine():
     """In nests and unions, reassigned, and from the outside."""
     region, R = grown(FEW, CORE, BLEND), shaken()

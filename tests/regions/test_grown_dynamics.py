@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from crystal_with_hole import BLEND, CORE, FCC, FEW, HOLE, SHELL, mixture, shaken, shift_fn
+from depths import short
 
 from moe_md import simulate
 from moe_md.regions import Grown, around, coordination, fixed, grown, slab, sphere, union
@@ -76,7 +77,7 @@ NOTHING = {
 }
 
 
-@pytest.mark.parametrize("name", NOTHING)
+@pytest.mark.parametrize("name", short(NOTHING, thorough=("grown twice", "few neighbours", "sphere")))
 def test_a_region_may_select_nothing(name):
     """The cheap expert then owns all atoms, also under dynamics."""
     neighbor_fn, energy_fn = mixture(NOTHING[name])
@@ -92,6 +93,7 @@ def test_a_region_may_select_nothing(name):
     assert not nbrs.stale(R)
 
 
+@pytest.mark.thorough
 def test_the_first_atom_that_comes_in_is_found():
     """A crystal without a hole loses atoms from their sites: lists that held none are allocated again."""
     region = grown(coordination(9.0, 10.5, **SHELL), CORE, BLEND)
