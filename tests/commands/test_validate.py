@@ -78,7 +78,7 @@ def test_report_shows_all_sections_and_pictures(validated):
         "two potentials",
         "some frames",
         "split “all”",
-        "only on frames all of whose atoms are in its domain",
+        "in its domain only** (Pt, as in training)",
         "The reference crystals are Ti, P6_3/mmc (194)",
         "## The perfect crystal of Ti",
         "C13, GPa",

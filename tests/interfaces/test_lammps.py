@@ -182,7 +182,7 @@ def test_the_exported_folder_runs(tmp_path):
 
 
 def test_serialized_regions_have_the_same_gate():
-    """For all regions that can be written; `coordination` contains functions and is refused."""
+    """For all regions that can be written; `descriptor` contains functions and is refused."""
     combined = mm.regions.union(
         mm.regions.around([3, 1], 2.0, 1.5), mm.regions.complement(mm.regions.fixed([0, 1, 1, 1]))
     )
@@ -195,7 +195,7 @@ def test_serialized_regions_have_the_same_gate():
         R, displacement_fn = np.random.default_rng(0).normal(size=(4, 3)) * 2, lambda a, b: a - b
         np.testing.assert_allclose(back.gate(R, displacement_fn), region.gate(R, displacement_fn))
     with pytest.raises(ValueError, match="region must be one of"):
-        mm.regions.coordination(11.0, 12.0, r_full=3.0, r_none=3.5).to_dict()
+        mm.regions.descriptor(lambda p, rows: rows.mask.sum(axis=1), 11.0, 12.0, 3.5).to_dict()
     with pytest.raises(ValueError, match="kind must be"):
         serialize.region_from_dict({"kind": "square"})
     with pytest.raises(ValueError, match="as Region.to_dict writes it"):
