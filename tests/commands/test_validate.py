@@ -78,7 +78,7 @@ def test_report_shows_all_sections_and_pictures(validated):
         "two potentials",
         "some frames",
         "split “all”",
-        "in its domain only** (Pt, as in training)",
+        "in its domain only** (Ti, as in training)",
         "The reference crystals are Ti, P6_3/mmc (194)",
         "## The perfect crystal of Ti",
         "C13, GPa",
