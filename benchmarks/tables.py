@@ -14,6 +14,7 @@ from pathlib import Path
 
 import harness
 from tables_cheap import boundary, cheap_expert, cheap_widths, skin, step
+from tables_defects import adsorbate, defects
 from tables_dynamics import gradient, lyapunov, moving, respa, soak
 from tables_materials import materials
 from tables_models import accuracy, cotraining, learning_curve, pairs, ptco, public_dft
@@ -46,6 +47,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "ptco": ptco,
     "public_dft": public_dft,
     "materials": materials,
+    "defects": defects,
+    "adsorbate": adsorbate,
     "soak": soak,
     "halo": halo,
     "ase": ase,
