@@ -24,6 +24,7 @@ from moe_md.simulate.start import adopt
 from moe_md.simulate.state import Frame, Log, Result, State, log_of
 
 CHUNK_STEPS = 50
+DOMAIN_CHECK_STEPS = 100  # a check of domains costs as much as a step of the cheap expert
 DEFAULT_LIMITS = Limits()
 
 
@@ -156,7 +157,7 @@ def drive(
     check_shift(system, start)
     frames: list[tuple] = []
     last_valid, is_new, in_domain = start, start.is_new, True
-
+    checked_at: int | None = None  # step of the last check of domains
     timestep_fs = float(system.integrator.timestep_fs)
 
     def report(state: State, chunk: Chunk, frame: Frame) -> None:
@@ -180,7 +181,10 @@ def drive(
                 check_interrupt()
                 stopped = False
                 if done % chunk_steps == 0 or done == n_steps:
-                    in_domain = in_domain and _check_domains(system, last_valid, chunk.neighbors)
+                    is_due = checked_at is None or done - checked_at >= DOMAIN_CHECK_STEPS or done == n_steps
+                    if in_domain and is_due:
+                        in_domain = _check_domains(system, last_valid, chunk.neighbors)
+                        checked_at = done
                     if done > 0 or is_new:
                         report(last_valid, chunk, frame)
                     stopped = bool(stop_fn())
