@@ -149,8 +149,7 @@ class MixtureNeighbors:
     def error(self) -> Int[Array, ""]:
         """Bits.
 
-        1: rows or cells of a list, or the centres that a region requested, overflowed, or
-            the box became too narrow.
+        1: rows, cells or centres of a list overflowed, or the box became too narrow.
         256: an expert has more atoms or neighbours than its capacity.
         """
         return jnp.where(self._list_overflow, 1, 0) | jnp.where(self.centers_overflow, 256, 0)
