@@ -17,15 +17,19 @@ from tables_cheap import boundary, cheap_expert, cheap_widths, skin, step
 from tables_defects import adsorbate, defects
 from tables_dynamics import gradient, lyapunov, moving, respa, soak
 from tables_materials import materials
-from tables_models import accuracy, cotraining, learning_curve, pairs, ptco, public_dft
+from tables_models import accuracy, cotraining, learning_curve, pairs, ptco, public_dft, shipped
 from tables_speed import ase, halo, mixture, peers, regions, roofline, scale, training
 
-PAGES = tuple(harness.ROOT / page for page in ("README.md", "docs/results.md", "docs/gradients.md"))
+PAGES = tuple(
+    harness.ROOT / page
+    for page in ("README.md", "docs/results.md", "docs/gradients.md", "docs/howto/shipped_pairs.md")
+)
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 # Each makes the text between the markers from the folder of results.
 TABLES: dict[str, Callable[[Path], str]] = {
     "pairs": pairs,
+    "shipped": shipped,
     "mixture": mixture,
     "peers": peers,
     "scale": scale,

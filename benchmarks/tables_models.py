@@ -1,6 +1,7 @@
 """Tables of models: ways of training, learning curves, errors of the shipped pairs, public data."""
 
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -342,6 +343,48 @@ def pairs(folder: Path) -> str:
         "cost ratio r",
     ]
     return markdown(head, rows)
+
+
+def shipped(folder: Path) -> str:
+    """The shipped pairs of crystals: elements, labels, cutoff, errors on test frames, licence."""
+    del folder  # all is in the checkpoints
+    about = tomllib.loads((harness.ROOT / "moe_md/checkpoints/about.toml").read_text(encoding="utf-8"))
+    rows = []
+    for name in checkpoint.models():
+        model = mm.load(name)
+        errors = model.record.get("held_out")
+        if errors is None:
+            continue
+        cells = [
+            f"{shown(errors[who]['energy_meV_per_atom'], 1)}; {shown(errors[who]['forces_meV_per_A'])}"
+            for who in ("expensive", "cheap")
+        ]
+        rows.append(
+            [
+                f"`{name}`",
+                ", ".join(model.experts[0].species),
+                about[name]["labels"],
+                f"{max(e.cutoff for e in model.experts):g}",
+                *cells,
+                f"{errors['frames']:,}",
+                about[name]["licence"],
+            ]
+        )
+    head = [
+        "pair",
+        "elements",
+        "labels",
+        "cutoff, Å",
+        "expensive: energy; forces",
+        "cheap",
+        "frames",
+        "licence",
+    ]
+    note = (
+        "Root mean square errors on test frames, meV/atom and meV/Å, of the cheap expert in its domain. "
+        "The licence is that of the frames of the training."
+    )
+    return f"{markdown(head, rows)}\n\n{note}"
 
 
 def cost_ratio(folder: Path, configs: list[dict]) -> float | None:

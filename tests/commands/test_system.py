@@ -261,3 +261,26 @@ def test_box_too_small(folder, capsys, tmp_path):
         tmp_path,
     )
     assert "twice the cutoff" in err
+
+
+def test_a_region_of_unfamiliar_atoms_finds_a_vacancy(capsys, tmp_path):
+    """With a packaged pair that has a domain; the crystal selects nothing."""
+    crystal = bulk("Si", cubic=True, a=5.469) * 3
+    for name, atoms, low, high in (("crystal", crystal, 0, 0), ("vacancy", crystal[1:], 4, 20)):
+        ase.io.write(tmp_path / "si.xyz", atoms, format="extxyz")
+        options = (
+            "--region-unfamiliar",
+            "0.6,0.9",
+            "--region-core",
+            1.0,
+            "--region-blend",
+            1.0,
+            "--steps",
+            0,
+        )
+        code, out, err = moe_md(
+            capsys, "run", "--checkpoint", "si", "--structure", tmp_path / "si.xyz", *options, "--json",
+            "--out", tmp_path / name,
+        )  # fmt: skip
+        assert code == 0, err
+        assert low <= round(json.loads(out)["f"] * len(atoms)) <= high
