@@ -62,11 +62,11 @@ class Familiarity:
         Returns:
             In the arrays' own kind. Two continuous derivatives in the displacements.
         """
-        return _of_kind(rows, self, _soft_distance)
+        return _of_rows(rows, self, _soft_distance)
 
     def crystal_distance(self, rows: Neighborhood) -> Float[Array | np.ndarray, " n"]:
         """Distance of each row from strained crystals alone, 1 at their limit; as `distance`."""
-        return _of_kind(rows, self, _crystal_distance)
+        return _of_rows(rows, self, _crystal_distance)
 
     def to_dict(self) -> dict:
         """As plain values and arrays."""
@@ -198,7 +198,9 @@ def _whitened(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, (vectors / root).T / scale
 
 
-def _squares(familiarity: Familiarity, kind: int, values: Array, center_species: Array) -> Float[Array, " n"]:
+def _kind_distance(
+    familiarity: Familiarity, kind: int, values: Array, center_species: Array
+) -> Float[Array, " n"]:
     """D_k of moments."""
     mean, whitening = familiarity.mean[kind], familiarity.whitening[kind]
     total = jnp.zeros(values.shape[0], values.dtype)
@@ -213,16 +215,16 @@ def _squares(familiarity: Familiarity, kind: int, values: Array, center_species:
 def _soft_distance(familiarity: Familiarity, values: Array, center_species: Array) -> Float[Array, " n"]:
     kinds = range(familiarity.mean.shape[0])
     limit = jnp.asarray(familiarity.limit, values.dtype)
-    scaled = jnp.stack([_squares(familiarity, k, values, center_species) for k in kinds]) / limit
+    scaled = jnp.stack([_kind_distance(familiarity, k, values, center_species) for k in kinds]) / limit
     return -jax.nn.logsumexp(-SHARPNESS * scaled, axis=0) / SHARPNESS
 
 
 def _crystal_distance(familiarity: Familiarity, values: Array, center_species: Array) -> Float[Array, " n"]:
     limit = jnp.asarray(familiarity.crystal_limit, values.dtype)
-    return _squares(familiarity, 0, values, center_species) / limit
+    return _kind_distance(familiarity, 0, values, center_species) / limit
 
 
-def _of_kind(rows: Neighborhood, familiarity: Familiarity, function) -> Float[Array | np.ndarray, " n"]:
+def _of_rows(rows: Neighborhood, familiarity: Familiarity, function) -> Float[Array | np.ndarray, " n"]:
     """A distance of rows, on the host where these are numpy arrays."""
     if isinstance(rows.displacement, Array):
         return map_rows(lambda part: _distance(part, familiarity, function), rows, CHUNK)

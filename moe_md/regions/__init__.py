@@ -16,11 +16,11 @@ current positions, with a shell of constant gates if asked for. An atom keeps it
 gate when it moves: gates fixed in space would not conserve momentum.
 
 Dynamic regions: `around` follows atoms. `descriptor` evaluates a scalar of each
-atom's neighbours (`coordination`, `committee`, `unfamiliar`, a learned one). `grown` follows the
-atoms inside another region. `custom` evaluates a function. Gates are part of the
-energy and their gradient is part of the force, so the energy is conserved while gates
-change. Momentum is conserved if gates depend on positions of atoms relative to each
-other only.
+atom's neighbours (`coordination`, `committee`, `unfamiliar`, a learned one). `grown`
+follows the atoms inside another region. `custom` evaluates a function. Gates are part
+of the energy and their gradient is part of the force, so the energy is conserved while
+gates change. Momentum is conserved if gates depend on positions of atoms relative to
+each other only.
 
 `union`, `complement` and `nested` combine regions. `reassigned` lets atoms switch
 expert at once, and `simulate.run` accumulates the switching work.

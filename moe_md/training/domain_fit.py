@@ -5,14 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from moe_md.data.environments import KINDS, Lattice, random_rows
+from moe_md.data.environments import KINDS, ROWS_PER_CLUSTER, Lattice, random_rows
 from moe_md.experts import familiarity
 from moe_md.experts.base import Expert
 from moe_md.neighbors.rows import Neighborhood
 from moe_md.settings import EnvironmentSettings
 from moe_md.training.inputs import Environments
-
-ROWS_PER_GROUP = 4  # rows near one change
 
 
 def with_domain(expert: Expert, environments: Environments | None, seed: int) -> Expert:
@@ -28,7 +26,7 @@ def with_domain(expert: Expert, environments: Environments | None, seed: int) ->
     rng = np.random.default_rng([seed, 3])
     lattices, settings = environments.lattices, environments.settings
     n_species = len({symbol for each in lattices for symbol in each.reference.atoms.symbols})
-    n_groups = -(-2 * settings.domain_rows * n_species // ROWS_PER_GROUP)
+    n_groups = -(-2 * settings.domain_rows * n_species // ROWS_PER_CLUSTER)
     # Half of the rows are for means and covariances, half for limits.
     kinds = [
         list(_groups(rng, lattices, of_kind, expert.cutoff, n_groups))
@@ -56,4 +54,4 @@ def _groups(
     """Rows of random environments, of all references in turn."""
     for k in range(n_groups):
         # The order of references does not go with that of groups, of which every other one is fitted.
-        yield random_rows(rng, lattices[k // 2 % len(lattices)], settings, cutoff, ROWS_PER_GROUP)
+        yield random_rows(rng, lattices[k // 2 % len(lattices)], settings, cutoff, ROWS_PER_CLUSTER)
